@@ -1,0 +1,7 @@
+"""Configuration, provenance and safe writing: what every other wing stands on."""
+
+from .config import StudyConfig, load_config
+from .errors import StudyError
+from .files import atomic_path, write_json, write_table, write_text
+
+__all__ = ["StudyConfig", "StudyError", "atomic_path", "load_config", "write_json", "write_table", "write_text"]

@@ -1,0 +1,225 @@
+"""The study's configuration: one YAML file read into frozen, strict models; every fault is one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .errors import StudyError
+
+Sequence = Literal["T1w", "T2w", "FLAIR"]
+Group = Annotated[str, Field(pattern=r"^[A-Za-z0-9]+$")]
+Share = Annotated[float, Field(gt=0, lt=1)]
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+PositiveInt = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A frozen part of the configuration that knows no key but its own."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Simulated(Section):
+    """The simulated cohort: subjects per group, voxel size and the strength of what is not disease."""
+
+    study: dict[Group, Count] = {"control": 19, "RRMS": 10, "SPMS": 9}
+    independent: dict[Group, Count] = {"control": 10, "RRMS": 10, "SPMS": 10}
+    voxel_mm: Annotated[float, Field(ge=0.5, le=8)] = 1.0
+    misplacement_mm: Annotated[float, Field(ge=0, le=20)] = 5.0
+    misplacement_deg: Annotated[float, Field(ge=0, le=20)] = 5.0
+    thick_slice_share: Annotated[float, Field(ge=0, le=1)] = 0.4
+
+
+class CohortSection(Section):
+    """Where the patients come from and what happens when one of them is faulty."""
+
+    source: Literal["simulated", "open_ms", "bids"] = "simulated"
+    root: str | None = None
+    group_column: str = "group"
+    on_fault: Literal["stop", "skip"] = "stop"
+    simulated: Simulated = Simulated()
+
+    @model_validator(mode="after")
+    def _root_for_bids(self):
+        if self.source == "bids" and not self.root:
+            raise ValueError("cohort.root: must name a BIDS folder when cohort.source is 'bids' (got nothing)")
+        return self
+
+
+class Prep(Section):
+    """Bias correction, co-registration to T1w, intensity scaling and the choice of slices."""
+
+    n4_shrink: PositiveInt = 4
+    n4_iterations: list[PositiveInt] = [30, 20, 10]
+    resample_mm: Positive | None = None
+    percentiles: tuple[float, float] = (0.5, 99.8)
+    n_slices: PositiveInt = 135
+
+
+class Model(Section):
+    """Which nets, with which weights, on which input."""
+
+    backbones: list[Literal["vgg16", "vgg19"]] = ["vgg16", "vgg19"]
+    weights: str = "scratch"
+    input: Literal["fused", "T1w", "T2w", "FLAIR"] = "fused"
+    image_size: tuple[PositiveInt, PositiveInt] = (128, 112)
+    pixel_mm: Positive = 1.5
+
+
+class Split(Section):
+    """Shares of the three parts (Hong and Zhang 2021: 75/10/15)."""
+
+    train: Share = 0.75
+    validation: Share = 0.10
+    test: Share = 0.15
+
+    @model_validator(mode="after")
+    def _sum_to_one(self):
+        total = self.train + self.validation + self.test
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"training.split: train + validation + test must be 1 (got {total:g})")
+        return self
+
+
+class Augmentation(Section):
+    """Ranges of the random changes of a training slice (uniform, symmetric about none)."""
+
+    rotation_deg: Annotated[float, Field(ge=0, le=180)] = 10.0
+    translation: Annotated[float, Field(ge=0, le=0.5)] = 0.05
+    scale: Annotated[float, Field(ge=0, le=0.9)] = 0.1
+    gain: Annotated[float, Field(ge=0, le=0.9)] = 0.1
+    gamma: Annotated[float, Field(ge=0, le=0.9)] = 0.15
+
+
+class Schedule(Section):
+    """How long and with how many slices a protocol trains."""
+
+    epochs: PositiveInt = 8
+    slices_per_subject: PositiveInt = 36
+    learning_rate: Positive = 1e-3
+
+
+class Training(Section):
+    """Split, augmentation, optimiser and one schedule per protocol."""
+
+    split: Split = Split()
+    augmentation: Augmentation = Augmentation()
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    batch_size: PositiveInt = 32
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    patience: PositiveInt = 4
+    subject: Schedule = Schedule()
+    slice: Schedule = Schedule()
+    permuted: Schedule = Schedule()
+    pretraining_subjects: Count = 0
+    pretraining: Schedule = Schedule()
+
+
+class Explain(Section):
+    """Which maps are made, and of whom."""
+
+    methods: list[Literal["gradcam", "gradcam++", "hirescam", "layercam", "xgradcam"]] = [
+        "gradcam", "gradcam++", "hirescam", "layercam", "xgradcam"]
+    nifti_subjects: PositiveInt = 3
+    viewer_subjects: PositiveInt = 3
+    randomisation_slices: PositiveInt = 48
+    transfer_from: str = "simulated"
+
+
+class Statistics(Section):
+    """Intervals by bootstrap over subjects."""
+
+    bootstrap: PositiveInt = 2000
+    confidence: Share = 0.95
+
+
+class StudyConfig(Section):
+    """All settings of one study."""
+
+    study: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
+    seed: Count = 3275
+    groups: Annotated[list[Group], Field(min_length=1)] = ["control", "RRMS", "SPMS"]
+    sequences: tuple[Sequence, Sequence, Sequence] = ("T1w", "T2w", "FLAIR")
+    cohort: CohortSection = CohortSection()
+    prep: Prep = Prep()
+    model: Model = Model()
+    training: Training = Training()
+    explain: Explain = Explain()
+    statistics: Statistics = Statistics()
+
+    @model_validator(mode="after")
+    def _known_groups(self):
+        for part in ("study", "independent"):
+            unknown = set(getattr(self.cohort.simulated, part)) - set(self.groups)
+            if unknown and self.cohort.source == "simulated":
+                raise ValueError(f"cohort.simulated.{part}: must name groups in {self.groups} (got {sorted(unknown)})")
+        return self
+
+
+def _allowed(error: dict) -> str:
+    kind, ctx = error["type"], error.get("ctx", {})
+    if kind == "extra_forbidden":
+        return "is not a known key"
+    if kind == "literal_error":
+        return f"must be {ctx['expected']}"
+    if kind == "value_error":
+        return str(ctx["error"])
+    return error["msg"][0].lower() + error["msg"][1:].replace("Input ", "").replace("input ", "")
+
+
+def fault_lines(path: str | Path, error: ValidationError) -> list[str]:
+    """One line per fault: file, key, what is allowed, what was given."""
+    lines = []
+    for fault in error.errors():
+        if fault["type"] == "value_error":
+            lines.append(f"{path}: {_allowed(fault)}")
+            continue
+        key = ".".join(str(part) for part in fault["loc"]) or "(file)"
+        given = "nothing" if fault["type"] == "missing" else repr(fault["input"])
+        lines.append(f"{path}: {key}: {_allowed(fault)} (got {given})")
+    return lines
+
+
+def _tuples(value):
+    """YAML has no tuples; strict models want them where a length is fixed."""
+    if isinstance(value, dict):
+        fixed = {"sequences", "percentiles", "image_size"}
+        return {k: tuple(v) if k in fixed and isinstance(v, list) else _tuples(v) for k, v in value.items()}
+    return value
+
+
+def load_config(path: str | Path) -> StudyConfig:
+    """Read and check a study's YAML file.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file, for instance ``config/simulated.yaml``.
+
+    Returns
+    -------
+    StudyConfig
+
+    Raises
+    ------
+    StudyError
+        File absent, not YAML, or one line per faulty key (file, key, allowed, given).
+    """
+    path = Path(path)
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise StudyError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise StudyError(f"{path}: is not valid YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(raw, dict):
+        raise StudyError(f"{path}: must hold keys and values (got {type(raw).__name__})")
+    try:
+        return StudyConfig.model_validate(_tuples(raw))
+    except ValidationError as error:
+        raise StudyError("\n".join(fault_lines(path, error))) from error
