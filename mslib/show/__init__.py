@@ -1,0 +1,15 @@
+"""Figures, the report, 3-D viewers and the gallery: what a reader sees."""
+
+from .curves import plot_depth_curves, plot_groups, plot_lobes, plot_randomisation
+from .figure import save_figure
+from .maps import PUBLISHED_FIGURE_3, PUBLISHED_FIGURE_4, plot_layer_block, plot_layer_grid
+from .slices import plot_examples, plot_headline, plot_registration
+from .subjects import plot_cohort, plot_qc_table, plot_registration_errors
+from .training import plot_accuracies, plot_confusions, plot_learning_curves
+
+__all__ = [
+    "PUBLISHED_FIGURE_3", "PUBLISHED_FIGURE_4", "plot_accuracies", "plot_cohort", "plot_confusions",
+    "plot_depth_curves", "plot_examples", "plot_groups", "plot_headline", "plot_layer_block", "plot_layer_grid",
+    "plot_learning_curves", "plot_lobes", "plot_qc_table", "plot_randomisation", "plot_registration",
+    "plot_registration_errors", "save_figure",
+]

@@ -1,0 +1,174 @@
+"""What all figures share: one style, colours, slice panels with side and scale, and byte-stable saving."""
+
+from __future__ import annotations
+
+import functools
+import textwrap
+from collections.abc import Callable, Sequence
+from importlib import resources
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+
+from mslib.study import StudyError, atomic_path
+
+CAM_MAP = "inferno"
+LESION = "#35d6f4"
+# Okabe and Ito's palette: told apart with any of the common colour-vision deficiencies.
+COLOURS = {
+    "control": "#0072B2", "RRMS": "#E69F00", "SPMS": "#D55E00",
+    "vgg16": "#009E73", "vgg19": "#AA4499", "logistic": "#555555",
+    "gradcam": "#D55E00", "gradcam++": "#0072B2", "hirescam": "#009E73", "layercam": "#CC79A7",
+    "xgradcam": "#8C6D1F", "T1w": "#555555", "T2w": "#0072B2", "FLAIR": "#D55E00",
+}
+NAMES = {
+    "vgg16": "VGG16+GAP", "vgg19": "VGG19+GAP", "gradcam": "Grad-CAM", "gradcam++": "Grad-CAM++",
+    "hirescam": "HiResCAM", "layercam": "LayerCAM", "xgradcam": "XGrad-CAM", "logistic": "logistic regression",
+}
+SPARE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555", "#8C6D1F", "#AA4499")
+
+
+def styled(plot: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Run a plot function under the study's style; a notebook then shows its figure once, as a value."""
+
+    @functools.wraps(plot)
+    def wrapper(*args, **kwargs):
+        with resources.as_file(resources.files("mslib.show") / "mslib.mplstyle") as style, plt.style.context(style):
+            figure = plot(*args, **kwargs)
+        plt.close(figure)
+        return figure
+
+    return wrapper
+
+
+def save_figure(fig: Figure, path: str | Path, dpi: int = 130) -> Path:
+    """Save a figure as PNG whose bytes depend on nothing but the figure.
+
+    Parameters
+    ----------
+    fig : matplotlib.figure.Figure
+    path : str or Path
+        File ending in ``.png``; its folder is made, the writing is atomic.
+    dpi : int
+        Pixels per inch.
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    StudyError
+        Another suffix, or a folder that cannot be written.
+    """
+    path = Path(path)
+    if path.suffix != ".png":
+        raise StudyError(f"{path}: figures are saved as '.png' (got '{path.suffix}')")
+    with atomic_path(path) as temporary:
+        fig.savefig(temporary, dpi=dpi, metadata={"Software": None}, pil_kwargs={"optimize": True})
+    return path
+
+
+def colours_of(names: Sequence[str]) -> dict[str, str]:
+    """Give each name its fixed colour, or the next spare one where it has none."""
+    used = {COLOURS[name] for name in names if name in COLOURS}
+    spare = [colour for colour in SPARE if colour not in used]
+    unknown = [name for name in names if name not in COLOURS]
+    given = {name: spare[i % len(spare)] if spare else SPARE[i % len(SPARE)] for i, name in enumerate(unknown)}
+    return {name: COLOURS.get(name) or given[name] for name in names}
+
+
+def label_of(name: str) -> str:
+    """Give the name as it is written in the field (``gradcam++`` is Grad-CAM++)."""
+    return NAMES.get(name, name.replace("_", " "))
+
+
+def add_caption(fig: Figure, caption: str) -> None:
+    """Write the caption (what is drawn, n, interval) below the figure, wrapped to its width."""
+    if caption:
+        width = max(40, int(fig.get_figwidth() * 15.5))
+        text = "\n".join(textwrap.wrap(caption, width))
+        fig.supxlabel(text, x=0.01, ha="left", fontsize=7.5, color="#444444")
+
+
+def slice_array(image, name: str = "slice") -> np.ndarray:
+    """Return `image` as a 2-D float array or say what it is instead."""
+    image = np.asarray(image)
+    if image.ndim != 2:
+        raise ValueError(f"{name}: must be 2-D (H, W) (got shape {image.shape})")
+    return image.astype(np.float32)
+
+
+def draw_slice(ax: Axes, image, *, lesion=None, vmax: float = 1.0, sides: bool = False,
+               pixel_mm: float | None = None, z_mm: float | None = None) -> None:
+    """Draw one axial slice in grey as a radiologist reads it.
+
+    Parameters
+    ----------
+    ax : matplotlib.axes.Axes
+    image : (H, W) array
+        Row 0 anterior, column 0 the patient's right.
+    lesion : (H, W) bool array, optional
+        Drawn as an outline.
+    vmax : float
+        Intensity shown white; 0 is black.
+    sides : bool
+        Write R and L at the patient's right and left.
+    pixel_mm : float, optional
+        Pixel size: draws a 50 mm scale bar.
+    z_mm : float, optional
+        Height of the slice, written in the upper corner.
+    """
+    image = slice_array(image)
+    ax.set_axis_off()
+    ax.imshow(image, cmap="gray", vmin=0, vmax=vmax, interpolation="nearest")
+    if lesion is not None:
+        outline(ax, lesion)
+    height, width = image.shape
+    text = {"color": "white", "fontsize": 7, "fontweight": "bold"}
+    if sides:
+        ax.text(0.02, 0.5, "R", transform=ax.transAxes, va="center", ha="left", **text)
+        ax.text(0.98, 0.5, "L", transform=ax.transAxes, va="center", ha="right", **text)
+    if z_mm is not None:
+        ax.text(0.03, 0.97, f"z {z_mm:+.0f} mm", transform=ax.transAxes, va="top", color="white", fontsize=6)
+    if pixel_mm:
+        bar = 50 / pixel_mm
+        ax.plot([width * 0.96 - bar, width * 0.96], [height * 0.965] * 2, color="white", lw=1.5,
+                solid_capstyle="butt")
+        ax.text(width * 0.96 - bar / 2, height * 0.945, "50 mm", color="white", fontsize=5.5, ha="center",
+                va="bottom")
+    ax.set_xlim(-0.5, width - 0.5)
+    ax.set_ylim(height - 0.5, -0.5)
+
+
+def outline(ax: Axes, mask, colour: str = LESION, width: float = 0.8) -> None:
+    """Draw the border of a mask; nothing where the mask is empty."""
+    mask = slice_array(mask, "mask")
+    if mask.any():
+        ax.contour(mask, levels=[0.5], colors=[colour], linewidths=width)
+
+
+def overlay_heat(ax: Axes, heat, top: float) -> None:
+    """Lay a non-negative heat map over a slice: colour and opacity grow with heat / top."""
+    share = np.clip(slice_array(heat, "heat map") / top, 0, 1)
+    ax.imshow(share, cmap=CAM_MAP, vmin=0, vmax=1, alpha=np.clip(1.8 * share, 0, 0.8), interpolation="nearest")
+
+
+def heat_bar(fig: Figure, axes, label: str) -> None:
+    """Add the colour bar of a normalised heat map."""
+    bar = fig.colorbar(ScalarMappable(Normalize(0, 1), CAM_MAP), ax=axes, fraction=0.025, pad=0.01, aspect=35)
+    bar.set_label(label, fontsize=8)
+    bar.set_ticks([0, 0.5, 1])
+    bar.outline.set_visible(False)
+
+
+def require_columns(table, columns: Sequence[str], name: str) -> None:
+    """Raise ValueError where a table lacks columns that a figure needs."""
+    missing = [column for column in columns if column not in table.columns]
+    if missing:
+        raise ValueError(f"{name}: the table lacks {missing} (it has {list(table.columns)})")

@@ -1,0 +1,172 @@
+"""Figures of scans: examples per group, co-registration before and after, the headline figure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+from skimage.feature import canny
+
+from .figure import add_caption, draw_slice, heat_bar, outline, overlay_heat, slice_array, styled
+
+
+@styled
+def plot_examples(slices, sequences: Sequence[str], groups: Sequence[str], *, lesions=None,
+                  pixel_mm: float | None = None, z_mm: Sequence[float] | None = None,
+                  caption: str = "") -> Figure:
+    """Figure 1: example slices, one row per sequence and one column per group.
+
+    Parameters
+    ----------
+    slices : (R, C, H, W) array
+        Intensities in [0, 1]; R sequences, C groups; row 0 anterior, column 0 the patient's right.
+    sequences, groups : sequences of str
+        Row and column titles.
+    lesions : (C, H, W) or (R, C, H, W) bool array, optional
+        Outlined; one mask per group is drawn in every sequence.
+    pixel_mm : float, optional
+        Pixel size in mm, for the scale bar.
+    z_mm : sequence of C floats, optional
+        Height of each group's slice.
+    caption : str
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    ValueError
+        Shapes and titles do not agree.
+
+    Notes
+    -----
+    Layout of figure 1 of Hong and Zhang, ISMRM 2021, abstract 3275.
+    """
+    slices = np.asarray(slices)
+    if slices.ndim != 4 or slices.shape[:2] != (len(sequences), len(groups)):
+        raise ValueError(f"slices: must be ({len(sequences)}, {len(groups)}, H, W) (got {slices.shape})")
+    rows, columns, height, width = slices.shape
+    if lesions is not None:
+        lesions = np.broadcast_to(np.asarray(lesions), slices.shape)
+    fig, axes = plt.subplots(rows, columns, squeeze=False, figsize=(1.9 * columns + 0.4, 1.9 * rows * height / width + 0.5))
+    for i in range(rows):
+        for j in range(columns):
+            ax = axes[i, j]
+            draw_slice(ax, slices[i, j], lesion=None if lesions is None else lesions[i, j], sides=True,
+                       pixel_mm=pixel_mm if (i, j) == (rows - 1, columns - 1) else None,
+                       z_mm=z_mm[j] if z_mm is not None and i == 0 else None)
+            if i == 0:
+                ax.set_title(groups[j])
+        axes[i, 0].text(-0.04, 0.5, sequences[i], transform=axes[i, 0].transAxes, rotation=90, ha="right",
+                        va="center", fontweight="bold")
+    add_caption(fig, caption)
+    return fig
+
+
+@styled
+def plot_registration(fixed, before, after, sequences: Sequence[str], *, fixed_name: str = "T1w",
+                      errors: Mapping[str, tuple[float, float]] | None = None, pixel_mm: float | None = None,
+                      title: str = "", caption: str = "") -> Figure:
+    """Moving sequences before and after co-registration, with the edges of the fixed one drawn on them.
+
+    Parameters
+    ----------
+    fixed : (H, W) array
+        Slice of the fixed image, intensities in [0, 1].
+    before, after : (M, H, W) arrays
+        The moving sequences on the fixed grid, with headers alone and with the found transform.
+    sequences : sequence of M str
+    fixed_name : str
+    errors : mapping of sequence to (before, after), optional
+        Mean target registration error in mm, written in the titles.
+    pixel_mm : float, optional
+    title, caption : str
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    ValueError
+        `before` and `after` do not hold one slice per sequence.
+    """
+    before, after = np.asarray(before), np.asarray(after)
+    if before.shape != after.shape or len(before) != len(sequences):
+        raise ValueError(f"before, after: one slice per sequence of {list(sequences)} "
+                         f"(got {before.shape}, {after.shape})")
+    fixed = slice_array(fixed, "fixed")
+    edges = canny(fixed, sigma=1.5, low_threshold=0.04, high_threshold=0.12)
+    fig, axes = plt.subplots(len(sequences), 3, squeeze=False,
+                             figsize=(6.6, 2.15 * len(sequences) * fixed.shape[0] / fixed.shape[1] + 0.5))
+    for row, (sequence, start, end) in enumerate(zip(sequences, before, after, strict=True)):
+        draw_slice(axes[row, 0], fixed, sides=True, pixel_mm=pixel_mm)
+        draw_slice(axes[row, 1], start)
+        draw_slice(axes[row, 2], end)
+        axes[row, 0].set_title(f"{fixed_name} (fixed)")
+        told = [f", error {value:.2f} mm" for value in errors[sequence]] if errors else ["", ""]
+        for column, when in ((0, None), (1, "before"), (2, "after")):
+            rgba = np.zeros((*fixed.shape, 4), np.float32)
+            rgba[edges] = (1.0, 0.82, 0.1, 0.9)
+            axes[row, column].imshow(rgba, interpolation="nearest")
+            if when:
+                axes[row, column].set_title(f"{sequence} {when}{told[column - 1]}", fontsize=8)
+    if title:
+        fig.suptitle(title, fontsize=10, fontweight="bold")
+    add_caption(fig, caption)
+    return fig
+
+
+@styled
+def plot_headline(flair, maps: Mapping[str, np.ndarray], *, lesion=None,
+                  extra: Sequence[tuple[str, np.ndarray, str]] = (), pixel_mm: float | None = None,
+                  title: str = "", caption: str = "") -> Figure:
+    """The wide first figure: a FLAIR slice with its lesions, Grad-CAM per layer, then optional panels.
+
+    Parameters
+    ----------
+    flair : (H, W) array
+        Intensities in [0, 1].
+    maps : mapping of layer name to (H, W) array
+        Raw Grad-CAM maps, shown relative to each map's own maximum.
+    lesion : (H, W) bool array, optional
+    extra : sequence of (title, map, kind)
+        Further panels; `kind` is ``sequential`` (>= 0) or ``diverging`` (signed, symmetric about 0).
+    pixel_mm : float, optional
+    title, caption : str
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    flair = slice_array(flair, "FLAIR slice")
+    count = 1 + len(maps) + len(extra)
+    height = 1.75 * flair.shape[0] / flair.shape[1]
+    fig, axes = plt.subplots(1, count, squeeze=False, figsize=(1.75 * count + 0.5, height + 0.75))
+    axes = axes[0]
+    draw_slice(axes[0], flair, lesion=lesion, sides=True, pixel_mm=pixel_mm)
+    axes[0].set_title("FLAIR" if lesion is None else "FLAIR, lesions outlined")
+    panels = [(name, heat, "sequential") for name, heat in maps.items()] + list(extra)
+    for ax, (name, heat, kind) in zip(axes[1:], panels, strict=True):
+        draw_slice(ax, flair)
+        ax.set_title(name)
+        top = float(np.abs(heat).max())
+        if not top > 0:
+            ax.text(0.5, 0.5, "blank", transform=ax.transAxes, ha="center", color="white", fontweight="bold")
+        elif kind == "diverging":
+            share = slice_array(heat, name) / top
+            ax.imshow(share, cmap="RdBu_r", vmin=-1, vmax=1, alpha=np.clip(2 * np.abs(share), 0, 0.85))
+        elif kind == "sequential":
+            overlay_heat(ax, heat, top)
+        else:
+            raise ValueError(f"kind of panel '{name}': must be 'sequential' or 'diverging' (got '{kind}')")
+        if lesion is not None:
+            outline(ax, lesion, width=0.6)
+    heat_bar(fig, list(axes), "share of the panel's maximum")
+    if title:
+        fig.suptitle(title, fontsize=10, fontweight="bold", x=0.01, ha="left")
+    add_caption(fig, caption)
+    return fig

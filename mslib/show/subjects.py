@@ -1,0 +1,178 @@
+"""Figures of the cohort and its quality control: who was studied and how well the scans were aligned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from .figure import add_caption, colours_of, require_columns, styled
+
+Reference = Mapping[str, Mapping[str, tuple[float, float, float]]]
+
+
+@styled
+def plot_cohort(table, groups: Sequence[str], measures: Mapping[str, str], *, reference: Reference | None = None,
+                log: Sequence[str] = ("lesion_load_ml",), seed: int = 0, caption: str = "") -> Figure:
+    """The cohort by group, one dot per subject, beside the statistics of real patients.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        ``group`` and the columns of `measures`; one row per subject.
+    groups : sequence of str
+    measures : mapping of column to label with unit
+        Panels, for instance ``{"lesion_load_ml": "lesion load [mL]"}``.
+    reference : mapping of measure to mapping of group to (median, low, high), optional
+        Real patients: median and range, drawn in black beside the dots.
+    log : sequence of str
+        Measures on a logarithmic axis (linear below 0.1, so that zeros show).
+    seed : int
+        Sideways scatter of the dots.
+    caption : str
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    ValueError
+        A column is missing.
+    """
+    require_columns(table, ["group", *measures], "cohort")
+    rng = np.random.default_rng(seed)
+    colours = colours_of(groups)
+    fig, axes = plt.subplots(1, len(measures), squeeze=False, figsize=(0.8 * len(groups) * len(measures) + 0.6, 3.3))
+    for ax, (measure, label) in zip(axes[0], measures.items()):
+        for i, group in enumerate(groups):
+            values = table.loc[table["group"] == group, measure].dropna().to_numpy(float)
+            ax.plot(i - 0.12 + rng.uniform(-0.14, 0.14, len(values)), values, "o", ms=3.5, alpha=0.6, mec="none",
+                    color=colours[group])
+            if len(values):
+                ax.plot([i - 0.32, i + 0.08], [np.median(values)] * 2, color=colours[group], lw=2)
+            if reference and group in reference.get(measure, {}):
+                median, low, high = reference[measure][group]
+                ax.plot([i + 0.28] * 2, [low, high], color="black", lw=1.2)
+                ax.plot(i + 0.28, median, "D", color="black", ms=4)
+        counts = [int((table["group"] == group).sum()) for group in groups]
+        ax.set_xticks(range(len(groups)), [f"{g}\nn={n}" for g, n in zip(groups, counts)], fontsize=7)
+        ax.set_xlim(-0.55, len(groups) - 0.45)
+        if measure in log:
+            ax.set_yscale("symlog", linthresh=0.1)
+            ax.set_ylim(bottom=-0.02)
+        ax.set_title(label)
+        ax.grid(axis="y")
+    keys = [Line2D([], [], marker="o", ls="", color="#666666", label="one subject"),
+            Line2D([], [], color="#666666", lw=2, label="median")]
+    if reference:
+        keys.append(Line2D([], [], color="black", marker="D", ms=4, lw=1.2, label="real patients: median, range"))
+    fig.legend(handles=keys, loc="outside upper center", ncols=len(keys))
+    add_caption(fig, caption)
+    return fig
+
+
+@styled
+def plot_registration_errors(table, *, targets: Mapping[str, float] | None = None, seed: int = 0,
+                             unit: str = "mean error over the brain [mm]", caption: str = "") -> Figure:
+    """Registration error of every subject before and after co-registration, one panel per sequence.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Columns ``sequence, before, after`` in mm; one row per subject and sequence.
+    targets : mapping of label to mm, optional
+        Dashed lines (``{"target of the median": 0.3, "target of the worst": 1.0}``).
+    seed : int
+        Sideways scatter of the dots.
+    unit : str
+        Label of the axis (logarithmic).
+    caption : str
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    ValueError
+        A column is missing.
+    """
+    require_columns(table, ["sequence", "before", "after"], "registration errors")
+    sequences = list(dict.fromkeys(table["sequence"]))
+    colours = colours_of(sequences)
+    rng = np.random.default_rng(seed)
+    fig, axes = plt.subplots(1, len(sequences), squeeze=False, sharey=True, figsize=(2.7 * len(sequences) + 0.8, 3.3))
+    for ax, sequence in zip(axes[0], sequences):
+        part = table[table["sequence"] == sequence]
+        pairs = part[["before", "after"]].to_numpy(float)
+        places = np.array([0, 1]) + rng.uniform(-0.12, 0.12, (len(pairs), 1))
+        ax.plot(places.T, pairs.T, color="#cccccc", lw=0.5, zorder=1)
+        ax.plot(places, pairs, "o", ms=3.5, alpha=0.7, mec="none", color=colours[sequence])
+        for i, values in enumerate(pairs.T):
+            ax.plot([i - 0.22, i + 0.22], [np.median(values)] * 2, color="black", lw=2)
+            ax.text(i + 0.25, np.median(values), f"{np.median(values):.2g}", fontsize=7, va="center")
+        for (label, value), style in zip((targets or {}).items(), ("--", ":", "-."), strict=False):
+            ax.axhline(value, color="#B00020", ls=style, lw=1)
+            ax.text(-0.42, value, f"{label} {value:g} mm", color="#B00020", fontsize=6, va="bottom")
+        ax.set_yscale("log")
+        ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        ax.set_xticks([0, 1], ["before", "after"])
+        ax.set_xlim(-0.45, 1.5)
+        worst = pairs[:, 1].max()
+        ax.set_title(f"{sequence}: n = {len(pairs)}, worst after {worst:.2f} mm", fontsize=8)
+        ax.grid(axis="y")
+    axes[0, 0].set_ylabel(unit)
+    add_caption(fig, caption)
+    return fig
+
+
+@styled
+def plot_qc_table(values, *, flags=None, formats: Mapping[str, str] | None = None, title: str = "",
+                  caption: str = "") -> Figure:
+    """Quality control as a table: one row per subject, one column per number, doubtful cells in red.
+
+    Parameters
+    ----------
+    values : pandas.DataFrame
+        Index subjects, columns checks. A cell's shade grows with its place between the column's extremes.
+    flags : pandas.DataFrame of bool, optional
+        Same index and columns: which cells are doubtful.
+    formats : mapping of column to format, optional
+        ``{"TRE": ".2f"}``; by default ``.3g``.
+    title, caption : str
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    ValueError
+        `flags` does not have the shape of `values`.
+    """
+    if flags is not None and flags.shape != values.shape:
+        raise ValueError(f"flags: must be {values.shape} like the values (got {flags.shape})")
+    numbers = values.to_numpy(float)
+    low, high = np.nanmin(numbers, axis=0), np.nanmax(numbers, axis=0)
+    shade = (numbers - low) / np.where(high > low, high - low, 1)
+    fig, ax = plt.subplots(figsize=(1.15 * numbers.shape[1] + 1.1, 0.19 * len(values) + 1.2))
+    ax.imshow(shade, cmap="Greys", vmin=0, vmax=2.2, aspect="auto")
+    for (row, column), number in np.ndenumerate(numbers):
+        bad = flags is not None and bool(flags.iat[row, column])
+        spec = (formats or {}).get(values.columns[column], ".3g")
+        box = {"facecolor": "#B00020", "edgecolor": "none", "pad": 1.5} if bad else None
+        ax.text(column, row, format(number, spec) if np.isfinite(number) else "n/a", ha="center", va="center",
+                fontsize=6.5, color="white" if bad else "black", bbox=box)
+    ax.set_xticks(range(numbers.shape[1]), values.columns, fontsize=7)
+    ax.set_yticks(range(len(values)), values.index, fontsize=6.5)
+    ax.xaxis.tick_top()
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    if title:
+        fig.suptitle(title, fontsize=10, fontweight="bold")
+    add_caption(fig, caption)
+    return fig
