@@ -1,0 +1,181 @@
+"""Class activation maps of many layers and methods from one forward and one backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import keras
+import numpy as np
+import tensorflow as tf
+from tqdm.auto import tqdm
+
+from .maps import upsample_maps
+from .model import check_inputs, check_model, resolve_layers
+
+SPACE = (1, 2)
+
+
+def _gradcam(a, g, score):
+    """Selvaraju et al. 2017, eq. 1 and 2: channels weighted by their mean gradient."""
+    return tf.einsum("nhwk,nk->nhw", a, tf.reduce_mean(g, SPACE))
+
+
+def _gradcam_plus_plus(a, g, score):
+    """Chattopadhyay et al. 2018, eq. 19 (Y = exp(score)), with alpha normalised to sum 1 per channel.
+
+    Eq. 19, ``g^2 / (2 g^2 + sum(A) g^3)``, is cancelled by g^2, so that it neither under- nor overflows. The
+    paper does not normalise; its authors' code does over cells with g > 0, tf-keras-vis over all, as here.
+    """
+    total = tf.reduce_sum(a, SPACE, keepdims=True)
+    alpha = tf.where(g == 0.0, 0.0, tf.math.reciprocal_no_nan(2.0 + total * g))
+    normaliser = tf.reduce_sum(alpha, SPACE)
+    weights = tf.reduce_sum(tf.nn.relu(g) * alpha, SPACE) / tf.where(normaliser == 0.0, 1.0, normaliser)
+    return tf.einsum("nhwk,nk->nhw", a, tf.exp(score)[:, None] * weights)
+
+
+def _hirescam(a, g, score):
+    """Draelos and Carin 2020: gradient times activation, cell by cell."""
+    return tf.reduce_sum(a * g, -1)
+
+
+def _layercam(a, g, score):
+    """Jiang et al. 2021: positive gradient times activation, cell by cell."""
+    return tf.reduce_sum(a * tf.nn.relu(g), -1)
+
+
+def _xgradcam(a, g, score):
+    """Fu et al. 2020: channels weighted by the activation-weighted mean gradient."""
+    weights = tf.math.divide_no_nan(tf.reduce_sum(a * g, SPACE), tf.reduce_sum(a, SPACE))
+    return tf.einsum("nhwk,nk->nhw", a, weights)
+
+
+CAM_METHODS = {"gradcam": _gradcam, "gradcam++": _gradcam_plus_plus, "hirescam": _hirescam,
+               "layercam": _layercam, "xgradcam": _xgradcam}
+
+
+def layer_cams(model: keras.Model, images, targets, layers: Sequence[str] | None = None,
+               methods: Sequence[str] = ("gradcam",), batch_size: int = 16, progress: bool = False,
+               upsample: bool = True) -> dict[str, dict[str, np.ndarray]]:
+    """Class activation maps of every wanted layer, from one forward and one backward pass.
+
+    Raw values, ``ReLU(sum over channels)`` as each method defines it: maps of one layer can be compared over
+    images and blank ones be told (`blank_maps`). One map stands for all input channels, it tells none apart.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Flat net with logit output (see `check_model`).
+    images : array-like, (N, H, W, M)
+    targets : array-like of int, (N,)
+        The class whose logit is explained.
+    layers : sequence of str, optional
+        Default: every convolution and pool of block 4 and block 5.
+    methods : sequence of {"gradcam", "gradcam++", "hirescam", "layercam", "xgradcam"}
+    batch_size : int
+        Images in one pass; about 0.1 GB an image at 224 px.
+    progress : bool
+        Show a bar over the images.
+    upsample : bool
+        False returns the maps at their layer's own resolution.
+
+    Returns
+    -------
+    dict of method to dict of layer (shallow to deep) to ndarray of float32, (N, H, W) or (N, h, w)
+
+    Raises
+    ------
+    ValueError
+        See `check_model`, `resolve_layers`, `check_inputs`; unknown method; a map that is not finite.
+
+    References
+    ----------
+    Selvaraju et al. 2017 (Grad-CAM), Chattopadhyay et al. 2018 (Grad-CAM++), Draelos and Carin 2020
+    (HiResCAM), Jiang et al. 2021 (LayerCAM), Fu et al. 2020 (XGrad-CAM).
+    """
+    check_model(model)
+    layers, methods = resolve_layers(model, layers), _check_methods(methods)
+    images, targets = check_inputs(model, images, targets)
+    run = _traced(model, layers, methods)
+    parts = []
+    with tqdm(total=len(images), desc="class activation maps", unit="image", disable=not progress) as bar:
+        for start in range(0, len(images), batch_size):
+            batch = images[start:start + batch_size]
+            parts.append([part.numpy() for part in run(batch, targets[start:start + batch_size])])
+            bar.update(len(batch))
+    maps = iter(np.concatenate(part) for part in zip(*parts))
+    cams = {method: {layer: next(maps) for layer in layers} for method in methods}
+    _check_finite(cams)
+    if upsample:
+        size = images.shape[1:3]
+        cams = {method: {layer: upsample_maps(cam, size) for layer, cam in of_layer.items()}
+                for method, of_layer in cams.items()}
+    return cams
+
+
+def activations_and_gradients(model: keras.Model, images, targets, layers: Sequence[str] | None = None,
+                              ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """What the maps are made of: a layer's activations A and the gradient g of the target logit in them.
+
+    Parameters
+    ----------
+    model, images, targets, layers
+        As in `layer_cams`; all images are one batch.
+
+    Returns
+    -------
+    dict of layer to (A, g), each ndarray of float32, (N, h, w, channels)
+    """
+    check_model(model)
+    layers = resolve_layers(model, layers)
+    images, targets = check_inputs(model, images, targets)
+    net = _with_activations(model, layers)
+    activations, gradients, _ = _pass(net, tf.constant(images), tf.constant(targets))
+    return {layer: (a.numpy(), g.numpy()) for layer, a, g in zip(layers, activations, gradients)}
+
+
+def _check_methods(methods):
+    methods = (methods,) if isinstance(methods, str) else tuple(methods)
+    unknown = [method for method in methods if method not in CAM_METHODS]
+    if unknown or not methods:
+        raise ValueError(f"methods: {', '.join(map(repr, unknown)) or 'none given'}: not among "
+                         f"{', '.join(CAM_METHODS)}")
+    return methods
+
+
+def _check_finite(cams):
+    for method, of_layer in cams.items():
+        for layer, cam in of_layer.items():
+            if not np.isfinite(cam).all():
+                raise ValueError(f"{method} at {layer}: a map is not finite; activations, or for gradcam++ "
+                                 f"exp(target logit), exceed float32; rescale the weights")
+
+
+def _with_activations(model, layers):
+    return keras.Model(model.inputs, [*(model.get_layer(layer).output for layer in layers), model.outputs[0]])
+
+
+def _pass(net, images, targets):
+    """Activations, their gradients and the target logits.
+
+    A logit depends on its own image alone (evaluation mode), so the gradient of the batch's sum is exact.
+    """
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(images)
+        *activations, logits = net(images, training=False)
+        scores = tf.gather(logits, targets, axis=1, batch_dims=1)
+    return activations, tape.gradient(scores, activations), scores
+
+
+@lru_cache(maxsize=4)
+def _traced(model, layers, methods):
+    """One graph for all layers and methods, for any batch size; backward ends at the lowest layer."""
+    net = _with_activations(model, layers)
+
+    @tf.function(input_signature=[tf.TensorSpec(model.inputs[0].shape), tf.TensorSpec((None,), tf.int32)])
+    def run(images, targets):
+        activations, gradients, scores = _pass(net, images, targets)
+        return [tf.nn.relu(CAM_METHODS[method](a, g, scores))
+                for method in methods for a, g in zip(activations, gradients)]
+
+    return run

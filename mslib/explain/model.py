@@ -1,0 +1,157 @@
+"""What a network, its layers and its input must be before anything is explained, and how to make them so."""
+
+from __future__ import annotations
+
+import re
+
+import keras
+import numpy as np
+
+PROBABILITY_HEADS = ("softmax", "sigmoid", "log_softmax", "hard_sigmoid")
+#: The layers that the study explains: convolutions and pools of the two deepest blocks of a VGG.
+DEFAULT_LAYERS = re.compile(r"block[45]_(conv\d+|pool)")
+
+
+def check_model(model: keras.Model) -> None:
+    """Raise unless a model is flat, functional, has one image input and one logit output.
+
+    Parameters
+    ----------
+    model : keras.Model
+        (N, H, W, M) images to (N, n_classes) logits.
+
+    Raises
+    ------
+    ValueError
+        One line that names the fault and its remedy.
+    """
+    if not isinstance(model, keras.Model) or not getattr(model, "operations", None):
+        raise ValueError(f"model: must be a functional or sequential keras.Model that has been built "
+                         f"(got {type(model).__name__})")
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            raise ValueError(f"model: layer '{layer.name}' is a model in itself (nested) whose layers cannot "
+                             f"be explained; build it flat: keras.Model(base.input, head(base.output))")
+    if len(model.inputs) != 1 or len(model.outputs) != 1:
+        raise ValueError(f"model: must have one input and one output (got {len(model.inputs)} and "
+                         f"{len(model.outputs)}); build keras.Model(image, logits)")
+    if len(model.inputs[0].shape) != 4 or len(model.outputs[0].shape) != 2:
+        raise ValueError(f"model: must map images (N, H, W, M) to logits (N, n_classes) (got "
+                         f"{model.inputs[0].shape} to {model.outputs[0].shape})")
+    head = _head(model)
+    activation = getattr(getattr(head, "activation", None), "__name__", type(head).__name__).lower()
+    if activation in PROBABILITY_HEADS:
+        raise ValueError(f"model: output '{head.name}' is a {activation}, whose gradient vanishes where the "
+                         f"net is sure; explain logits: mslib.explain.to_logits(model) drops it")
+
+
+def to_logits(model: keras.Model) -> keras.Model:
+    """Return the same net without the softmax or sigmoid at its end; the original stays as it is.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Flat model that ends in a probability head (activation of its last layer, or a layer of its own).
+
+    Returns
+    -------
+    keras.Model
+        A clone with logit output and weights of its own.
+    """
+    head = _head(model)
+
+    def linear(layer):
+        config = layer.get_config()
+        if layer.name == head.name and "activation" in config:
+            config["activation"] = "linear"
+        return type(layer).from_config(config)
+
+    clone = keras.models.clone_model(model, clone_function=linear)
+    clone.set_weights(model.get_weights())
+    if not hasattr(head, "activation"):
+        clone = keras.Model(clone.inputs, _head(clone).input)
+    return clone
+
+
+def spatial_layers(model: keras.Model) -> list[str]:
+    """Names of the layers with an output of shape (N, h, w, channels), shallow to deep, without the input."""
+    return [layer.name for layer in model.layers
+            if not isinstance(layer, keras.layers.InputLayer) and len(layer.output.shape) == 4]
+
+
+def resolve_layers(model: keras.Model, layers=None) -> tuple[str, ...]:
+    """Check the wanted layers and put them in the order of the net, shallow to deep.
+
+    Parameters
+    ----------
+    model : keras.Model
+    layers : sequence of str, optional
+        Default: every convolution and pool of block 4 and block 5.
+
+    Returns
+    -------
+    tuple of str
+
+    Raises
+    ------
+    ValueError
+        A layer is unknown or not spatial, or the model has no block 4 or 5; the layers to be had are listed.
+    """
+    known = spatial_layers(model)
+    if layers is None:
+        chosen = [name for name in known if DEFAULT_LAYERS.fullmatch(name)]
+        if not chosen:
+            raise ValueError(f"layers: the model has no block4_* or block5_* layer; name some of "
+                             f"{', '.join(known)}")
+        return tuple(chosen)
+    wanted = [layers] if isinstance(layers, str) else list(layers)
+    unknown = [name for name in wanted if name not in known]
+    if unknown or not wanted:
+        raise ValueError(f"layers: {', '.join(map(repr, unknown)) or 'none given'}: not among the layers "
+                         f"with a spatial output: {', '.join(known)}")
+    return tuple(name for name in known if name in wanted)
+
+
+def check_inputs(model: keras.Model, images, targets) -> tuple[np.ndarray, np.ndarray]:
+    """Check images and target classes against a model.
+
+    Parameters
+    ----------
+    model : keras.Model
+    images : array-like, (N, H, W, M)
+    targets : array-like of int, (N,)
+
+    Returns
+    -------
+    images : ndarray of float32
+    targets : ndarray of int32
+
+    Raises
+    ------
+    ValueError
+        Wrong shape or number of channels, no image at all, NaN or infinity, target not among the classes.
+    """
+    images, targets = np.asarray(images, np.float32), np.asarray(targets)
+    expected = model.inputs[0].shape
+    fits = images.ndim == 4 and all(want in (None, got) for want, got in zip(expected[1:], images.shape[1:]))
+    if not fits or not len(images):
+        shape = ", ".join("any" if size is None else str(size) for size in expected[1:])
+        raise ValueError(f"images: must be a non-empty (N, {shape}) array as the model's input "
+                         f"(got {images.shape})")
+    finite = np.isfinite(images).all(axis=(1, 2, 3))
+    if not finite.all():
+        raise ValueError(f"images: {np.count_nonzero(~finite)} of {len(images)} hold NaN or infinity (first: "
+                         f"index {int(np.argmin(finite))}); replace them before explaining")
+    if targets.shape != (len(images),) or not np.issubdtype(targets.dtype, np.integer):
+        raise ValueError(f"targets: must be {len(images)} integer class ids, one an image (got "
+                         f"shape {targets.shape}, {targets.dtype})")
+    n_classes = model.outputs[0].shape[-1]
+    if targets.min() < 0 or targets.max() >= n_classes:
+        raise ValueError(f"targets: must lie in 0..{n_classes - 1}, the model's classes (got "
+                         f"{targets.min()}..{targets.max()})")
+    return images, targets.astype(np.int32)
+
+
+def _head(model):
+    name = model.output_names[0]
+    return next(operation for operation in model.operations if operation.name == name)
