@@ -1,0 +1,179 @@
+"""Intervals and tests for data in which a subject gives many values: whole subjects are what is resampled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy.stats import mannwhitneyu
+from statsmodels.stats.multitest import multipletests
+
+
+class Interval(NamedTuple):
+    """An estimate between the limits of its confidence interval."""
+
+    estimate: float
+    low: float
+    high: float
+
+
+class GroupComparison(NamedTuple):
+    """One-sided comparison of two groups: P(a > b), ties counting half, with interval and p value."""
+
+    auc: Interval
+    p_value: float
+    u: float
+    n_a: int
+    n_b: int
+
+
+def bootstrap_subjects(values, subjects, statistic: Callable[[np.ndarray], float] = np.mean, n: int = 2000,
+                       confidence: float = 0.95, seed: int = 0, strata=None) -> Interval:
+    """Percentile interval of a statistic of clustered values, whole subjects drawn with replacement.
+
+    Parameters
+    ----------
+    values : array-like of float, (N,)
+        NaN (blank map, slice without lesion) is left out; count it beforehand.
+    subjects : array-like, (N,)
+        Whose value it is.
+    statistic : callable
+        Array to float. For `numpy.mean` (over values: a subject weighs by its number of values) all
+        resamples are computed at once from sums per subject.
+    n : int
+        Resamples.
+    confidence : float
+        Between 0 and 1.
+    seed : int
+    strata : array-like, (N,), optional
+        Each subject's group: groups are then resampled apart and keep their sizes.
+
+    Returns
+    -------
+    Interval
+        estimate, low, high; NaN when there is no value.
+
+    Raises
+    ------
+    ValueError
+        Lengths differ; confidence outside (0, 1); a subject in two strata.
+
+    References
+    ----------
+    Davison and Hinkley 1997, Bootstrap methods and their application, section 3.8 (clustered data).
+    """
+    values = np.asarray(values, float)
+    subject_ids, strata_ids = _clusters(subjects, strata, len(values))
+    kept = ~np.isnan(values)
+    values, subject_ids = values[kept], subject_ids[kept]
+    if not len(values):
+        return Interval(np.nan, np.nan, np.nan)
+    present, subject_ids = np.unique(subject_ids, return_inverse=True)
+    counts = resample_counts(strata_ids[present], n, seed)
+    if statistic is np.mean:
+        sums, sizes = np.bincount(subject_ids, values), np.bincount(subject_ids)
+        resampled = (counts @ sums) / (counts @ sizes)
+    else:
+        resampled = [statistic(np.repeat(values, of_subject[subject_ids])) for of_subject in counts]
+    return percentile_interval(statistic(values), np.asarray(resampled), confidence)
+
+
+def resample_counts(strata: np.ndarray, n: int, seed: int) -> np.ndarray:
+    """How often each subject is drawn in each of `n` resamples.
+
+    Parameters
+    ----------
+    strata : ndarray, (S,)
+        Each subject's stratum; every one keeps its size.
+
+    Returns
+    -------
+    ndarray of int, (n, S)
+    """
+    rng = np.random.default_rng(seed)
+    counts = np.zeros((n, len(strata)), np.int64)
+    for stratum in np.unique(strata):
+        members = np.flatnonzero(strata == stratum)
+        counts[:, members] = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), n)
+    return counts
+
+
+def percentile_interval(estimate: float, resampled: np.ndarray, confidence: float) -> Interval:
+    """Percentile bootstrap interval; resamples in which the statistic is not defined (NaN) are left out."""
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence: must lie between 0 and 1 (got {confidence})")
+    resampled = resampled[~np.isnan(resampled)]
+    if np.isnan(estimate) or not len(resampled):
+        return Interval(float(estimate), np.nan, np.nan)
+    low, high = np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(float(estimate), float(low), float(high))
+
+
+def compare_groups(a, b, n: int = 2000, confidence: float = 0.95, seed: int = 0) -> GroupComparison:
+    """Are values of a greater than those of b? One-sided Mann-Whitney U test with its effect size.
+
+    Parameters
+    ----------
+    a, b : array-like of float, (A,) and (B,)
+        One value a subject (average a subject's slices first); NaN is left out.
+    n, confidence, seed
+        Of the bootstrap interval of the effect size, subjects resampled within their group.
+
+    Returns
+    -------
+    GroupComparison
+        ``auc = U / (A B)`` is the probability that a subject of a exceeds one of b, 0.5 by chance.
+
+    Raises
+    ------
+    ValueError
+        A group without value.
+    """
+    a, b = (np.asarray(group, float) for group in (a, b))
+    a, b = a[~np.isnan(a)], b[~np.isnan(b)]
+    if not len(a) or not len(b):
+        raise ValueError(f"compare_groups: each group needs a value (got {len(a)} and {len(b)})")
+    test = mannwhitneyu(a, b, alternative="greater")
+    wins = np.heaviside(a[:, None] - b, 0.5)
+    counts = resample_counts(np.repeat([0, 1], [len(a), len(b)]), n, seed)
+    resampled = np.sum(counts[:, :len(a)] @ wins * counts[:, len(a):], axis=1) / wins.size
+    interval = percentile_interval(wins.mean(), resampled, confidence)
+    return GroupComparison(interval, float(test.pvalue), float(test.statistic), len(a), len(b))
+
+
+def adjust_p_values(p_values, method: str = "holm") -> np.ndarray:
+    """Adjust p values for their number.
+
+    Parameters
+    ----------
+    p_values : array-like of float
+        NaN (not tested) stays NaN and does not count.
+    method : {"holm", "fdr_bh"} or another of `statsmodels.stats.multitest.multipletests`
+        Family-wise error (Holm 1979) or false discovery rate (Benjamini and Hochberg 1995).
+
+    Returns
+    -------
+    ndarray of float
+    """
+    p_values = np.asarray(p_values, float)
+    adjusted = np.full(p_values.shape, np.nan)
+    tested = ~np.isnan(p_values)
+    if tested.any():
+        adjusted[tested] = multipletests(p_values[tested], method=method)[1]
+    return adjusted
+
+
+def _clusters(subjects, strata, n_values):
+    """Subject number of every value, and stratum number of every subject."""
+    subject_ids, names = pd.factorize(np.asarray(subjects))
+    strata = np.zeros(n_values) if strata is None else np.asarray(strata)
+    if len(subject_ids) != n_values or len(strata) != n_values:
+        raise ValueError(f"subjects, strata: must have one entry a value (got {len(subject_ids)} and "
+                         f"{len(strata)} for {n_values})")
+    pairs = pd.DataFrame({"subject": subject_ids, "stratum": pd.factorize(strata)[0]}).drop_duplicates()
+    twice = pairs["subject"].duplicated()
+    if twice.any():
+        raise ValueError(f"strata: subject {names[pairs.loc[twice, 'subject'].iloc[0]]} is in more than one")
+    return subject_ids, pairs.sort_values("subject")["stratum"].to_numpy()
