@@ -1,0 +1,242 @@
+"""One subject from raw images to BIDS derivatives."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from mslib.study import StudyError, atomic_path, write_json
+from mslib.study.config import Prep
+
+from .bias import correct_bias
+from .images import affine_of, array_of, reoriented_grid, save_nifti, sha256
+from .intensity import scale_intensity
+from .masking import brain_mask
+from .qc import edge_agreement, header_alignment, quality_row, registration_figure
+from .registration import Registration, as_image, bounding_box, checked_mask, register_rigid
+from .slices import save_stack, slice_stack
+
+LOG = logging.getLogger(__name__)
+COARSE_MM, FINE_MM = (6.0, 3.0), (1.5,)
+PACKAGES = ("mslib", "SimpleITK", "numpy", "scipy", "nibabel", "nilearn", "matplotlib")
+RULES = {
+    "bias": "N4 on each image's own grid inside the brain mask",
+    "registration": "rigid, Mattes mutual information, T2w and FLAIR onto T1w",
+    "resampling": "one linear interpolation from the image as scanned to the output grid",
+    "intensity": "percentiles of the brain to 0 and 1, clipped, 0 outside the brain, multiples of 2**-14",
+    "masks": "at least half of the voxel; where the T1w grid is kept only reordered",
+}
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """A bias-corrected image on its own grid and how T1w points find it."""
+
+    image: sitk.Image
+    registration: Registration | None
+
+
+def output_paths(out: str | Path, subject: str, sequences, lesion: bool) -> dict[str, Path]:
+    """BIDS-derivative paths of a subject, by short name."""
+    anat = Path(out) / f"sub-{subject}" / "anat"
+    paths = {name: anat / f"sub-{subject}_space-T1w_desc-preproc_{name}.nii.gz" for name in sequences}
+    paths["brain"] = anat / f"sub-{subject}_space-T1w_desc-brain_mask.nii.gz"
+    if lesion:
+        paths["lesion"] = anat / f"sub-{subject}_space-T1w_label-lesion_mask.nii.gz"
+    for name in sequences[1:]:
+        paths[f"xfm_{name}"] = anat / f"sub-{subject}_from-T1w_to-{name}_mode-points_xfm.tfm"
+    paths["slices"] = anat / f"sub-{subject}_space-T1w_desc-slices.npz"
+    paths["figure"] = anat.parent / "figures" / f"sub-{subject}_desc-registration_qc.png"
+    paths["qc"] = anat / f"sub-{subject}_desc-qc.json"
+    return paths
+
+
+def _request(subject, prep: Prep, sequences, image_size, pixel_mm, seed: int) -> dict:
+    """Everything that decides the output: inputs by name and content, parameters, versions, rules."""
+    files = {**subject.images, "brain_mask": subject.brain_mask, "lesion_mask": subject.lesion_mask}
+    files = {key: Path(file) for key, file in files.items() if file is not None}
+    try:
+        inputs = {key: {"name": file.name, "sha256": sha256(file)} for key, file in files.items()}
+    except OSError as error:
+        raise StudyError(f"{error.filename}: cannot be read ({error.strerror})") from error
+    parameters = {**prep.model_dump(mode="json"), "sequences": list(sequences), "image_size": list(image_size),
+                  "pixel_mm": pixel_mm, "seed": seed, "levels_mm": [*COARSE_MM, *FINE_MM]}
+    return {"inputs": inputs, "parameters": parameters, "rules": RULES,
+            "versions": {name: version(name) for name in PACKAGES}}
+
+
+def _reusable(manifest: Path, request: dict, paths: dict[str, Path], subject: str) -> bool:
+    """Whether an earlier run left exactly what `request` asks for; a damaged file is told in one line."""
+    if not manifest.exists():
+        return False
+    try:
+        stored = json.loads(manifest.read_text(encoding="utf-8"))
+        hashes = stored.pop("outputs")
+    except (OSError, ValueError, KeyError):
+        LOG.warning("sub-%s: %s is damaged; the subject is preprocessed again", subject, manifest.name)
+        return False
+    if stored != request:
+        LOG.info("sub-%s: inputs, parameters or versions have changed; preprocessed again", subject)
+        return False
+    for path in paths.values():
+        if not path.exists() or sha256(path) != hashes.get(path.name):
+            state = "is damaged" if path.exists() else "is missing"
+            LOG.warning("sub-%s: %s from an earlier run %s; the subject is preprocessed again", subject, path.name, state)
+            return False
+    return True
+
+
+def _mask_for(mask: sitk.Image, image: sitk.Image, transform: sitk.Transform) -> sitk.Image:
+    """T1w brain mask on the grid of another image."""
+    moved = sitk.Resample(sitk.Cast(mask, sitk.sitkFloat32), image, transform.GetInverse(), sitk.sitkLinear, 0.0)
+    return sitk.Cast(moved >= 0.5, sitk.sitkUInt8)
+
+
+def _align_all(images: dict, mask: sitk.Image, prep: Prep, seed: int, threads: int) -> dict[str, Aligned]:
+    """Bias-correct every image and register all to the first one.
+
+    The first search uses the images as they are; it places the mask for N4, and the corrected images decide the end.
+    """
+    first, *others = images
+    with ThreadPoolExecutor(max_workers=threads) as pool:
+        t1w = pool.submit(correct_bias, images[first], mask, prep.n4_shrink, prep.n4_iterations)
+        rough = {name: pool.submit(register_rigid, images[first], images[name], mask, levels_mm=COARSE_MM, seed=seed)
+                 for name in others}
+        t1w = t1w.result()[0]
+
+        def finish(name):
+            start = rough[name].result()
+            inside = _mask_for(mask, images[name], start.transform)
+            corrected, _ = correct_bias(images[name], inside, prep.n4_shrink, prep.n4_iterations)
+            found = register_rigid(t1w, corrected, mask, initial=start.transform, levels_mm=FINE_MM, seed=seed)
+            return Aligned(corrected, found)
+
+        done = dict(zip(others, pool.map(finish, others)))
+    return {first: Aligned(t1w, None), **done}
+
+
+def _on_grid(aligned: Aligned, grid: sitk.Image, brain: np.ndarray) -> np.ndarray:
+    """The image on the output grid by one interpolation, computed in the box of the brain, 0 outside the box."""
+    box = bounding_box(brain)
+    transform = aligned.registration.transform if aligned.registration else sitk.Transform()
+    piece = sitk.Resample(aligned.image, grid[box[0], box[1], box[2]], transform, sitk.sitkLinear, 0.0,
+                          sitk.sitkFloat32)
+    values = np.zeros(brain.shape, np.float32)
+    values[box] = array_of(piece)
+    return values
+
+
+def _mask_on_grid(mask: sitk.Image, grid: sitk.Image) -> np.ndarray:
+    soft = sitk.Resample(sitk.Cast(mask, sitk.sitkFloat32), grid, sitk.Transform(), sitk.sitkLinear, 0.0)
+    return array_of(soft) >= 0.5
+
+
+def preprocess_subject(subject, out, prep: Prep | None = None, sequences=("T1w", "T2w", "FLAIR"),
+                       image_size=(128, 112), pixel_mm=1.5, *, seed: int = 0, threads: int = 2) -> dict[str, Path]:
+    """Correct, register, scale and cut one subject; write BIDS derivatives.
+
+    Output that an earlier run left is used again if inputs, parameters and versions are the same and every file has
+    its recorded SHA-256. Files are the same, byte for byte, on every run and for any number of threads, but for
+    ``desc-timing.json``.
+
+    Parameters
+    ----------
+    subject : Subject
+        Anything with ``id``, ``images`` (sequence to path), ``brain_mask`` and ``lesion_mask`` (path on the T1w
+        grid, or None).
+    out : path
+        Derivative dataset; the subject's folder is made in it.
+    prep : mslib.study.config.Prep, optional
+    sequences : sequence of str
+        The first is the one that the others are registered to.
+    image_size, pixel_mm
+        As in `slice_stack`.
+    seed : int
+        Of the points that the registration draws.
+    threads : int
+        Images worked on at a time.
+
+    Returns
+    -------
+    dict
+        Short name (sequence, brain, lesion, xfm_<sequence>, slices, figure, qc) to path.
+
+    Raises
+    ------
+    StudyError
+        One line naming the subject: unreadable image, mask empty or on another grid, images that do not overlap,
+        no contrast, output that cannot be written.
+    """
+    prep = prep or Prep()
+    paths = output_paths(out, subject.id, sequences, subject.lesion_mask is not None)
+    manifest = paths["qc"].with_name(f"sub-{subject.id}_desc-provenance.json")
+    began = time.perf_counter()
+    try:
+        request = _request(subject, prep, sequences, image_size, pixel_mm, seed)
+        if _reusable(manifest, request, paths, subject.id):
+            return paths
+        manifest.unlink(missing_ok=True)
+        _make(subject, paths, request, prep, sequences, image_size, pixel_mm, seed, threads)
+    except StudyError as error:
+        raise StudyError(f"sub-{subject.id}: {error}") from error
+    write_json(manifest, request | {"outputs": {path.name: sha256(path) for path in paths.values()}})
+    write_json(paths["qc"].with_name(f"sub-{subject.id}_desc-timing.json"),
+               {"seconds": round(time.perf_counter() - began, 2), "threads": threads})
+    return paths
+
+
+def _make(subject, paths, request, prep, sequences, image_size, pixel_mm, seed, threads) -> None:
+    images = {name: as_image(subject.images[name]) for name in sequences}
+    t1w = images[sequences[0]]
+    given = subject.brain_mask is not None
+    mask = checked_mask(subject.brain_mask if given else brain_mask(t1w, seed=seed), t1w)
+    lesion = None if subject.lesion_mask is None else checked_mask(subject.lesion_mask, t1w, allow_empty=True)
+    aligned = _align_all(images, mask, prep, seed, threads)
+    grid = reoriented_grid(t1w, prep.resample_mm)
+    affine, brain = affine_of(grid), _mask_on_grid(mask, grid)
+    with ThreadPoolExecutor(max_workers=threads) as pool:
+        volumes = dict(zip(sequences, pool.map(
+            lambda name: scale_intensity(_on_grid(aligned[name], grid, brain), brain, prep.percentiles), sequences)))
+        saved = [pool.submit(save_nifti, paths[name], volume, affine) for name, volume in volumes.items()]
+        save_nifti(paths["brain"], brain.astype(np.uint8), affine)
+        if lesion is not None:
+            lesion = _mask_on_grid(lesion, grid)
+            save_nifti(paths["lesion"], lesion.astype(np.uint8), affine)
+        stack = slice_stack(list(volumes.values()), brain, affine, lesion, n_slices=prep.n_slices,
+                            image_size=image_size, pixel_mm=pixel_mm)
+        save_stack(paths["slices"], stack)
+        for job in saved:
+            job.result()
+    _write_sidecars(paths, request, sequences)
+    _quality(subject.id, paths, aligned, volumes, brain, grid, len(stack["z_mm"]), prep, given)
+
+
+def _write_sidecars(paths: dict[str, Path], request: dict, sequences) -> None:
+    for name in sequences:
+        sources = {key: request["inputs"][key] for key in (name, sequences[0]) if key in request["inputs"]}
+        write_json(paths[name].with_name(paths[name].name.replace(".nii.gz", ".json")),
+                   {"Sources": sources, "SkullStripped": True, "SpatialReference": "T1w", **request["rules"],
+                    "parameters": request["parameters"], "versions": request["versions"]})
+
+
+def _quality(subject: str, paths, aligned, volumes, brain, grid, n_slices: int, prep: Prep, given: bool) -> None:
+    """Transforms, picture and numbers."""
+    first, *others = volumes
+    for name in others:
+        with atomic_path(paths[f"xfm_{name}"]) as temporary:
+            sitk.WriteTransform(aligned[name].registration.transform, str(temporary))
+    before = {name: header_alignment(aligned[name].image, grid, brain) for name in others}
+    registration_figure(paths["figure"], volumes[first], brain, before, {name: volumes[name] for name in others},
+                        grid.GetSpacing(), f"sub-{subject}: edges of {first} over the other sequences")
+    agreement = {name: edge_agreement(volumes[first], volumes[name], brain) for name in others}
+    millilitres = float(brain.sum()) * float(np.prod(grid.GetSpacing())) / 1000
+    write_json(paths["qc"], quality_row(subject, {name: aligned[name].registration for name in others}, agreement,
+                                        millilitres, n_slices, prep.n_slices, "given" if given else "template"))

@@ -1,0 +1,154 @@
+"""Quality control of one preprocessed subject: numbers, flags with reasons, and one picture."""
+
+from __future__ import annotations
+
+import numpy as np
+import SimpleITK as sitk
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from mslib.study import atomic_path
+
+from .images import array_of
+from .registration import Registration, bounding_box
+
+BRAIN_ML = (700.0, 2200.0)
+EDGE_AGREEMENT = 0.05
+MARGIN = 6
+
+
+def _unit_gradients(values: np.ndarray, floor: float = 0.02) -> np.ndarray:
+    """Gradient directions, shortened where the gradient drowns in noise (`floor`, per voxel), shape (3, ...)."""
+    gradient = np.stack(np.gradient(values.astype(np.float32)))
+    return gradient / np.sqrt((gradient ** 2).sum(axis=0) + floor ** 2)
+
+
+def edge_agreement(first: np.ndarray, second: np.ndarray, brain: np.ndarray) -> float:
+    """How well edges of two images run together, beyond chance.
+
+    Mean squared cosine between intensity gradients inside the brain (normalised gradient field; Haber and
+    Modersitzki 2006), minus the same with one image mirrored left to right: about 0 for unrelated images.
+
+    Parameters
+    ----------
+    first, second : ndarray of shape (X, Y, Z), in [0, 1]
+        The first axis runs along left-right.
+    brain : ndarray of bool, shape (X, Y, Z)
+
+    Returns
+    -------
+    float
+    """
+    box = bounding_box(brain)
+    inside = brain[box]
+    inside = inside & inside[::-1]
+    a, b = _unit_gradients(first[box]), _unit_gradients(second[box])
+    mirrored = b[:, ::-1] * np.array([-1, 1, 1], np.float32)[:, None, None, None]
+    def agreement(other):
+        return float(((a * other).sum(axis=0)[inside] ** 2).mean()) if inside.any() else 0.0
+
+    return agreement(b) - agreement(mirrored)
+
+
+def quality_row(subject: str, registrations: dict[str, Registration], agreement: dict[str, float], brain_ml: float,
+                n_slices: int, wanted: int, mask_source: str) -> dict:
+    """One flat row of numbers and the list of flags of a subject.
+
+    Parameters
+    ----------
+    subject : str
+    registrations : dict
+        Sequence to its registration onto T1w.
+    agreement : dict
+        Sequence to `edge_agreement` with T1w after registration.
+    brain_ml : float
+        Volume of the brain mask in mL.
+    n_slices, wanted : int
+        Slices of the stack; slices that the configuration asks for.
+    mask_source : str
+        ``given`` or ``template``.
+
+    Returns
+    -------
+    dict
+        Ready for JSON; ``flags`` lists the reasons for doubt, each beginning with the sequence it is about.
+    """
+    row = {"subject": subject, "brain_ml": round(brain_ml, 1), "mask": mask_source, "n_slices": n_slices}
+    flags = []
+    for sequence, found in registrations.items():
+        row |= {f"{sequence}_mi_start": round(found.metric_start, 4) if found.metric_start == found.metric_start else None,
+                f"{sequence}_mi_end": round(found.metric_end, 4),
+                f"{sequence}_motion_mm": round(found.motion_mm, 3), f"{sequence}_motion_deg": round(found.motion_deg, 3),
+                f"{sequence}_overlap": round(found.overlap, 4), f"{sequence}_edges": round(agreement[sequence], 4)}
+        flags += [f"{sequence}: {reason}" for reason in found.flags]
+        if agreement[sequence] < EDGE_AGREEMENT:
+            flags.append(f"{sequence}: edges do not run along those of T1w ({agreement[sequence]:.3f}, at least "
+                         f"{EDGE_AGREEMENT:g} expected)")
+    if not BRAIN_ML[0] <= brain_ml <= BRAIN_ML[1]:
+        flags.append(f"brain mask of {brain_ml:.0f} mL (expected {BRAIN_ML[0]:.0f} to {BRAIN_ML[1]:.0f})")
+    note = "" if n_slices == wanted else f"{n_slices} slices hold brain, fewer than the {wanted} wanted: all are used"
+    return row | {"flags": flags, "note": note}
+
+
+def _planes(brain: np.ndarray) -> list[tuple[int, int, tuple[slice, ...]]]:
+    """An axial and a sagittal plane: axis, index, box."""
+    box = bounding_box(brain, (MARGIN,) * 3)
+    return [(2, int(0.5 * (box[2].start + box[2].stop)), box), (0, int(0.5 * (box[0].start + box[0].stop)) - 8, box)]
+
+
+def _cut(values: np.ndarray, plane: tuple) -> np.ndarray:
+    axis, index, box = plane
+    part = list(box)
+    part[axis] = index
+    return values[tuple(part)].T
+
+
+def registration_figure(path, t1w: np.ndarray, brain: np.ndarray, before: dict, after: dict, spacing, title: str):
+    """Draw edges of T1w over each other sequence, before and after registration.
+
+    Good is: lines follow ventricles, cortex and brain outline in the columns "after".
+
+    Parameters
+    ----------
+    path : path
+        PNG to write; the same bytes for the same input.
+    t1w : ndarray of shape (X, Y, Z), in [0, 1]
+    brain : ndarray of bool, shape (X, Y, Z)
+    before, after : dict of ndarray of shape (X, Y, Z)
+        Sequence to intensities on the T1w grid by headers alone, and registered.
+    spacing : sequence of float
+        Voxel edges in mm.
+    title : str
+    """
+    planes = _planes(brain)
+    figure = Figure(figsize=(8.6, 2.6 * len(after)), dpi=75, facecolor="black", layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, color="white", fontsize=9)
+    axes = figure.subplots(len(after), 2 * len(planes), squeeze=False)
+    for row, sequence in zip(axes, after):
+        for column, (stage, plane) in enumerate((s, p) for p in planes for s in (before, after)):
+            ax, axis = row[column], plane[0]
+            inplane = [spacing[a] for a in range(3) if a != axis]
+            values = _cut(stage[sequence], plane)
+            ax.imshow(values, cmap="gray", origin="lower", aspect=inplane[1] / inplane[0], interpolation="bilinear",
+                      vmin=0, vmax=max(float(np.percentile(values, 99.5)), 1e-6))
+            smooth = sitk.GetArrayFromImage(sitk.SmoothingRecursiveGaussian(
+                sitk.GetImageFromArray(np.ascontiguousarray(_cut(t1w, plane))), 1.5))
+            ax.contour(smooth, levels=[0.3, 0.62], colors=["#ffb000", "#00d0ff"], linewidths=0.6)
+            ax.set_axis_off()
+            ax.set_title(f"{sequence} {'before' if stage is before else 'after'}", color="white", fontsize=8)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", metadata={"Software": None})
+    return path
+
+
+def header_alignment(moving: sitk.Image, grid: sitk.Image, brain: np.ndarray) -> np.ndarray:
+    """`moving` on `grid` by the headers alone, only in the planes that `registration_figure` shows."""
+    values = np.zeros(brain.shape, np.float32)
+    for axis, index, box in _planes(brain):
+        part = list(box)
+        part[axis] = slice(index, index + 1)
+        piece = grid[part[0], part[1], part[2]]
+        values[tuple(part)] = array_of(sitk.Resample(moving, piece, sitk.Transform(), sitk.sitkLinear, 0.0,
+                                                     sitk.sitkFloat32))
+    return values

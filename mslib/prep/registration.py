@@ -1,0 +1,289 @@
+"""Rigid registration of two sequences of one head by mutual information."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from mslib.study import StudyError
+
+LEVELS_MM = (6.0, 3.0, 1.5)
+COARSE_ANGLE_DEG = 15.0
+LEVER_MM = 60.0  # a turn of 1/60 radian moves the cortex about 1 mm
+IMPLAUSIBLE_MM = 30.0
+IMPLAUSIBLE_DEG = 25.0
+
+
+@dataclass(frozen=True)
+class Registration:
+    """Outcome of a rigid registration.
+
+    Attributes
+    ----------
+    transform : SimpleITK.Euler3DTransform
+        Maps points of the fixed image to points of the moving image (mm, LPS): what resampling the moving
+        image into the fixed grid uses.
+    metric_start, metric_end : float
+        Mattes mutual information (nats, larger is better) at header alignment and at the result, both at the
+        finest level. NaN at the start if the headers put the images apart.
+    iterations : int
+        Optimiser steps over all levels.
+    motion_mm, motion_deg : float
+        Mean displacement of the mask's points and angle of the rotation.
+    overlap : float
+        Share of the mask's points that fall inside the moving image.
+    seconds : float
+        Wall time.
+    flags : list of str
+        Reasons to doubt the result; empty when there is none.
+    """
+
+    transform: sitk.Euler3DTransform
+    metric_start: float
+    metric_end: float
+    iterations: int
+    motion_mm: float
+    motion_deg: float
+    overlap: float
+    seconds: float
+    flags: list[str] = field(default_factory=list)
+
+
+def as_image(source: str | Path | sitk.Image) -> sitk.Image:
+    """Give `source` as a 3-D float32 SimpleITK image, read if it is a path.
+
+    Raises
+    ------
+    StudyError
+        Not readable, not three-dimensional.
+    """
+    if not isinstance(source, sitk.Image):
+        try:
+            source = sitk.ReadImage(str(source))
+        except RuntimeError as error:
+            raise StudyError(f"{source}: is not a readable image (truncated or not NIfTI)") from error
+    if source.GetDimension() != 3 or source.GetNumberOfComponentsPerPixel() != 1:
+        raise StudyError(f"image of size {source.GetSize()}: must be three-dimensional with one value per voxel")
+    return source if source.GetPixelID() == sitk.sitkFloat32 else sitk.Cast(source, sitk.sitkFloat32)
+
+
+def bounding_box(mask: np.ndarray, margin: tuple[int, int, int] = (0, 0, 0)) -> tuple[slice, ...]:
+    """Slices of the smallest box around the True voxels of `mask`, widened by `margin` voxels per axis."""
+    box = []
+    for axis, extra in enumerate(margin):
+        present = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
+        box.append(slice(max(int(present[0]) - extra, 0), min(int(present[-1]) + 1 + extra, mask.shape[axis])))
+    return tuple(box)
+
+
+def crop_to(image: sitk.Image, mask: sitk.Image, margin_mm: float) -> sitk.Image:
+    """Cut `image` to the bounding box of `mask` (same grid) widened by `margin_mm`."""
+    margin = tuple(math.ceil(margin_mm / s) for s in image.GetSpacing()[::-1])
+    z, y, x = bounding_box(sitk.GetArrayViewFromImage(mask) > 0, margin)
+    return image[x, y, z]
+
+
+def reduce_to(image: sitk.Image, spacing_mm: float) -> sitk.Image:
+    """Average whole voxels together so that each axis comes near `spacing_mm`; thick slices stay as they are."""
+    factors = [max(1, round(spacing_mm / s)) for s in image.GetSpacing()]
+    factors = [min(f, n) for f, n in zip(factors, image.GetSize())]
+    return sitk.BinShrink(image, factors) if max(factors) > 1 else image
+
+
+def mutual_information_setup(level: dict, samples: int, bins: int, seed: int) -> sitk.ImageRegistrationMethod:
+    """Mattes mutual information over jittered random points of the mask; one thread, so that sums have one order."""
+    method = sitk.ImageRegistrationMethod()
+    method.SetNumberOfWorkUnits(1)
+    method.SetMetricAsMattesMutualInformation(bins)
+    method.SetInterpolator(sitk.sitkLinear)
+    method.SetMetricFixedMask(level["mask"])
+    share = min(1.0, samples / max(level["points"], 1))
+    method.SetMetricSamplingStrategy(method.RANDOM)
+    method.SetMetricSamplingPercentage(share, seed)
+    return method
+
+
+def _metric(level: dict, transform: sitk.Transform, samples: int, bins: int, seed: int) -> float:
+    """Mutual information in nats at `transform`; NaN if too few points of the mask meet the moving image."""
+    method = mutual_information_setup(level, samples, bins, seed)
+    method.SetInitialTransform(transform)
+    try:
+        return -method.MetricEvaluate(level["fixed"], level["moving"])
+    except RuntimeError:
+        return math.nan
+
+
+def _optimise(level: dict, start: sitk.Transform, step_mm: float, settings: tuple[int, int, int]):
+    """Climb from `start` with steps of `step_mm` at first; give the transform and the number of steps."""
+    method = mutual_information_setup(level, *settings)
+    transform = sitk.Euler3DTransform(start)
+    method.SetInitialTransform(transform, inPlace=True)
+    method.SetOptimizerAsPowell(numberOfIterations=10, maximumLineIterations=30, stepLength=step_mm,
+                                stepTolerance=step_mm / 20, valueTolerance=1e-5)
+    method.SetOptimizerScales([LEVER_MM] * 3 + [1.0] * 3)
+    try:
+        method.Execute(level["fixed"], level["moving"])
+    except RuntimeError:
+        return start, 0
+    return transform, method.GetOptimizerIteration()
+
+
+def pyramid_level(fixed: sitk.Image, moving: sitk.Image, mask: sitk.Image, spacing_mm: float) -> dict:
+    """Images, mask and mask points (mm) at one resolution."""
+    small = reduce_to(sitk.Cast(mask, sitk.sitkFloat32), spacing_mm) >= 0.5
+    indices = np.argwhere(sitk.GetArrayViewFromImage(small) > 0)[:, ::-1]
+    matrix = np.array(small.GetDirection()).reshape(3, 3) * small.GetSpacing()
+    return {"fixed": reduce_to(fixed, spacing_mm), "moving": reduce_to(moving, spacing_mm), "mask": small,
+            "points": len(indices), "positions": indices @ matrix.T + small.GetOrigin()}
+
+
+def apply_points(transform: sitk.Transform, points: np.ndarray) -> np.ndarray:
+    """Map points (n, 3) in mm by an Euler or affine transform, all at once."""
+    origin = np.array(transform.TransformPoint((0.0, 0.0, 0.0)))
+    matrix = np.array([transform.TransformPoint(tuple(row)) for row in np.eye(3)]).T - origin[:, None]
+    return np.asarray(points) @ matrix.T + origin
+
+
+def _overlap(level: dict, transform: sitk.Transform) -> float:
+    """Share of the mask's points that fall inside the moving image."""
+    moving = level["moving"]
+    matrix = np.array(moving.GetDirection()).reshape(3, 3) * moving.GetSpacing()
+    voxels = np.linalg.solve(matrix, (apply_points(transform, level["positions"]) - moving.GetOrigin()).T).T
+    return float(np.mean(np.all((voxels >= -0.5) & (voxels <= np.array(moving.GetSize()) - 0.5), axis=1)))
+
+
+def _foreground_centre(image: sitk.Image) -> np.ndarray:
+    """Centre of gravity (mm) of the voxels above Otsu's threshold."""
+    shape = sitk.LabelShapeStatisticsImageFilter()
+    shape.Execute(sitk.OtsuThreshold(image, 0, 1))
+    return np.array(shape.GetCentroid(1) if shape.HasLabel(1) else image.TransformContinuousIndexToPhysicalPoint(
+        [(n - 1) / 2 for n in image.GetSize()]))
+
+
+def _starts(level: dict, centre: np.ndarray) -> list[sitk.Euler3DTransform]:
+    """Header alignment and centre-of-gravity alignment, each unrotated and turned about one axis."""
+    shift = _foreground_centre(level["moving"]) - _foreground_centre(level["fixed"])
+    turns = [np.zeros(3)] + [sign * row for row in np.eye(3) for sign in (-1, 1)]
+    return [sitk.Euler3DTransform(tuple(centre), *(math.radians(COARSE_ANGLE_DEG) * turn).tolist(), tuple(move))
+            for move in (np.zeros(3), shift) for turn in turns]
+
+
+def _coarse(level: dict, centre: np.ndarray, step_mm: float, settings: tuple[int, int, int]):
+    """Best of three climbs from the best three starts; score is mutual information times overlap."""
+    def score(transform):
+        value = _metric(level, transform, *settings)
+        return -math.inf if math.isnan(value) else value * _overlap(level, transform)
+
+    starts = sorted(_starts(level, centre), key=score, reverse=True)[:3]
+    ends = [_optimise(level, start, step_mm, settings) for start in starts]
+    best = max(ends, key=lambda end: score(end[0]))
+    return best[0], sum(end[1] for end in ends)
+
+
+def _flags(start: float, end: float, motion_mm: float, motion_deg: float, overlap: float) -> list[str]:
+    flags = []
+    if not end > 0:
+        flags.append("no mutual information at the result")
+    elif end < start:
+        flags.append(f"mutual information fell from {start:.3f} to {end:.3f}")
+    if motion_mm > IMPLAUSIBLE_MM:
+        flags.append(f"motion of {motion_mm:.1f} mm is more than {IMPLAUSIBLE_MM:g} mm")
+    if motion_deg > IMPLAUSIBLE_DEG:
+        flags.append(f"rotation of {motion_deg:.1f} degrees is more than {IMPLAUSIBLE_DEG:g} degrees")
+    if overlap < 0.9:
+        flags.append(f"only {overlap:.0%} of the brain lies inside the moving image")
+    return flags
+
+
+def register_rigid(fixed, moving, mask=None, *, initial=None, levels_mm=LEVELS_MM, samples=20000, bins=32, seed=0):
+    """Find the rigid motion that maximises Mattes mutual information, from coarse to fine.
+
+    Starts from the better of header alignment and centre-of-gravity alignment over a small grid of rotations.
+
+    Parameters
+    ----------
+    fixed, moving : path or SimpleITK.Image
+        Three-dimensional images; their headers place them in the scanner's space (mm, LPS).
+    mask : path or SimpleITK.Image, optional
+        Non-zero where the fixed image counts, on its grid. Default: above Otsu's threshold, holes filled.
+    initial : SimpleITK.Transform, optional
+        Rigid transform to go on from; the search for a start is then left out.
+    levels_mm : sequence of float, default (6, 3, 1.5)
+        Working voxel size per level. Slices thicker than that are kept as they are.
+    samples, bins, seed : int
+        Points per level, drawn at random inside the mask; histogram bins; seed of the draw.
+
+    Returns
+    -------
+    Registration
+
+    Raises
+    ------
+    StudyError
+        Unreadable image, mask empty or on another grid, images that do not overlap under any start.
+
+    References
+    ----------
+    Mattes et al. 2003, IEEE Trans Med Imaging 22(1):120-128.
+    """
+    began = time.perf_counter()
+    fixed, moving = as_image(fixed), as_image(moving)
+    mask = _head(fixed) if mask is None else checked_mask(mask, fixed)
+    fixed, mask = crop_to(fixed, mask, 8.0), crop_to(mask, mask, 8.0)
+    settings, steps = (samples, bins, seed), 0
+    transform = initial
+    for spacing in levels_mm:
+        level = pyramid_level(fixed, moving, mask, spacing)
+        if transform is None:
+            centre = level["positions"].mean(axis=0)
+            transform, taken = _coarse(level, centre, spacing / 2, settings)
+        else:
+            transform, taken = _optimise(level, transform, spacing / 4, settings)
+        steps += taken
+    return _outcome(level, transform, settings, steps, began)
+
+
+def _outcome(level: dict, transform: sitk.Euler3DTransform, settings, steps: int, began: float) -> Registration:
+    """Diagnostics of `transform` at the finest level."""
+    start = _metric(level, sitk.Euler3DTransform(), *settings)
+    end = _metric(level, transform, *settings)
+    overlap = _overlap(level, transform)
+    if math.isnan(end) or overlap == 0:
+        raise StudyError("images do not overlap: no part of the brain meets the moving image under any start")
+    moved = apply_points(transform, level["positions"]) - level["positions"]
+    motion = float(np.linalg.norm(moved, axis=1).mean())
+    trace = np.trace(np.array(transform.GetMatrix()).reshape(3, 3))
+    angle = math.degrees(math.acos(min(1.0, max(-1.0, (trace - 1) / 2))))
+    return Registration(transform, start, end, steps, motion, angle, overlap, time.perf_counter() - began,
+                        _flags(start, end, motion, angle, overlap))
+
+
+def _head(image: sitk.Image) -> sitk.Image:
+    """Voxels above Otsu's threshold, holes filled."""
+    return sitk.BinaryFillhole(sitk.OtsuThreshold(image, 0, 1))
+
+
+def checked_mask(mask, image: sitk.Image, allow_empty: bool = False) -> sitk.Image:
+    """Give `mask` as 0/1 on the grid of `image`.
+
+    Raises
+    ------
+    StudyError
+        Another grid (size or position), or nothing inside unless that is allowed.
+    """
+    mask = sitk.Cast(as_image(mask) > 0, sitk.sitkUInt8)
+    same = mask.GetSize() == image.GetSize() and all(
+        np.allclose(a, b, atol=1e-2) for a, b in ((mask.GetOrigin(), image.GetOrigin()),
+                                                  (mask.GetSpacing(), image.GetSpacing()),
+                                                  (mask.GetDirection(), image.GetDirection())))
+    if not same:
+        raise StudyError(f"mask: is on another grid (size {mask.GetSize()}) than its image (size {image.GetSize()})")
+    if not allow_empty and not sitk.GetArrayViewFromImage(mask).any():
+        raise StudyError("mask: is empty (must hold at least one voxel)")
+    mask.CopyInformation(image)
+    return mask

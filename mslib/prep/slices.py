@@ -1,0 +1,233 @@
+"""Brain slices for the nets: choice of slices, in-plane resampling, and the way back to a volume.
+
+Conventions: stacks are (slice, row, column[, sequence]); slices run inferior to superior, row 0 is anterior,
+column 0 is the patient's right (radiological display).
+"""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from scipy import ndimage
+
+from mslib.study import StudyError, atomic_path
+
+KEYS = ("images", "brain", "lesion", "z_mm", "affine")
+
+
+def select_slices(mask: np.ndarray, n: int) -> np.ndarray:
+    """Choose the contiguous window of `n` axial slices that holds most brain.
+
+    Parameters
+    ----------
+    mask : ndarray of bool, shape (X, Y, Z)
+        The brain; the last axis runs inferior to superior.
+    n : int
+        Slices wanted. Where fewer hold brain, all from the first to the last that do are taken. Of windows
+        with equal content the lowest is taken.
+
+    Returns
+    -------
+    ndarray of int, shape (<= n,)
+        Indices along the last axis, ascending.
+
+    Raises
+    ------
+    StudyError
+        No brain in the mask.
+    """
+    content = np.asarray(mask, dtype=bool).sum(axis=(0, 1))
+    present = np.flatnonzero(content)
+    if present.size == 0:
+        raise StudyError("mask: is empty (must hold at least one voxel)")
+    first, last = int(present[0]), int(present[-1])
+    if last - first + 1 <= n:
+        return np.arange(first, last + 1)
+    total = np.concatenate([[0], np.cumsum(content)])
+    start = int(np.argmax(total[n:] - total[:-n]))
+    return np.arange(start, start + n)
+
+
+def averaging_weights(n_in: int, size_in: float, n_out: int, size_out: float, offset: float) -> np.ndarray:
+    """Weights that average the linearly interpolated input over each output pixel.
+
+    Exact integrals, so that nothing aliases when pixels grow and nothing is blocky when they shrink. Input beyond
+    the ends counts as 0.
+
+    Parameters
+    ----------
+    n_in, n_out : int
+        Pixels along the axis.
+    size_in, size_out : float
+        Pixel edges in mm.
+    offset : float
+        Centre of output pixel 0 minus centre of input pixel 0, in mm along the input's axis.
+
+    Returns
+    -------
+    ndarray of float64, shape (n_out, n_in)
+    """
+    def area_of_hat(t):
+        t = np.clip(t, -1, 1)
+        return t - np.sign(t) * t * t / 2
+
+    centre = (offset + size_out * np.arange(n_out))[:, None] / size_in - np.arange(n_in)[None]
+    half = size_out / size_in / 2
+    return (area_of_hat(centre + half) - area_of_hat(centre - half)) / (2 * half)
+
+
+def slice_stack(volumes, brain, affine, lesion=None, *, n_slices=135, image_size=(128, 112), pixel_mm=1.5) -> dict:
+    """Cut preprocessed volumes into the stack of axial slices that the nets see.
+
+    The field of view is centred, in plane, on the bounding box of the brain. Pixels are averages of the volume over
+    their area (`averaging_weights`); across slices nothing is interpolated. A mask's pixel is set where at least
+    half of its area is.
+
+    Parameters
+    ----------
+    volumes : sequence of ndarray, each (X, Y, Z)
+        One per sequence, in [0, 1], axes right, anterior, superior.
+    brain, lesion : ndarray of bool, shape (X, Y, Z)
+        `lesion` may be None: no pixel is set.
+    affine : ndarray of shape (4, 4)
+        Voxel indices to mm (RAS).
+    n_slices : int, default 135
+    image_size : (int, int), default (128, 112)
+        Rows and columns.
+    pixel_mm : float, default 1.5
+
+    Returns
+    -------
+    dict
+        images float16 (n, H, W, M), brain bool (n, H, W), lesion bool (n, H, W), z_mm float32 (n,): height of the
+        slices' centre in mm (RAS), affine float64 (4, 4): (column, row, slice) to mm (RAS).
+
+    Raises
+    ------
+    StudyError
+        Empty brain, axes in another order.
+    """
+    brain, affine = np.asarray(brain, dtype=bool), np.asarray(affine, dtype=float)
+    if (codes := "".join(nib.aff2axcodes(affine))) != "RAS":
+        raise StudyError(f"volumes: axes must run right, anterior, superior (RAS; got {codes})")
+    chosen = select_slices(brain, n_slices)
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    size = image_size[::-1]
+    weights, first = [], []
+    for axis, n_out in enumerate(size):
+        present = np.flatnonzero(brain.any(axis=(1 - axis, 2)))
+        last_centre = (present[0] + present[-1]) / 2 * spacing[axis] + (n_out - 1) / 2 * pixel_mm
+        first.append(last_centre / spacing[axis])
+        low = last_centre - (n_out - 1) * pixel_mm
+        # From right to left and from anterior to posterior: against the axes of the volume.
+        weights.append(averaging_weights(brain.shape[axis], spacing[axis], n_out, pixel_mm, low)[::-1])
+    columns, rows = weights
+
+    def cut(volume):
+        part = np.moveaxis(np.asarray(volume, np.float32)[:, :, chosen], 2, 0)
+        return rows.astype(np.float32) @ (np.swapaxes(part, 1, 2) @ columns.T.astype(np.float32))
+
+    grid = np.eye(4)
+    grid[:3, :3] = affine[:3, :3] / spacing * [-pixel_mm, -pixel_mm, spacing[2]]
+    grid[:3, 3] = (affine @ [*first, chosen[0], 1])[:3]
+    centre = grid @ np.stack([np.full(len(chosen), (size[0] - 1) / 2), np.full(len(chosen), (size[1] - 1) / 2),
+                              np.arange(len(chosen)), np.ones(len(chosen))])
+    return {"images": np.stack([cut(v) for v in volumes], axis=-1).astype(np.float16),
+            "brain": cut(brain) >= 0.5 - 1e-6,
+            "lesion": np.zeros((len(chosen), *image_size), bool) if lesion is None else cut(lesion) >= 0.5 - 1e-6,
+            "z_mm": centre[2].astype(np.float32), "affine": grid}
+
+
+def save_stack(path: str | Path, stack: dict) -> Path:
+    """Write a stack as uncompressed ``.npz`` (fast to read; the same bytes for the same stack)."""
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **{key: stack[key] for key in KEYS})
+    return Path(path)
+
+
+def load_stack(path: str | Path) -> dict:
+    """Read a stack written by `save_stack`.
+
+    Returns
+    -------
+    dict
+        As from `slice_stack`.
+
+    Raises
+    ------
+    StudyError
+        File absent, truncated, or without one of the arrays.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {key: archive[key] for key in KEYS}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise StudyError(f"{path}: is not a readable slice stack ({' '.join(str(error).split())})") from error
+
+
+def plane_to_volume(maps: np.ndarray, stack: dict, reference) -> nib.Nifti1Image:
+    """Put one map per slice back into a volume.
+
+    Parameters
+    ----------
+    maps : ndarray of shape (n, H, W)
+        On the stack's pixels, in its order.
+    stack : dict
+        Needs ``affine``.
+    reference : path or nibabel image
+        Its grid is the volume's, for instance the preprocessed T1w image.
+
+    Returns
+    -------
+    nibabel.Nifti1Image
+        float32, linear between pixels, 0 outside the stack's field of view and slices.
+
+    Raises
+    ------
+    StudyError
+        Maps that are not three-dimensional, reference unreadable.
+    """
+    maps = np.asarray(maps, np.float32)
+    if maps.ndim != 3:
+        raise StudyError(f"maps: must be (slice, row, column) (got {maps.ndim} dimensions)")
+    try:
+        reference = nib.load(reference) if isinstance(reference, str | Path) else reference
+    except (OSError, nib.filebasedimages.ImageFileError) as error:
+        raise StudyError(f"{reference}: is not a readable image") from error
+    to_map = np.linalg.inv(stack["affine"]) @ reference.affine
+    volume = ndimage.affine_transform(maps.transpose(2, 1, 0), to_map[:3, :3], to_map[:3, 3],
+                                      output_shape=reference.shape[:3], order=1, mode="grid-constant", cval=0.0)
+    header = nib.Nifti1Header()
+    header.set_xyzt_units("mm")
+    return nib.Nifti1Image(volume.astype(np.float32), reference.affine, header)
+
+
+def crop_slices(volumes: np.ndarray, brain: np.ndarray, image_size: tuple[int, int] = (128, 112)) -> np.ndarray:
+    """Cut or pad volumes whose voxels already are the pixels into slices of the same convention.
+
+    Parameters
+    ----------
+    volumes : ndarray of shape (X, Y, Z, M)
+        Axes right, anterior, superior; one channel per sequence.
+    brain : ndarray of bool, shape (X, Y, Z)
+        Its bounding box gives the centre (to half a pixel) and the slices.
+    image_size : (int, int), default (128, 112)
+
+    Returns
+    -------
+    ndarray of shape (n, H, W, M)
+        All slices from the first to the last that hold brain.
+    """
+    chosen = select_slices(brain, brain.shape[2])
+    flipped = np.asarray(volumes)[::-1, ::-1, chosen].transpose(2, 1, 0, 3)
+    for axis, size in ((1, image_size[0]), (2, image_size[1])):
+        present = np.flatnonzero(brain[::-1, ::-1].any(axis=(0 if axis == 1 else 1, 2)))
+        start = (present[0] + present[-1] + 1) // 2 - size // 2
+        before, after = max(0, -start), max(0, start + size - flipped.shape[axis])
+        padding = [(0, 0)] * 4
+        padding[axis] = (before, after)
+        flipped = np.pad(flipped, padding).take(np.arange(start + before, start + before + size), axis=axis)
+    return flipped
