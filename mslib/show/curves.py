@@ -25,14 +25,17 @@ def _draw_curve(ax, part, positions: Mapping[str, int], column: str, colour: str
     order = np.argsort(place)
     place, part = place[order], part.iloc[order]
     ax.plot(place, part["value"], "o-", color=colour, ms=3.5)
-    ax.fill_between(place, part["low"].astype(float), part["high"].astype(float), color=colour, alpha=0.18, lw=0)
+    low, high = part["low"].to_numpy(float), part["high"].to_numpy(float)
+    ax.fill_between(place, low, high, color=colour, alpha=0.18, lw=0)
 
 
-def _curves(table, column, steps, panels, rows, hue, hues, labels, chance, row_column, fig_height) -> Figure:
+def _curves(table, column, steps, measures, row_column, hue, hues, labels, chance) -> Figure:
     """Grid of curves with interval bands: one panel column per measure, one row per value of `row_column`."""
+    panels, hues = _present(table, "measure", measures), _present(table, hue, hues)
+    rows = _present(table, row_column, None) if row_column else [None]
     colours = colours_of(hues)
     fig, axes = plt.subplots(len(rows), len(panels), squeeze=False, sharex=True, sharey="col",
-                             figsize=(2.6 * len(panels) + 0.9, fig_height * len(rows) + 1.5))
+                             figsize=(2.6 * len(panels) + 0.9, 2.0 * len(rows) + 1.5))
     positions = {step: i for i, step in enumerate(steps)}
     for i, row in enumerate(rows):
         for j, measure in enumerate(panels):
@@ -43,8 +46,8 @@ def _curves(table, column, steps, panels, rows, hue, hues, labels, chance, row_c
                 _draw_curve(ax, part[part[hue] == name], positions, column, colours[name])
             _draw_chance(ax, part, measure, chance, positions, column)
             ax.grid(axis="y")
-            ax.set_xticks(range(len(steps)), [step.replace("_", " ") for step in steps], rotation=60, ha="right",
-                          rotation_mode="anchor", fontsize=7)
+            ax.set_xticks(range(len(steps)), [step.replace("_", " ") for step in steps], rotation=60,
+                          ha="right", rotation_mode="anchor", fontsize=7)
             if i == 0:
                 ax.set_title((labels or {}).get(measure, measure.replace("_", " ")))
         if row_column is not None:
@@ -104,9 +107,7 @@ def plot_depth_curves(table, layers: Sequence[str], *, measures: Sequence[str] |
     """
     wanted = ["measure", "layer", "value", "low", "high", hue] + ([rows] if rows else [])
     require_columns(table, wanted, "depth curves")
-    fig = _curves(table, "layer", list(layers), _present(table, "measure", measures),
-                  _present(table, rows, None) if rows else [None], hue, _present(table, hue, hues), labels, chance,
-                  rows, 2.0)
+    fig = _curves(table, "layer", list(layers), measures, rows, hue, hues, labels, chance)
     add_caption(fig, caption)
     return fig
 
@@ -141,10 +142,9 @@ def plot_randomisation(table, steps: Sequence[str], *, measures: Sequence[str] |
     Cascading randomisation of Adebayo et al., Sanity checks for saliency maps, 2018. A map that explains the
     weights falls towards 0.
     """
-    require_columns(table, ["measure", "step", "value", "low", "high", hue] + ([rows] if rows else []), "randomisation")
-    fig = _curves(table, "step", list(steps), _present(table, "measure", measures),
-                  _present(table, rows, None) if rows else [None], hue, _present(table, hue, hues), labels, None,
-                  rows, 2.1)
+    wanted = ["measure", "step", "value", "low", "high", hue] + ([rows] if rows else [])
+    require_columns(table, wanted, "randomisation")
+    fig = _curves(table, "step", list(steps), measures, rows, hue, hues, labels, None)
     for ax in fig.axes:
         ax.axhline(0, color="#777777", lw=0.8)
     fig.axes[-1].set_xlabel("randomised from the output down to")
@@ -190,7 +190,8 @@ def plot_groups(points, groups: Sequence[str], *, intervals=None, panel: str | N
     names = _present(points, panel, panels) if panel else [None]
     rng = np.random.default_rng(seed)
     colours = colours_of(groups)
-    fig, axes = plt.subplots(1, len(names), squeeze=False, figsize=(0.75 * len(groups) * len(names) + 1.2, 3.2))
+    size = (0.75 * len(groups) * len(names) + 1.2, 3.2)
+    fig, axes = plt.subplots(1, len(names), squeeze=False, figsize=size)
     for ax, name in zip(axes[0], names):
         part = points if panel is None else points[points[panel] == name]
         for i, group in enumerate(groups):
@@ -249,7 +250,8 @@ def plot_lobes(table, lobes: Sequence[str], groups: Sequence[str], *, xlabel: st
             ax.plot([row.low, row.high], [y, y], color="black", lw=1.1)
     for lobe, share in (reference or {}).items():
         if lobe in lobes:
-            ax.plot([share] * 2, [lobes.index(lobe) - 0.45, lobes.index(lobe) + 0.45], color="black", ls=":", lw=1.2)
+            place = lobes.index(lobe)
+            ax.plot([share] * 2, [place - 0.45, place + 0.45], color="black", ls=":", lw=1.2)
     ax.set_yticks(range(len(lobes)), lobes)
     ax.invert_yaxis()
     ax.set_xlim(left=0)

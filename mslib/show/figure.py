@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
+import io
 import textwrap
 from collections.abc import Callable, Sequence
-from importlib import resources
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -14,10 +14,12 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from PIL import Image
 
 from mslib.study import StudyError, atomic_path
 
 CAM_MAP = "inferno"
+SIGNED_MAP = "RdBu_r"
 LESION = "#35d6f4"
 # Okabe and Ito's palette: told apart with any of the common colour-vision deficiencies.
 COLOURS = {
@@ -27,10 +29,10 @@ COLOURS = {
     "xgradcam": "#8C6D1F", "T1w": "#555555", "T2w": "#0072B2", "FLAIR": "#D55E00",
 }
 NAMES = {
-    "vgg16": "VGG16+GAP", "vgg19": "VGG19+GAP", "gradcam": "Grad-CAM", "gradcam++": "Grad-CAM++",
-    "hirescam": "HiResCAM", "layercam": "LayerCAM", "xgradcam": "XGrad-CAM", "logistic": "logistic regression",
+    "vgg16": "VGG16+GAP", "vgg19": "VGG19+GAP", "logistic": "logistic regression", "gradcam": "Grad-CAM",
+    "gradcam++": "Grad-CAM++", "hirescam": "HiResCAM", "layercam": "LayerCAM", "xgradcam": "XGrad-CAM",
 }
-SPARE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555", "#8C6D1F", "#AA4499")
+SPARE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555", "#8C6D1F")
 
 
 def styled(plot: Callable[..., Figure]) -> Callable[..., Figure]:
@@ -38,7 +40,7 @@ def styled(plot: Callable[..., Figure]) -> Callable[..., Figure]:
 
     @functools.wraps(plot)
     def wrapper(*args, **kwargs):
-        with resources.as_file(resources.files("mslib.show") / "mslib.mplstyle") as style, plt.style.context(style):
+        with plt.style.context("mslib.show.mslib"):
             figure = plot(*args, **kwargs)
         plt.close(figure)
         return figure
@@ -46,7 +48,7 @@ def styled(plot: Callable[..., Figure]) -> Callable[..., Figure]:
     return wrapper
 
 
-def save_figure(fig: Figure, path: str | Path, dpi: int = 130) -> Path:
+def save_figure(fig: Figure, path: str | Path, dpi: int = 130, full_colour_kb: int = 300) -> Path:
     """Save a figure as PNG whose bytes depend on nothing but the figure.
 
     Parameters
@@ -56,6 +58,9 @@ def save_figure(fig: Figure, path: str | Path, dpi: int = 130) -> Path:
         File ending in ``.png``; its folder is made, the writing is atomic.
     dpi : int
         Pixels per inch.
+    full_colour_kb : int
+        A file that would be larger is stored with a palette of 256 colours, half the size (measured on heat
+        maps: mean error 0.5 of 255 levels).
 
     Returns
     -------
@@ -69,17 +74,24 @@ def save_figure(fig: Figure, path: str | Path, dpi: int = 130) -> Path:
     path = Path(path)
     if path.suffix != ".png":
         raise StudyError(f"{path}: figures are saved as '.png' (got '{path.suffix}')")
+    data = io.BytesIO()
+    fig.savefig(data, format="png", dpi=dpi, metadata={"Software": None})
+    picture = Image.open(data).convert("RGB")
+    picture.save(encoded := io.BytesIO(), "PNG", optimize=True)
+    if encoded.tell() > full_colour_kb * 1000:
+        picture = picture.quantize(256, Image.Quantize.MEDIANCUT, kmeans=2, dither=Image.Dither.NONE)
+        picture.save(encoded := io.BytesIO(), "PNG", optimize=True)
     with atomic_path(path) as temporary:
-        fig.savefig(temporary, dpi=dpi, metadata={"Software": None}, pil_kwargs={"optimize": True})
+        temporary.write_bytes(encoded.getvalue())
     return path
 
 
 def colours_of(names: Sequence[str]) -> dict[str, str]:
     """Give each name its fixed colour, or the next spare one where it has none."""
     used = {COLOURS[name] for name in names if name in COLOURS}
-    spare = [colour for colour in SPARE if colour not in used]
+    spare = [colour for colour in SPARE if colour not in used] or list(SPARE)
     unknown = [name for name in names if name not in COLOURS]
-    given = {name: spare[i % len(spare)] if spare else SPARE[i % len(SPARE)] for i, name in enumerate(unknown)}
+    given = {name: spare[i % len(spare)] for i, name in enumerate(unknown)}
     return {name: COLOURS.get(name) or given[name] for name in names}
 
 
@@ -135,7 +147,7 @@ def draw_slice(ax: Axes, image, *, lesion=None, vmax: float = 1.0, sides: bool =
         ax.text(0.02, 0.5, "R", transform=ax.transAxes, va="center", ha="left", **text)
         ax.text(0.98, 0.5, "L", transform=ax.transAxes, va="center", ha="right", **text)
     if z_mm is not None:
-        ax.text(0.03, 0.97, f"z {z_mm:+.0f} mm", transform=ax.transAxes, va="top", color="white", fontsize=6)
+        ax.text(0.03, 0.97, f"z {z_mm:+.0f} mm", transform=ax.transAxes, va="top", **(text | {"fontsize": 6}))
     if pixel_mm:
         bar = 50 / pixel_mm
         ax.plot([width * 0.96 - bar, width * 0.96], [height * 0.965] * 2, color="white", lw=1.5,
@@ -156,14 +168,16 @@ def outline(ax: Axes, mask, colour: str = LESION, width: float = 0.8) -> None:
 def overlay_heat(ax: Axes, heat, top: float) -> None:
     """Lay a non-negative heat map over a slice: colour and opacity grow with heat / top."""
     share = np.clip(slice_array(heat, "heat map") / top, 0, 1)
-    ax.imshow(share, cmap=CAM_MAP, vmin=0, vmax=1, alpha=np.clip(1.8 * share, 0, 0.8), interpolation="nearest")
+    opacity = np.clip(1.8 * share, 0, 0.8)
+    ax.imshow(share, cmap=CAM_MAP, vmin=0, vmax=1, alpha=opacity, interpolation="nearest")
 
 
-def heat_bar(fig: Figure, axes, label: str) -> None:
-    """Add the colour bar of a normalised heat map."""
-    bar = fig.colorbar(ScalarMappable(Normalize(0, 1), CAM_MAP), ax=axes, fraction=0.025, pad=0.01, aspect=35)
+def heat_bar(fig: Figure, axes, label: str, signed: bool = False) -> None:
+    """Add the colour bar of a normalised heat map, sequential or signed."""
+    scale = ScalarMappable(Normalize(-1 if signed else 0, 1), SIGNED_MAP if signed else CAM_MAP)
+    bar = fig.colorbar(scale, ax=axes, fraction=0.025, pad=0.01, aspect=35)
     bar.set_label(label, fontsize=8)
-    bar.set_ticks([0, 0.5, 1])
+    bar.set_ticks([-1, 0, 1] if signed else [0, 0.5, 1])
     bar.outline.set_visible(False)
 
 

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from .figure import add_caption, draw_slice, heat_bar, label_of, outline, overlay_heat, styled
 
 BLANK_BELOW = 1e-12
+LABEL_WIDTH = 0.95  # of a slice
 PUBLISHED_FIGURE_3 = {"vgg16": ("block5_conv3", "block5_conv2", "block5_conv1"),
                       "vgg19": ("block5_pool", "block5_conv4", "block5_conv3")}
 PUBLISHED_FIGURE_4 = {"vgg19": ("block5_conv2", "block5_conv1", "block4_conv4")}
@@ -24,9 +25,16 @@ def _check(slices: np.ndarray, blocks: Blocks) -> None:
     for net, maps in blocks.items():
         for layer, heat in maps.items():
             if np.shape(heat) != slices.shape:
-                raise ValueError(f"{net} {layer}: maps must be {slices.shape} like the slices (got {np.shape(heat)})")
+                raise ValueError(f"{net} {layer}: maps must have the slices' shape {slices.shape} "
+                                 f"(got {np.shape(heat)})")
             if not np.isfinite(heat).all():
                 raise ValueError(f"{net} {layer}: maps hold values that are not finite")
+
+
+def _row_label(ax, text: str, **style) -> None:
+    """Write into the empty column left of the row; the layout must not make room for it a second time."""
+    ax.text(-0.06, 0.5, text, transform=ax.transAxes, ha="right", va="center", linespacing=1.5,
+            in_layout=False, **style)
 
 
 def _draw_row(axes, slices, heat, lesions, label: str) -> None:
@@ -38,11 +46,10 @@ def _draw_row(axes, slices, heat, lesions, label: str) -> None:
             overlay_heat(ax, one, top)
         else:
             ax.text(0.5, 0.5, "blank", transform=ax.transAxes, ha="center", va="center", color="white",
-                    fontsize=9, fontweight="bold", bbox={"facecolor": "#aa0000", "edgecolor": "none", "pad": 2})
+                    fontweight="bold", bbox={"facecolor": "#aa0000", "edgecolor": "none", "pad": 2})
         if lesion is not None:
             outline(ax, lesion, width=0.6)
-    axes[0].text(-0.05, 0.5, f"{label}\nmax {top:.2g}", transform=axes[0].transAxes, ha="right", va="center",
-                 fontsize=7.5, linespacing=1.5)
+    _row_label(axes[0], f"{label}\nmax {top:.2g}", fontsize=7.5)
 
 
 def _frame(slices, blocks: Blocks, rows: int, slice_names, lesions, pixel_mm, size: float):
@@ -50,8 +57,8 @@ def _frame(slices, blocks: Blocks, rows: int, slice_names, lesions, pixel_mm, si
     count, height, width = slices.shape
     fig, axes = plt.subplots(
         rows + 1, (count + 1) * len(blocks), squeeze=False,
-        width_ratios=([0.85] + [1] * count) * len(blocks),
-        figsize=(size * (count + 0.85) * len(blocks) + 0.6, size * (rows + 1) * height / width + 0.7))
+        width_ratios=([LABEL_WIDTH] + [1] * count) * len(blocks),
+        figsize=(size * (count + LABEL_WIDTH) * len(blocks) + 0.6, size * (rows + 1) * height / width + 0.6))
     fig.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.01, hspace=0.01)
     for ax in axes.ravel():
         ax.set_axis_off()
@@ -62,8 +69,7 @@ def _frame(slices, blocks: Blocks, rows: int, slice_names, lesions, pixel_mm, si
             draw_slice(ax, slices[index], lesion=lesions[index], sides=index == 0,
                        pixel_mm=pixel_mm if index == count - 1 else None)
             ax.set_title(slice_names[index], fontsize=8, fontweight="normal")
-        axes[0, first].text(-0.05, 0.5, f"{label_of(net)}\n\nFLAIR", transform=axes[0, first].transAxes,
-                            ha="right", va="center", fontsize=8.5, fontweight="bold")
+        _row_label(axes[0, first], f"{label_of(net)}\n\nFLAIR", fontsize=8.5, fontweight="bold")
     return fig, axes
 
 
@@ -76,7 +82,8 @@ def _plot(slices, blocks, rows_of, rows, slice_names, lesions, pixel_mm, size, t
     for block, maps in enumerate(blocks.values()):
         first = block * (len(slices) + 1) + 1
         for row, layer, label in rows_of(maps):
-            _draw_row(axes[row + 1, first:first + len(slices)], slices, np.asarray(maps[layer]), lesions, label)
+            places = axes[row + 1, first:first + len(slices)]
+            _draw_row(places, slices, np.asarray(maps[layer]), lesions, label)
     heat_bar(fig, list(axes.ravel()), "Grad-CAM, share of the row's maximum")
     if title:
         fig.suptitle(title, fontsize=10, fontweight="bold", x=0.01, ha="left")

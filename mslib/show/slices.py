@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from skimage.feature import canny
 
-from .figure import add_caption, draw_slice, heat_bar, outline, overlay_heat, slice_array, styled
+from .figure import SIGNED_MAP, add_caption, draw_slice, heat_bar, outline, overlay_heat, slice_array, styled
 
 
 @styled
@@ -51,7 +51,8 @@ def plot_examples(slices, sequences: Sequence[str], groups: Sequence[str], *, le
     rows, columns, height, width = slices.shape
     if lesions is not None:
         lesions = np.broadcast_to(np.asarray(lesions), slices.shape)
-    fig, axes = plt.subplots(rows, columns, squeeze=False, figsize=(1.9 * columns + 0.4, 1.9 * rows * height / width + 0.5))
+    size = (1.9 * columns + 0.4, 1.9 * rows * height / width + 0.5)
+    fig, axes = plt.subplots(rows, columns, squeeze=False, figsize=size)
     for i in range(rows):
         for j in range(columns):
             ax = axes[i, j]
@@ -145,7 +146,7 @@ def plot_headline(flair, maps: Mapping[str, np.ndarray], *, lesion=None,
     flair = slice_array(flair, "FLAIR slice")
     count = 1 + len(maps) + len(extra)
     height = 1.75 * flair.shape[0] / flair.shape[1]
-    fig, axes = plt.subplots(1, count, squeeze=False, figsize=(1.75 * count + 0.5, height + 0.75))
+    fig, axes = plt.subplots(1, count, squeeze=False, figsize=(1.75 * count + 0.5, height + 0.62))
     axes = axes[0]
     draw_slice(axes[0], flair, lesion=lesion, sides=True, pixel_mm=pixel_mm)
     axes[0].set_title("FLAIR" if lesion is None else "FLAIR, lesions outlined")
@@ -158,13 +159,15 @@ def plot_headline(flair, maps: Mapping[str, np.ndarray], *, lesion=None,
             ax.text(0.5, 0.5, "blank", transform=ax.transAxes, ha="center", color="white", fontweight="bold")
         elif kind == "diverging":
             share = slice_array(heat, name) / top
-            ax.imshow(share, cmap="RdBu_r", vmin=-1, vmax=1, alpha=np.clip(2 * np.abs(share), 0, 0.85))
+            ax.imshow(share, cmap=SIGNED_MAP, vmin=-1, vmax=1, alpha=np.clip(2 * np.abs(share), 0, 0.85))
         elif kind == "sequential":
             overlay_heat(ax, heat, top)
         else:
             raise ValueError(f"kind of panel '{name}': must be 'sequential' or 'diverging' (got '{kind}')")
         if lesion is not None:
             outline(ax, lesion, width=0.6)
+    if any(kind == "diverging" for _, _, kind in panels):
+        heat_bar(fig, list(axes), "signed: share of the largest", signed=True)
     heat_bar(fig, list(axes), "share of the panel's maximum")
     if title:
         fig.suptitle(title, fontsize=10, fontweight="bold", x=0.01, ha="left")

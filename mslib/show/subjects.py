@@ -15,8 +15,9 @@ Reference = Mapping[str, Mapping[str, tuple[float, float, float]]]
 
 
 @styled
-def plot_cohort(table, groups: Sequence[str], measures: Mapping[str, str], *, reference: Reference | None = None,
-                log: Sequence[str] = ("lesion_load_ml",), seed: int = 0, caption: str = "") -> Figure:
+def plot_cohort(table, groups: Sequence[str], measures: Mapping[str, str], *,
+                reference: Reference | None = None, log: Sequence[str] = ("lesion_load_ml",), seed: int = 0,
+                caption: str = "") -> Figure:
     """The cohort by group, one dot per subject, beside the statistics of real patients.
 
     Parameters
@@ -46,12 +47,13 @@ def plot_cohort(table, groups: Sequence[str], measures: Mapping[str, str], *, re
     require_columns(table, ["group", *measures], "cohort")
     rng = np.random.default_rng(seed)
     colours = colours_of(groups)
-    fig, axes = plt.subplots(1, len(measures), squeeze=False, figsize=(0.8 * len(groups) * len(measures) + 0.6, 3.3))
+    size = (0.8 * len(groups) * len(measures) + 0.6, 3.3)
+    fig, axes = plt.subplots(1, len(measures), squeeze=False, figsize=size)
     for ax, (measure, label) in zip(axes[0], measures.items()):
         for i, group in enumerate(groups):
             values = table.loc[table["group"] == group, measure].dropna().to_numpy(float)
-            ax.plot(i - 0.12 + rng.uniform(-0.14, 0.14, len(values)), values, "o", ms=3.5, alpha=0.6, mec="none",
-                    color=colours[group])
+            ax.plot(i - 0.12 + rng.uniform(-0.14, 0.14, len(values)), values, "o", ms=3.5, alpha=0.6,
+                    mec="none", color=colours[group])
             if len(values):
                 ax.plot([i - 0.32, i + 0.08], [np.median(values)] * 2, color=colours[group], lw=2)
             if reference and group in reference.get(measure, {}):
@@ -63,13 +65,14 @@ def plot_cohort(table, groups: Sequence[str], measures: Mapping[str, str], *, re
         ax.set_xlim(-0.55, len(groups) - 0.45)
         if measure in log:
             ax.set_yscale("symlog", linthresh=0.1)
-            ax.set_ylim(bottom=-0.02)
+            ax.set_ylim(-0.02, 1.6 * max(1.0, table[measure].max()))
         ax.set_title(label)
         ax.grid(axis="y")
     keys = [Line2D([], [], marker="o", ls="", color="#666666", label="one subject"),
             Line2D([], [], color="#666666", lw=2, label="median")]
     if reference:
-        keys.append(Line2D([], [], color="black", marker="D", ms=4, lw=1.2, label="real patients: median, range"))
+        keys.append(Line2D([], [], color="black", marker="D", ms=4, lw=1.2,
+                           label="real patients: median, range"))
     fig.legend(handles=keys, loc="outside upper center", ncols=len(keys))
     add_caption(fig, caption)
     return fig
@@ -105,7 +108,8 @@ def plot_registration_errors(table, *, targets: Mapping[str, float] | None = Non
     sequences = list(dict.fromkeys(table["sequence"]))
     colours = colours_of(sequences)
     rng = np.random.default_rng(seed)
-    fig, axes = plt.subplots(1, len(sequences), squeeze=False, sharey=True, figsize=(2.7 * len(sequences) + 0.8, 3.3))
+    fig, axes = plt.subplots(1, len(sequences), squeeze=False, sharey=True,
+                             figsize=(2.7 * len(sequences) + 0.8, 3.3))
     for ax, sequence in zip(axes[0], sequences):
         part = table[table["sequence"] == sequence]
         pairs = part[["before", "after"]].to_numpy(float)

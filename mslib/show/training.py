@@ -48,7 +48,8 @@ def plot_confusions(matrices, classes: Sequence[str], titles: Sequence[str], *,
     """
     matrices = np.asarray(matrices)
     if matrices.shape != (len(titles), len(classes), len(classes)):
-        raise ValueError(f"matrices: must be ({len(titles)}, {len(classes)}, {len(classes)}) (got {matrices.shape})")
+        raise ValueError(f"matrices: must be ({len(titles)}, {len(classes)}, {len(classes)}) "
+                         f"(got {matrices.shape})")
     columns = n_columns or len(matrices)
     rows = -(-len(matrices) // columns)
     fig, axes = plt.subplots(rows, columns, squeeze=False, figsize=(3.1 * columns + 0.4, 3.2 * rows + 0.3))
@@ -62,7 +63,8 @@ def plot_confusions(matrices, classes: Sequence[str], titles: Sequence[str], *,
         if sizes is not None:
             lines.append(f"n = {sizes[i]}")
         ax.set_title(lines[0], loc="left", pad=6 + 11 * (len(lines) - 1), fontsize=10)
-        ax.text(0, 1.02, "\n".join(lines[1:]), transform=ax.transAxes, fontsize=8, va="bottom", linespacing=1.3)
+        ax.text(0, 1.02, "\n".join(lines[1:]), transform=ax.transAxes, fontsize=8, va="bottom",
+                linespacing=1.3)
         if i % columns == 0:
             ax.set_ylabel("true class")
         ax.set_xlabel("predicted class")
@@ -74,8 +76,9 @@ def _draw_confusion(ax, counts, classes) -> None:
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for (row, column), share in np.ndenumerate(shares):
-        ax.text(column, row, f"{counts[row, column]:,}\n{share:.0%}", ha="center", va="center", linespacing=1.3,
-                color="white" if share > 0.55 else "black", fontweight="bold" if row == column else "normal")
+        ax.text(column, row, f"{counts[row, column]:,}\n{share:.0%}", ha="center", va="center",
+                linespacing=1.3, color="white" if share > 0.55 else "black",
+                fontweight="bold" if row == column else "normal")
     ax.set_xticks(range(len(classes)), classes)
     ax.set_yticks(range(len(classes)), classes, rotation=90, va="center")
     ax.tick_params(length=0)
@@ -107,8 +110,8 @@ def plot_learning_curves(history, *, protocols: Sequence[str] | None = None, cha
     ValueError
         A column is missing.
     """
-    require_columns(history, ["backbone", "protocol", "epoch", "loss", "val_loss", "accuracy", "val_accuracy"],
-                    "history")
+    wanted = ["backbone", "protocol", "epoch", "loss", "val_loss", "accuracy", "val_accuracy"]
+    require_columns(history, wanted, "history")
     protocols = list(protocols) if protocols else list(dict.fromkeys(history["protocol"]))
     nets = list(dict.fromkeys(history["backbone"]))
     colours = colours_of(nets)
@@ -117,7 +120,8 @@ def plot_learning_curves(history, *, protocols: Sequence[str] | None = None, cha
     for column, protocol in enumerate(protocols):
         axes[0, column].set_title(protocol.replace("_", " "))
         for net in nets:
-            part = history[(history["protocol"] == protocol) & (history["backbone"] == net)].sort_values("epoch")
+            part = history[(history["protocol"] == protocol) & (history["backbone"] == net)]
+            part = part.sort_values("epoch")
             for ax, measure in zip(axes[:, column], ("loss", "accuracy")):
                 ax.plot(part["epoch"], part[measure], color=colours[net], ls="--", lw=1.2)
                 ax.plot(part["epoch"], part[f"val_{measure}"], color=colours[net])
@@ -143,9 +147,10 @@ def plot_learning_curves(history, *, protocols: Sequence[str] | None = None, cha
 
 
 @styled
-def plot_accuracies(table, *, protocols: Sequence[str] | None = None, levels: Sequence[str] = ("slice", "subject"),
-                    chance: float | None = None, published: Mapping[str, float] | None = None,
-                    published_level: str = "slice", measure: str = "accuracy", caption: str = "") -> Figure:
+def plot_accuracies(table, *, protocols: Sequence[str] | None = None,
+                    levels: Sequence[str] = ("slice", "subject"), chance: float | None = None,
+                    published: Mapping[str, float] | None = None, published_level: str = "slice",
+                    measure: str = "accuracy", caption: str = "") -> Figure:
     """Accuracy with its interval for every protocol, control and baseline.
 
     Parameters
@@ -214,4 +219,5 @@ def _interval_dot(ax, row, y: float, colour: str) -> None:
     ax.plot([row.low, row.high], [y, y], color=colour, lw=1.6, solid_capstyle="butt")
     ax.plot(row.value, y, "o", color=colour, ms=4.5)
     size = f"  n={row.n:,}" if hasattr(row, "n") else ""
-    ax.text(max(row.high, row.value) + 0.015, y, f"{row.value:.2f}{size}", fontsize=6, va="center", color="#444444")
+    ax.text(max(row.high, row.value) + 0.015, y, f"{row.value:.2f}{size}", fontsize=6, va="center",
+            color="#444444", bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.4, "alpha": 0.85})
