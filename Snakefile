@@ -1,0 +1,154 @@
+# The study, from raw images to results/. `snakemake` runs the default (simulated) study,
+# `snakemake --config study=smoke` the one of config/smoke.yaml. Outputs: runs/<study>/, light part in results/<study>/.
+import fcntl
+import json
+import sys
+from pathlib import Path
+
+from mslib.study import StudyError, load_config
+from mslib.study.provenance import code_digest
+
+NAME = str(config.get("study", "simulated"))
+CONFIG = f"config/{NAME}.yaml"
+try:
+    STUDY = load_config(CONFIG)
+except StudyError as error:
+    print(error, file=sys.stderr)
+    raise SystemExit(1)
+
+RUN = str(config.get("run_dir", f"runs/{STUDY.study}"))
+RESULTS = str(config.get("results", f"results/{STUDY.study}"))
+SOURCE = STUDY.cohort.source
+TRAINS = SOURCE != "open_ms"
+BACKBONES = STUDY.model.backbones
+NETS_FROM = RUN if TRAINS else f"runs/{STUDY.explain.transfer_from}"
+MSLIB = f"{sys.executable} -m mslib"
+PAPERMILL = f"{sys.executable} -m papermill --no-log-output --cwd notebooks"
+ROOT = Path(workflow.basedir)
+
+if workflow.is_main_process:
+    Path(RUN).mkdir(parents=True, exist_ok=True)
+    LOCK = open(f"{RUN}/.lock", "w")
+    try:
+        fcntl.flock(LOCK, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print(f"{RUN}: another snakemake is running this study; wait for it or stop it", file=sys.stderr)
+        raise SystemExit(1)
+
+
+def simulated_ids():
+    from mslib.jobs.cohort import participants
+    return [person.id for person in participants(STUDY)]
+
+
+def subject_ids(wildcards):
+    listing = checkpoints.check.get().output[0]
+    return [person["id"] for person in json.loads(Path(listing).read_text())["subjects"]]
+
+
+def stacks(wildcards):
+    return expand(f"{RUN}/derivatives/mslib/sub-{{id}}/anat/sub-{{id}}_desc-qc.json", id=subject_ids(wildcards))
+
+
+def raw_cohort(wildcards):
+    if SOURCE != "simulated":
+        return [f"{RUN}/started.txt"]
+    return expand(f"{RUN}/bids/derivatives/truth/sub-{{id}}/anat/sub-{{id}}_truth.json", id=simulated_ids())
+
+
+def code(*steps):
+    return code_digest(*steps)
+
+
+def notebook(name, **extra):
+    """Command that executes a notebook into the run folder."""
+    target = extra.pop("target", name)
+    parameters = {"config": str(ROOT / CONFIG), "run_dir": str(Path(RUN).absolute())} | extra
+    chosen = " ".join(f"-r {key} {value}" for key, value in parameters.items())
+    return f"{PAPERMILL} notebooks/{name}.ipynb {RUN}/notebooks/{target}.ipynb {chosen}"
+
+
+localrules: all
+
+rule all:
+    input: f"{RESULTS}/provenance.json"
+
+rule start:
+    output: touch(f"{RUN}/started.txt")
+    params: settings=STUDY.cohort.model_dump_json(), seed=STUDY.seed, code=code("mslib.jobs.cohort")
+    message: "Cohort: describe the dataset"
+    shell: f"{MSLIB} start --config {CONFIG} --run-dir {RUN}"
+
+rule simulate:
+    input: f"{RUN}/started.txt"
+    output: f"{RUN}/bids/derivatives/truth/sub-{{id}}/anat/sub-{{id}}_truth.json"
+    message: "Cohort: simulate sub-{wildcards.id}"
+    shell: f"{MSLIB} simulate --config {CONFIG} --run-dir {RUN} --subject {{wildcards.id}}"
+
+checkpoint check:
+    input: raw_cohort
+    output: f"{RUN}/cohort.json"
+    params: groups=STUDY.groups, sequences=STUDY.sequences, cohort=STUDY.cohort.model_dump_json()
+    message: "Cohort: check every subject"
+    shell: f"{MSLIB} check --config {CONFIG} --run-dir {RUN}"
+
+rule preprocess:
+    input: f"{RUN}/cohort.json"
+    output: f"{RUN}/derivatives/mslib/sub-{{id}}/anat/sub-{{id}}_desc-qc.json"
+    params: prep=STUDY.prep.model_dump_json(), size=STUDY.model.image_size, mm=STUDY.model.pixel_mm, code=code("mslib.prep")
+    message: "Preprocess sub-{wildcards.id}: bias field, co-registration, slices"
+    shell: f"{MSLIB} preprocess --config {CONFIG} --run-dir {RUN} --subject {{wildcards.id}}"
+
+rule notebook_cohort:
+    input: stacks, f"{RUN}/cohort.json", source="notebooks/00_cohort.ipynb"
+    output: f"{RUN}/metrics/00_cohort.json"
+    log: notebook=f"{RUN}/notebooks/00_cohort.ipynb"
+    params: code=code("notebooks/00_cohort.ipynb"), settings=STUDY.model_dump_json()
+    message: "Notebook 00: the cohort"
+    shell: notebook("00_cohort")
+
+rule notebook_coregistration:
+    input: stacks, source="notebooks/01_coregistration.ipynb"
+    output: f"{RUN}/metrics/01_coregistration.json"
+    log: notebook=f"{RUN}/notebooks/01_coregistration.ipynb"
+    params: code=code("notebooks/01_coregistration.ipynb"), settings=STUDY.model_dump_json()
+    message: "Notebook 01: co-registration"
+    shell: notebook("01_coregistration")
+
+if TRAINS:
+    rule notebook_finetuning:
+        input: stacks, source="notebooks/02_finetuning.ipynb"
+        output: f"{RUN}/metrics/02_finetuning_{{backbone}}.json"
+        log: notebook=f"{RUN}/notebooks/02_finetuning_{{backbone}}.ipynb"
+        params: code=code("notebooks/02_finetuning.ipynb"), settings=STUDY.model_dump_json()
+        threads: workflow.cores
+        message: "Notebook 02: fine-tuning {wildcards.backbone}"
+        shell: notebook("02_finetuning", target="02_finetuning_{wildcards.backbone}", backbone="{wildcards.backbone}")
+
+NETS = expand(f"{NETS_FROM}/metrics/02_finetuning_{{backbone}}.json", backbone=BACKBONES)
+
+rule notebook_gradcam:
+    input: stacks, NETS if TRAINS else [], source="notebooks/03_gradcam_layers.ipynb"
+    output: f"{RUN}/metrics/03_gradcam_layers.json"
+    log: notebook=f"{RUN}/notebooks/03_gradcam_layers.ipynb"
+    params: code=code("notebooks/03_gradcam_layers.ipynb"), settings=STUDY.model_dump_json()
+    threads: workflow.cores
+    message: "Notebook 03: Grad-CAM at every layer"
+    shell: notebook("03_gradcam_layers")
+
+METRICS = expand(f"{RUN}/metrics/{{name}}.json", name=["00_cohort", "01_coregistration", "03_gradcam_layers"])
+
+rule notebook_summary:
+    input: METRICS, NETS if TRAINS else [], source="notebooks/07_summary.ipynb"
+    output: f"{RUN}/metrics/07_summary.json"
+    log: notebook=f"{RUN}/notebooks/07_summary.ipynb"
+    params: code=code("notebooks/07_summary.ipynb"), settings=STUDY.model_dump_json()
+    message: "Notebook 07: summary and report"
+    shell: notebook("07_summary")
+
+rule publish:
+    input: METRICS, NETS if TRAINS else [], f"{RUN}/metrics/07_summary.json"
+    output: f"{RESULTS}/provenance.json"
+    params: code=code("mslib.jobs.publish")
+    message: "Publish the light part to {RESULTS}"
+    shell: f"{MSLIB} publish --config {CONFIG} --run-dir {RUN} --results {RESULTS}"

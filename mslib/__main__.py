@@ -1,0 +1,73 @@
+"""The jobs that the Snakefile calls: ``python -m mslib JOB --config FILE --run-dir FOLDER``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from mslib.study import StudyError, load_config
+
+JOBS = {
+    "start": "describe the simulated dataset, or fetch and convert the real patients",
+    "simulate": "simulate one subject",
+    "check": "check the whole cohort and list its faults",
+    "preprocess": "preprocess one subject",
+    "maps": "Grad-CAM of every layer and its measures for one backbone",
+    "publish": "copy the light part of a run to results/",
+}
+PER_SUBJECT = {"simulate", "preprocess"}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m mslib", description=__doc__)
+    jobs = parser.add_subparsers(dest="job", required=True)
+    for name, text in JOBS.items():
+        job = jobs.add_parser(name, help=text, description=text)
+        job.add_argument("--config", required=True, type=Path)
+        job.add_argument("--run-dir", required=True, type=Path)
+        if name in PER_SUBJECT:
+            job.add_argument("--subject", required=True)
+        if name == "maps":
+            job.add_argument("--backbone", required=True)
+        if name == "publish":
+            job.add_argument("--results", required=True, type=Path)
+    return parser
+
+
+def _run(args: argparse.Namespace) -> None:
+    config = load_config(args.config)
+    if args.job == "maps":
+        from mslib.jobs.maps import make_maps
+        make_maps(config, args.run_dir, args.backbone)
+    elif args.job == "publish":
+        from mslib.jobs.publish import publish
+        publish(config, args.config, args.run_dir, args.results)
+    else:
+        from mslib.jobs import cohort
+        if args.job in PER_SUBJECT:
+            getattr(cohort, args.job)(config, args.run_dir, args.subject)
+        elif args.job == "start":
+            cohort.start_cohort(config, args.run_dir)
+        else:
+            cohort.check_cohort(config, args.run_dir)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one job; bad input is told in one line and gives exit status 1."""
+    args = _parser().parse_args(arguments)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        _run(args)
+    except StudyError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"{error.filename or args.run_dir}: {error.strerror or error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

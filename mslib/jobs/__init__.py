@@ -1,0 +1,1 @@
+"""The jobs of a study, called alike by the notebooks and by the command line; here the wings meet."""

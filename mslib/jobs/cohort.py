@@ -1,0 +1,99 @@
+"""Jobs up to the slice stacks: make or fetch the cohort, check it, bring every subject through preprocessing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from mslib.cohort import Cohort, Subject, openms, phantom
+from mslib.cohort.listing import read_listing, write_listing
+from mslib.prep import preprocess_subject
+from mslib.study import StudyConfig, StudyError, write_json
+
+
+def bids_root(config: StudyConfig, run_dir: str | Path) -> Path:
+    """Where the study's raw data lies: the user's own folder, or ``bids/`` in the run folder."""
+    return Path(config.cohort.root) if config.cohort.source == "bids" else Path(run_dir) / "bids"
+
+
+def participants(config: StudyConfig) -> list:
+    """The simulated participants of both cohorts: the study's, and the independent test cohort (ids T..)."""
+    simulated = config.cohort.simulated
+    laws = {"misplacement_mm": simulated.misplacement_mm, "misplacement_deg": simulated.misplacement_deg,
+            "thick_slice_share": simulated.thick_slice_share}
+    return [*phantom.draw_participants(simulated.study, config.seed, **laws),
+            *phantom.draw_participants(simulated.independent, config.seed + 1, prefix="T", **laws)]
+
+
+def template_cache(run_dir: str | Path) -> Path:
+    """The template's distance maps, made once per run."""
+    return Path(run_dir) / "template.npz"
+
+
+def start_cohort(config: StudyConfig, run_dir: str | Path) -> None:
+    """Make the dataset's descriptions (simulated), or fetch and convert the real patients."""
+    root = bids_root(config, run_dir)
+    if config.cohort.source == "simulated":
+        phantom.template(config.cohort.simulated.voxel_mm, cache=template_cache(run_dir))
+        phantom.write_dataset(participants(config), root)
+    elif config.cohort.source == "open_ms":
+        source = Path(run_dir) / "source"
+        openms.fetch(source)
+        openms.to_bids(source, root)
+
+
+def simulate(config: StudyConfig, run_dir: str | Path, subject: str) -> None:
+    """Simulate one subject into the run's BIDS dataset."""
+    chosen = [person for person in participants(config) if person.id == subject]
+    if not chosen:
+        raise StudyError(f"sub-{subject}: is not a subject of the simulated cohorts of study {config.study}")
+    phantom.simulate_subject(chosen[0], bids_root(config, run_dir), config.cohort.simulated.voxel_mm,
+                             cache=template_cache(run_dir))
+
+
+def check_cohort(config: StudyConfig, run_dir: str | Path) -> list[Subject]:
+    """Check the whole cohort, write ``cohort.json`` and return its healthy subjects."""
+    root = bids_root(config, run_dir)
+    need = 1 if config.cohort.source == "open_ms" else 3
+    groups = None if config.cohort.source == "open_ms" else config.groups
+    cohort = Cohort.from_bids(root, config.sequences, groups=groups, group_column=config.cohort.group_column,
+                              min_per_group=need, on_fault=config.cohort.on_fault)
+    write_listing(Path(run_dir) / "cohort.json", cohort, root)
+    return list(cohort)
+
+
+def subjects(config: StudyConfig, run_dir: str | Path) -> list[Subject]:
+    """Subjects of the checked cohort (checks it first where that has not been done)."""
+    listing = Path(run_dir) / "cohort.json"
+    return read_listing(listing, bids_root(config, run_dir)) if listing.exists() else check_cohort(config, run_dir)
+
+
+def subject_folder(run_dir: str | Path, subject: str) -> Path:
+    """Folder of a subject's derivatives."""
+    return Path(run_dir) / "derivatives" / "mslib" / f"sub-{subject}"
+
+
+def preprocess(config: StudyConfig, run_dir: str | Path, subject: str) -> None:
+    """Preprocess one subject; with ``on_fault: skip`` a faulty one is marked excluded instead of failing."""
+    chosen = [person for person in subjects(config, run_dir) if person.id == subject]
+    if not chosen:
+        raise StudyError(f"sub-{subject}: is not in the checked cohort of study {config.study}")
+    out = Path(run_dir) / "derivatives" / "mslib"
+    try:
+        preprocess_subject(chosen[0], out, config.prep, config.sequences, config.model.image_size,
+                           config.model.pixel_mm)
+    except StudyError as error:
+        if config.cohort.on_fault == "stop":
+            raise
+        write_json(subject_folder(run_dir, subject) / "anat" / f"sub-{subject}_desc-qc.json",
+                   {"subject": subject, "excluded": str(error)})
+
+
+def quality(config: StudyConfig, run_dir: str | Path) -> pd.DataFrame:
+    """One row per preprocessed subject: what the registration reports, flags, and faults of excluded ones."""
+    rows = []
+    for person in subjects(config, run_dir):
+        path = subject_folder(run_dir, person.id) / "anat" / f"sub-{person.id}_desc-qc.json"
+        rows.append(pd.read_json(path, typ="series", convert_dates=False).to_dict() | {"subject": person.id})
+    return pd.DataFrame(rows)

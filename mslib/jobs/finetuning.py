@@ -1,0 +1,116 @@
+"""Jobs of notebook 02: slices of the cohorts, all protocols of one net, their evaluation, the baseline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from mslib.measure import ClassificationReport, classification_report
+from mslib.nets import (
+    PROTOCOLS,
+    SliceSet,
+    baseline_logits,
+    gather,
+    load_net,
+    predict_cohort,
+    split_subjects,
+    train_protocol,
+)
+from mslib.study import StudyConfig, progress, write_table
+
+from .cohort import subjects
+from .maps import stack_of
+from .truth import truth_table
+
+#: What readers see for each protocol.
+TITLES = {"slice": "(a) slice-wise split, as published", "subject": "(b) subject-wise split",
+          "independent": "(c) independent cohort", "slice_permuted": "slice-wise, permuted labels",
+          "subject_permuted": "subject-wise, permuted labels"}
+
+
+def load_slices(config: StudyConfig, run_dir: str | Path, cohort: str) -> SliceSet:
+    """Slices of one cohort (``study`` or ``independent``); excluded subjects are left out.
+
+    float16, about 12 MB a subject at the default size.
+    """
+    people = [person for person in subjects(config, run_dir) if person.cohort == cohort]
+    stacks = {person.id: stack_of(run_dir, person.id)["images"]
+              for person in progress(people, desc=f"load {cohort} cohort", unit="subject")}
+    return gather(stacks, pd.Series({person.id: person.group for person in people}), config.groups)
+
+
+def train_all(config: StudyConfig, run_dir: str | Path, backbone: str, slices: SliceSet) -> dict[str, pd.DataFrame]:
+    """Predictions of one net under every protocol; finished protocols are taken up."""
+    return {protocol: train_protocol(protocol, backbone, slices, config, run_dir) for protocol in PROTOCOLS}
+
+
+def predict_independent(config: StudyConfig, run_dir: str | Path, backbone: str) -> pd.DataFrame:
+    """Predictions of the subject-wise net for the independent cohort (no cohort, no rows)."""
+    if not any(person.cohort == "independent" for person in subjects(config, run_dir)):
+        return pd.DataFrame()
+    path = Path(run_dir) / "nets" / backbone / "subject" / "independent.csv"
+    if not path.exists():
+        slices = load_slices(config, run_dir, "independent")
+        write_table(path, predict_cohort(load_net(run_dir, backbone, config), slices, config))
+    return pd.read_csv(path, dtype={"subject": str})
+
+
+def evaluate(predictions: pd.DataFrame, config: StudyConfig) -> ClassificationReport:
+    """Report of predictions at slice and subject level with subject-bootstrap intervals."""
+    logits = predictions[[f"logit_{group}" for group in config.groups]].to_numpy()
+    return classification_report(logits, predictions["target"].to_numpy(), predictions["subject"].to_numpy(),
+                                 config.groups, config.statistics.bootstrap, config.statistics.confidence,
+                                 config.seed)
+
+
+def evaluate_all(predictions: dict[str, pd.DataFrame], config: StudyConfig) -> dict[str, ClassificationReport]:
+    """Report per protocol, of the test part where a table holds several parts."""
+    tested = {name: table[table["part"] == "test"] if "part" in table else table
+              for name, table in predictions.items() if len(table)}
+    return {name: evaluate(table, config) for name, table in tested.items()}
+
+
+def baseline_predictions(config: StudyConfig, run_dir: str | Path) -> dict[str, pd.DataFrame]:
+    """The logistic baseline on true lesion load and ventricle volume, for the subject-wise test part and (c).
+
+    Returns
+    -------
+    dict of str to DataFrame
+        ``subject`` and ``independent``; empty where the cohort has no known truth.
+    """
+    table = truth_table(config, run_dir)
+    if not {"lesion_load_ml", "ventricle_volume_ml"} <= set(table):
+        return {}
+    study = table[table["cohort"] == "study"].set_index("subject")
+    parts = split_subjects(study["group"], config.training.split, config.seed)
+    train = study[parts == "train"]
+    tested = {"subject": study[parts == "test"].reset_index(), "independent": table[table["cohort"] == "independent"]}
+    result = {}
+    for name, test in tested.items():
+        if len(test):
+            logits = baseline_logits(train, test, config.groups)
+            target = test["group"].map({group: i for i, group in enumerate(config.groups)})
+            result[name] = pd.DataFrame(logits, columns=[f"logit_{group}" for group in config.groups]).assign(
+                subject=test["subject"].to_numpy(), target=target.to_numpy())
+    return result
+
+
+def accuracy_rows(reports: dict[str, ClassificationReport], backbone: str) -> pd.DataFrame:
+    """Accuracy and balanced accuracy of every protocol as rows: protocol, backbone, level, measure, value, interval."""
+    tables = [report.measures.assign(protocol=protocol) for protocol, report in reports.items()]
+    rows = pd.concat(tables, ignore_index=True).rename(columns={"estimate": "value"})
+    return rows.assign(backbone=backbone, title=rows["protocol"].map(TITLES))
+
+
+def histories(config: StudyConfig, run_dir: str | Path, backbone: str) -> pd.DataFrame:
+    """Learning curves of one net, all protocols; the kept epoch is marked ``best``."""
+    tables = []
+    for protocol in ["pretraining", *PROTOCOLS]:
+        path = Path(run_dir) / "nets" / backbone / protocol / "history.csv"
+        if path.exists():
+            table = pd.read_csv(path)
+            best = np.arange(len(table)) == table["val_loss"].to_numpy().argmin()
+            tables.append(table.assign(backbone=backbone, protocol=protocol, best=best))
+    return pd.concat(tables, ignore_index=True)

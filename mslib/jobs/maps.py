@@ -1,0 +1,213 @@
+"""Jobs of notebook 03: Grad-CAM of every layer of the test patients, measured, and kept as volumes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+
+from mslib.explain import cascading_randomisation, layer_cams, upsample_maps
+from mslib.measure import measure_maps
+from mslib.nets import channels_of, load_net
+from mslib.prep import load_stack, plane_to_volume
+from mslib.study import StudyConfig, StudyError, atomic_path, progress, write_json, write_table
+
+from .cohort import subject_folder, subjects
+from .lobes import LOBES, lobe_labels, lobe_shares
+
+#: Slices of the published figures, counted from 1 at the bottom of the 135 (Hong and Zhang 2021, figures 3 and 4).
+PUBLISHED_SLICES = (57, 58, 59)
+
+
+def nets_folder(config: StudyConfig, run_dir: str | Path) -> Path:
+    """Run folder whose nets are explained: the study's own, or (real patients) the one they are taken from."""
+    own = Path(run_dir)
+    return own if config.cohort.source != "open_ms" else own.parent / config.explain.transfer_from
+
+
+def stack_of(run_dir: str | Path, subject: str) -> dict:
+    """Slice stack of a preprocessed subject."""
+    return load_stack(subject_folder(run_dir, subject) / "anat" / f"sub-{subject}_space-T1w_desc-slices.npz")
+
+
+def explained_subjects(config: StudyConfig, run_dir: str | Path) -> list:
+    """Patients with known lesions whom no explained net has trained or stopped on.
+
+    The independent cohort and the test part of the subject-wise split; real patients: all with expert lesions.
+    """
+    people = [person for person in subjects(config, run_dir) if person.lesion_mask and person.group != "control"]
+    if config.cohort.source == "open_ms":
+        return people
+    path = nets_folder(config, run_dir) / "nets" / config.model.backbones[0] / "subject" / "predictions.csv"
+    if not path.is_file():
+        raise StudyError(f"{path}: no fitted nets yet; run notebook 02 first")
+    predictions = pd.read_csv(path, dtype={"subject": str})
+    tested = set(predictions.loc[predictions["part"] == "test", "subject"])
+    return [person for person in people if person.cohort == "independent" or person.id in tested]
+
+
+def example_subject(config: StudyConfig, run_dir: str | Path):
+    """The patient of the figures: the first SPMS patient of the test part (real patients: the largest load)."""
+    people = explained_subjects(config, run_dir)
+    chosen = [person for person in people if person.group == "SPMS" and person.cohort == "study"]
+    if chosen or config.cohort.source != "open_ms":
+        return (chosen or people)[0]
+    return max(people, key=lambda person: int(stack_of(run_dir, person.id)["lesion"].sum()))
+
+
+def _images(stack, index, config):
+    images = stack["images"][index].astype("float32")
+    channels = channels_of(config)
+    return images if channels is None else images[..., channels]
+
+
+def _target(person, config):
+    if person.group not in config.groups:
+        raise StudyError(f"sub-{person.id}: group {person.group} is none of the nets' classes {config.groups}")
+    return config.groups.index(person.group)
+
+
+def _measure_subject(model, person, stack, config) -> pd.DataFrame:
+    """Measures of every lesion-bearing slice, layer and method of one patient (the patient's own class)."""
+    index = np.flatnonzero(stack["lesion"].any(axis=(1, 2)))
+    if not len(index):
+        return pd.DataFrame()
+    targets = np.full(len(index), _target(person, config))
+    cams = layer_cams(model, _images(stack, index, config), targets, methods=config.explain.methods, upsample=False)
+    lesion, brain = stack["lesion"][index], stack["brain"][index]
+    lobes = lobe_labels({"brain": brain, "affine": stack["affine"] @ _slice_shift(index[0])})
+    tables = []
+    for method, of_layer in cams.items():
+        for layer, raw in of_layer.items():
+            heat = upsample_maps(raw, brain.shape[1:])
+            table = measure_maps(heat, lesion & brain, brain)
+            table.insert(0, "slice", index)
+            if method == "gradcam":
+                shares = [lobe_shares(h, b) for h, b in zip(heat, lobes)]
+                table = pd.concat([table, pd.DataFrame(shares).add_prefix("lobe ")], axis=1)
+            tables.append(table.assign(layer=layer, method=method))
+    return pd.concat(tables, ignore_index=True).assign(subject=person.id, group=person.group, cohort=person.cohort)
+
+
+def _slice_shift(first):
+    shift = np.eye(4)
+    shift[2, 3] = first
+    return shift
+
+
+def measure_subject(model, backbone: str, person, config: StudyConfig, run_dir: str | Path) -> pd.DataFrame:
+    """Measures of one patient, taken up from ``maps/<backbone>/sub-<id>.csv`` where they are finished."""
+    path = Path(run_dir) / "maps" / backbone / f"sub-{person.id}.csv"
+    if not path.exists():
+        table = _measure_subject(model, person, stack_of(run_dir, person.id), config)
+        write_table(path, table, float_format="%.6g")
+    try:
+        return pd.read_csv(path, dtype={"subject": str})
+    except pd.errors.EmptyDataError:
+        return pd.DataFrame()
+
+
+def example_maps(model, backbone: str, config: StudyConfig, run_dir: str | Path) -> dict[str, np.ndarray]:
+    """Grad-CAM of all layers for the published slices of the example patient, kept as ``maps/<backbone>/example.npz``.
+
+    Returns
+    -------
+    dict
+        ``slices`` (indices from 0), ``flair``, ``lesion``, ``brain`` (3, H, W), and one (3, H, W) map per layer.
+    """
+    path = Path(run_dir) / "maps" / backbone / "example.npz"
+    if not path.exists():
+        person = example_subject(config, run_dir)
+        stack = stack_of(run_dir, person.id)
+        n = len(stack["images"])
+        index = np.array([min(n - 1, round((number - 1) * n / 135)) for number in PUBLISHED_SLICES])
+        if config.cohort.source == "open_ms":
+            busiest = int(stack["lesion"].sum(axis=(1, 2)).argmax())
+            index = np.clip([busiest - 1, busiest, busiest + 1], 0, n - 1)
+        cams = layer_cams(model, _images(stack, index, config), np.full(len(index), _target(person, config)))
+        with atomic_path(path) as temporary:
+            np.savez(temporary, slices=index, flair=stack["images"][index][..., config.sequences.index("FLAIR")],
+                     lesion=stack["lesion"][index], brain=stack["brain"][index], **cams["gradcam"])
+    with np.load(path, allow_pickle=False) as stored:
+        return {key: stored[key] for key in stored}
+
+
+def volume_subjects(config: StudyConfig, run_dir: str | Path) -> list:
+    """Patients whose maps are kept as volumes: the example patient first, then the first others."""
+    example = example_subject(config, run_dir)
+    others = [person for person in explained_subjects(config, run_dir) if person.id != example.id]
+    return [example, *others][: config.explain.nifti_subjects]
+
+
+def volume_path(backbone: str, run_dir: str | Path, subject: str) -> Path:
+    """Where a patient's Grad-CAM volume of a net lies."""
+    return subject_folder(run_dir, subject) / "anat" / f"sub-{subject}_space-T1w_desc-{backbone}gradcam_cam.nii.gz"
+
+
+def write_volume(model, backbone: str, person, config: StudyConfig, run_dir: str | Path) -> Path:
+    """Grad-CAM of all slices in T1w space: 4-D over layers, with a JSON file that names them."""
+    path = volume_path(backbone, run_dir, person.id)
+    sidecar = path.with_name(path.name.replace(".nii.gz", ".json"))
+    if path.exists() and sidecar.exists():
+        return path
+    stack = stack_of(run_dir, person.id)
+    index = np.arange(len(stack["images"]))
+    cams = layer_cams(model, _images(stack, index, config), np.full(len(index), _target(person, config)))["gradcam"]
+    reference = path.with_name(f"sub-{person.id}_space-T1w_desc-preproc_T1w.nii.gz")
+    volumes = [plane_to_volume(cam, stack, reference) for cam in cams.values()]
+    image = nib.Nifti1Image(np.stack([np.asarray(v.dataobj, np.float32) for v in volumes], -1), volumes[0].affine)
+    image.header.set_data_dtype(np.int16)
+    with atomic_path(path) as temporary:
+        image.to_filename(temporary)
+    write_json(sidecar, {"Description": "Grad-CAM, raw values, not normalised; modality-blind",
+                         "Layers": list(cams), "Class": person.group, "Backbone": backbone,
+                         "Sources": [reference.name]})
+    return path
+
+
+def randomisation_table(model, backbone: str, config: StudyConfig, run_dir: str | Path) -> pd.DataFrame:
+    """Cascading randomisation over lesion-bearing slices spread evenly over the explained patients."""
+    path = Path(run_dir) / "maps" / backbone / "randomisation.csv"
+    if not path.exists():
+        people = explained_subjects(config, run_dir)
+        images, targets, brains, names = [], [], [], []
+        each = max(1, config.explain.randomisation_slices // len(people))
+        for person in people:
+            stack = stack_of(run_dir, person.id)
+            index = np.flatnonzero(stack["lesion"].any(axis=(1, 2)))
+            index = index[np.linspace(0, len(index) - 1, min(each, len(index))).round().astype(int)]
+            images.append(_images(stack, index, config))
+            brains.append(stack["brain"][index])
+            targets += [_target(person, config)] * len(index)
+            names += [person.id] * len(index)
+        table = cascading_randomisation(model, np.concatenate(images), np.array(targets), seed=config.seed,
+                                        mask=np.concatenate(brains), progress=True)
+        write_table(path, table.assign(subject=table["image"].map(dict(enumerate(names)))), float_format="%.5g")
+    return pd.read_csv(path, dtype={"subject": str})
+
+
+def make_maps(config: StudyConfig, run_dir: str | Path, backbone: str) -> pd.DataFrame:
+    """All of notebook 03's computation for one net; what is finished is taken up.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per patient, slice, layer and method with the measures of `mslib.measure.measure_maps`.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    model = load_net(nets_folder(config, run_dir), backbone, config)
+    people = explained_subjects(config, run_dir)
+    tables = [measure_subject(model, backbone, person, config, run_dir)
+              for person in progress(people, desc=f"{backbone}: maps and measures", unit="subject")]
+    example_maps(model, backbone, config, run_dir)
+    for person in progress(volume_subjects(config, run_dir), desc=f"{backbone}: volumes", unit="subject"):
+        write_volume(model, backbone, person, config, run_dir)
+    randomisation_table(model, backbone, config, run_dir)
+    return pd.concat(tables, ignore_index=True)
+
+
+__all__ = ["LOBES", "example_maps", "explained_subjects", "make_maps", "measure_subject", "randomisation_table",
+           "stack_of", "volume_path", "volume_subjects"]

@@ -1,0 +1,99 @@
+"""Slices in memory: a float16 array with one row of facts per slice, batches on demand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+
+from mslib.study.config import Augmentation
+
+
+@dataclass(frozen=True)
+class SliceSet:
+    """Slices of many subjects.
+
+    Attributes
+    ----------
+    images : ndarray of float16, shape (n, H, W, M)
+        Intensities in [0, 1].
+    table : pandas.DataFrame
+        One row per slice: ``subject``, ``slice`` (0 is the lowest), ``group``, ``target``.
+    """
+
+    images: np.ndarray
+    table: pd.DataFrame
+
+    def batch(self, index: np.ndarray, channels: list[int] | None = None) -> np.ndarray:
+        """float32 images at `index`; one channel replicated three times where `channels` says so."""
+        images = self.images[index].astype("float32")
+        return images if channels is None else images[..., channels]
+
+
+def gather(stacks: dict[str, np.ndarray], groups: pd.Series, classes: list[str]) -> SliceSet:
+    """Join the stacks of several subjects.
+
+    Parameters
+    ----------
+    stacks : dict of str to ndarray, shape (n, H, W, M)
+        Slices per subject.
+    groups : pandas.Series
+        Group per subject.
+    classes : list of str
+        Order of the classes.
+    """
+    subjects = sorted(stacks)
+    counts = [len(stacks[subject]) for subject in subjects]
+    table = pd.DataFrame({"subject": np.repeat(subjects, counts),
+                          "slice": np.concatenate([np.arange(n) for n in counts])})
+    table["group"] = table["subject"].map(groups)
+    table["target"] = table["group"].map({name: i for i, name in enumerate(classes)}).astype(int)
+    return SliceSet(np.concatenate([stacks[subject] for subject in subjects]), table)
+
+
+def balanced_draw(targets: np.ndarray, index: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw about `n` of the slices at `index`, equally many of each class, in random order."""
+    classes = np.unique(targets[index])
+    chosen = []
+    for value in classes:
+        pool = index[targets[index] == value]
+        wanted = max(1, round(n / len(classes)))
+        chosen.append(rng.choice(pool, wanted, replace=wanted > len(pool)))
+    return rng.permutation(np.concatenate(chosen))
+
+
+def make_augmenter(settings: Augmentation):
+    """A traced function that moves, scales and re-tones a batch: (images, seed pair) to images.
+
+    Rotation, translation and scaling as in Hong and Zhang 2021 (ranges from the configuration), plus a gain and
+    a gamma per sequence, which stand for scanner differences. Bilinear; what comes in from outside is 0.
+    """
+
+    @tf.function(reduce_retracing=True)
+    def augment(images, seed):
+        shape = tf.shape(images)
+        n, height, width = shape[0], tf.cast(shape[1], tf.float32), tf.cast(shape[2], tf.float32)
+
+        def uniform(size, limit, salt):
+            return tf.random.stateless_uniform(size, seed + salt, -limit, limit)
+
+        angle = uniform((n,), np.deg2rad(settings.rotation_deg), 1)
+        zoom = tf.exp(uniform((n,), np.log1p(settings.scale), 2))
+        shift_x = uniform((n,), settings.translation, 3) * width
+        shift_y = uniform((n,), settings.translation, 4) * height
+        cos, sin = tf.cos(angle) / zoom, tf.sin(angle) / zoom
+        centre_x, centre_y = (width - 1) / 2, (height - 1) / 2
+        transform = tf.stack([cos, -sin, centre_x - cos * centre_x + sin * centre_y + shift_x,
+                              sin, cos, centre_y - sin * centre_x - cos * centre_y + shift_y,
+                              tf.zeros(n), tf.zeros(n)], axis=1)
+        moved = tf.raw_ops.ImageProjectiveTransformV3(
+            images=images, transforms=transform, output_shape=shape[1:3], interpolation="BILINEAR",
+            fill_mode="CONSTANT", fill_value=0.0)
+        per_sequence = (n, 1, 1, images.shape[-1])
+        gain = 1 + uniform(per_sequence, settings.gain, 5)
+        gamma = tf.exp(uniform(per_sequence, np.log1p(settings.gamma), 6))
+        return tf.clip_by_value(gain * tf.pow(tf.maximum(moved, 1e-6), gamma), 0.0, 1.0)
+
+    return augment

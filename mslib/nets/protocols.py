@@ -1,0 +1,157 @@
+"""The protocols of notebook 02: which slices train, which are tested, with which labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import keras
+import numpy as np
+import pandas as pd
+
+from mslib.study import StudyConfig, StudyError, atomic_path, write_json, write_table
+
+from .data import SliceSet, gather
+from .pretraining import pretrained_weights
+from .splits import permute_groups, refuse_leakage, split_slices, split_subjects
+from .training import Recipe, choose_precision, fit, predict_logits, refresh_batch_norm
+from .vgg import build_classifier, build_trainable, fold_batch_norm
+
+#: Protocol name to (split unit, labels permuted between subjects).
+PROTOCOLS = {"subject": ("subject", False), "slice": ("slice", False),
+             "subject_permuted": ("subject", True), "slice_permuted": ("slice", True)}
+
+
+def channels_of(config: StudyConfig) -> list[int] | None:
+    """Which channels of a stack go into the net: all (None) or one sequence three times."""
+    if config.model.input == "fused":
+        return None
+    return [config.sequences.index(config.model.input)] * len(config.sequences)
+
+
+def assign_parts(protocol: str, slices: SliceSet, config: StudyConfig) -> pd.Series:
+    """Part (``train``, ``validation``, ``test``) of every slice under a protocol."""
+    table = slices.table
+    if PROTOCOLS[protocol][0] == "slice":
+        return split_slices(table["group"], config.training.split, config.seed)
+    groups = table.groupby("subject")["group"].first()
+    parts = table["subject"].map(split_subjects(groups, config.training.split, config.seed))
+    refuse_leakage(table["subject"], parts)
+    return parts
+
+
+def _schedule(protocol, config):
+    if PROTOCOLS[protocol][1]:
+        return config.training.permuted
+    return getattr(config.training, protocol)
+
+
+def _recipe(protocol, config, epochs=None):
+    training = config.training
+    return Recipe(_schedule(protocol, config), training.augmentation, training.batch_size, training.weight_decay,
+                  training.patience, config.seed, channels_of(config))
+
+
+def _start(backbone, config, run_dir, shape):
+    """The net before fine-tuning, and the origin of its weights in words."""
+    weights, n_classes = config.model.weights, len(config.groups)
+    precision = choose_precision(config.training.precision)
+    if weights in ("scratch", "simulated"):
+        model = build_trainable(backbone, n_classes, shape, precision)
+        if weights == "scratch":
+            return model, "trained from scratch"
+        model.set_weights(pretrained_weights(backbone, config, run_dir))
+        return model, (f"pre-trained on {config.training.pretraining_subjects} further simulated subjects "
+                       "outside every cohort of the study")
+    origin = "ImageNet (keras.applications)" if weights == "imagenet" else f"file {Path(weights).name}"
+    return build_classifier(backbone, n_classes, shape, weights), origin
+
+
+def _finished(model):
+    return fold_batch_norm(model) if any(isinstance(layer, keras.layers.BatchNormalization)
+                                         for layer in model.layers) else model
+
+
+def train_protocol(protocol: str, backbone: str, slices: SliceSet, config: StudyConfig,
+                   run_dir: str | Path) -> pd.DataFrame:
+    """Train one net under one protocol (or take up a finished or unfinished earlier run).
+
+    Parameters
+    ----------
+    protocol : {"subject", "slice", "subject_permuted", "slice_permuted"}
+    backbone : {"vgg16", "vgg19"}
+    slices : SliceSet
+        The study cohort.
+    config : StudyConfig
+    run_dir : path
+        Writes ``nets/<backbone>/<protocol>/``: ``weights.weights.h5`` (folded, plain net), ``history.csv``,
+        ``predictions.csv`` (every slice with its part and logits), ``net.json`` (origin of weights, precision).
+
+    Returns
+    -------
+    pandas.DataFrame
+        The predictions: ``subject, slice, group, target, part, logit_<class>``.
+    """
+    if protocol not in PROTOCOLS:
+        raise StudyError(f"protocol: must be one of {list(PROTOCOLS)} (got {protocol!r})")
+    folder = Path(run_dir) / "nets" / backbone / protocol
+    predictions = folder / "predictions.csv"
+    if predictions.exists() and (folder / "net.json").exists():
+        return pd.read_csv(predictions, dtype={"subject": str})
+    if PROTOCOLS[protocol][1]:
+        groups = slices.table.groupby("subject")["group"].first()
+        permuted = permute_groups(groups, config.seed)
+        table = slices.table.assign(group=slices.table["subject"].map(permuted))
+        table["target"] = table["group"].map({name: i for i, name in enumerate(config.groups)}).astype(int)
+        slices = SliceSet(slices.images, table)
+    parts = assign_parts(protocol, slices, config)
+    index = {part: np.flatnonzero(parts == part) for part in ("train", "validation", "test")}
+    keras.utils.set_random_seed(config.seed)
+    shape = (*slices.images.shape[1:3], len(config.sequences))
+    model, origin = _start(backbone, config, run_dir, shape)
+    recipe = _recipe(protocol, config)
+    fit(model, slices, index["train"], index["validation"], folder, recipe, f"{backbone} {protocol}")
+    plain = _finished(model)
+    with atomic_path(folder / "weights.weights.h5") as temporary:
+        plain.save_weights(str(temporary))
+    shown = slices.table.assign(part=parts.to_numpy())
+    shown = shown[shown["part"] != "train"].reset_index()
+    logits = predict_logits(plain, slices, shown["index"].to_numpy(), recipe.channels)
+    table = pd.concat([shown.drop(columns="index"), logit_table(logits, config.groups)], axis=1)
+    write_table(predictions, table)
+    for name in ("state.npz", "best.npz"):
+        (folder / name).unlink(missing_ok=True)
+    write_json(folder / "net.json", {"backbone": backbone, "protocol": protocol, "weights": origin,
+                                     "training_precision": choose_precision(config.training.precision),
+                                     "input": config.model.input})
+    return pd.read_csv(predictions, dtype={"subject": str})
+
+
+def logit_table(logits: np.ndarray, groups: list[str]) -> pd.DataFrame:
+    """Logits as columns ``logit_<class>``."""
+    return pd.DataFrame(logits, columns=[f"logit_{group}" for group in groups]).round(5)
+
+
+def load_net(run_dir: str | Path, backbone: str, config: StudyConfig, protocol: str = "subject") -> keras.Model:
+    """The fitted plain net of a protocol, at the configured image size.
+
+    Raises
+    ------
+    StudyError
+        Not trained yet (says which study to run first).
+    """
+    path = Path(run_dir) / "nets" / backbone / protocol / "weights.weights.h5"
+    if not path.is_file():
+        raise StudyError(f"{path}: no fitted {backbone}; run the study that trains it first "
+                         f"(snakemake --config study={Path(run_dir).name})")
+    shape = (*config.model.image_size, len(config.sequences))
+    return build_classifier(backbone, len(config.groups), shape, path)
+
+
+def predict_cohort(model: keras.Model, slices: SliceSet, config: StudyConfig) -> pd.DataFrame:
+    """Predictions of a fitted net for every slice of another cohort."""
+    logits = predict_logits(model, slices, np.arange(len(slices.table)), channels_of(config))
+    return pd.concat([slices.table, logit_table(logits, config.groups)], axis=1)
+
+
+__all__ = ["PROTOCOLS", "SliceSet", "assign_parts", "channels_of", "gather", "load_net", "predict_cohort",
+           "refresh_batch_norm", "train_protocol"]

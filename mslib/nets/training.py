@@ -1,0 +1,208 @@
+"""Training that resumes: balanced epochs, re-estimated batch norm, best checkpoint, folded result."""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+
+from mslib.study import StudyError, atomic_path, progress, write_table
+from mslib.study.config import Augmentation, Schedule
+
+from .data import SliceSet, balanced_draw, make_augmenter
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What `fit` needs besides net and slices."""
+
+    schedule: Schedule
+    augmentation: Augmentation
+    batch_size: int
+    weight_decay: float
+    patience: int
+    seed: int
+    channels: list[int] | None = None
+
+
+def choose_precision(wanted: str) -> str:
+    """bfloat16 where the CPU computes with it natively, else float32; an explicit wish is obeyed.
+
+    Parameters
+    ----------
+    wanted : {"auto", "float32", "bfloat16"}
+    """
+    if wanted != "auto":
+        return wanted
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return "float32"
+    return "bfloat16" if "amx_bf16" in flags or "avx512_bf16" in flags else "float32"
+
+
+def limit_threads(n: int) -> None:
+    """Let TensorFlow use at most `n` cores (call before the first operation)."""
+    tf.config.threading.set_intra_op_parallelism_threads(n)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+
+
+def predict_logits(model: keras.Model, slices: SliceSet, index: np.ndarray, channels=None,
+                   batch_size: int = 64) -> np.ndarray:
+    """Logits of the slices at `index`, shape (len(index), n_classes), streamed in batches."""
+    forward = tf.function(lambda images: model(images, training=False), reduce_retracing=True)
+    parts = [forward(tf.constant(slices.batch(index[start:start + batch_size], channels))).numpy()
+             for start in range(0, len(index), batch_size)]
+    return np.concatenate(parts).astype("float32")
+
+
+def refresh_batch_norm(model: keras.Model, slices: SliceSet, index: np.ndarray, recipe: Recipe,
+                       n_batches: int = 20) -> None:
+    """Re-estimate the running statistics of batch norm on un-augmented training slices.
+
+    They lag behind the weights while the learning rate is high; evaluating or folding with stale ones costs
+    accuracy. A forward pass in training mode moves them by 1 - momentum, and nothing else.
+    """
+    forward = tf.function(lambda images: model(images, training=True), reduce_retracing=True)
+    rng = np.random.default_rng([recipe.seed, 77])
+    targets = slices.table["target"].to_numpy()
+    for _ in range(n_batches):
+        forward(tf.constant(slices.batch(balanced_draw(targets, index, recipe.batch_size, rng), recipe.channels)))
+
+
+def _optimizer(recipe, steps):
+    warmup = max(1, steps // 10)
+    rate = keras.optimizers.schedules.CosineDecay(
+        recipe.schedule.learning_rate / 20, max(1, steps - warmup), alpha=0.01,
+        warmup_target=recipe.schedule.learning_rate, warmup_steps=warmup)
+    optimizer = keras.optimizers.AdamW(rate, weight_decay=recipe.weight_decay, clipnorm=1.0)
+    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    return optimizer
+
+
+def _save_state(path, model, optimizer, history):
+    arrays = {f"weight_{i:03d}": w for i, w in enumerate(model.get_weights())}
+    arrays |= {f"slot_{i:03d}": v.numpy() for i, v in enumerate(optimizer.variables)}
+    with atomic_path(path) as temporary:
+        np.savez(temporary, **arrays)
+    write_table(path.with_name("history.csv"), pd.DataFrame(history))
+
+
+def _load_weights(path, model):
+    with np.load(path, allow_pickle=False) as stored:
+        model.set_weights([stored[key] for key in sorted(stored) if key.startswith("weight_")])
+
+
+def _load_state(folder, model, optimizer):
+    """Epochs done so far; none if there is no whole state (a damaged one is named and left out)."""
+    path = folder / "state.npz"
+    try:
+        history = pd.read_csv(folder / "history.csv").to_dict("records")
+        with np.load(path, allow_pickle=False) as stored:
+            slots = [stored[key] for key in sorted(stored) if key.startswith("slot_")]
+        _load_weights(path, model)
+    except FileNotFoundError:
+        return []
+    except (zipfile.BadZipFile, EOFError, KeyError, ValueError, OSError, pd.errors.ParserError) as error:
+        print(f"{path}: damaged state of an earlier run ({error}); this training starts again")
+        return []
+    for variable, value in zip(optimizer.variables, slots, strict=True):
+        variable.assign(value)
+    return history[: int(slots[0]) // max(1, int(history[0]["steps"]))]
+
+
+def _evaluate(model, slices, index, recipe):
+    logits = predict_logits(model, slices, index, recipe.channels)
+    targets = slices.table["target"].to_numpy()[index]
+    loss = keras.losses.sparse_categorical_crossentropy(targets, logits, from_logits=True).numpy().mean()
+    return float(loss), float((logits.argmax(1) == targets).mean())
+
+
+def _run_epoch(model, augment, slices, order, recipe, epoch, bar):
+    targets = slices.table["target"].to_numpy()
+    losses, hits = [], 0
+    for start in range(0, len(order) - recipe.batch_size + 1, recipe.batch_size):
+        index = order[start:start + recipe.batch_size]
+        images = augment(tf.constant(slices.batch(index, recipe.channels)), tf.constant([recipe.seed + epoch, start]))
+        loss, accuracy = model.train_on_batch(images, targets[index])
+        losses.append(float(loss))
+        hits = float(accuracy)
+        bar.update()
+    return float(np.mean(losses)), hits
+
+
+def fit(model: keras.Model, slices: SliceSet, train: np.ndarray, validation: np.ndarray, folder: str | Path,
+        recipe: Recipe, label: str = "training") -> pd.DataFrame:
+    """Train, keep the epoch with the lowest validation loss, resume where an earlier call was stopped.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Net of `build_trainable` (or a plain one); left with the best weights.
+    slices : SliceSet
+    train, validation : ndarray of int
+        Rows of `slices`.
+    folder : path
+        ``state.npz`` (last epoch), ``best.npz``, ``history.csv``.
+    recipe : Recipe
+    label : str
+        Text of the progress bar.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per epoch: ``epoch, steps, loss, accuracy, val_loss, val_accuracy``.
+
+    Raises
+    ------
+    StudyError
+        A part without slices, fewer training slices than one batch, or a loss that is not a number.
+    """
+    if not len(train) or not len(validation):
+        raise StudyError(f"{label}: training and validation need slices (got {len(train)} and {len(validation)})")
+    folder = Path(folder)
+    n_subjects = slices.table["subject"].to_numpy()[train]
+    wanted = recipe.schedule.slices_per_subject * len(np.unique(n_subjects))
+    targets = slices.table["target"].to_numpy()
+    first = balanced_draw(targets, train, wanted, np.random.default_rng(0))
+    steps = len(first) // recipe.batch_size
+    if not steps:
+        raise StudyError(f"{label}: an epoch has {len(first)} slices, fewer than training.batch_size "
+                         f"{recipe.batch_size}; raise slices_per_subject or lower the batch size")
+    optimizer = _optimizer(recipe, steps * recipe.schedule.epochs)
+    model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+    optimizer.build(model.trainable_variables)
+    augment = make_augmenter(recipe.augmentation)
+    history = _load_state(folder, model, optimizer)
+    bar = progress(total=steps * recipe.schedule.epochs, initial=steps * len(history), desc=label, unit="batch")
+    for epoch in range(len(history), recipe.schedule.epochs):
+        if _stopped(history, recipe.patience):
+            break
+        order = balanced_draw(targets, train, wanted, np.random.default_rng([recipe.seed, epoch]))
+        model.reset_metrics()
+        loss, accuracy = _run_epoch(model, augment, slices, order, recipe, epoch, bar)
+        if not np.isfinite(loss):
+            raise StudyError(f"{label}: the loss of epoch {epoch + 1} is {loss}; lower training learning_rate")
+        refresh_batch_norm(model, slices, train, recipe)
+        val_loss, val_accuracy = _evaluate(model, slices, validation, recipe)
+        history.append({"epoch": epoch + 1, "steps": steps, "loss": loss, "accuracy": accuracy,
+                        "val_loss": val_loss, "val_accuracy": val_accuracy})
+        if val_loss <= min(row["val_loss"] for row in history):
+            with atomic_path(folder / "best.npz") as temporary:
+                np.savez(temporary, **{f"weight_{i:03d}": w for i, w in enumerate(model.get_weights())})
+        _save_state(folder / "state.npz", model, optimizer, history)
+        bar.set_postfix(loss=f"{loss:.2f}", validation=f"{val_accuracy:.2f}")
+    bar.close()
+    _load_weights(folder / "best.npz", model)
+    return pd.DataFrame(history)
+
+
+def _stopped(history, patience):
+    """No better validation loss for `patience` epochs."""
+    losses = [row["val_loss"] for row in history]
+    return len(losses) > patience and min(losses[:-patience]) <= min(losses[-patience:])

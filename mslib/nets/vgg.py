@@ -1,0 +1,161 @@
+"""VGG16 and VGG19 with global average pooling: built plain, or with batch norm that is folded away after training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+import keras
+import numpy as np
+from keras import layers
+
+from mslib.study import StudyError
+
+#: Convolutions per block (Simonyan and Zisserman 2015, table 1, columns D and E).
+CONVOLUTIONS = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
+FILTERS = (64, 128, 256, 512, 512)
+#: Channel means of ImageNet in the order blue, green, red (the "caffe" preprocessing VGG was trained with).
+IMAGENET_MEAN_BGR = (103.939, 116.779, 123.68)
+
+
+def convolution_names(backbone: str) -> list[str]:
+    """Names of a backbone's convolutions, shallow to deep, as in `keras.applications`."""
+    return [f"block{block}_conv{conv}"
+            for block, n in enumerate(CONVOLUTIONS[backbone], start=1) for conv in range(1, n + 1)]
+
+
+def _network(backbone, n_classes, input_shape, batch_norm, dtype):
+    if backbone not in CONVOLUTIONS:
+        raise StudyError(f"backbone: must be one of {sorted(CONVOLUTIONS)} (got {backbone!r})")
+    options = {"dtype": keras.DTypePolicy(dtype)}
+    inputs = x = keras.Input(input_shape, name="image")
+    for block, (n, filters) in enumerate(zip(CONVOLUTIONS[backbone], FILTERS), start=1):
+        for conv in range(1, n + 1):
+            name = f"block{block}_conv{conv}"
+            if batch_norm:
+                x = layers.Conv2D(filters, 3, padding="same", kernel_initializer="he_normal", name=name, **options)(x)
+                x = layers.BatchNormalization(momentum=0.85, epsilon=1e-3, name=f"{name}_bn", **options)(x)
+                x = layers.ReLU(name=f"{name}_relu", **options)(x)
+            else:
+                x = layers.Conv2D(filters, 3, padding="same", activation="relu", name=name, **options)(x)
+        x = layers.MaxPooling2D(2, name=f"block{block}_pool", **options)(x)
+    x = layers.GlobalAveragePooling2D(name="gap", dtype="float32")(x)
+    return keras.Model(inputs, layers.Dense(n_classes, name="logits", dtype="float32")(x), name=backbone)
+
+
+def build_classifier(backbone: str, n_classes: int, input_shape: tuple[int | None, int | None, int],
+                     weights: str | Path | None = None) -> keras.Model:
+    """VGG + global average pooling + Dense with logit output: flat, plain, layer names of `keras.applications`.
+
+    Parameters
+    ----------
+    backbone : {"vgg16", "vgg19"}
+    n_classes : int
+    input_shape : (height, width, channels)
+        Height and width may be None: global average pooling makes the net size-agnostic.
+    weights : None, "imagenet" or path
+        None: random. ``imagenet``: the weights of `keras.applications` (three channels), with their
+        preprocessing folded into the first convolution so that images in [0, 1] go in. A path: a ``.weights.h5``
+        of this net, or a ``..._notop.h5`` file of `keras.applications` (then as ``imagenet``).
+
+    Returns
+    -------
+    keras.Model
+        float32, (N, H, W, M) in [0, 1] to (N, n_classes) logits.
+
+    Raises
+    ------
+    StudyError
+        Unknown backbone; weights that cannot be had or do not fit, with the ways out.
+
+    References
+    ----------
+    Simonyan and Zisserman 2015 (VGG); Lin et al. 2014 (global average pooling).
+    """
+    model = _network(backbone, n_classes, input_shape, batch_norm=False, dtype="float32")
+    if weights is None:
+        return model
+    if weights != "imagenet" and str(weights).endswith(".weights.h5"):
+        _load(model, weights)
+        return model
+    base = _imagenet_base(backbone, None if weights == "imagenet" else Path(weights))
+    for name in convolution_names(backbone):
+        model.get_layer(name).set_weights(base.get_layer(name).get_weights())
+    _fold_imagenet_preprocessing(model.get_layer("block1_conv1"))
+    return model
+
+
+def build_trainable(backbone: str, n_classes: int, input_shape: tuple[int, int, int], precision: str) -> keras.Model:
+    """The net of `build_classifier` with batch norm after every convolution, to be trained from scratch.
+
+    Parameters
+    ----------
+    precision : {"float32", "bfloat16"}
+        Arithmetic of the convolutions; weights, pooling and logits stay float32.
+    """
+    dtype = "float32" if precision == "float32" else "mixed_bfloat16"
+    return _network(backbone, n_classes, input_shape, batch_norm=True, dtype=dtype)
+
+
+def fold_batch_norm(trained: keras.Model) -> keras.Model:
+    """Fold every batch norm into the convolution before it.
+
+    With batch norm ``gamma (x - mean) / s + beta``, ``s = sqrt(variance + epsilon)``, the folded kernel is
+    ``K gamma / s`` and the folded bias ``(b - mean) gamma / s + beta``: the same function in evaluation mode.
+
+    Parameters
+    ----------
+    trained : keras.Model
+        A net of `build_trainable`.
+
+    Returns
+    -------
+    keras.Model
+        The plain float32 net of `build_classifier`.
+    """
+    plain = build_classifier(trained.name, trained.output_shape[-1], trained.input_shape[1:])
+    for name in convolution_names(trained.name):
+        kernel, bias = (np.asarray(w, "float64") for w in trained.get_layer(name).get_weights())
+        norm = trained.get_layer(f"{name}_bn")
+        gamma, beta, mean, variance = (np.asarray(w, "float64") for w in norm.get_weights())
+        scale = gamma / np.sqrt(variance + norm.epsilon)
+        plain.get_layer(name).set_weights([kernel * scale, (bias - mean) * scale + beta])
+    plain.get_layer("logits").set_weights(trained.get_layer("logits").get_weights())
+    return plain
+
+
+def _load(model, path):
+    try:
+        model.load_weights(str(path))
+    except (OSError, ValueError, KeyError) as error:
+        raise StudyError(f"{path}: is not a weight file of {model.name} with {model.output_shape[-1]} classes "
+                         f"({' '.join(str(error).split())[:200]})") from error
+
+
+def _imagenet_base(backbone, path):
+    application = {"vgg16": keras.applications.VGG16, "vgg19": keras.applications.VGG19}[backbone]
+    if path is None:
+        try:
+            return application(weights="imagenet", include_top=False)
+        except Exception as error:
+            raise StudyError(
+                f"model.weights: the ImageNet weights of {backbone} cannot be downloaded "
+                f"({' '.join(str(error).split())[:120]}); two ways out: set model.weights to the path of "
+                f"'{backbone}_weights_tf_dim_ordering_tf_kernels_notop.h5', or to 'scratch'") from error
+    if not path.is_file():
+        raise StudyError(f"model.weights: must be 'imagenet', 'simulated', 'scratch' or the path of a file (got '{path}')")
+    base = application(weights=None, include_top=False)
+    if not h5py.is_hdf5(path):
+        raise StudyError(f"{path}: is not an HDF5 weight file of {backbone}")
+    _load(base, path)
+    return base
+
+
+def _fold_imagenet_preprocessing(convolution):
+    """Channels in RGB order and [0, 1] instead of BGR, 255 and mean-free.
+
+    Exact except at the outermost pixel, where zero padding stands for black instead of the ImageNet mean.
+    """
+    kernel, bias = convolution.get_weights()
+    bias = bias - np.einsum("hwco,c->o", kernel, np.asarray(IMAGENET_MEAN_BGR, kernel.dtype))
+    convolution.set_weights([kernel[:, :, ::-1, :] * 255.0, bias])

@@ -1,0 +1,120 @@
+"""What made a result: digests of the code that a step runs, versions of the libraries, the machine."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.metadata
+import json
+import platform
+from collections.abc import Iterable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+LIBRARIES = ("tensorflow", "keras", "numpy", "scipy", "pandas", "SimpleITK", "nibabel", "nilearn", "scikit-image",
+             "scikit-learn", "statsmodels", "matplotlib", "seaborn", "snakemake", "papermill")
+
+
+def _module_path(module: str) -> Path | None:
+    base = ROOT.joinpath(*module.split("."))
+    if base.with_suffix(".py").is_file():
+        return base.with_suffix(".py")
+    return base / "__init__.py" if (base / "__init__.py").is_file() else None
+
+
+def _imports(tree: ast.AST, module: str, is_package: bool) -> Iterable[tuple[str, str | None]]:
+    """(module, name) pairs of mslib that a syntax tree imports, relative imports resolved."""
+    package = module if is_package else module.rpartition(".")[0]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, None) for alias in node.names if alias.name.split(".")[0] == "mslib")
+        elif isinstance(node, ast.ImportFrom):
+            source = node.module or ""
+            if node.level:
+                above = package.split(".")[: len(package.split(".")) - node.level + 1]
+                source = ".".join([*above, source] if source else above)
+            if source.split(".")[0] == "mslib":
+                yield from ((source, alias.name) for alias in node.names)
+
+
+def _resolve(module: str, name: str | None) -> str:
+    """The module that defines `name`: a submodule, or what the package's ``__init__`` re-exports it from."""
+    if name is None:
+        return module
+    if _module_path(f"{module}.{name}"):
+        return f"{module}.{name}"
+    path = _module_path(module)
+    if path is None or path.name != "__init__.py":
+        return module
+    for source, exported in _imports(ast.parse(path.read_text(encoding="utf-8")), module, True):
+        if exported == name:
+            return _resolve(source, name)
+    return module
+
+
+def module_closure(trees: Iterable[ast.AST]) -> list[Path]:
+    """Files of mslib that the given syntax trees import, directly or through one another, ``__init__`` left out."""
+    found: dict[str, Path] = {}
+    waiting = [_resolve(*pair) for tree in trees for pair in _imports(tree, "", False)]
+    while waiting:
+        module = waiting.pop()
+        path = _module_path(module)
+        if module in found or path is None:
+            continue
+        found[module] = path
+        if path.name != "__init__.py":
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            waiting += [_resolve(*pair) for pair in _imports(tree, module, False)]
+    return sorted(path for path in found.values() if path.name != "__init__.py")
+
+
+def _without_docstrings(tree: ast.AST) -> str:
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+            if isinstance(body[0].value.value, str):
+                node.body = body[1:] or [ast.Pass()]
+    return ast.dump(tree)
+
+
+def notebook_code(path: str | Path) -> str:
+    """The code cells of a notebook as one source text."""
+    cells = json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
+    return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+
+
+def code_digest(*steps: str) -> str:
+    """Digest of the code that steps run; comments, docstrings and layout do not count.
+
+    Parameters
+    ----------
+    *steps : str
+        Notebook paths relative to the project (``notebooks/00_cohort.ipynb``) or modules (``mslib.jobs.cohort``).
+
+    Returns
+    -------
+    str
+        Sixteen hexadecimal digits that change when any function a step can reach changes.
+    """
+    trees = []
+    for step in steps:
+        source = notebook_code(ROOT / step) if step.endswith(".ipynb") else f"import {step}"
+        trees.append(ast.parse(source))
+    digest = hashlib.sha256()
+    for tree in trees:
+        digest.update(_without_docstrings(tree).encode())
+    for path in module_closure(trees):
+        digest.update(path.relative_to(ROOT).as_posix().encode())
+        digest.update(_without_docstrings(ast.parse(path.read_text(encoding="utf-8"))).encode())
+    return digest.hexdigest()[:16]
+
+
+def file_sha256(path: str | Path) -> str:
+    """SHA-256 of a file, streamed."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that results depend on."""
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in LIBRARIES}
