@@ -25,8 +25,8 @@ def check_model(model: keras.Model) -> None:
     ValueError
         One line that names the fault and its remedy.
     """
-    if not isinstance(model, keras.Model) or not getattr(model, "operations", None):
-        raise ValueError(f"model: must be a functional or sequential keras.Model that has been built "
+    if not (isinstance(model, keras.Sequential) and model.built) and not hasattr(model, "operations"):
+        raise ValueError(f"model: must be a functional keras.Model or a built keras.Sequential "
                          f"(got {type(model).__name__})")
     for layer in model.layers:
         if isinstance(layer, keras.Model):
@@ -153,5 +153,7 @@ def check_inputs(model: keras.Model, images, targets) -> tuple[np.ndarray, np.nd
 
 
 def _head(model):
+    if isinstance(model, keras.Sequential):
+        return model.layers[-1]
     name = model.output_names[0]
     return next(operation for operation in model.operations if operation.name == name)

@@ -70,7 +70,8 @@ def classification_report(logits, targets, subjects, groups, n: int = 2000, conf
 
 
 def bootstrap_classification(predicted, targets, subjects, n_classes: int, n: int = 2000,
-                             confidence: float = 0.95, seed: int = 0) -> dict[tuple[str, int | None], Interval]:
+                             confidence: float = 0.95, seed: int = 0,
+                             ) -> dict[tuple[str, int | None], Interval]:
     """Intervals of every measure of a confusion matrix, whole subjects resampled within their true class.
 
     Parameters

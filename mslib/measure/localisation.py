@@ -56,7 +56,7 @@ def pointing_game(heat, lesion, brain=None) -> tuple[np.ndarray, np.ndarray]:
 
 
 def mass_share(heat, lesion, brain=None) -> tuple[np.ndarray, np.ndarray]:
-    """Feature portion: heat in lesions over heat in the brain (Jin et al. 2022); its chance is the lesion share.
+    """Feature portion: heat in lesions over heat in the brain (Jin et al. 2022); chance is the lesion share.
 
     Parameters and NaN as in `average_precision`.
     """

@@ -1,0 +1,337 @@
+"""Class activation maps against a peer library, exact identities and slow re-statements of their definitions."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from tf_keras_vis.gradcam import Gradcam
+from tf_keras_vis.gradcam_plus_plus import GradcamPlusPlus
+from tf_keras_vis.layercam import Layercam
+from tf_keras_vis.utils.scores import CategoricalScore
+
+from mslib import explain
+
+SIZE = 64
+N_LAYERS = {"vgg16": 8, "vgg19": 10}
+PEERS = {"gradcam": Gradcam, "gradcam++": GradcamPlusPlus, "layercam": Layercam}
+
+
+def build(backbone, size=SIZE, bias=0.05, activation=None, seed=0):
+    application = {"vgg16": keras.applications.VGG16, "vgg19": keras.applications.VGG19}[backbone]
+    base = application(weights=None, include_top=False, input_shape=(size, size, 3))
+    features = keras.layers.GlobalAveragePooling2D()(base.output)
+    model = keras.Model(base.input, keras.layers.Dense(3, activation=activation, name="head")(features),
+                        name=backbone)
+    rng = np.random.default_rng(seed)
+    for layer in model.layers:
+        if layer.weights:
+            shape = layer.kernel.shape
+            scale = np.sqrt(2.0 / np.prod(shape[:-1]))
+            layer.set_weights([rng.normal(0, scale, shape), rng.normal(0, bias, shape[-1])])
+    return model
+
+
+def blobs(n, size=SIZE, seed=1):
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:size, :size] / size
+    centres = rng.uniform(0.2, 0.8, (n, 3, 2))
+    distance = (y - centres[..., 0, None, None]) ** 2 + (x - centres[..., 1, None, None]) ** 2
+    images = np.exp(-distance / 0.03) + rng.uniform(0, 0.2, (n, 3, size, size))
+    return np.moveaxis(images, 1, -1).astype(np.float32), rng.integers(0, 3, n)
+
+
+@pytest.fixture(scope="module", params=["vgg16", "vgg19"])
+def case(request):
+    model = build(request.param)
+    images, targets = blobs(3)
+    maps = explain.layer_cams(model, images, targets, methods=tuple(explain.CAM_METHODS), upsample=False)
+    return model, images, targets, maps
+
+
+@pytest.fixture(scope="module")
+def small():
+    model = build("vgg16", size=32)
+    return model, *blobs(4, size=32)
+
+
+def relative(ours, reference):
+    return np.abs(ours - reference).max() / np.abs(reference).max()
+
+
+def plain_tape(model, images, targets, layer):
+    """A and g of one layer, one image at a time, without any of the project's code."""
+    net = keras.Model(model.inputs, [model.get_layer(layer).output, model.output])
+    parts = []
+    for image, target in zip(images, targets):
+        with tf.GradientTape() as tape:
+            a, logits = net([image[None]])
+            score = logits[0, target]
+        parts.append((a[0].numpy(), tape.gradient(score, a)[0].numpy(), float(score)))
+    return parts
+
+
+def loop_map(method, a, g, score):
+    """Every method restated channel by channel and cell by cell, in double precision."""
+    a, g = a.astype(float), g.astype(float)
+    height, width, channels = a.shape
+    out = np.zeros((height, width))
+    for k in range(channels):
+        ak, gk = a[..., k], g[..., k]
+        if method == "gradcam":
+            out += gk.sum() / gk.size * ak
+        elif method == "xgradcam":
+            out += (sum(ak[i, j] * gk[i, j] for i in range(height) for j in range(width)) / ak.sum() * ak
+                    if ak.sum() else 0)
+        elif method == "gradcam++":
+            alpha = np.zeros_like(ak)
+            for i in range(height):
+                for j in range(width):
+                    if gk[i, j] != 0:
+                        alpha[i, j] = gk[i, j] ** 2 / (2 * gk[i, j] ** 2 + ak.sum() * gk[i, j] ** 3)
+            alpha /= alpha.sum() or 1.0
+            out += np.exp(score) * np.sum(alpha * np.maximum(gk, 0)) * ak
+        else:
+            for i in range(height):
+                for j in range(width):
+                    out[i, j] += ak[i, j] * (max(gk[i, j], 0) if method == "layercam" else gk[i, j])
+    return np.maximum(out, 0)
+
+
+def test_default_layers_are_all_of_blocks_4_and_5(case):
+    model, _, _, maps = case
+    assert list(maps) == list(explain.CAM_METHODS)
+    for of_layer in maps.values():
+        assert list(of_layer) == [x.name for x in model.layers if x.name.startswith(("block4", "block5"))]
+        assert len(of_layer) == N_LAYERS[model.name]
+
+
+@pytest.mark.parametrize("method", PEERS)
+def test_equals_tf_keras_vis_at_every_layer(case, method):
+    """Raw values, float32. Grad-CAM++ includes the factor exp(logit) and alpha's normalisation, as theirs."""
+    model, images, targets, maps = case
+    peer = PEERS[method](model, clone=False)
+    score = CategoricalScore([int(target) for target in targets])
+    for layer, ours in maps[method].items():
+        theirs = np.asarray(peer(score, images, penultimate_layer=layer, seek_penultimate_conv_layer=False,
+                                 expand_cam=False, normalize_cam=False))
+        assert theirs.max() > 0
+        assert relative(ours, theirs) < 1e-5, layer
+
+
+@pytest.mark.parametrize("method", explain.CAM_METHODS)
+@pytest.mark.parametrize("layer", ["block4_pool", "block5_conv1", "block5_pool"])
+def test_equals_slow_restatement(case, method, layer):
+    model, images, targets, maps = case
+    slow = [loop_map(method, *parts) for parts in plain_tape(model, images, targets, layer)]
+    assert relative(maps[method][layer], np.stack(slow)) < 1e-5
+
+
+def test_weights_of_the_last_block_are_the_output_weights(case):
+    """Known answer 1: Z alpha_k = w_k at block5_pool and at the last convolution; 2: not above it."""
+    model, images, targets, maps = case
+    last = [name for name in maps["gradcam"] if "block5_conv" in name][-1]
+    parts = explain.activations_and_gradients(model, images, targets)
+    weights = model.get_layer("head").kernel.numpy().T[targets]
+    for layer, (_, g) in parts.items():
+        summed = g.sum(axis=(1, 2))
+        if layer in (last, "block5_pool"):
+            assert relative(summed, weights) < 1e-5
+        elif summed.shape == weights.shape:
+            assert relative(summed, weights) > 0.1
+
+
+def test_pool_map_is_cam(case):
+    """At block5_pool Grad-CAM = HiResCAM = Z-th of CAM (Zhou et al. 2016), at earlier layers they part."""
+    model, images, targets, maps = case
+    a = explain.activations_and_gradients(model, images, targets, ["block5_pool"])["block5_pool"][0]
+    weights = model.get_layer("head").kernel.numpy().T[targets]
+    cam = np.maximum(np.einsum("nhwk,nk->nhw", a, weights), 0) / np.prod(a.shape[1:3])
+    for method in ("gradcam", "hirescam"):
+        assert relative(maps[method]["block5_pool"], cam) < 1e-5
+    assert relative(maps["gradcam"]["block5_conv1"], maps["hirescam"]["block5_conv1"]) > 0.05
+
+
+@pytest.mark.parametrize("bias", [0.0, 0.05])
+def test_gradient_times_activation_sums_to_the_logit(bias):
+    """Known answer 3: y at every layer without biases; y - b at the two last layers with biases."""
+    model = build("vgg16", size=32, bias=bias)
+    images, targets = blobs(3, size=32)
+    logits = model.predict(images, verbose=0)[np.arange(3), targets]
+    last_bias = model.get_layer("head").bias.numpy()[targets]
+    for layer, (a, g) in explain.activations_and_gradients(model, images, targets).items():
+        exact = np.allclose((a * g).sum(axis=(1, 2, 3)), logits - last_bias, rtol=1e-4, atol=1e-5)
+        assert exact == (bias == 0 or layer in ("block5_conv3", "block5_pool")), layer
+
+
+def test_maps_do_not_depend_on_their_batch(small):
+    model, images, targets = small
+    whole = explain.layer_cams(model, images, targets, methods=("gradcam", "gradcam++"))
+    split = explain.layer_cams(model, images, targets, methods=("gradcam", "gradcam++"), batch_size=3)
+    for method, of_layer in whole.items():
+        for layer, maps in of_layer.items():
+            assert maps.shape == (4, 32, 32) and maps.dtype == np.float32
+            assert relative(split[method][layer], maps) < 1e-5
+
+
+def test_one_trace_serves_every_batch_size_and_call(small, monkeypatch):
+    from mslib.explain import cam
+
+    traces = []
+    original = cam._pass
+    monkeypatch.setattr(cam, "_pass", lambda *args: traces.append(1) or original(*args))
+    model, images, targets = small
+    for batch_size in (1, 3, 4):
+        explain.layer_cams(model, images, targets, ["block4_conv2", "block5_conv2"], batch_size=batch_size)
+    assert len(traces) == 1
+
+
+def test_given_layers_come_in_the_order_of_the_net(small):
+    model, images, targets = small
+    maps = explain.layer_cams(model, images, targets, ["block5_conv1", "block2_pool"])
+    assert list(maps["gradcam"]) == ["block2_pool", "block5_conv1"]
+
+
+@pytest.mark.parametrize("shape, size", [((2, 7, 7), (224, 224)), ((1, 4, 3), (128, 112)), ((3, 1, 1), (8, 8)),
+                                         ((2, 5, 6), (5, 6)), ((1, 3, 4), (10, 9))])
+def test_upsampling_is_half_pixel_bilinear(shape, size):
+    maps = np.random.default_rng(0).random(shape).astype(np.float32)
+    reference = tf.image.resize(maps[..., None], size, method="bilinear")[..., 0].numpy()
+    np.testing.assert_allclose(explain.upsample_maps(maps, size), reference, atol=1e-6)
+
+
+def test_upsampling_known_answer():
+    """Two cells over four: the outer edges coincide, so the inner samples lie a quarter in."""
+    np.testing.assert_allclose(explain.upsample_maps(np.array([[0.0, 1.0]]), (1, 4)), [[0, 0.25, 0.75, 1]])
+
+
+def test_blank_maps_are_flagged():
+    maps = np.zeros((4, 5, 5), np.float32)
+    maps[1, 2, 2], maps[2], maps[3, 0, 0] = 1e-3, 1e-31, np.nan
+    assert explain.blank_maps(maps).tolist() == [True, False, True, True]
+
+
+def test_a_net_that_sees_nothing_gives_blank_maps(small):
+    _, images, targets = small
+    model = build("vgg16", size=32)
+    model.get_layer("head").set_weights([-np.ones((512, 3)), np.zeros(3)])
+    maps = explain.layer_cams(model, images, targets, ["block5_pool"])["gradcam"]["block5_pool"]
+    assert explain.blank_maps(maps).all() and (maps == 0).all()
+
+
+def test_fused_layercam():
+    shallow = np.array([[[0.0, 2.0], [1.0, 4.0]]], np.float32)
+    deep = np.array([[[3.0, 0.0], [1.5, 0.0]]], np.float32)
+    fused = explain.fuse_layercam({"block4_conv1": shallow, "block5_conv1": deep})
+    np.testing.assert_allclose(fused[0], [[1, np.tanh(1)], [0.5, np.tanh(2)]], rtol=1e-6)
+    assert (explain.fuse_layercam({"a": 0 * shallow, "b": 0 * deep}) == 0).all()
+    with pytest.raises(ValueError, match="one size"):
+        explain.fuse_layercam({"a": shallow, "b": deep[:, :1]})
+    with pytest.raises(ValueError, match="shallow: c: not among the layers given: a, b"):
+        explain.fuse_layercam({"a": shallow, "b": deep}, shallow=["c"])
+
+
+def test_to_logits_drops_the_softmax_only(small):
+    _, images, targets = small
+    softmax = build("vgg16", size=32, activation="softmax")
+    separate = keras.Sequential([*explain.to_logits(softmax).layers, keras.layers.Softmax()])
+    expected = softmax.predict(images, verbose=0)
+    for model in (softmax, separate):
+        with pytest.raises(ValueError, match=r"is a softmax.*to_logits"):
+            explain.layer_cams(model, images, targets)
+        logits = explain.to_logits(model).predict(images, verbose=0)
+        np.testing.assert_allclose(keras.ops.softmax(logits), expected, rtol=1e-4, atol=1e-6)
+        explain.check_model(explain.to_logits(model))
+    assert softmax.get_layer("head").activation.__name__ == "softmax"
+
+
+def nested():
+    base = keras.applications.VGG16(weights=None, include_top=False, input_shape=(32, 32, 3))
+    return keras.Sequential([base, keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(3)])
+
+
+def two_outputs():
+    image = keras.Input((8, 8, 3))
+    features = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(2, 3)(image))
+    return keras.Model(image, [keras.layers.Dense(3)(features), keras.layers.Dense(2)(features)])
+
+
+def segmenter():
+    image = keras.Input((8, 8, 3))
+    return keras.Model(image, keras.layers.Conv2D(2, 3)(image))
+
+
+@pytest.mark.parametrize("make, message", [
+    (nested, r"layer 'vgg16.*' is a model in itself \(nested\).*keras.Model\(base.input"),
+    (two_outputs, r"one input and one output \(got 1 and 2\)"),
+    (segmenter, r"images \(N, H, W, M\) to logits \(N, n_classes\)"),
+    (lambda: build("vgg16", 32, activation="sigmoid"), "output 'head' is a sigmoid"),
+    (lambda: "vgg16", r"must be a functional keras.Model or a built keras.Sequential \(got str\)"),
+])
+def test_unfit_models_are_refused_with_the_remedy(make, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        explain.layer_cams(make(), np.zeros((1, 32, 32, 3)), np.array([0]))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"images": np.zeros((2, 32, 32, 1))}, r"images: must be a non-empty \(N, 32, 32, 3\).*got \(2, 32, 32, 1\)"),
+    ({"images": np.zeros((2, 16, 32, 3))}, r"images: must be a non-empty \(N, 32, 32, 3\)"),
+    ({"images": np.zeros((0, 32, 32, 3))}, "images: must be a non-empty"),
+    ({"images": np.full((2, 32, 32, 3), np.nan)}, r"images: 2 of 2 hold NaN or infinity \(first: index 0\)"),
+    ({"targets": np.array([0, 3])}, r"targets: must lie in 0..2, the model's classes \(got 0..3\)"),
+    ({"targets": np.array([-1, 0])}, r"targets: must lie in 0..2"),
+    ({"targets": np.array([0])}, "targets: must be 2 integer class ids"),
+    ({"targets": np.array([0.0, 1.0])}, "targets: must be 2 integer class ids"),
+    ({"layers": ["block9_conv1"]}, "layers: 'block9_conv1': not among the layers.*block4_conv3, block4_pool"),
+    ({"layers": ["head"]}, "layers: 'head': not among the layers with a spatial output"),
+    ({"layers": []}, "layers: none given"),
+    ({"methods": ("scorecam",)}, "methods: 'scorecam': not among gradcam, gradcam[+][+], hirescam"),
+])
+def test_unfit_input_is_refused_in_one_line(small, change, message):
+    arguments = {"images": np.zeros((2, 32, 32, 3)), "targets": np.array([0, 1])} | change
+    with pytest.raises(ValueError, match=message) as caught:
+        explain.layer_cams(small[0], **arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_net_without_blocks_needs_named_layers():
+    image = keras.Input((8, 8, 3))
+    features = keras.layers.Conv2D(2, 3, name="only")(image)
+    model = keras.Model(image, keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(features)))
+    with pytest.raises(ValueError, match=r"no block4_.*name some of only"):
+        explain.layer_cams(model, np.zeros((1, 8, 8, 3)), np.array([0]))
+
+
+def test_exploding_map_is_refused(small):
+    _, images, targets = small
+    model = build("vgg16", size=32)
+    model.get_layer("head").set_weights([np.ones((512, 3)), np.full(3, 200.0)])
+    with pytest.raises(ValueError, match=r"gradcam\+\+ at block5_pool: a map is not finite"):
+        explain.layer_cams(model, images, targets, ["block5_pool"], methods=("gradcam++",))
+
+
+def test_randomisation_changes_the_maps_and_not_the_model(small):
+    model, images, targets = small
+    before = [weight.copy() for weight in model.get_weights()]
+    layers = ["block4_conv3", "block5_conv3"]
+    table = explain.cascading_randomisation(model, images, targets, layers, seed=3)
+    assert all((old == new).all() for old, new in zip(before, model.get_weights()))
+    steps = ["none", "head", "block5_conv3", "block5_conv2", "block5_conv1", "block4_conv3"]
+    assert table.drop_duplicates("step")["randomised"].tolist() == steps
+    assert len(table) == len(steps) * len(layers) * len(images)
+    mean = table.groupby(["step", "layer"])[["spearman", "ssim"]].mean()
+    np.testing.assert_allclose(mean.loc[0], 1.0, atol=1e-6)
+    assert (mean.loc[5]["spearman"] < 0.6).all() and (mean.loc[5]["ssim"] < 0.8).all()
+    again = explain.cascading_randomisation(model, images, targets, layers, seed=3)
+    assert table.equals(again)
+
+
+def test_randomisation_compares_inside_the_mask(small):
+    model, images, targets = small
+    mask = np.zeros(images.shape[:3], bool)
+    mask[:, 8:24, 8:24] = True
+    arguments = (model, images, targets, ["block5_conv3"])
+    inside = explain.cascading_randomisation(*arguments, mask=mask)
+    assert not inside["spearman"].equals(explain.cascading_randomisation(*arguments)["spearman"])
+    with pytest.raises(ValueError, match=r"mask: must be \(4, 32, 32\)"):
+        explain.cascading_randomisation(*arguments, mask=mask[:1])
