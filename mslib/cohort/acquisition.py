@@ -1,0 +1,160 @@
+"""The scanner: grid, head movement between sequences, bias field, gain and Rician noise. Blind to the group."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import SimpleITK as sitk
+
+from .anatomy import CENTRE, GRID_MM, rotation, spline_field
+
+
+@dataclass(frozen=True)
+class SequenceNuisance:
+    """What differs from scan to scan and is not disease (mm, degrees).
+
+    `snr`: mean brain signal over the noise SD; `bias`: largest deviation of the bias field from 1;
+    `translation_mm`, `rotation_deg`: movement of the head from the T1w to this scan (rotation vector);
+    `in_plane`, `slice_mm`: voxel size, `in_plane` as a multiple of the cohort's; `gain`: scanner units.
+    """
+
+    snr: float
+    bias: float
+    translation_mm: tuple[float, float, float]
+    rotation_deg: tuple[float, float, float]
+    in_plane: float
+    slice_mm: float
+    gain: float
+
+
+@dataclass(frozen=True)
+class Nuisance:
+    """The three scans' nuisance."""
+
+    T1w: SequenceNuisance
+    T2w: SequenceNuisance
+    FLAIR: SequenceNuisance
+
+    def descriptors(self) -> dict[str, float]:
+        """Flat numbers that describe everything but the disease: for tests and the truth file."""
+        out = {}
+        for name, scan in asdict(self).items():
+            out |= {f"{name}_snr": scan["snr"], f"{name}_bias": scan["bias"], f"{name}_gain": scan["gain"],
+                    f"{name}_in_plane": scan["in_plane"], f"{name}_slice_mm": scan["slice_mm"],
+                    f"{name}_shift_mm": float(np.linalg.norm(scan["translation_mm"])),
+                    f"{name}_turn_deg": float(np.linalg.norm(scan["rotation_deg"]))}
+        return out
+
+
+def _vector(rng: np.random.Generator, longest: float) -> tuple[float, float, float]:
+    """Uniform direction, uniform length up to `longest`."""
+    direction = rng.standard_normal(3)
+    return tuple(float(v) for v in longest * rng.random() * direction / np.linalg.norm(direction))
+
+
+def draw_nuisance(rng: np.random.Generator, misplacement_mm: float = 5.0, misplacement_deg: float = 5.0,
+                  thick_slice_share: float = 0.4) -> Nuisance:
+    """Draw the nuisance of one subject; the law knows no group.
+
+    Parameters
+    ----------
+    rng : numpy Generator
+    misplacement_mm, misplacement_deg : float
+        Longest shift and largest turn of the head between T1w and another sequence.
+    thick_slice_share : float
+        Share of subjects whose T2w and FLAIR have slices of 3 to 4 mm.
+    """
+    thick = rng.random() < thick_slice_share
+    scans = {}
+    for name in ("T1w", "T2w", "FLAIR"):
+        first = name == "T1w"
+        slices = rng.uniform(3, 4)
+        scans[name] = SequenceNuisance(
+            snr=float(rng.uniform(20, 45)), bias=float(rng.uniform(0.1, 0.3)),
+            translation_mm=(0.0, 0.0, 0.0) if first else _vector(rng, misplacement_mm),
+            rotation_deg=(0.0, 0.0, 0.0) if first else _vector(rng, misplacement_deg),
+            in_plane=1.0 if first else float(rng.choice([0.9, 0.95, 1.0, 1.05, 1.1])),
+            slice_mm=round(float(slices), 2) if thick and not first else 0.0,
+            gain=float(np.exp(rng.uniform(np.log(300), np.log(900)))))
+    return Nuisance(**scans)
+
+
+def bias_field(rng: np.random.Generator, shape, voxel_mm, strength: float) -> np.ndarray:
+    """Smooth multiplicative field, mean about 1, largest deviation `strength` (float32)."""
+    spacing = 90.0 / float(np.min(voxel_mm))
+    squeeze = [max(4, round(n * v / np.min(voxel_mm))) for n, v in zip(shape, voxel_mm)]
+    field = spline_field(rng, squeeze, spacing)
+    field = field[np.ix_(*(np.linspace(0, m - 1, n).round().astype(int) for m, n in zip(squeeze, shape)))]
+    field = field - field.mean()
+    return 1 + strength * field / np.abs(field).max()
+
+
+def rician(rng: np.random.Generator, image: np.ndarray, sigma: float) -> np.ndarray:
+    """Magnitude of `image` plus complex Gaussian noise of SD `sigma` (Gudbjartsson and Patz 1995)."""
+    noise = sigma * rng.standard_normal((2, *image.shape), dtype=np.float32)
+    return np.hypot(image + noise[0], noise[1])
+
+
+def rigid_transform(scan: SequenceNuisance) -> sitk.Euler3DTransform:
+    """Movement T1w -> scan as an ITK transform of points (LPS, about the middle of the brain)."""
+    flip = np.diag([-1.0, -1.0, 1.0])
+    matrix = flip @ rotation(np.deg2rad(scan.rotation_deg)) @ flip
+    transform = sitk.Euler3DTransform()
+    transform.SetCenter((flip @ CENTRE).tolist())
+    transform.SetMatrix(matrix.ravel().tolist())
+    transform.SetTranslation((flip @ np.array(scan.translation_mm)).tolist())
+    return transform
+
+
+def to_sitk(volume: np.ndarray, affine: np.ndarray) -> sitk.Image:
+    """Volume (X, Y, Z) with a positive diagonal RAS affine as a SimpleITK image (LPS)."""
+    image = sitk.GetImageFromArray(np.ascontiguousarray(volume.T))
+    image.SetSpacing(np.diag(affine)[:3].tolist())
+    image.SetOrigin((affine[:3, 3] * [-1, -1, 1]).tolist())
+    image.SetDirection((-1, 0, 0, 0, -1, 0, 0, 0, 1))
+    return image
+
+
+def acquire(volume: np.ndarray, affine: np.ndarray, scan: SequenceNuisance,
+            voxel_mm: float) -> tuple[np.ndarray, np.ndarray]:
+    """Noise-free scan of the moved head on the sequence's own grid.
+
+    Thick slices are the mean of thin ones (box profile).
+
+    Returns
+    -------
+    image : float32 (X, Y, Z)
+    affine : (4, 4) RAS
+    """
+    thickness = max(scan.slice_mm, voxel_mm)
+    parts = max(1, round(thickness / voxel_mm))
+    size = np.array([scan.in_plane * voxel_mm] * 2 + [thickness])
+    shape = np.ceil(GRID_MM / size).astype(int)
+    own = np.diag([*size, 1.0])
+    own[:3, 3] = CENTRE - (shape - 1) / 2 * size
+    fine = own.copy()
+    fine[2, 2] = thickness / parts
+    fine[2, 3] -= thickness * (1 - 1 / parts) / 2
+    grid = sitk.Image([int(shape[0]), int(shape[1]), int(shape[2]) * parts], sitk.sitkUInt8)
+    grid.SetSpacing(np.diag(fine)[:3].tolist())
+    grid.SetOrigin((fine[:3, 3] * [-1, -1, 1]).tolist())
+    grid.SetDirection((-1, 0, 0, 0, -1, 0, 0, 0, 1))
+    moved = sitk.Resample(to_sitk(volume, affine), grid, rigid_transform(scan).GetInverse(), sitk.sitkLinear, 0.0)
+    array = sitk.GetArrayFromImage(moved)
+    array = array.reshape(shape[2], parts, *array.shape[1:]).mean(axis=1)
+    return np.ascontiguousarray(array.T), own
+
+
+def corrupt(rng: np.random.Generator, image: np.ndarray, voxel_mm, scan: SequenceNuisance,
+            brain_signal: float) -> tuple[np.ndarray, np.ndarray]:
+    """Bias field, gain and Rician noise upon a noise-free scan.
+
+    Returns
+    -------
+    image : float32, the scan in scanner units
+    field : float32, the bias field
+    """
+    field = bias_field(rng, image.shape, voxel_mm, scan.bias)
+    scale = scan.gain / brain_signal
+    return rician(rng, image * field * scale, scan.gain / scan.snr), field

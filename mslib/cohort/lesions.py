@@ -1,0 +1,172 @@
+"""Lesions: how many, how large, where, and of which shape.
+
+The laws follow the consensus lesion masks of 30 real patients (Lesjak et al. 2017): numbers that grow more slowly
+than the load, log-normal volumes with a few confluent lesions that hold what the others leave, and shares of
+the volume by location that differ between relapsing and progressive disease.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .anatomy import Head, spline_field
+
+LOCATIONS = ("periventricular", "juxtacortical", "subcortical", "infratentorial")
+SHARES = {"RRMS": (0.63, 0.25, 0.07, 0.05), "SPMS": (0.75, 0.19, 0.03, 0.03)}
+SMALLEST_MM3 = 3.0
+
+
+def draw_number(rng: np.random.Generator, load_ml: float) -> int:
+    """Number of lesions at a load: log-normal about 82 (load / 14.9 mL)^0.45, SD of the logarithm 0.45."""
+    return max(3, round(82 * (load_ml / 14.9) ** 0.45 * np.exp(0.45 * rng.standard_normal())))
+
+
+def draw_volumes(rng: np.random.Generator, load_ml: float, number: int) -> np.ndarray:
+    """Lesion volumes in mm3, descending, that sum to the load.
+
+    The body is log-normal (mean 3.1, SD 1.25 of the logarithm, at least 3 mm3); one to four confluent lesions
+    take what it leaves of the load. A body above 70 % of the load is scaled down to that.
+    """
+    load = 1000 * load_ml
+    confluent = int(rng.integers(1, 5))
+    body = np.exp(3.1 + 1.25 * rng.standard_normal(max(1, number - confluent)))
+    body = np.maximum(body * min(1.0, 0.7 * load / body.sum()), SMALLEST_MM3)
+    rest = max(load - body.sum(), 0.0)
+    large = rest * rng.dirichlet(np.full(confluent, 1.0))
+    return np.sort(np.concatenate([body, large[large >= SMALLEST_MM3]]))[::-1]
+
+
+def assign_locations(rng: np.random.Generator, volumes: np.ndarray, shares) -> np.ndarray:
+    """Index into `LOCATIONS` for each lesion, largest first, such that the volume shares are met."""
+    missing = np.array(shares, float) * volumes.sum()
+    where = np.empty(len(volumes), int)
+    for k, volume in enumerate(volumes):
+        room = np.maximum(missing - 0.8 * volume, 0)
+        where[k] = rng.choice(4, p=room / room.sum()) if room.sum() > 0 else int(np.argmax(missing))
+        missing[where[k]] -= volume
+    return where
+
+
+def _infratentorial(points: np.ndarray) -> np.ndarray:
+    """Cerebellum and brainstem by template coordinates (mm): below a roof that falls to back and sides."""
+    x, y, z = points
+    roof = -8 - 0.22 * np.abs(x) - 0.15 * np.maximum(-45 - y, 0)
+    return (z < roof) & ((y < -36) | (np.abs(x) < 16)) & (y < -12)
+
+
+class LesionField:
+    """Places lesions one by one into the white matter of a head and remembers which voxels are taken."""
+
+    def __init__(self, head: Head, rng: np.random.Generator):
+        self.rng, self.shape = rng, head.shape
+        self.voxel = head.affine[0, 0]
+        self.label = np.zeros(head.shape, np.int16)
+        self.white = head.volume(np.where(head.brain > 0.5, head.wm, 0))
+        self.distance = head.volume(head.ventricle)
+        self.ragged = 0.75 * spline_field(rng, head.shape, max(3.0 / self.voxel, 1.5))
+        white = head.wm > 0.6
+        below = _infratentorial(head.points)
+        lists = (white & ~below & (head.ventricle < 16), white & ~below & (head.cortex < 7),
+                 white & ~below & (head.ventricle > 4) & (head.cortex > 2), white & below)
+        self.candidates = [(head.inside[keep], head.ventricle[keep], head.cortex[keep]) for keep in lists]
+
+    def _centre(self, location: int, radius: float) -> np.ndarray:
+        """A voxel of the location at a distance from wall or cortex that suits the lesion's size."""
+        index, wall, cortex = self.candidates[location]
+        for slack in (0, 1, 2, 4, 50):
+            pick = self.rng.integers(0, len(index), 512)
+            fits = ((wall[pick] < 1.5 + 0.7 * radius + slack) if location == 0 else
+                    (cortex[pick] < 1 + 0.5 * radius + slack) & (wall[pick] > 4 + radius - slack)
+                    if location == 1 else
+                    (wall[pick] > 4 + radius - slack) & (cortex[pick] > 1 + 0.7 * radius - slack)
+                    if location == 2 else np.ones(512, bool))
+            free = fits & (self.label.ravel()[index[pick]] == 0)
+            if free.any():
+                return np.array(np.unravel_index(index[pick[np.argmax(free)]], self.shape))
+        return np.array(np.unravel_index(index[pick[0]], self.shape))
+
+    def _axes(self, centre: np.ndarray, location: int) -> np.ndarray:
+        """Matrix (3, 3) that maps offsets to the unit sphere of an ellipsoid of volume one sphere."""
+        ratios = np.exp(0.22 * self.rng.standard_normal(3))
+        frame = np.linalg.qr(self.rng.standard_normal((3, 3)))[0]
+        if location == 0:
+            low, high = np.maximum(centre - 2, 0), np.minimum(centre + 2, np.array(self.shape) - 1)
+            away = np.array([self.distance[tuple(np.where(np.arange(3) == k, high, centre))]
+                             - self.distance[tuple(np.where(np.arange(3) == k, low, centre))] for k in range(3)])
+            frame[0] = away / max(np.linalg.norm(away), 1e-6) + 1e-3 * frame[0]
+            frame = np.linalg.qr(frame.T)[0].T
+            ratios[0] *= 1.8
+        ratios /= np.prod(ratios) ** (1 / 3)
+        return frame / ratios[:, None]
+
+    def place(self, volume_mm3: float, location: int, label: int) -> int:
+        """Grow one lesion to its volume; returns the number of voxels it took."""
+        radius = (volume_mm3 * 3 / (4 * np.pi)) ** (1 / 3)
+        wanted = max(1, round(volume_mm3 / self.voxel**3))
+        centre = self._centre(location, radius)
+        axes = self._axes(centre, location)
+        reach = int(np.ceil((2.2 * radius + 1.5) / self.voxel))
+        for _ in range(3):
+            low, high = np.maximum(centre - reach, 0), np.minimum(centre + reach + 1, self.shape)
+            box = tuple(slice(a, b) for a, b in zip(low, high))
+            grid = np.meshgrid(*(np.arange(a, b) - c for a, b, c in zip(low, high, centre)), indexing="ij")
+            offset = np.stack(grid).reshape(3, -1) * self.voxel
+            cost = np.linalg.norm(axes @ offset, axis=0) * (1 + self.ragged[box].ravel())
+            if location == 0 and radius > 5:
+                cost += 0.5 * np.maximum(self.distance[box].ravel(), 0)
+            open_to = (self.white[box].ravel() > 0.45) & (self.label[box].ravel() == 0)
+            if open_to.sum() >= 1.3 * wanted:
+                break
+            reach = int(np.ceil(1.6 * reach))
+        free = np.flatnonzero(open_to)
+        take = free[np.argsort(cost[free], kind="stable")[:wanted]]
+        patch = self.label[box]
+        patch[np.unravel_index(take, patch.shape)] = label
+        return len(take)
+
+
+def choose_black_holes(rng: np.random.Generator, volumes: np.ndarray, share: float) -> np.ndarray:
+    """Which lesions are black holes: whole lesions, larger ones more likely, until their share of volume is met."""
+    order = np.argsort(-np.log(rng.random(len(volumes))) / np.sqrt(np.maximum(volumes, 1e-6)))
+    chosen, held, goal = np.zeros(len(volumes), bool), 0.0, share * volumes.sum()
+    for k in order:
+        if abs(held + volumes[k] - goal) < abs(held - goal):
+            chosen[k] = True
+            held += volumes[k]
+    return chosen
+
+
+def make_lesions(head: Head, rng: np.random.Generator, load_ml: float, shares, black_hole_share: float,
+                 spots_mm3=()) -> tuple[np.ndarray, np.ndarray]:
+    """Lesion labels and the black holes among them.
+
+    Parameters
+    ----------
+    head : Head
+    rng : numpy Generator
+    load_ml : float
+        Total lesion volume, 0 for none.
+    shares : sequence of 4 float
+        Shares of the volume by `LOCATIONS`.
+    black_hole_share : float
+        Share of the volume that is T1-dark.
+    spots_mm3 : sequence of float
+        Volumes of incidental subcortical spots.
+
+    Returns
+    -------
+    labels : int16 (X, Y, Z)
+        0 outside, k in lesion k.
+    black_holes : bool (X, Y, Z)
+    """
+    volumes, where = np.array(spots_mm3, float), np.full(len(spots_mm3), 2)
+    if load_ml > 0:
+        volumes = draw_volumes(rng, load_ml, draw_number(rng, load_ml))
+        where = assign_locations(rng, volumes, shares)
+    if not len(volumes):
+        return np.zeros(head.shape, np.int16), np.zeros(head.shape, bool)
+    field = LesionField(head, rng)
+    taken = np.array([field.place(volume, location, k + 1)
+                      for k, (volume, location) in enumerate(zip(volumes, where))])
+    dark = choose_black_holes(rng, taken.astype(float), black_hole_share)
+    return field.label, np.concatenate([[False], dark])[field.label]
