@@ -1,0 +1,251 @@
+"""A cohort of patients in a BIDS folder, checked as a whole: all faults are reported together."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from joblib import Parallel, delayed
+from tqdm.auto import tqdm
+
+from mslib.study import StudyError
+
+from .checks import Fault, ImageFault, check_image, check_mask
+from .participants import COHORT, COHORTS, LABEL, LABEL_RULE, TABLE, Row, read_participants
+
+THREADS = 2
+#: Stands for the subject in faults of a whole group.
+GROUP = "group"
+OUTSIDE, INSIDE = "links outside the cohort's folder", "files inside it"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One subject of a cohort.
+
+    Attributes
+    ----------
+    id : str
+        Label without ``sub-``.
+    group : str
+    images : dict of str to Path
+        One image per sequence, in the order asked for.
+    brain_mask, lesion_mask : Path or None
+        In the grid of the T1w image.
+    age : float or None
+        Years.
+    sex : str or None
+    edss : float or None
+        Expanded Disability Status Scale, 0 to 10.
+    cohort : str
+        ``study`` or ``independent`` (a test cohort that training never sees).
+    """
+
+    id: str
+    group: str
+    images: dict[str, Path]
+    brain_mask: Path | None = None
+    lesion_mask: Path | None = None
+    age: float | None = None
+    sex: str | None = None
+    edss: float | None = None
+    cohort: str = COHORTS[0]
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Checked subjects in the order of their ids (iterable, with a length) and the `faults` of all others."""
+
+    subjects: tuple[Subject, ...]
+    faults: list[Fault] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[Subject]:
+        return iter(self.subjects)
+
+    def __len__(self) -> int:
+        return len(self.subjects)
+
+    @classmethod
+    def from_bids(cls, root: str | Path, sequences: Sequence[str] = ("T1w", "T2w", "FLAIR"), *,
+                  groups: Sequence[str] | None = None, group_column: str = "group", min_per_group: int = 1,
+                  on_fault: str = "stop", progress: bool = True) -> Cohort:
+        """Read and check a BIDS folder: names, table, headers and every voxel.
+
+        Parameters
+        ----------
+        root : str or Path
+            Folder with ``participants.tsv`` and ``sub-*/[ses-*/]anat``; one session per subject.
+        sequences : sequence of str
+            BIDS suffixes; each subject needs exactly one image of each.
+        groups : sequence of str or None
+            Allowed classes; None takes those of the table.
+        group_column : str
+            Column of the class.
+        min_per_group : int
+            Healthy subjects of the study (not of its independent cohort) that every group needs.
+        on_fault : {'stop', 'skip'}
+            Raise on any fault, or go on without the faulty subjects.
+        progress : bool
+            Show a progress bar.
+
+        Raises
+        ------
+        StudyError
+            One line per fault, all together, with ``stop``; with ``skip`` only where the cohort as a whole
+            cannot be used (no table, no subject, too few subjects in a group).
+        """
+        if on_fault not in ("stop", "skip"):
+            raise StudyError(f"on_fault: must be 'stop' or 'skip' (got {on_fault!r})")
+        root = Path(root)
+        try:
+            folders, wrong = _folders(root)
+        except OSError as error:
+            raise StudyError(f"{root}: {error.strerror or error}; allowed: a readable BIDS folder") from error
+        rows, faults = read_participants(root, group_column, groups)
+        faults += wrong + _unpaired(rows, folders)
+        paired = [rows[label] for label in sorted(rows or ()) if label in folders]
+        jobs = Parallel(n_jobs=THREADS, prefer="threads", return_as="generator")(
+            delayed(_subject)(root, row, tuple(sequences)) for row in paired)
+        bar = tqdm(jobs, total=len(paired), desc="check images", unit="subject", disable=not progress)
+        results = list(bar)
+        faults += [fault for _, wrong in results for fault in wrong]
+        faulty = {fault.subject for fault in faults}
+        healthy = [subject for subject, _ in results if subject and f"sub-{subject.id}" not in faulty]
+        # With "stop" the faults get repaired, so that every row counts; with "skip" only what is left does.
+        counted = (rows or {}).values() if on_fault == "stop" else healthy
+        if COHORT not in faulty:
+            faults += _too_few(Counter(one.group for one in counted if one.cohort == COHORTS[0]),
+                               groups or sorted({row.group for row in rows.values()} - {""}), min_per_group)
+        if any(on_fault == "stop" or fault.subject in (COHORT, GROUP) for fault in faults):
+            raise StudyError("\n".join(map(str, faults)))
+        return cls(tuple(healthy), faults)
+
+
+def _folders(root: Path) -> tuple[set[str], list[Fault]]:
+    """Names of the subjects' folders that are valid, and faults of those that are not or lead outside."""
+    folders, faults = set(), []
+    for folder in sorted(root.iterdir()):
+        if not folder.name.startswith("sub-") or not folder.is_dir():
+            continue
+        if not LABEL.fullmatch(folder.name):
+            faults.append(Fault(folder.name, folder.name, "is no valid name of a folder", LABEL_RULE))
+            continue
+        folders.add(folder.name)
+        if not folder.resolve().is_relative_to(root.resolve()):
+            faults.append(Fault(folder.name, folder.name, OUTSIDE, INSIDE))
+    return folders, faults
+
+
+def _unpaired(rows: dict[str, Row] | None, folders: set[str]) -> list[Fault]:
+    if rows is None:
+        return []
+    faults = [Fault(label, label, f"has a folder but no row in {TABLE}", "one row per folder")
+              for label in sorted(folders - set(rows))]
+    faults += [Fault(label, TABLE, "has a row but no folder", "one folder per row")
+               for label in sorted(set(rows) - folders)]
+    if not rows:
+        faults.append(Fault(COHORT, TABLE, "names no usable participant", "at least one"))
+    return faults
+
+
+def _too_few(counts: Counter, groups: Sequence[str], least: int) -> list[Fault]:
+    return [Fault(GROUP, TABLE, f"group {group!r} has {counts[group]} usable subjects",
+                  f"at least {least}, for the split") for group in groups if counts[group] < least]
+
+
+def _files(folder: Path) -> list[Path]:
+    """Visible files of a folder, empty where there is none."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def _sessions(base: Path, sequences: tuple[str, ...]) -> dict[str, list[Path]]:
+    """Images of the wanted sequences per session; the session '' is the one without a folder of its own."""
+    ending = re.compile(rf"_({'|'.join(map(re.escape, sequences))})\.nii(\.gz)?")
+    sessions = {}
+    for session in ("", *(path.name for path in _files(base) if path.name.startswith("ses-"))):
+        images = [path for path in _files(base / session / "anat") if ending.search(path.name)]
+        if images:
+            sessions[session] = images
+    return sessions
+
+
+def _choose(root: Path, label: str, sequences: tuple[str, ...]) -> tuple[str, dict[str, Path], list[Fault]]:
+    """Session and one image per sequence, by name alone."""
+    try:
+        sessions = _sessions(root / label, sequences)
+    except OSError as error:
+        found = f"cannot be read ({error.strerror or error})"
+        return "", {}, [Fault(label, label, found, "a readable folder")]
+    if len(sessions) > 1:
+        found = f"has images in {len(sessions)} sessions ({', '.join(name or 'none' for name in sessions)})"
+        return "", {}, [Fault(label, label, found, "one session per subject")]
+    session, images = next(iter(sessions.items()), ("", []))
+    place = "/".join(part for part in (label, session, "anat") if part)
+    prefix = f"{label}_{session}_" if session else f"{label}_"
+    faults = [Fault(label, f"{place}/{path.name}", "is named for another subject or session", f"{prefix}...")
+              for path in images if not path.name.startswith(prefix)]
+    chosen = {}
+    for sequence in sequences:
+        found = [path for path in images if path.name.split(".")[0].endswith(f"_{sequence}")]
+        if len(found) == 1:
+            chosen[sequence] = found[0]
+        else:
+            listed = ", ".join(path.name for path in found or images) or "no image"
+            count = f"{len(found)} {sequence} images" if found else f"no {sequence} image"
+            faults.append(Fault(label, place, f"has {count} ({listed})",
+                                f"exactly one {prefix}{sequence}.nii[.gz]"))
+    return session, chosen, faults
+
+
+def _mask(root: Path, kind: str, label: str, session: str, name: str) -> Path | None:
+    """A mask of the derivatives `kind`, with or without the session in its path."""
+    for part in dict.fromkeys((session, "")):
+        stem = f"{label}_{part}_{name}" if part else f"{label}_{name}"
+        for ending in (".nii.gz", ".nii"):
+            path = root / "derivatives" / kind / label / part / "anat" / (stem + ending)
+            if path.exists() or path.is_symlink():
+                return path
+    return None
+
+
+def _check_inside(root: Path, path: Path) -> None:
+    try:
+        target = path.resolve(strict=True)
+    except (OSError, RuntimeError) as error:
+        raise ImageFault("is a link to nothing", "a file (fetch the data first)") from error
+    if not target.is_relative_to(root.resolve()):
+        raise ImageFault(OUTSIDE, INSIDE)
+
+
+def _subject(root: Path, row: Row, sequences: tuple[str, ...]) -> tuple[Subject | None, list[Fault]]:
+    """Find and check all files of one subject."""
+    if not (root / row.label).resolve().is_relative_to(root.resolve()):
+        return None, []
+    session, images, faults = _choose(root, row.label, sequences)
+    grids, masks = {}, {}
+
+    def check(path, function):
+        try:
+            _check_inside(root, path)
+            return function(path)
+        except ImageFault as fault:
+            faults.append(Fault(row.label, path.relative_to(root).as_posix(), fault.found, fault.allowed))
+            return None
+
+    for sequence, path in images.items():
+        grids[sequence] = check(path, check_image)
+    for kind, name in (("brainmask", "space-T1w_desc-brain_mask"), ("truth", "space-T1w_label-lesion_mask")):
+        masks[kind] = path = _mask(root, kind, row.label, session, name)
+        if path is not None and grids.get("T1w"):
+            shape, affine = grids["T1w"]
+            check(path, partial(check_mask, shape=shape, affine=affine, may_be_empty=kind == "truth"))
+    if faults:
+        return None, faults
+    return Subject(row.label.removeprefix("sub-"), row.group, images, masks["brainmask"], masks["truth"],
+                   row.age, row.sex, row.edss, row.cohort), []
