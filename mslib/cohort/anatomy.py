@@ -171,7 +171,7 @@ def rotation(vector_rad: np.ndarray) -> np.ndarray:
 
 def image_affine(voxel_mm: float) -> tuple[tuple[int, int, int], np.ndarray]:
     """Shape and RAS affine of the T1w grid, centred on the template brain."""
-    shape = tuple(int(round(extent / voxel_mm)) for extent in GRID_MM)
+    shape = tuple(round(extent / voxel_mm) for extent in GRID_MM)
     affine = np.diag([voxel_mm] * 3 + [1.0])
     affine[:3, 3] = CENTRE - (np.array(shape) - 1) / 2 * voxel_mm
     return shape, affine
@@ -212,7 +212,8 @@ def _template_points(maps: Template, rng, voxel_mm: float, pose_deg: float) -> t
     shape, affine = image_affine(voxel_mm)
     axis = rng.standard_normal(3)
     turn = rotation(np.deg2rad(pose_deg) * rng.random() * axis / np.linalg.norm(axis))
-    size = np.exp(np.clip(0.03 * rng.standard_normal(), -0.05, 0.05) + 0.012 * np.clip(rng.standard_normal(3), -1.5, 1.5))
+    scale = np.clip(0.03 * rng.standard_normal(), -0.05, 0.05)
+    size = np.exp(scale + 0.012 * np.clip(rng.standard_normal(3), -1.5, 1.5))
     voxel = maps.affine[0, 0]
     matrix = np.diag(1 / size) @ turn * voxel_mm / voxel
     origin = (CENTRE - maps.affine[:3, 3]) / voxel

@@ -1,11 +1,9 @@
-"""The simulated MS cohort: people drawn from fixed laws, their noise-free scans, and a BIDS dataset of them.
-
-The group laws stand here as constants. They were set before any network was trained. Age and sex, head shape,
-pose and every trait of the scanner follow one law in all groups: nothing but disease differs.
-"""
+"""The simulated MS cohort: noise-free scans of a drawn person, and a BIDS dataset of many."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,67 +11,15 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import SimpleITK as sitk
-from scipy import ndimage, stats
+from scipy import ndimage
+from tqdm.auto import tqdm
 
-from ..study import StudyError, atomic_path, write_json, write_table, write_text
-from . import acquisition, contrast, lesions
-from .acquisition import Nuisance
+from ..study import atomic_path, write_json, write_table, write_text
+from . import acquisition, anatomy, contrast, lesions
 from .anatomy import Template, make_head, template
+from .people import Participant, draw_participants
 
 SEQUENCES = ("T1w", "T2w", "FLAIR")
-
-
-@dataclass(frozen=True)
-class GroupLaw:
-    """Log-normal laws as (median, SD of the logarithm, lower and upper bound), normal ones as (mean, SD, ...).
-
-    `load_ml`: lesion load, relapsing from 24 real patients (Lesjak et al. 2017); `ventricle`: factor on the
-    template's ventricles; `loss`: share of the parenchyma lost; `black_holes`: T1-dark share of the lesion
-    volume; `edss`: range of the disability score, climbed with severity.
-    """
-
-    load_ml: tuple[float, float, float, float] | None
-    ventricle: tuple[float, float, float, float]
-    loss: tuple[float, float, float, float]
-    black_holes: tuple[float, float, float, float]
-    edss: tuple[float, float]
-
-
-LAWS = {
-    "control": GroupLaw(None, (1.0, 0.30, 0.4, 4.0), (0.00, 0.02, -0.02, 0.12), (0, 0, 0, 0), (0.0, 0.0)),
-    "RRMS": GroupLaw((14.9, 1.12, 0.66, 52.6), (1.4, 0.30, 0.4, 4.0), (0.03, 0.02, -0.02, 0.12),
-                     (0.20, 0.10, 0.0, 0.9), (1.0, 4.5)),
-    "SPMS": GroupLaw((40.0, 0.45, 12.0, 90.0), (2.0, 0.30, 0.4, 4.0), (0.06, 0.02, -0.02, 0.12),
-                     (0.50, 0.12, 0.0, 0.9), (4.0, 7.5)),
-}
-COMMON_SEVERITY = 0.5    # correlation of load, ventricle and loss within a group
-SPOT_SHARE = 0.40        # controls with incidental white-matter spots
-
-
-@dataclass(frozen=True)
-class DiseaseState:
-    """What disease, or its absence, did to a brain; `severity` is the latent standard normal behind it."""
-
-    load_ml: float
-    ventricle_factor: float
-    brain_loss: float
-    black_hole_share: float
-    spots_mm3: tuple[float, ...]
-    severity: float
-
-
-@dataclass(frozen=True)
-class Participant:
-    """One simulated person; everything else follows from `seed`."""
-
-    id: str
-    group: str
-    age: int
-    sex: str
-    edss: float
-    seed: int
-    disease: DiseaseState
-    nuisance: Nuisance
 
 
 @dataclass(frozen=True)
@@ -86,75 +32,6 @@ class Rendered:
     brain: np.ndarray
     volumes: dict[str, float]
     affine: np.ndarray
-
-
-def _truncated(z: float, law, logarithmic: bool) -> float:
-    """The law's quantile at the standard normal `z`, truncated to its bounds."""
-    centre, spread, low, high = law
-    if logarithmic:
-        centre, low, high = np.log(centre), np.log(low), np.log(high)
-    a, b = stats.norm.cdf([(low - centre) / spread, (high - centre) / spread])
-    value = centre + spread * stats.norm.ppf(a + stats.norm.cdf(z) * (b - a))
-    return float(np.exp(value) if logarithmic else value)
-
-
-def draw_disease(rng: np.random.Generator, group: str) -> tuple[DiseaseState, float]:
-    """Draw disease and disability score of one member of `group` from `LAWS`."""
-    law = LAWS[group]
-    severity = rng.standard_normal()
-    load, ventricle, loss, score = (np.sqrt(COMMON_SEVERITY) * severity
-                                    + np.sqrt(1 - COMMON_SEVERITY) * rng.standard_normal(4))
-    dark, spotted = rng.standard_normal(), rng.random() < SPOT_SHARE
-    spots = np.exp(rng.uniform(np.log(3), np.log(60), rng.integers(1, 9)))
-    sick = law.load_ml is not None
-    low, high = law.edss
-    state = DiseaseState(
-        load_ml=_truncated(load, law.load_ml, True) if sick else 0.0,
-        ventricle_factor=_truncated(ventricle, law.ventricle, True),
-        brain_loss=float(np.clip(law.loss[0] + law.loss[1] * loss, *law.loss[2:])),
-        black_hole_share=float(np.clip(law.black_holes[0] + law.black_holes[1] * dark, *law.black_holes[2:])),
-        spots_mm3=tuple(float(v) for v in spots) if spotted and not sick else (),
-        severity=float(severity))
-    return state, float(np.round(2 * (low + (high - low) * stats.norm.cdf(score))) / 2)
-
-
-def draw_participants(counts: dict[str, int], seed: int, prefix: str = "", misplacement_mm: float = 5.0,
-                      misplacement_deg: float = 5.0, thick_slice_share: float = 0.4) -> list[Participant]:
-    """Draw the people of a cohort; cheap, deterministic, and independent of each other.
-
-    Parameters
-    ----------
-    counts : dict
-        People per group, of `LAWS`.
-    seed : int
-    prefix : str
-        Put before the number of the id ("T" gives T01, T02, ...).
-    misplacement_mm, misplacement_deg, thick_slice_share : float
-        See `acquisition.draw_nuisance`.
-
-    Raises
-    ------
-    StudyError
-        A group without a law.
-    """
-    unknown = sorted(set(counts) - set(LAWS))
-    if unknown:
-        raise StudyError(f"simulated cohort: group must be one of {', '.join(LAWS)} (got {', '.join(unknown)})")
-    root = np.random.SeedSequence([seed, *prefix.encode()])
-    groups = [group for group in LAWS for _ in range(counts.get(group, 0))]
-    np.random.default_rng(root).shuffle(groups)
-    width = max(3 - len(prefix), len(str(len(groups))))
-    people = []
-    for number, (group, child) in enumerate(zip(groups, root.spawn(len(groups))), start=1):
-        disease_rng, scan_rng = (np.random.default_rng(part) for part in child.spawn(2))
-        disease, edss = draw_disease(disease_rng, group)
-        people.append(Participant(
-            id=f"{prefix}{number:0{width}d}", group=group,
-            age=int(np.clip(round(42 + 9 * scan_rng.standard_normal()), 20, 65)),
-            sex="F" if scan_rng.random() < 0.7 else "M", edss=edss,
-            seed=int(child.generate_state(1, np.uint64)[0] >> np.uint64(11)), disease=disease,
-            nuisance=acquisition.draw_nuisance(scan_rng, misplacement_mm, misplacement_deg, thick_slice_share)))
-    return people
 
 
 def _streams(participant: Participant) -> list[np.random.Generator]:
@@ -173,7 +50,7 @@ def render(participant: Participant, voxel_mm: float = 1.0, template: Template |
     template : Template, optional
         From `anatomy.template(voxel_mm)`.
     """
-    maps = template if template is not None else _default_template(voxel_mm)
+    maps = template if template is not None else anatomy.template(voxel_mm)
     shape_rng, lesion_rng, tissue_rng = _streams(participant)[:3]
     disease = participant.disease
     head = make_head(maps, shape_rng, voxel_mm, disease.ventricle_factor, disease.brain_loss)
@@ -201,5 +78,181 @@ def render(participant: Participant, voxel_mm: float = 1.0, template: Template |
     return Rendered(images, mask, dark, head.volume(head.brain > 0.5, bool), volumes, head.affine)
 
 
-def _default_template(voxel_mm: float) -> Template:
-    return template(voxel_mm)
+def _save(path: Path, array: np.ndarray, affine: np.ndarray, slope: float | None = None) -> None:
+    """Write int16 or uint8 NIfTI with equal qform and sform; `slope` stores a float image as scaled int16."""
+    image = nib.Nifti1Image(array, affine)
+    image.set_sform(affine, 1)
+    image.set_qform(affine, 1)
+    image.header.set_xyzt_units("mm")
+    if slope is not None:
+        image.set_data_dtype(np.int16)
+        image.header.set_slope_inter(slope, 0)
+    with atomic_path(path) as temporary:
+        nib.save(image, temporary)
+
+
+def _sidecar(name: str, scan: acquisition.SequenceNuisance, size: np.ndarray) -> dict:
+    kind = {"T1w": "GR", "T2w": "SE", "FLAIR": ["SE", "IR"]}[name]
+    return {"Manufacturer": "none (simulated)", "MagneticFieldStrength": 3, "ScanningSequence": kind,
+            "SliceThickness": round(float(size[2]), 4), **contrast.SEQUENCES[name]}
+
+
+def subject_files(bids_root: str | Path, participant_id: str) -> dict[str, Path]:
+    """Every file that `simulate_subject` writes, by a short name; ``truth`` comes last."""
+    root, sub = Path(bids_root), f"sub-{participant_id}"
+    raw, truth = root / sub / "anat", root / "derivatives" / "truth" / sub / "anat"
+    files = {}
+    for name in SEQUENCES:
+        files |= {name: raw / f"{sub}_{name}.nii.gz", f"{name}_json": raw / f"{sub}_{name}.json",
+                  f"{name}_bias": truth / f"{sub}_{name}_biasfield.nii.gz"}
+    for name in SEQUENCES[1:]:
+        files[f"{name}_xfm"] = truth / f"{sub}_from-T1w_to-{name}_mode-points_xfm.tfm"
+    files["lesion"] = truth / f"{sub}_space-T1w_label-lesion_mask.nii.gz"
+    files["black_hole"] = truth / f"{sub}_space-T1w_label-blackhole_mask.nii.gz"
+    files["brain"] = root / "derivatives" / "brainmask" / sub / "anat" / f"{sub}_space-T1w_desc-brain_mask.nii.gz"
+    files["truth"] = truth / f"{sub}_truth.json"
+    return files
+
+
+def _write_scan(files: dict[str, Path], name: str, participant: Participant, rendered: Rendered,
+                voxel_mm: float, rng: np.random.Generator) -> None:
+    """Move, sample, corrupt and write one sequence with its sidecar, bias field and transform."""
+    scan = getattr(participant.nuisance, name)
+    image, affine = rendered.images[name], rendered.affine
+    brain_signal = float(image[rendered.brain].mean())
+    if name != "T1w":
+        image, affine = acquisition.acquire(image, affine, scan, voxel_mm)
+        with atomic_path(files[f"{name}_xfm"]) as temporary:
+            sitk.WriteTransform(acquisition.rigid_transform(scan), str(temporary))
+    size = np.diag(affine)[:3]
+    noisy, field = acquisition.corrupt(rng, image, size, scan, brain_signal)
+    _save(files[name], np.clip(np.rint(noisy), 0, 32767).astype(np.int16), affine)
+    _save(files[f"{name}_bias"], field, affine, slope=1e-4)
+    write_json(files[f"{name}_json"], _sidecar(name, scan, size))
+
+
+def simulate_subject(participant: Participant, bids_root: str | Path, voxel_mm: float = 1.0,
+                     cache: str | Path | None = None) -> dict[str, Path]:
+    """Write one subject: raw scans, sidecars, truth and brain mask. Does nothing if all of it is there.
+
+    Parameters
+    ----------
+    participant : Participant
+    bids_root : path
+        Root of the BIDS dataset (see `write_dataset`).
+    voxel_mm : float
+        Voxel size of T1w; the other grids scale with it.
+    cache : path of an ``.npz``, optional
+        See `anatomy.template`.
+
+    Returns
+    -------
+    dict of str to Path
+        As `subject_files`.
+    """
+    files = subject_files(bids_root, participant.id)
+    recipe = json.loads(json.dumps({"voxel_mm": float(voxel_mm), "participant": asdict(participant)}))
+    if all(path.exists() for path in files.values()):
+        with contextlib.suppress(ValueError):
+            if json.loads(files["truth"].read_text(encoding="utf-8")).get("recipe") == recipe:
+                return files
+    files["truth"].unlink(missing_ok=True)
+    rendered = render(participant, voxel_mm, template(voxel_mm, cache))
+    for name, rng in zip(SEQUENCES, _streams(participant)[3:]):
+        _write_scan(files, name, participant, rendered, voxel_mm, rng)
+    for name, mask in (("lesion", rendered.lesions), ("black_hole", rendered.black_holes), ("brain", rendered.brain)):
+        _save(files[name], mask.astype(np.uint8), rendered.affine)
+    volumes = rendered.volumes
+    write_json(files["truth"], {
+        "lesion_load_ml": volumes["lesion_ml"],
+        "lesion_count": int(ndimage.label(rendered.lesions, np.ones((3, 3, 3)))[1]),
+        "ventricle_volume_ml": volumes["ventricle_ml"], "brain_volume_ml": volumes["brain_ml"],
+        "black_hole_share": volumes["black_hole_ml"] / volumes["lesion_ml"] if volumes["lesion_ml"] else 0.0,
+        "volumes": volumes, "nuisance": participant.nuisance.descriptors(), "recipe": recipe})
+    return files
+
+
+README = """SIMULATED DATA. No person was scanned. Every image here was computed from the ICBM152 template, MR signal
+equations and published statistics of multiple sclerosis; groups, ages and scores were drawn at random.
+
+The images show the brain only (the template is skull-stripped). derivatives/truth holds what was put in: lesion
+masks, transforms (T1w points -> T2w or FLAIR points), bias fields and volumes; derivatives/brainmask the masks.
+"""
+
+COLUMNS = {
+    "group": {"Description": "Simulated diagnosis", "Levels": {
+        "control": "healthy control", "RRMS": "relapsing-remitting multiple sclerosis",
+        "SPMS": "secondary-progressive multiple sclerosis"}},
+    "age": {"Description": "Age, one law in all groups", "Units": "year"},
+    "sex": {"Description": "Sex, one law in all groups", "Levels": {"F": "female", "M": "male"}},
+    "edss": {"Description": "Disability score like the EDSS, 0 (none) to 10, drawn from the simulated severity"},
+    "cohort": {"Description": "Part of the study", "Levels": {
+        "study": "split into training, validation and test", "independent": "test only"}},
+}
+
+
+def write_dataset(study: list[Participant], bids_root: str | Path, independent: list[Participant] = ()) -> Path:
+    """Write what a BIDS dataset holds beside its subjects: descriptions, participants, README.
+
+    Parameters
+    ----------
+    study, independent : list of Participant
+        The cohort of the study, and the one that only tests.
+    bids_root : path
+
+    Returns
+    -------
+    Path
+        Of the dataset.
+    """
+    root = Path(bids_root)
+    rows = [{"participant_id": f"sub-{p.id}", "group": p.group, "age": p.age, "sex": p.sex, "edss": p.edss,
+             "cohort": part} for part, people in (("study", study), ("independent", independent)) for p in people]
+    raw = {"Name": "SIMULATED multiple-sclerosis cohort", "BIDSVersion": "1.9.0", "DatasetType": "raw",
+           "License": "CC0", "GeneratedBy": [{"Name": "mslib.cohort.phantom"}]}
+    write_json(root / "dataset_description.json", raw)
+    for name, text in (("truth", "Truth of the simulation"), ("brainmask", "Brain masks of the simulation")):
+        write_json(root / "derivatives" / name / "dataset_description.json",
+                   raw | {"Name": f"SIMULATED: {text}", "DatasetType": "derivative"})
+    write_text(root / "README", README)
+    write_json(root / "participants.json", COLUMNS)
+    write_table(root / "participants.tsv", pd.DataFrame(rows))
+    return root
+
+
+def simulate_cohort(root: str | Path, groups: dict[str, int], seed: int, independent: dict[str, int] | None = None,
+                    voxel_mm: float = 1.0, misplacement_mm: float = 5.0, misplacement_deg: float = 5.0,
+                    thick_slice_share: float = 0.4, cache: str | Path | None = None, jobs: int = 1,
+                    progress: bool = True) -> Path:
+    """Simulate a whole cohort as a BIDS dataset; finished subjects are kept.
+
+    Parameters
+    ----------
+    root : path
+        Of the BIDS dataset.
+    groups, independent : dict
+        People per group of the study's cohort (ids 001 ...) and of the independent one (T01 ...).
+    seed : int
+    voxel_mm, misplacement_mm, misplacement_deg, thick_slice_share, cache
+        See `simulate_subject` and `draw_participants`.
+    jobs : int
+        Subjects made at a time.
+    progress : bool
+        Show a bar.
+
+    Returns
+    -------
+    Path
+        Of the dataset.
+    """
+    import joblib
+
+    laws = (misplacement_mm, misplacement_deg, thick_slice_share)
+    study = draw_participants(groups, seed, "", *laws)
+    extra = draw_participants(independent or {}, seed, "T", *laws)
+    write_dataset(study, root, extra)
+    work = (joblib.delayed(simulate_subject)(person, root, voxel_mm, cache) for person in study + extra)
+    done = joblib.Parallel(n_jobs=jobs, return_as="generator")(work)
+    for _ in tqdm(done, total=len(study + extra), desc="Simulated subjects", disable=not progress):
+        pass
+    return Path(root)
