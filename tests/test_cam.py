@@ -1,5 +1,7 @@
 """Class activation maps against a peer library, exact identities and slow re-statements of their definitions."""
 
+from collections import Counter
+
 import keras
 import numpy as np
 import pytest
@@ -183,6 +185,19 @@ def test_one_trace_serves_every_batch_size_and_call(small, monkeypatch):
     for batch_size in (1, 3, 4):
         explain.layer_cams(model, images, targets, ["block4_conv2", "block5_conv2"], batch_size=batch_size)
     assert len(traces) == 1
+
+
+def test_one_forward_and_one_backward_pass_down_to_the_lowest_layer():
+    """What the outputs of the traced graph need: 16 convolutions once, and the 7 above block4_conv1 once back."""
+    from mslib.explain import cam
+
+    model = build("vgg19", size=32)
+    traced = cam._traced(model, explain.resolve_layers(model), ("gradcam", "layercam")).get_concrete_function()
+    wanted = [output.op.name for output in traced.outputs]
+    needed = tf.compat.v1.graph_util.extract_sub_graph(traced.graph.as_graph_def(), wanted).node
+    count = Counter(node.op for node in needed)
+    assert (count["Conv2D"], count["MaxPool"]) == (16, 5)
+    assert (count["Conv2DBackpropInput"], count["MaxPoolGrad"], count["Conv2DBackpropFilter"]) == (7, 2, 0)
 
 
 def test_given_layers_come_in_the_order_of_the_net(small):

@@ -1,0 +1,160 @@
+"""Subject bootstrap, group comparison and classification reports: hand examples, peers, coverage."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+from sklearn import metrics
+
+from mslib import measure
+
+
+def clustered(rng, n_subjects=15, n_values=8, between=1.0, within=0.5):
+    subjects = np.repeat(np.arange(n_subjects), n_values)
+    values = rng.normal(0, between, n_subjects)[subjects] + rng.normal(0, within, len(subjects))
+    return values, subjects
+
+
+def test_interval_of_constant_values_is_the_value():
+    assert measure.bootstrap_subjects(np.full(12, 0.25), np.arange(12) // 3) == (0.25, 0.25, 0.25)
+
+
+def test_whole_subjects_are_drawn():
+    """Two subjects, one all 0 and one all 1: resampled means are 0, 1/2 and 1 and nothing between."""
+    values, subjects = np.repeat([0.0, 1.0], 50), np.repeat(["a", "b"], 50)
+    assert measure.bootstrap_subjects(values, subjects, n=500) == (0.5, 0.0, 1.0)
+    assert measure.bootstrap_subjects(values, subjects, n=500, strata=subjects) == (0.5, 0.5, 0.5)
+
+
+def test_fast_mean_equals_the_general_path():
+    values, subjects = clustered(np.random.default_rng(1))
+    values[3] = np.nan
+    general = measure.bootstrap_subjects(values, subjects, statistic=lambda x: np.mean(x), n=300, seed=5)
+    np.testing.assert_allclose(measure.bootstrap_subjects(values, subjects, n=300, seed=5), general, rtol=1e-12)
+
+
+def test_general_statistic():
+    values, subjects = clustered(np.random.default_rng(1))
+    estimate, low, high = measure.bootstrap_subjects(values, subjects, statistic=np.median, n=300)
+    assert estimate == np.median(values) and low < estimate < high
+
+
+def test_seed_decides():
+    values, subjects = clustered(np.random.default_rng(1))
+    draw = [measure.bootstrap_subjects(values, subjects, seed=seed) for seed in (7, 7, 8)]
+    assert draw[0] == draw[1] != draw[2]
+
+
+def test_nothing_to_average_is_nan():
+    assert np.isnan(measure.bootstrap_subjects([np.nan, np.nan], [0, 1])).all()
+
+
+def test_coverage_with_clustered_values():
+    """Subject resampling covers the true mean about 95 of 100 times; resampling values as if independent fails."""
+    rng = np.random.default_rng(11)
+    hits = np.zeros(2)
+    trials = 300
+    for trial in range(trials):
+        values, subjects = clustered(rng, n_subjects=40)
+        for kind, clusters in enumerate((subjects, np.arange(len(values)))):
+            _, low, high = measure.bootstrap_subjects(values, clusters, n=400, seed=trial)
+            hits[kind] += low <= 0 <= high
+    assert 0.90 <= hits[0] / trials <= 0.98
+    assert hits[1] / trials < 0.75
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (([1.0, 2.0], [0]), "one entry a value"),
+    (([1.0, 2.0], [0, 0], np.mean, 10, 0.95, 0, ["x", "y"]), "strata: subject 0 is in more than one"),
+    (([1.0, 2.0], [0, 1], np.mean, 10, 95), "confidence: must lie between 0 and 1"),
+])
+def test_unfit_bootstrap_input_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        measure.bootstrap_subjects(*arguments)
+
+
+def test_compare_groups_equals_scipy():
+    rng = np.random.default_rng(2)
+    a, b = np.round(rng.normal(1, 1, 9), 1), np.round(rng.normal(0, 1, 12), 1)
+    result = measure.compare_groups(np.append(a, np.nan), b)
+    peer = stats.mannwhitneyu(a, b, alternative="greater")
+    assert (result.u, result.p_value, result.n_a, result.n_b) == (peer.statistic, peer.pvalue, 9, 12)
+    assert result.auc.estimate == pytest.approx(peer.statistic / (9 * 12))
+    assert result.auc.estimate == pytest.approx(metrics.roc_auc_score([1] * 9 + [0] * 12, np.append(a, b)))
+    assert result.auc.low < result.auc.estimate < result.auc.high
+
+
+def test_compare_groups_known_answers():
+    apart = measure.compare_groups([3.0, 4.0, 5.0], [0.0, 1.0, 2.0])
+    assert apart.auc == (1, 1, 1) and apart.p_value == pytest.approx(1 / 20)
+    assert measure.compare_groups([1.0, 2.0], [1.0, 2.0]).auc.estimate == 0.5
+    with pytest.raises(ValueError, match=r"each group needs a value \(got 0 and 1\)"):
+        measure.compare_groups([np.nan], [1.0])
+
+
+def test_adjusted_p_values_by_hand():
+    p_values = [0.01, 0.04, np.nan, 0.03]
+    np.testing.assert_allclose(measure.adjust_p_values(p_values), [0.03, 0.06, np.nan, 0.06])
+    np.testing.assert_allclose(measure.adjust_p_values(p_values, "fdr_bh"), [0.03, 0.04, np.nan, 0.04])
+
+
+GROUPS = ["control", "RRMS", "SPMS"]
+
+
+@pytest.fixture(scope="module")
+def slices():
+    rng = np.random.default_rng(3)
+    subjects = np.repeat([f"sub-{i:02d}" for i in range(12)], 5)
+    targets = np.repeat(np.arange(12) % 3, 5)
+    logits = rng.normal(size=(60, 3)) + rng.normal(size=(12, 3)).repeat(5, axis=0)
+    logits[np.arange(60), targets] += 1.5
+    return logits, targets, subjects
+
+
+def test_classification_report_equals_scikit_learn(slices):
+    logits, targets, subjects = slices
+    report = measure.classification_report(logits, targets, subjects, GROUPS)
+    of_subject = pd.DataFrame(logits).groupby(subjects).mean().to_numpy().argmax(axis=1)
+    levels = (("slice", logits.argmax(axis=1), targets), ("subject", of_subject, np.arange(12) % 3))
+    for level, predicted, true in levels:
+        table = report.measures.query("level == @level").set_index(["measure", "group"])
+        assert (table["n"] == len(true)).all()
+        assert table.loc[("accuracy", ""), "estimate"] == pytest.approx(metrics.accuracy_score(true, predicted))
+        balanced = metrics.balanced_accuracy_score(true, predicted)
+        assert table.loc[("balanced_accuracy", ""), "estimate"] == pytest.approx(balanced)
+        for name, function in (("precision", metrics.precision_score), ("recall", metrics.recall_score),
+                               ("f1", metrics.f1_score)):
+            ours = [table.loc[(name, group), "estimate"] for group in GROUPS]
+            np.testing.assert_allclose(ours, function(true, predicted, average=None))
+        confusion = report.slice_confusion if level == "slice" else report.subject_confusion
+        assert (confusion.to_numpy() == metrics.confusion_matrix(true, predicted)).all()
+        assert ((table["low"] <= table["estimate"]) & (table["estimate"] <= table["high"])).all()
+    assert report.subjects["subject"].tolist() == [f"sub-{i:02d}" for i in range(12)]
+    assert report.subjects["predicted"].tolist() == [GROUPS[i] for i in of_subject]
+
+
+def test_accuracy_interval_equals_the_bootstrap_of_right_answers(slices):
+    logits, targets, subjects = slices
+    predicted = logits.argmax(axis=1)
+    ours = measure.bootstrap_classification(predicted, targets, subjects, 3, seed=9)["accuracy", None]
+    peer = measure.bootstrap_subjects(predicted == targets, subjects, seed=9, strata=targets)
+    np.testing.assert_allclose(ours, peer)
+
+
+def test_undefined_precision_is_nan():
+    values = measure.confusion_measures(np.array([[2, 0], [3, 0]]))
+    assert np.isnan(values["precision", 1]) and values["recall", 1] == 0 and values["f1", 1] == 0
+    assert values["balanced_accuracy", None] == 0.5
+    assert np.isnan(measure.confusion_measures(np.array([[2, 0], [0, 0]]))["recall", 1])
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"logits": np.zeros((60, 2))}, r"logits: must be \(N, 3\)"),
+    ({"logits": np.full((60, 3), np.nan)}, "logits: 60 slices hold NaN"),
+    ({"targets": np.full(60, 3)}, r"targets: must be class ids in 0..2"),
+    ({"targets": np.arange(60) % 3}, "targets: subject sub-00 has several classes"),
+])
+def test_unfit_report_input_is_refused(slices, change, message):
+    arguments = dict(zip(("logits", "targets", "subjects"), slices)) | {"groups": GROUPS} | change
+    with pytest.raises(ValueError, match=message):
+        measure.classification_report(**arguments)
