@@ -1,0 +1,162 @@
+"""What every file of the project keeps to: size, layout, notebooks without outputs, no path of one machine."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+from repository import ROOT, files, modules, name, texts
+
+NOTEBOOKS = [path for path in files() if name(path).startswith("notebooks/") and path.suffix == ".ipynb"]
+EXECUTED = [path for path in files() if name(path).startswith("results/") and path.suffix == ".ipynb"]
+FAN_OUT = {"backbone"}
+
+
+def load(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def source(cell):
+    return "".join(cell["source"])
+
+
+def code_cells(path):
+    return [cell for cell in load(path)["cells"] if cell["cell_type"] == "code"]
+
+
+def tree(cell):
+    """Syntax tree of a cell without its magics."""
+    lines = [line for line in source(cell).splitlines() if not re.match(r"\s*[%!]", line)]
+    return ast.parse("\n".join(lines))
+
+
+def test_there_are_notebooks():
+    assert len(NOTEBOOKS) >= 5
+    assert [path.name for path in NOTEBOOKS if not re.fullmatch(r"\d\d_[a-z0-9_]+\.ipynb", path.name)] == []
+    numbers = [path.name[:2] for path in NOTEBOOKS]
+    assert len(set(numbers)) == len(numbers)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_source_has_no_outputs(path):
+    for cell in code_cells(path):
+        assert cell["outputs"] == []
+        assert cell["execution_count"] is None
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_starts_with_title_and_question(path):
+    first = load(path)["cells"][0]
+    assert first["cell_type"] == "markdown"
+    assert re.match(r"# \S", source(first))
+    assert "?" in source(first)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_parameters(path):
+    tagged = [cell for cell in code_cells(path) if "parameters" in cell["metadata"].get("tags", [])]
+    assert len(tagged) == 1
+    names = set()
+    for statement in tree(tagged[0]).body:
+        assert isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Constant), ast.dump(statement)
+        names |= {target.id for target in statement.targets}
+    assert {"config", "run_dir"} <= names
+    assert names - {"config", "run_dir"} <= FAN_OUT
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_cells_are_short_and_define_nothing(path):
+    for cell in code_cells(path):
+        assert len(source(cell).splitlines()) <= 25, source(cell)[:80]
+        defined = [node.name for node in ast.walk(tree(cell))
+                   if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)]
+        assert defined == []
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_kernel(path):
+    assert load(path)["metadata"]["kernelspec"]["name"] == "python3"
+
+
+@pytest.mark.parametrize("path", EXECUTED, ids=name)
+def test_executed_notebook_ran_to_its_end(path):
+    cells = code_cells(path)
+    assert cells and all(cell["execution_count"] for cell in cells if source(cell).strip())
+    errors = [output for cell in cells for output in cell["outputs"] if output["output_type"] == "error"]
+    assert errors == []
+
+
+def test_no_path_of_one_machine():
+    """No absolute path in any text file, long base64 runs (pictures inside HTML and notebooks) left out."""
+    encoded = re.compile(r"(?:[A-Za-z0-9+/=]|\\n){200,}")
+    path = re.compile(r"(?<![\w.:/<>~$}*)\]-])/(?:home|Users|root|work|tmp|mnt|media|data|opt|var|scratch)/[\w./-]+"
+                      r"|\b[A-Z]:\\\\?[A-Za-z]")
+    found = {}
+    for file, text in texts().items():
+        hits = [match.group(0) for match in path.finditer(encoded.sub("", text))]
+        if file == "Dockerfile":  # paths inside the image, not of a machine
+            hits = [hit for hit in hits if hit != "/var/lib/apt/lists/"]
+        if hits:
+            found[file] = hits[:5]
+    assert found == {}
+
+
+def test_files_are_small():
+    assert {name(path): path.stat().st_size for path in files() if path.stat().st_size > 3_000_000} == {}
+    results = sum(path.stat().st_size for path in files() if name(path).startswith("results/"))
+    assert results < 25_000_000
+
+
+def test_modules_are_short():
+    long = {name(path): len(path.read_text(encoding="utf-8").splitlines()) for path in modules("mslib", "benchmarks")}
+    assert {path: lines for path, lines in long.items() if lines > 300} == {}
+
+
+def functions(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+def test_functions_are_short():
+    """At most 50 lines each, the docstring not counted."""
+    long = {}
+    for path in modules("mslib", "benchmarks"):
+        for node in functions(path):
+            lines = node.end_lineno - node.lineno + 1
+            if ast.get_docstring(node):
+                lines -= node.body[0].end_lineno - node.body[0].lineno + 1
+            if lines > 50:
+                long[f"{name(path)}:{node.name}"] = lines
+    assert long == {}
+
+
+def test_public_names_have_docstrings():
+    bare = []
+    for path in modules("mslib"):
+        module = ast.parse(path.read_text(encoding="utf-8"))
+        if not ast.get_docstring(module):
+            bare.append(name(path))
+        public = [node for node in module.body if isinstance(node, ast.FunctionDef | ast.ClassDef)
+                  and not node.name.startswith("_")]
+        methods = [node for owner in public if isinstance(owner, ast.ClassDef) for node in owner.body
+                   if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")]
+        bare += [f"{name(path)}:{node.name}" for node in public + methods if not ast.get_docstring(node)]
+    assert bare == []
+
+
+def test_ruff_is_clean():
+    checked = subprocess.run([sys.executable, "-m", "ruff", "check", "--no-cache", "--quiet", "."], cwd=ROOT,
+                             capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout[-4000:] + checked.stderr[-1000:]
+
+
+def test_every_folder_has_a_readme():
+    """Top folders and the folders right below mslib/ and results/."""
+    known = {name(path) for path in files()}
+    folders = {parts[0] for path in known if len(parts := path.split("/")) > 1 and not parts[0].startswith(".")}
+    folders |= {"/".join(parts[:2]) for path in known
+                if len(parts := path.split("/")) > 2 and parts[0] in ("mslib", "results")}
+    assert sorted(folder for folder in folders if f"{folder}/README.md" not in known) == []

@@ -1,0 +1,104 @@
+"""The wings of mslib import downwards only (DESIGN: nets -> prep -> cohort -> study; show -> study)."""
+
+import ast
+
+import pytest
+from repository import ROOT, modules, name
+
+BELOW = {
+    "study": set(),
+    "cohort": {"study"},
+    "prep": {"cohort", "study"},
+    "nets": {"prep", "cohort", "study"},
+    "show": {"study"},
+    "explain": set(),
+    "measure": set(),
+    "sleep": set(),
+    "jobs": {"study", "cohort", "prep", "nets", "show", "explain", "measure", "sleep"},
+}
+MEETING_PLACES = {"mslib/__main__.py", "mslib/__init__.py"}
+IMAGING = {"nibabel", "nilearn", "SimpleITK", "ants"}
+NETWORKS = {"tensorflow", "keras", "tf_keras_vis"}
+STRANGERS = {
+    "explain": IMAGING,
+    "measure": IMAGING | NETWORKS,
+    "show": NETWORKS,
+    "study": IMAGING | NETWORKS,
+    "cohort": NETWORKS,
+    "prep": NETWORKS,
+}
+WINGS = sorted(folder.name for folder in (ROOT / "mslib").iterdir() if any(folder.glob("*.py")))
+FILES = [path for path in modules("mslib") if name(path) not in MEETING_PLACES]
+
+
+def imported(path) -> set[str]:
+    """Full names of all that a module imports, wherever it stands, also by `import_module`."""
+    package = name(path).removesuffix(".py").split("/")[:-1]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[:len(package) - node.level + 1] if node.level else []
+            prefix = ".".join([*base, *([node.module] if node.module else [])])
+            found |= {f"{prefix}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) in (
+                "import_module", "__import__"):
+            found |= {str(argument.value) for argument in node.args if isinstance(argument, ast.Constant)}
+    return found
+
+
+def wings_of(names) -> set[str]:
+    return {full.split(".")[1] for full in names if full.startswith("mslib.") and full.split(".")[1] in BELOW}
+
+
+def test_every_wing_has_its_place():
+    assert set(WINGS) <= set(BELOW)
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_imports_go_downwards(path):
+    wing = name(path).split("/")[1]
+    assert wings_of(imported(path)) - {wing} <= BELOW[wing]
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_wings_do_not_know_what_is_not_theirs(path):
+    wing = name(path).split("/")[1]
+    packages = {full.split(".")[0] for full in imported(path)}
+    assert packages & STRANGERS.get(wing, set()) == set()
+
+
+@pytest.mark.parametrize("wing", WINGS)
+def test_wing_says_what_is_public(wing):
+    module = ast.parse((ROOT / "mslib" / wing / "__init__.py").read_text(encoding="utf-8"))
+    assert ast.get_docstring(module)
+    if wing == "jobs":
+        return
+    bound = {alias.asname or alias.name for node in module.body if isinstance(node, ast.ImportFrom | ast.Import)
+             for alias in node.names}
+    bound |= {target.id for node in module.body if isinstance(node, ast.Assign) for target in node.targets
+              if isinstance(target, ast.Name)}
+    public = next(ast.literal_eval(node.value) for node in module.body if isinstance(node, ast.Assign)
+                  and getattr(node.targets[0], "id", "") == "__all__")
+    assert public and set(public) <= bound
+    assert not [public_name for public_name in public if public_name.startswith("_")]
+
+
+def test_the_check_sees_an_upward_import(tmp_path):
+    """The test must be able to fail: an upward import in each of its forms is seen."""
+    package = ROOT / "mslib" / "measure" / "imagined.py"
+
+    class Imagined:
+        def __init__(self, text):
+            self.text = text
+
+        def relative_to(self, _):
+            return package.relative_to(ROOT)
+
+        def read_text(self, encoding):
+            return self.text
+
+    for text in ("import mslib.nets", "from mslib.nets import vgg", "from mslib import nets", "from ..nets import x",
+                 "from .. import nets", "def f():\n    import mslib.nets.vgg", "import_module('mslib.nets')"):
+        assert wings_of(imported(Imagined(text))) == {"nets"}, text
