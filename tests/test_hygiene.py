@@ -96,8 +96,8 @@ def test_no_path_of_one_machine():
     found = {}
     for file, text in texts().items():
         hits = [match.group(0) for match in path.finditer(encoded.sub("", text))]
-        if file == "Dockerfile":  # paths inside the image, not of a machine
-            hits = [hit for hit in hits if hit != "/var/lib/apt/lists/"]
+        if file == "Dockerfile":  # a folder of the image, not of a machine
+            hits = [hit for hit in hits if "/lib/apt/lists" not in hit]
         if hits:
             found[file] = hits[:5]
     assert found == {}

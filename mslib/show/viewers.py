@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import re
 from pathlib import Path
 
@@ -47,7 +46,7 @@ def _stable_offline(page: str) -> str:
 
 def write_viewer(path: str | Path, background: str | Path, overlay: str | Path, *, index: int | None = None,
                  title: str = "", resolution_mm: float = 2.0, threshold: float = 0.2) -> Path:
-    """Write a heat map over a scan as one HTML file that opens without a network.
+    """Write a heat map over a scan as one HTML file that opens without a network; the patient's left is left.
 
     Parameters
     ----------
@@ -58,7 +57,7 @@ def write_viewer(path: str | Path, background: str | Path, overlay: str | Path, 
     index : int, optional
         Volume of a 4-D overlay (the layer).
     title : str
-        Written into the viewer and as the page's title.
+        Written into the viewer, ``<`` and ``>`` as ‹ and ›.
     resolution_mm : float
         Voxel size shown.
     threshold : float
@@ -84,7 +83,8 @@ def write_viewer(path: str | Path, background: str | Path, overlay: str | Path, 
                            interpolation="linear")
     view = view_img(heat, bg_img=scan, threshold=threshold, vmin=0, vmax=1, symmetric_cmap=False,
                     cmap="inferno", colorbar=True, black_bg=True, dim=0, opacity=0.7,
-                    resampling_interpolation="continuous", title=html.escape(title))
+                    resampling_interpolation="continuous",
+                    title=title.replace("<", "‹").replace(">", "›"))
     page = _stable_offline(view.get_standalone())
     if EXTERNAL.search(page):
         raise StudyError(f"{path}: the viewer would load something from elsewhere and is not written")
