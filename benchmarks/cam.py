@@ -1,6 +1,7 @@
 """Class activation maps of all block-4 and block-5 layers beside a tf-keras-vis loop and the bare two passes.
 
-One run, same net, images and threads; every ratio is of the fastest of several runs taken in turn. `python benchmarks/cam.py`
+One run, same net, images and threads; every ratio is of the fastest of several runs taken in turn.
+Run it as `python benchmarks/cam.py`.
 """
 
 import os

@@ -270,6 +270,12 @@ def two_outputs():
     return keras.Model(image, [keras.layers.Dense(3)(features), keras.layers.Dense(2)(features)])
 
 
+def half_precision():
+    image = keras.Input((8, 8, 3))
+    features = keras.layers.Conv2D(2, 3, name="half", dtype="mixed_bfloat16")(image)
+    return keras.Model(image, keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(features)))
+
+
 def segmenter():
     image = keras.Input((8, 8, 3))
     return keras.Model(image, keras.layers.Conv2D(2, 3)(image))
@@ -280,6 +286,7 @@ def segmenter():
     (two_outputs, r"one input and one output \(got 1 and 2\)"),
     (segmenter, r"images \(N, H, W, M\) to logits \(N, n_classes\)"),
     (lambda: build("vgg16", 32, activation="sigmoid"), "output 'head' is a sigmoid"),
+    (half_precision, "layer 'half' computes in bfloat16; explain a float32 copy"),
     (lambda: "vgg16", r"must be a functional keras.Model or a built keras.Sequential \(got str\)"),
 ])
 def test_unfit_models_are_refused_with_the_remedy(make, message):

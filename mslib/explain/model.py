@@ -13,7 +13,7 @@ DEFAULT_LAYERS = re.compile(r"block[45]_(conv\d+|pool)")
 
 
 def check_model(model: keras.Model) -> None:
-    """Raise unless a model is flat, functional, has one image input and one logit output.
+    """Raise unless a model is flat, float32, has one image input and one logit output.
 
     Parameters
     ----------
@@ -32,6 +32,9 @@ def check_model(model: keras.Model) -> None:
         if isinstance(layer, keras.Model):
             raise ValueError(f"model: layer '{layer.name}' is a model in itself (nested) whose layers cannot "
                              f"be explained; build it flat: keras.Model(base.input, head(base.output))")
+        if layer.compute_dtype != "float32":
+            raise ValueError(f"model: layer '{layer.name}' computes in {layer.compute_dtype}; explain a float32 copy "
+                             f"(same net built with dtype float32, same weights)")
     if len(model.inputs) != 1 or len(model.outputs) != 1:
         raise ValueError(f"model: must have one input and one output (got {len(model.inputs)} and "
                          f"{len(model.outputs)}); build keras.Model(image, logits)")
