@@ -96,14 +96,7 @@ def layer_cams(model: keras.Model, images, targets, layers: Sequence[str] | None
     check_model(model)
     layers, methods = resolve_layers(model, layers), _check_methods(methods)
     images, targets = check_inputs(model, images, targets)
-    run = _traced(model, layers, methods)
-    parts = []
-    with tqdm(total=len(images), desc="class activation maps", unit="image", disable=not progress) as bar:
-        for start in range(0, len(images), batch_size):
-            batch = images[start:start + batch_size]
-            parts.append([part.numpy() for part in run(batch, targets[start:start + batch_size])])
-            bar.update(len(batch))
-    maps = iter(np.concatenate(part) for part in zip(*parts))
+    maps = iter(_run_batches(_traced(model, layers, methods), images, targets, batch_size, progress))
     cams = {method: {layer: next(maps) for layer in layers} for method in methods}
     _check_finite(cams)
     if upsample:
@@ -141,6 +134,18 @@ def _check_methods(methods):
         raise ValueError(f"methods: {', '.join(map(repr, unknown)) or 'none given'}: not among "
                          f"{', '.join(CAM_METHODS)}")
     return methods
+
+
+def _run_batches(run, images, targets, batch_size, progress):
+    if batch_size < 1:
+        raise ValueError(f"batch_size: must be at least 1 (got {batch_size})")
+    parts = []
+    with tqdm(total=len(images), desc="class activation maps", unit="image", disable=not progress) as bar:
+        for start in range(0, len(images), batch_size):
+            batch = images[start:start + batch_size]
+            parts.append([part.numpy() for part in run(batch, targets[start:start + batch_size])])
+            bar.update(len(batch))
+    return [np.concatenate(part) for part in zip(*parts)]
 
 
 def _check_finite(cams):

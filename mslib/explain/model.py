@@ -33,8 +33,8 @@ def check_model(model: keras.Model) -> None:
             raise ValueError(f"model: layer '{layer.name}' is a model in itself (nested) whose layers cannot "
                              f"be explained; build it flat: keras.Model(base.input, head(base.output))")
         if layer.compute_dtype != "float32":
-            raise ValueError(f"model: layer '{layer.name}' computes in {layer.compute_dtype}; explain a float32 copy "
-                             f"(same net built with dtype float32, same weights)")
+            raise ValueError(f"model: layer '{layer.name}' computes in {layer.compute_dtype}; explain a "
+                             f"float32 copy (same net built with dtype float32, same weights)")
     if len(model.inputs) != 1 or len(model.outputs) != 1:
         raise ValueError(f"model: must have one input and one output (got {len(model.inputs)} and "
                          f"{len(model.outputs)}); build keras.Model(image, logits)")

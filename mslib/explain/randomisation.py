@@ -26,10 +26,8 @@ def cascading_randomisation(model: keras.Model, images, targets, layers: Sequenc
 
     Parameters
     ----------
-    model : keras.Model
-        Stays untouched.
-    images, targets, layers, batch_size, progress
-        As in `layer_cams`.
+    model, images, targets, layers, batch_size, progress
+        As in `layer_cams`; the model stays untouched.
     seed : int
     method : str
         One of `layer_cams`' methods.
@@ -63,8 +61,7 @@ def cascading_randomisation(model: keras.Model, images, targets, layers: Sequenc
     rng = np.random.default_rng(seed)
     rows = _compare(0, "none", original, original, mask)
     cascade = _cascade(clone, layers[0])
-    bar = tqdm(cascade, desc="randomisation", unit="layer", disable=not progress)
-    for step, layer in enumerate(bar, start=1):
+    for step, layer in enumerate(tqdm(cascade, desc="randomisation", unit="layer", disable=not progress), start=1):
         _reinitialise(layer, rng)
         rows += _compare(step, layer.name, original, maps(clone), mask)
     return pd.DataFrame(rows)
