@@ -3,5 +3,15 @@
 from . import openms
 from .bids import Cohort, Subject
 from .checks import Fault
+from .phantom import (
+    Participant,
+    draw_participants,
+    render,
+    simulate_cohort,
+    simulate_subject,
+    template,
+    write_dataset,
+)
 
-__all__ = ["Cohort", "Fault", "Subject", "openms"]
+__all__ = ["Cohort", "Fault", "Participant", "Subject", "draw_participants", "openms", "render", "simulate_cohort",
+           "simulate_subject", "template", "write_dataset"]

@@ -73,7 +73,7 @@ def _header(content: bytes) -> nib.Nifti1Header:
                 header = kind.from_fileobj(io.BytesIO(content), check=False)
             except (HeaderDataError, ValueError, OverflowError) as error:
                 raise ImageFault(f"has a broken header ({error})", "a NIfTI-1 or NIfTI-2 file") from error
-            if header["magic"].item()[:3] in (b"n+1", b"n+2"):
+            if header["magic"].item() in (b"n+1", b"n+2\0\r\n\x1a\n"):
                 return header
     raise ImageFault("is not NIfTI" if content else "is empty", "a NIfTI-1 or NIfTI-2 file")
 
@@ -84,7 +84,7 @@ def _check_extent(header: nib.Nifti1Header) -> None:
         raise ImageFault(f"is {len(shape)}-D with shape {shape}", "3-D, at least 2 voxels along each axis")
     try:
         kind = header.get_data_dtype()
-    except HeaderDataError as error:
+    except (HeaderDataError, KeyError) as error:
         raise ImageFault(f"has data type code {int(header['datatype'])}", "real numbers") from error
     if kind.kind not in "iuf":
         raise ImageFault(f"has data type {kind}", "real numbers")
@@ -119,9 +119,14 @@ def voxel_to_world(header: nib.Nifti1Header) -> np.ndarray:
     Raises
     ------
     ImageFault
-        No form is coded; a form is not finite, singular or (alone) skewed; voxel sizes of the sform differ
-        from pixdim by more than 0.5 %; both forms are coded and place a corner more than 1 mm apart.
+        Sizes are not in mm; no form is coded; a form is not finite, singular or (alone) skewed; voxel sizes of
+        the sform differ from pixdim by more than 0.5 %; both forms are coded and place a corner more than 1 mm
+        apart.
     """
+    unit = int(header["xyzt_units"]) & 7
+    if unit in (1, 3):
+        # SimpleITK would scale these to mm, nibabel would not.
+        raise ImageFault(f"has its sizes in {'metres' if unit == 1 else 'micrometres'}", "mm")
     forms = _coded_forms(header)
     if not forms:
         raise ImageFault("has neither qform nor sform (both codes are 0)", "a code above 0 for one of them")

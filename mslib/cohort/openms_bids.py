@@ -24,7 +24,8 @@ LICENCE = "CC-BY"
 COLUMNS = {
     "group": {"Description": "MS type as the database states it",
               "Levels": {"RRMS": "relapsing-remitting", "SPMS": "secondary-progressive",
-                         "PRMS": "progressive-relapsing", "CIS": "clinically isolated syndrome", "unknown": "not stated"}},
+                         "PRMS": "progressive-relapsing", "CIS": "clinically isolated syndrome",
+                         "unknown": "not stated"}},
     "age": {"Description": "age at the scan", "Units": "year"},
     "sex": {"Description": "sex", "Levels": {"F": "female", "M": "male"}},
     "edss": {"Description": "Expanded Disability Status Scale, 0 to 10"},

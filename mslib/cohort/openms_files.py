@@ -58,7 +58,7 @@ def _reason(error: Exception) -> str:
     if response is not None:
         return f"the server answers {response.status_code} {response.reason}"
     if isinstance(error, requests.exceptions.RequestException):
-        return f"no connection ({type(error).__name__})"
+        return f"the connection failed ({type(error).__name__})"
     if isinstance(error, ValueError):
         return "its checksum differs from the registered one, so it is not used"
     return f"{getattr(error, 'strerror', None) or error}"
@@ -106,12 +106,13 @@ def fetch(dest: str | Path, base: str | Path | None = None, *, names: dict[str, 
         dest.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StudyError(f"{dest}: cannot be written ({error.strerror or error})") from error
+    _clear_remains(dest, names)
     missing: dict[str, str] = {}
     silent = 0
     pooch.get_logger().setLevel("WARNING")
     for name in tqdm(names, desc="fetch open_ms_data", unit="file", disable=not progress):
         if silent >= PATIENCE and not _whole(dest / name, names[name]):
-            missing[name] = "no connection (not tried again)"
+            missing[name] = "the connection failed (not tried again)"
             continue
         try:
             store.fetch(name, downloader=_copy if local else pooch.HTTPDownloader(timeout=30))
@@ -123,6 +124,13 @@ def fetch(dest: str | Path, base: str | Path | None = None, *, names: dict[str, 
     for name, reason in missing.items():
         print(f"{name}: could not be had: {reason}")
     return missing
+
+
+def _clear_remains(dest: Path, names: dict[str, str]) -> None:
+    """Remove temporary files that a killed download of pooch (names of `tempfile`) left among the registered ones."""
+    for folder in {(dest / name).parent for name in names}:
+        for path in folder.glob("tmp????????"):
+            path.unlink(missing_ok=True)
 
 
 def _whole(path: Path, sha256: str) -> bool:

@@ -1,0 +1,452 @@
+"""Every fault that a cohort can have is found, named with subject and file, and told together with all others."""
+
+import dataclasses
+import gzip
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from mslib.cohort import Cohort, Fault, Subject
+from mslib.cohort.listing import read_listing, write_listing
+from mslib.study import StudyError
+
+GROUPS = ["control", "RRMS"]
+SEQUENCES = ("T1w", "T2w", "FLAIR")
+PEOPLE = {"sub-001": "control", "sub-002": "control", "sub-003": "RRMS", "sub-004": "RRMS"}
+GRID = np.array([[-1.0, 0, 0, 4], [0, 1, 0, -4], [0, 0, 2, -8], [0, 0, 0, 1]])
+T1 = "sub-001/anat/sub-001_T1w.nii.gz"
+
+
+def image(shape=(8, 8, 8), dtype=np.float32, qcode=1, scode=1, affine=GRID, data=None):
+    data = np.random.default_rng(1).integers(0, 100, shape).astype(dtype) if data is None else data
+    made = nib.Nifti1Image(data, affine)
+    made.set_qform(affine if qcode else None, qcode)
+    made.set_sform(affine if scode else None, scode)
+    return made
+
+
+def write_table(root, people, columns=("participant_id", "group"), name="participants.tsv"):
+    rows = ["\t".join(columns), *("\t".join(row) for row in people)]
+    (root / name).write_text("\n".join(rows) + "\n", encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def healthy(tmp_path_factory):
+    root = tmp_path_factory.mktemp("cohort") / "bids"
+    for label in PEOPLE:
+        (root / label / "anat").mkdir(parents=True)
+        for sequence in SEQUENCES:
+            nib.save(image(), root / label / "anat" / f"{label}_{sequence}.nii.gz")
+    write_table(root, PEOPLE.items())
+    return root
+
+
+@pytest.fixture
+def root(healthy, tmp_path):
+    return Path(shutil.copytree(healthy, tmp_path / "bids"))
+
+
+def read(root, **options):
+    return Cohort.from_bids(root, **{"groups": GROUPS, "min_per_group": 2, "progress": False, **options})
+
+
+def lines(root, **options):
+    with pytest.raises(StudyError) as error:
+        read(root, **options)
+    return str(error.value).split("\n")
+
+
+def expect(root, line, **options):
+    """The fault is the only line; skipping leaves the other three subjects."""
+    assert lines(root, **options) == [line]
+    left = read(root, **{**options, "on_fault": "skip", "min_per_group": 1})
+    assert [str(fault) for fault in left.faults] == [line]
+    assert [subject.id for subject in left] == ["002", "003", "004"]
+
+
+# ---- healthy cohorts
+
+def test_healthy_cohort(root):
+    cohort = read(root)
+    assert len(cohort) == 4 and cohort.faults == []
+    first = next(iter(cohort))
+    assert first == Subject("001", "control", {s: root / f"sub-001/anat/sub-001_{s}.nii.gz" for s in SEQUENCES})
+    assert list(first.images) == list(SEQUENCES) and first.cohort == "study"
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        first.id = "x"
+
+
+def test_optional_columns_and_masks(root):
+    write_table(root, [("sub-001", "control", "31.5", "F", "n/a", "study"), ("sub-002", "control", "89+", "M", "0", ""),
+                       ("sub-003", "RRMS", "n/a", "", "3.5", "independent"), ("sub-004", "RRMS", "40", "F", "", "n/a")],
+                ("participant_id", "group", "age", "sex", "edss", "cohort"))
+    mask = (np.arange(512).reshape(8, 8, 8) % 2).astype(np.uint8)
+    for kind, name in (("brainmask", "desc-brain_mask"), ("truth", "label-lesion_mask")):
+        folder = root / "derivatives" / kind / "sub-003" / "anat"
+        folder.mkdir(parents=True)
+        nib.save(image(data=mask if kind == "brainmask" else 0 * mask), folder / f"sub-003_space-T1w_{name}.nii.gz")
+    one, two, three, four = read(root, min_per_group=1)
+    assert (one.age, one.sex, one.edss, one.cohort) == (31.5, "F", None, "study")
+    assert (two.age, two.edss, two.cohort) == (89, 0, "study")
+    assert (three.age, three.sex, three.edss, three.cohort) == (None, None, 3.5, "independent")
+    assert three.brain_mask.name == "sub-003_space-T1w_desc-brain_mask.nii.gz" and three.brain_mask.is_file()
+    assert three.lesion_mask.name == "sub-003_space-T1w_label-lesion_mask.nii.gz" and four.brain_mask is None
+
+
+def test_one_session_is_fine(root):
+    for label in PEOPLE:
+        (root / label / "ses-01").mkdir()
+        shutil.move(root / label / "anat", root / label / "ses-01" / "anat")
+        for path in (root / label / "ses-01" / "anat").iterdir():
+            path.rename(path.with_name(path.name.replace(label, f"{label}_ses-01")))
+    (root / "sub-001" / "ses-02" / "dwi").mkdir(parents=True)
+    assert next(iter(read(root))).images["T2w"] == root / "sub-001/ses-01/anat/sub-001_ses-01_T2w.nii.gz"
+
+
+@pytest.mark.parametrize("codes", [(1, 0), (0, 1), (1, 1), (2, 1)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, ">i2", np.float64])
+def test_valid_headers(root, codes, dtype):
+    nib.save(image(dtype=dtype, qcode=codes[0], scode=codes[1]), root / T1)
+    assert len(read(root)) == 4
+
+
+def test_nifti2_plain_and_other_columns(root):
+    (root / T1).unlink()
+    nib.save(nib.Nifti2Image(image().get_fdata().astype(np.float32), GRID), root / T1.removesuffix(".gz"))
+    write_table(root, PEOPLE.items(), ("participant_id", "diagnosis"))
+    (root / "sub-001/anat/._sub-001_T1w.nii.gz").write_bytes(b"left by a file manager")
+    (root / "participants.tsv").write_bytes(b"\xef\xbb\xbf" + (root / "participants.tsv").read_bytes())
+    assert len(read(root, group_column="diagnosis", groups=None)) == 4
+
+
+def test_listing_round_trip(root, tmp_path):
+    cohort = read(root)
+    write_listing(tmp_path / "cohort.json", cohort, root)
+    assert read_listing(tmp_path / "cohort.json", root) == list(cohort)
+
+
+# ---- names and files
+
+def test_missing_sequence(root):
+    (root / T1).rename(root / "sub-001/anat/sub-001_T1W.nii.gz")
+    expect(root, "sub-001: sub-001/anat: has no T1w image (sub-001_FLAIR.nii.gz, sub-001_T2w.nii.gz); "
+                 "allowed: exactly one sub-001_T1w.nii[.gz]")
+
+
+def test_duplicate_image(root):
+    shutil.copy(root / T1, root / "sub-001/anat/sub-001_run-2_T1w.nii.gz")
+    expect(root, "sub-001: sub-001/anat: has 2 T1w images (sub-001_T1w.nii.gz, sub-001_run-2_T1w.nii.gz); "
+                 "allowed: exactly one sub-001_T1w.nii[.gz]")
+
+
+def test_file_of_another_subject(root):
+    (root / T1).rename(root / "sub-001/anat/sub-002_T1w.nii.gz")
+    expect(root, "sub-001: sub-001/anat/sub-002_T1w.nii.gz: is named for another subject or session; "
+                 "allowed: sub-001_...")
+
+
+@pytest.mark.parametrize("move", [True, False])
+def test_mixed_sessions(root, move):
+    shutil.copytree(root / "sub-001/anat", root / "sub-001/ses-02/anat")
+    if move:
+        (root / "sub-001/ses-01").mkdir()
+        (root / "sub-001/anat").rename(root / "sub-001/ses-01/anat")
+    expect(root, f"sub-001: sub-001: has images in 2 sessions ({'ses-01' if move else 'none'}, ses-02); "
+                 "allowed: one session per subject")
+
+
+def test_folder_and_table_disagree(root):
+    write_table(root, list(PEOPLE.items())[1:])
+    shutil.rmtree(root / "sub-004")
+    assert lines(root, min_per_group=1) == [
+        "sub-001: sub-001: has a folder but no row in participants.tsv; allowed: one row per folder",
+        "sub-004: participants.tsv: has a row but no folder; allowed: one folder per row"]
+
+
+def test_file_is_a_folder(root):
+    (root / T1).unlink()
+    (root / T1).mkdir()
+    expect(root, f"sub-001: {T1}: is a folder; allowed: a NIfTI file")
+
+
+def test_permission_denied(root, monkeypatch):
+    original = Path.read_bytes
+
+    def locked(path):
+        if path.name == Path(T1).name:
+            raise PermissionError(13, "Permission denied", str(path))
+        return original(path)
+
+    monkeypatch.setattr(Path, "read_bytes", locked)
+    expect(root, f"sub-001: {T1}: cannot be read (Permission denied); allowed: a readable NIfTI file")
+
+
+def test_link_out_of_the_root(root, tmp_path):
+    shutil.move(root / T1, tmp_path / "outside.nii.gz")
+    (root / T1).symlink_to(tmp_path / "outside.nii.gz")
+    expect(root, f"sub-001: {T1}: links outside the cohort's folder; allowed: files inside it")
+
+
+def test_folder_links_out_of_the_root(root, tmp_path):
+    shutil.move(root / "sub-001", tmp_path / "outside")
+    (root / "sub-001").symlink_to(tmp_path / "outside")
+    expect(root, "sub-001: sub-001: links outside the cohort's folder; allowed: files inside it")
+
+
+def test_link_to_nothing_and_link_inside(root):
+    shutil.move(root / T1, root / "store.nii.gz")
+    (root / T1).symlink_to(root / "store.nii.gz")
+    assert len(read(root)) == 4
+    (root / "store.nii.gz").unlink()
+    expect(root, f"sub-001: {T1}: is a link to nothing; allowed: a file (fetch the data first)")
+
+
+@pytest.mark.parametrize("name", ["../sub-001", "sub-001/../sub-002", "sub-00\\1", ".sub-001", "sub-0 1", "sub-", "001",
+                                  "sub-é1", "sub-001_x", "sub-..", "/etc/passwd"])
+def test_bad_ids_in_the_table(root, name, monkeypatch):
+    write_table(root, [*PEOPLE.items(), (name, "RRMS")])
+    opened = []
+    original = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: (opened.append(path), original(path))[1])
+    line = f"{name}: participants.tsv: is no valid participant_id; allowed: 'sub-' and ASCII letters or digits"
+    assert lines(root) == [line]
+    assert [str(fault) for fault in read(root, on_fault="skip").faults] == [line]
+    assert len(opened) == 24 and not any(".." in path.parts or name in path.parts for path in opened)
+
+
+@pytest.mark.parametrize("name", ["sub-0 1", "sub-a_b", "sub-a\\b", "sub-a\nb"])
+def test_bad_ids_of_folders(root, name):
+    (root / name / "anat").mkdir(parents=True)
+    shown = name.replace("\n", "\\n")
+    assert lines(root) == [f"{shown}: {shown}: is no valid name of a folder; "
+                           "allowed: 'sub-' and ASCII letters or digits"]
+
+
+# ---- the table
+
+def test_duplicate_row(root):
+    write_table(root, [*PEOPLE.items(), ("sub-001", "RRMS")])
+    expect(root, "sub-001: participants.tsv: has 2 rows; allowed: one row per participant")
+
+
+@pytest.mark.parametrize(("value", "found"), [("SPMS", "has group 'SPMS'"), ("rrms", "has group 'rrms'"),
+                                              ("", "has no group in column 'group'"),
+                                              ("n/a", "has no group in column 'group'")])
+def test_group_not_in_the_classes(root, value, found):
+    write_table(root, (PEOPLE | {"sub-001": value}).items())
+    assert lines(root, min_per_group=1) == [f"sub-001: participants.tsv: {found}; allowed: control, RRMS"]
+    expect(root, f"sub-001: participants.tsv: {found}; allowed: control, RRMS", min_per_group=1)
+
+
+@pytest.mark.parametrize(("column", "value", "found"), [
+    ("age", "old", "has age 'old'; allowed: a number from 0 to 120, or n/a"),
+    ("age", "-3", "has age '-3'; allowed: a number from 0 to 120, or n/a"),
+    ("edss", "11", "has edss '11'; allowed: a number from 0 to 10, or n/a"),
+    ("cohort", "test", "has cohort 'test'; allowed: study or independent")])
+def test_optional_values(root, column, value, found):
+    write_table(root, [(label, group, value if label == "sub-001" else "") for label, group in PEOPLE.items()],
+                ("participant_id", "group", column))
+    expect(root, f"sub-001: participants.tsv: {found}", min_per_group=1)
+
+
+@pytest.mark.parametrize("on_fault", ["stop", "skip"])
+@pytest.mark.parametrize(("content", "line"), [
+    (None, "is absent; allowed: a tab-separated table with the columns participant_id and group"),
+    (b"", "is empty; allowed: the columns participant_id and group"),
+    (b"participant_id\tgroup\n", "names no usable participant; allowed: at least one"),
+    (b"participant_id\tgroup\nsub-001\t\xff\n", "is not UTF-8 (byte 29); allowed: a tab-separated table in UTF-8"),
+    (b"participant_id,group\nsub-001,RRMS\n", "has no column 'participant_id' (but participant_id,group)"),
+    (b"id\tgroup\nsub-001\tRRMS\n", "has no column 'participant_id' (but id, group); "
+                                    "allowed: a column participant_id and one with the group"),
+    (b"participant_id\tdiagnosis\nsub-001\tRRMS\n", "has no column 'group' (but participant_id, diagnosis)"),
+    (b"participant_id\tgroup\tgroup\nsub-001\tRRMS\tSPMS\n", "repeats column group; allowed: every column once"),
+    (b"participant_id\tgroup\nsub-001\n", "has another number of cells in row 1; allowed: 2 cells in every row")])
+def test_broken_table(root, content, line, on_fault):
+    path = root / "participants.tsv"
+    path.unlink() if content is None else path.write_bytes(content)
+    assert any(found.startswith(f"cohort: participants.tsv: {line}") for found in lines(root, on_fault=on_fault))
+
+
+def test_table_is_a_folder(root):
+    (root / "participants.tsv").unlink()
+    (root / "participants.tsv").mkdir()
+    assert lines(root) == ["cohort: participants.tsv: cannot be read (Is a directory); "
+                           "allowed: a readable tab-separated table"]
+
+
+def test_root_absent(tmp_path):
+    assert lines(tmp_path / "none") == [f"{tmp_path}/none: No such file or directory; allowed: a readable BIDS folder"]
+
+
+def test_too_few(root):
+    line = "group: participants.tsv: group 'RRMS' has {} usable subjects; allowed: at least {}, for the split"
+    assert lines(root, min_per_group=3) == [line.replace("RRMS", "control").format(2, 3), line.format(2, 3)]
+    (root / "sub-003/anat/sub-003_T1w.nii.gz").unlink()
+    assert len(lines(root)) == 1  # one that can be repaired is not counted out
+    skipped = lines(root, on_fault="skip")
+    assert skipped[1:] == [line.format(1, 2)] and skipped[0].startswith("sub-003: sub-003/anat: has no T1w image")
+    assert lines(root, groups=["control", "RRMS", "SPMS"], min_per_group=1)[-1] == line.replace(
+        "RRMS", "SPMS").format(0, 1)
+
+
+def test_independent_cohort_does_not_fill_a_group(root):
+    people = [(label, group, "independent" if group == "RRMS" else "study") for label, group in PEOPLE.items()]
+    write_table(root, people, ("participant_id", "group", "cohort"))
+    assert lines(root, min_per_group=1) == ["group: participants.tsv: group 'RRMS' has 0 usable subjects; "
+                                            "allowed: at least 1, for the split"]
+
+
+# ---- the content of images
+
+def truncated_gzip(path):
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def flipped_byte(path):
+    content = bytearray(path.read_bytes())
+    content[-6] ^= 0xFF  # the checksum at the end
+    path.write_bytes(content)
+
+
+def short_voxels(path):
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:-100]))
+
+
+def not_nifti(path):
+    path.write_bytes(gzip.compress(b"<html>no such page</html>" * 40))
+
+
+def save(**options):
+    return lambda path: nib.save(image(**options), path)
+
+
+def voxel(value):
+    data = np.random.default_rng(0).random((8, 8, 8)).astype(np.float32)
+    data[3, 4, 5] = value
+    return save(data=data)
+
+
+def header(**fields):
+    """Overwrite header fields as they stand in the file."""
+    def change(path):
+        raw = bytearray(gzip.decompress(path.read_bytes()))
+        changed = nib.Nifti1Header(bytes(raw[:348]), check=False)
+        for name, value in fields.items():
+            changed[name] = value
+        raw[:348] = changed.binaryblock
+        path.write_bytes(gzip.compress(bytes(raw)))
+    return change
+
+
+def shifted(mm):
+    matrix = GRID.copy()
+    matrix[0, 3] += mm
+    return matrix
+
+
+def skewed(path):
+    matrix = GRID.copy()
+    matrix[0, 1] = 0.2
+    nib.save(image(affine=matrix, qcode=0), path)
+    header(pixdim=[1, 1, np.hypot(1, 0.2), 2, 1, 1, 1, 1])(path)
+
+
+WHOLE, FORM = "allowed: a whole NIfTI file", "allowed: an invertible qform or sform"
+
+
+@pytest.mark.parametrize(("break_it", "found"), [
+    (truncated_gzip, f"is truncated (the compressed data ends early); {WHOLE}"),
+    (flipped_byte, "is damaged (CRC check failed"),
+    (short_voxels, f"is truncated (1948 of 2048 bytes of voxels); {WHOLE}"),
+    (not_nifti, "is not NIfTI; allowed: a NIfTI-1 or NIfTI-2 file"),
+    (lambda path: path.write_bytes(b""), "is empty; allowed: a NIfTI-1 or NIfTI-2 file"),
+    (lambda path: path.write_bytes(gzip.compress(b"")), "is empty; allowed: a NIfTI-1 or NIfTI-2 file"),
+    (lambda path: path.write_bytes(gzip.decompress(path.read_bytes())),
+     "is not gzip-compressed; allowed: a gzip-compressed NIfTI file, or the ending .nii"),
+    (save(shape=(8, 8, 8, 2)), "is 4-D with shape (8, 8, 8, 2); allowed: 3-D, at least 2 voxels along each axis"),
+    (save(shape=(8, 8, 1)), "is 3-D with shape (8, 8, 1)"),
+    (save(shape=(8, 8)), "is 2-D with shape (8, 8)"),
+    (save(dtype=np.complex64), "has data type complex64; allowed: real numbers"),
+    (header(datatype=99), "has data type code 99; allowed: real numbers"),
+    (voxel(np.nan), "has 1 NaN or infinite voxels; allowed: finite values"),
+    (voxel(-np.inf), "has 1 NaN or infinite voxels; allowed: finite values"),
+    (header(scl_slope=np.inf), "has scaling factors inf, 0; allowed: finite factors"),
+    (save(data=np.full((8, 8, 8), 7, np.int16)), "has zero variance (every voxel is 7)"),
+    (save(qcode=0, scode=0), "has neither qform nor sform (both codes are 0); allowed: a code above 0 for one of them"),
+    (header(srow_x=0, qform_code=0), "has a broken sform (not finite, or a voxel size of 0); " + FORM),
+    (header(srow_x=[0, 1, 0, 0], srow_y=[0, 1, 0, 0], srow_z=[1, 0, 2, 0]), "has a singular sform; " + FORM),
+    (header(srow_y=np.nan), "has a broken sform (not finite, or a voxel size of 0); " + FORM),
+    (header(quatern_b=0.9, quatern_c=0.9), "has a broken qform (w2 should be positive"),
+    (header(pixdim=[1, 1, 1, 0, 1, 1, 1, 1]), "has a broken qform"),
+    (header(pixdim=[1, 1, 1, 3, 1, 1, 1, 1], qform_code=0),
+     "has voxel sizes 1 x 1 x 2 mm in the sform and 1 x 1 x 3 mm in pixdim; allowed: the same sizes in both"),
+    (header(qoffset_x=GRID[0, 3] + 5),
+     "has a qform and an sform 5.0 mm apart; allowed: at most 1 mm, or one of them with code 0"),
+    (header(srow_x=-GRID[0]), "has a qform and an sform 8.0 mm apart"),
+    (skewed, "has an sform skewed by 0.2; allowed: perpendicular axes, or a qform beside it"),
+    (header(xyzt_units=3), "has its sizes in micrometres; allowed: mm"),
+    (header(magic=b"n+3"), "is not NIfTI; allowed: a NIfTI-1 or NIfTI-2 file"),
+    (header(vox_offset=10), "has its voxels at byte 10, inside the header; allowed: a valid vox_offset"),
+], ids=lambda value: value[:40] if isinstance(value, str) else "")
+def test_image_faults(root, break_it, found):
+    break_it(root / T1)
+    told = lines(root)
+    assert len(told) == 1 and told[0].startswith(f"sub-001: {T1}: {found}") and "; allowed: " in told[0]
+    expect(root, told[0])
+
+
+def test_small_disagreement_of_the_forms_is_fine(root):
+    header(qoffset_x=GRID[0, 3] + 0.5)(root / T1)
+    assert len(read(root)) == 4
+
+
+@pytest.mark.parametrize(("made", "found"), [
+    (image(data=np.zeros((8, 8, 8), np.uint8)), "has values from 0 to 0; allowed: 0 outside and above 0 inside"),
+    (image(shape=(8, 8, 9)),
+     "has another grid than the T1w image (shape (8, 8, 9)); allowed: its grid, shape (8, 8, 8)"),
+    (image(affine=shifted(2)), "has another grid than the T1w image (shape (8, 8, 8))")])
+def test_mask_faults(root, made, found):
+    place = "derivatives/brainmask/sub-001/anat/sub-001_space-T1w_desc-brain_mask.nii.gz"
+    (root / place).parent.mkdir(parents=True)
+    nib.save(made, root / place)
+    told = lines(root)
+    assert len(told) == 1 and told[0].startswith(f"sub-001: {place}: {found}")
+    expect(root, told[0])
+
+
+# ---- all together
+
+def test_all_faults_together(root):
+    save(shape=(8, 8, 8, 2))(root / T1)
+    voxel(np.nan)(root / "sub-001/anat/sub-001_FLAIR.nii.gz")
+    (root / "sub-002/anat/sub-002_T2w.nii.gz").unlink()
+    truncated_gzip(root / "sub-003/anat/sub-003_FLAIR.nii.gz")
+    write_table(root, [*PEOPLE.items(), ("../x", "RRMS"), ("sub-009", "PPMS")])
+    told = lines(root)
+    assert len(told) == len(set(told)) == 7
+    for start in ("../x: participants.tsv", "sub-009: participants.tsv: has group 'PPMS'",
+                  "sub-009: participants.tsv: has a row but no folder", f"sub-001: {T1}: is 4-D",
+                  "sub-001: sub-001/anat/sub-001_FLAIR.nii.gz: has 1 NaN", "sub-002: sub-002/anat: has no T2w image",
+                  "sub-003: sub-003/anat/sub-003_FLAIR.nii.gz: is truncated"):
+        assert sum(line.startswith(start) for line in told) == 1, start
+    kept = read(root, on_fault="skip", groups=["RRMS"], min_per_group=1)
+    assert [subject.id for subject in kept] == ["004"] and all(isinstance(fault, Fault) for fault in kept.faults)
+
+
+def test_unknown_mode(root):
+    assert lines(root, on_fault="ignore") == ["on_fault: must be 'stop' or 'skip' (got 'ignore')"]
+
+
+def test_locked_subject_folder(root, monkeypatch):
+    original = Path.iterdir
+
+    def locked(path):
+        if path == root / "sub-001/anat":
+            raise PermissionError(13, "Permission denied", str(path))
+        return original(path)
+
+    monkeypatch.setattr(Path, "iterdir", locked)
+    expect(root, "sub-001: sub-001: cannot be read (Permission denied); allowed: a readable folder")
