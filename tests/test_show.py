@@ -222,7 +222,8 @@ def report(tmp_path_factory):
     figure = show.save_figure(lobes(), folder / "figure.png")
     panel = show.Panel(EVIL, see=EVIL, good=EVIL, image=figure, alt=EVIL, caption=EVIL, text=EVIL,
                        table=pd.DataFrame({EVIL: [EVIL], "n": [3], "share": [np.nan]}))
-    sections = {key: show.Section([panel], EVIL) for key in ("training", "summary", "cohort", "methods")}
+    table = show.Panel("Table", caption=EVIL, table=pd.DataFrame({"id": [EVIL]}))
+    sections = {key: show.Section([panel, table], EVIL) for key in ("training", "summary", "cohort", "methods")}
     path = show.build_report(folder / "report.html", EVIL, sections, simulated=True, lead=EVIL,
                              versions={EVIL: EVIL}, faults=[EVIL])
     return Page(path.read_text(encoding="utf-8"))

@@ -48,7 +48,7 @@ def styled(plot: Callable[..., Figure]) -> Callable[..., Figure]:
     return wrapper
 
 
-def save_figure(fig: Figure, path: str | Path, dpi: int = 130, full_colour_kb: int = 300) -> Path:
+def save_figure(fig: Figure, path: str | Path, dpi: int = 130, full_colour_kb: int = 450) -> Path:
     """Save a figure as PNG whose bytes depend on nothing but the figure.
 
     Parameters
@@ -74,9 +74,8 @@ def save_figure(fig: Figure, path: str | Path, dpi: int = 130, full_colour_kb: i
     path = Path(path)
     if path.suffix != ".png":
         raise StudyError(f"{path}: figures are saved as '.png' (got '{path.suffix}')")
-    data = io.BytesIO()
-    fig.savefig(data, format="png", dpi=dpi, metadata={"Software": None})
-    picture = Image.open(data).convert("RGB")
+    fig.savefig(drawn := io.BytesIO(), format="png", dpi=dpi)
+    picture = Image.open(drawn).convert("RGB")  # pixels only: versions and dates stay behind
     picture.save(encoded := io.BytesIO(), "PNG", optimize=True)
     if encoded.tell() > full_colour_kb * 1000:
         picture = picture.quantize(256, Image.Quantize.MEDIANCUT, kmeans=2, dither=Image.Dither.NONE)
