@@ -73,7 +73,7 @@ def _header(content: bytes) -> nib.Nifti1Header:
                 header = kind.from_fileobj(io.BytesIO(content), check=False)
             except (HeaderDataError, ValueError, OverflowError) as error:
                 raise ImageFault(f"has a broken header ({error})", "a NIfTI-1 or NIfTI-2 file") from error
-            if header["magic"].item() in (b"n+1", b"n+2\0\r\n\x1a\n"):
+            if header["magic"].item() in (b"n+1", b"n+2"):
                 return header
     raise ImageFault("is not NIfTI" if content else "is empty", "a NIfTI-1 or NIfTI-2 file")
 
