@@ -108,10 +108,7 @@ class Cohort:
         rows, faults = read_participants(root, group_column, groups)
         faults += wrong + _unpaired(rows, folders)
         paired = [rows[label] for label in sorted(rows or ()) if label in folders]
-        jobs = Parallel(n_jobs=THREADS, prefer="threads", return_as="generator")(
-            delayed(_subject)(root, row, tuple(sequences)) for row in paired)
-        bar = tqdm(jobs, total=len(paired), desc="check images", unit="subject", disable=not progress)
-        results = list(bar)
+        results = _check_all(root, paired, tuple(sequences), progress)
         faults += [fault for _, wrong in results for fault in wrong]
         faulty = {fault.subject for fault in faults}
         healthy = [subject for subject, _ in results if subject and f"sub-{subject.id}" not in faulty]
@@ -221,6 +218,12 @@ def _check_inside(root: Path, path: Path) -> None:
         raise ImageFault("is a link to nothing", "a file (fetch the data first)") from error
     if not target.is_relative_to(root.resolve()):
         raise ImageFault(OUTSIDE, INSIDE)
+
+
+def _check_all(root: Path, rows: list[Row], sequences: tuple[str, ...], progress: bool) -> list:
+    jobs = Parallel(n_jobs=THREADS, prefer="threads", return_as="generator")(
+        delayed(_subject)(root, row, sequences) for row in rows)
+    return list(tqdm(jobs, total=len(rows), desc="check images", unit="subject", disable=not progress))
 
 
 def _subject(root: Path, row: Row, sequences: tuple[str, ...]) -> tuple[Subject | None, list[Fault]]:

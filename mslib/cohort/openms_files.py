@@ -102,11 +102,7 @@ def fetch(dest: str | Path, base: str | Path | None = None, *, names: dict[str, 
     names, address, dest = registry() if names is None else names, base_address(base), Path(dest)
     local = not address.startswith("http")
     store = pooch.create(path=dest, base_url=address, registry=names)
-    try:
-        dest.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StudyError(f"{dest}: cannot be written ({error.strerror or error})") from error
-    _clear_remains(dest, names)
+    _prepare(dest, names)
     missing: dict[str, str] = {}
     silent = 0
     pooch.get_logger().setLevel("WARNING")
@@ -126,8 +122,12 @@ def fetch(dest: str | Path, base: str | Path | None = None, *, names: dict[str, 
     return missing
 
 
-def _clear_remains(dest: Path, names: dict[str, str]) -> None:
-    """Remove temporary files that a killed download of pooch (names of `tempfile`) left among the registered ones."""
+def _prepare(dest: Path, names: dict[str, str]) -> None:
+    """Make the folder; remove temporary files (named by `tempfile`) that a killed download of pooch left in it."""
+    try:
+        dest.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StudyError(f"{dest}: cannot be written ({error.strerror or error})") from error
     for folder in {(dest / name).parent for name in names}:
         for path in folder.glob("tmp????????"):
             path.unlink(missing_ok=True)
