@@ -92,8 +92,14 @@ def bias_field(rng: np.random.Generator, shape, voxel_mm, strength: float) -> np
 
 def rician(rng: np.random.Generator, image: np.ndarray, sigma: float) -> np.ndarray:
     """Magnitude of `image` plus complex Gaussian noise of SD `sigma` (Gudbjartsson and Patz 1995)."""
-    noise = sigma * rng.standard_normal((2, *image.shape), dtype=np.float32)
-    return np.hypot(image + noise[0], noise[1])
+    power = np.zeros(image.shape, np.float32)
+    for part in (image, 0.0):
+        channel = rng.standard_normal(image.shape, dtype=np.float32)
+        channel *= np.float32(sigma)
+        channel += part
+        channel *= channel
+        power += channel
+    return np.sqrt(power, out=power)
 
 
 def rigid_transform(scan: SequenceNuisance) -> sitk.Euler3DTransform:

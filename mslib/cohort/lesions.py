@@ -24,16 +24,15 @@ def draw_number(rng: np.random.Generator, load_ml: float) -> int:
 def draw_volumes(rng: np.random.Generator, load_ml: float, number: int) -> np.ndarray:
     """Lesion volumes in mm3, descending, that sum to the load.
 
-    The body is log-normal (mean 3.1, SD 1.25 of the logarithm, at least 3 mm3); one to four confluent lesions
-    take what it leaves of the load. A body above 70 % of the load is scaled down to that.
+    The body is log-normal (mean 3.15, SD 1.1 of the logarithm, at least 3 mm3, at most 70 % of the load). Foci of
+    about 2 mL take what it leaves; most of them lie at the ventricles and grow together, as confluent lesions do.
     """
     load = 1000 * load_ml
-    confluent = int(rng.integers(1, 5))
-    body = np.exp(3.1 + 1.25 * rng.standard_normal(max(1, number - confluent)))
+    body = np.exp(3.15 + 1.1 * rng.standard_normal(number))
     body = np.maximum(body * min(1.0, 0.7 * load / body.sum()), SMALLEST_MM3)
     rest = max(load - body.sum(), 0.0)
-    large = rest * rng.dirichlet(np.full(confluent, 1.0))
-    return np.sort(np.concatenate([body, large[large >= SMALLEST_MM3]]))[::-1]
+    foci = rest * rng.dirichlet(np.full(max(1, round(rest / 2000)), 2.0))
+    return np.sort(np.concatenate([body, foci[foci >= SMALLEST_MM3]]))[::-1]
 
 
 def assign_locations(rng: np.random.Generator, volumes: np.ndarray, shares) -> np.ndarray:
@@ -63,7 +62,7 @@ class LesionField:
         self.label = np.zeros(head.shape, np.int16)
         self.white = head.volume(np.where(head.brain > 0.5, head.wm, 0))
         self.distance = head.volume(head.ventricle)
-        self.ragged = 0.75 * spline_field(rng, head.shape, max(3.0 / self.voxel, 1.5))
+        self.ragged = 0.6 * spline_field(rng, head.shape, max(4.0 / self.voxel, 2.0))
         white = head.wm > 0.6
         below = _infratentorial(head.points)
         lists = (white & ~below & (head.ventricle < 16), white & ~below & (head.cortex < 7),
