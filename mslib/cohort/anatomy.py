@@ -6,7 +6,9 @@ NeuroImage 54:313). The template is skull-stripped, hence so is every image of t
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import zipfile
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -17,7 +19,9 @@ from ..study import atomic_path
 
 CENTRE = np.array([0.0, -17.0, 5.0])      # middle of the template brain's bounding box, mm
 GRID_MM = np.array([168.0, 208.0, 180.0])  # extent of the T1w image: holds any pose of any head of the phantom
+COMPRESSED = 0.22                          # share of the ventricle's growth that costs tissue (rest: sulcal fluid)
 FALLOFF_MM = 20.0                          # how far the ventricle's widening is felt
+RECESSION_MM = np.linspace(-1.5, 4.0, 23)  # shifts of the outer surface for which the lost volume is tabulated
 SHAPE_MM = 28.0                            # spacing of the control points of individual shape
 
 
@@ -27,8 +31,8 @@ class Template:
 
     `ventricle`: signed distance to the lateral and third ventricles; `depth`: to the outer surface of the
     parenchyma, positive inside it; `cortex`: to cortical grey matter; `normal` (3, X, Y, Z): unit vector away
-    from the ventricle; `ventricle_levels`, `depth_levels`: distance (mm) at equidistant volumes (mL), by which
-    a wanted volume is turned into a displacement.
+    from the ventricle. `ventricle_levels`: distance (mm) that encloses 0, 0.1, 0.2 ... mL; `loss_levels`:
+    parenchyma (mL) lost when its outer surface recedes by `RECESSION_MM`; `volumes`: ventricles, parenchyma (mL).
     """
 
     gm: np.ndarray
@@ -40,7 +44,7 @@ class Template:
     normal: np.ndarray
     affine: np.ndarray
     ventricle_levels: np.ndarray
-    depth_levels: np.ndarray
+    loss_levels: np.ndarray
     volumes: np.ndarray
 
     @property
@@ -71,6 +75,19 @@ def _levels(distance: np.ndarray, brain: np.ndarray) -> np.ndarray:
     return ordered[::100][:2000].astype(np.float32)
 
 
+def receded(fluid: np.ndarray, depth: np.ndarray, shift_mm: float) -> np.ndarray:
+    """CSF fraction after the outer surface of the parenchyma has moved inwards by `shift_mm`."""
+    rim = np.clip(0.5 + shift_mm - depth, 0, 1) - np.clip(0.5 - depth, 0, 1)
+    return np.clip(fluid + rim, 0, 1)
+
+
+def _loss_levels(solid: np.ndarray, distance: np.ndarray, depth: np.ndarray) -> np.ndarray:
+    """Parenchyma lost (mL) at each of `RECESSION_MM`, away from the ventricles."""
+    near = (distance > 2) & (depth > -3) & (depth < 6)
+    fluid, depth = np.clip(1 - solid[near], 0, 1), depth[near]
+    return np.array([(receded(fluid, depth, shift) - fluid).sum() / 1000 for shift in RECESSION_MM])
+
+
 def _build() -> dict[str, np.ndarray]:
     """The maps at 1 mm, cropped to the brain and a margin."""
     from nilearn import datasets
@@ -97,7 +114,7 @@ def _build() -> dict[str, np.ndarray]:
     return {"gm": gm * inside, "wm": wm * inside, "brain": inside.astype(np.float32), "ventricle": distance,
             "depth": depth, "cortex": cortex, "normal": normal.astype(np.float32), "affine": affine,
             "ventricle_levels": _levels(distance, inside),
-            "depth_levels": _levels(np.where(ventricle, 1e3, depth), parenchyma),
+            "loss_levels": _loss_levels((gm + wm)[inside], distance[inside], depth[inside]),
             "volumes": np.array([ventricle.sum(), (gm + wm)[inside].sum()]) / 1000}
 
 
@@ -129,17 +146,19 @@ def template(voxel_mm: float = 1.0, cache: str | Path | None = None) -> Template
     voxel_mm : float
         Voxel size at which the maps will be sampled.
     cache : path of an ``.npz``, optional
-        Read if it exists, else written, so that per-subject processes share the few seconds of work.
+        Read if it holds this template, else written, so that per-subject processes share the seconds of work.
     """
-    if cache is not None and Path(cache).exists():
-        with np.load(cache, allow_pickle=False) as stored:
-            return Template(**{field.name: stored[field.name] for field in fields(Template)})
+    names = {field.name for field in fields(Template)}
+    with contextlib.suppress(OSError, ValueError, EOFError, zipfile.BadZipFile):
+        with np.load(cache or "", allow_pickle=False) as stored:
+            if set(stored.files) == names | {"voxel_mm"} and stored["voxel_mm"] == voxel_mm:
+                return Template(**{name: stored[name] for name in names})
     maps = _build()
     if voxel_mm > 1:
         maps = _coarsen(maps, voxel_mm)
     if cache is not None:
         with atomic_path(cache) as temporary, open(temporary, "wb") as file:
-            np.savez(file, **maps)
+            np.savez(file, voxel_mm=voxel_mm, **maps)
     return Template(**maps)
 
 
@@ -252,18 +271,16 @@ def make_head(maps: Template, rng: np.random.Generator, voxel_mm: float, ventric
     voxel = maps.affine[0, 0]
     widened = float(np.interp(ventricle_factor * maps.ventricle_ml * 10, np.arange(maps.ventricle_levels.size),
                               maps.ventricle_levels))
-    lost = brain_loss * maps.parenchyma_ml - (ventricle_factor - 1) * maps.ventricle_ml
-    thinned = float(np.sign(lost) * np.interp(abs(lost) * 10, np.arange(maps.depth_levels.size), maps.depth_levels))
+    lost = brain_loss * maps.parenchyma_ml - COMPRESSED * (ventricle_factor - 1) * maps.ventricle_ml
+    recession = float(np.interp(lost, maps.loss_levels, RECESSION_MM))
     phi, depth = _sample(maps.ventricle, at), _sample(maps.depth, at)
     shift = widened * np.exp(-np.maximum(phi - widened, 0) / FALLOFF_MM) / voxel
     at = at - shift * np.stack([_sample(part, at) for part in maps.normal])
     gm, wm, cortex = (_sample(volume, at) for volume in (maps.gm, maps.wm, maps.cortex))
     brain = brain[inside]
     ventricle = np.clip(0.5 - (phi - widened) / max(voxel_mm, 1), 0, 1)
-    width = max(voxel_mm, 1)
-    rim = np.clip(0.5 + (thinned - depth) / width, 0, 1) - np.clip(0.5 - depth / width, 0, 1)
     fluid = np.clip(1 - gm - wm, 0, 1)
-    csf = np.maximum(np.clip(fluid + np.where(phi > widened + 2, rim, 0), 0, 1), ventricle)
+    csf = np.maximum(np.where(phi > widened + 2, receded(fluid, depth, recession), fluid), ventricle)
     solid = np.maximum(gm + wm, 1e-3)
     wm_share = wm / solid
     solid = (1 - csf) * brain

@@ -7,6 +7,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import joblib
 import nibabel as nib
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ from .anatomy import Template, make_head, template
 from .people import Participant, draw_participants
 
 SEQUENCES = ("T1w", "T2w", "FLAIR")
+VERSION = 2  # raised when the same participant gives other images, so that older files are made anew
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,8 @@ def simulate_subject(participant: Participant, bids_root: str | Path, voxel_mm: 
         As `subject_files`.
     """
     files = subject_files(bids_root, participant.id)
-    recipe = json.loads(json.dumps({"voxel_mm": float(voxel_mm), "participant": asdict(participant)}))
+    recipe = {"version": VERSION, "voxel_mm": float(voxel_mm), "participant": asdict(participant)}
+    recipe = json.loads(json.dumps(recipe))
     if all(path.exists() for path in files.values()):
         with contextlib.suppress(ValueError):
             if json.loads(files["truth"].read_text(encoding="utf-8")).get("recipe") == recipe:
@@ -191,13 +194,13 @@ COLUMNS = {
 }
 
 
-def write_dataset(study: list[Participant], bids_root: str | Path, independent: list[Participant] = ()) -> Path:
+def write_dataset(participants: list[Participant], bids_root: str | Path) -> Path:
     """Write what a BIDS dataset holds beside its subjects: descriptions, participants, README.
 
     Parameters
     ----------
-    study, independent : list of Participant
-        The cohort of the study, and the one that only tests.
+    participants : list of Participant
+        Ids of digits only are listed as the study's cohort, others as the independent one.
     bids_root : path
 
     Returns
@@ -207,7 +210,7 @@ def write_dataset(study: list[Participant], bids_root: str | Path, independent: 
     """
     root = Path(bids_root)
     rows = [{"participant_id": f"sub-{p.id}", "group": p.group, "age": p.age, "sex": p.sex, "edss": p.edss,
-             "cohort": part} for part, people in (("study", study), ("independent", independent)) for p in people]
+             "cohort": "study" if p.id.isdigit() else "independent"} for p in participants]
     raw = {"Name": "SIMULATED multiple-sclerosis cohort", "BIDSVersion": "1.9.0", "DatasetType": "raw",
            "License": "CC0", "GeneratedBy": [{"Name": "mslib.cohort.phantom"}]}
     write_json(root / "dataset_description.json", raw)
@@ -245,14 +248,12 @@ def simulate_cohort(root: str | Path, groups: dict[str, int], seed: int, indepen
     Path
         Of the dataset.
     """
-    import joblib
-
     laws = (misplacement_mm, misplacement_deg, thick_slice_share)
-    study = draw_participants(groups, seed, "", *laws)
-    extra = draw_participants(independent or {}, seed, "T", *laws)
-    write_dataset(study, root, extra)
-    work = (joblib.delayed(simulate_subject)(person, root, voxel_mm, cache) for person in study + extra)
+    people = [*draw_participants(groups, seed, "", *laws),
+              *draw_participants(independent or {}, seed + 1, "T", *laws)]
+    write_dataset(people, root)
+    work = (joblib.delayed(simulate_subject)(person, root, voxel_mm, cache) for person in people)
     done = joblib.Parallel(n_jobs=jobs, return_as="generator")(work)
-    for _ in tqdm(done, total=len(study + extra), desc="Simulated subjects", disable=not progress):
+    for _ in tqdm(done, total=len(people), desc="Simulated subjects", disable=not progress):
         pass
     return Path(root)
