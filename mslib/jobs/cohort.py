@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -9,7 +10,7 @@ import pandas as pd
 from mslib.cohort import Cohort, Subject, openms, phantom
 from mslib.cohort.listing import read_listing, write_listing
 from mslib.prep import preprocess_subject
-from mslib.study import StudyConfig, StudyError, write_json
+from mslib.study import StudyConfig, StudyError, progress, write_json
 
 
 def bids_root(config: StudyConfig, run_dir: str | Path) -> Path:
@@ -86,14 +87,56 @@ def preprocess(config: StudyConfig, run_dir: str | Path, subject: str) -> None:
     except StudyError as error:
         if config.cohort.on_fault == "stop":
             raise
-        write_json(subject_folder(run_dir, subject) / "anat" / f"sub-{subject}_desc-qc.json",
-                   {"subject": subject, "excluded": str(error)})
+        write_json(qc_path(run_dir, subject), {"subject": subject, "excluded": str(error)})
 
 
-def quality(config: StudyConfig, run_dir: str | Path) -> pd.DataFrame:
-    """One row per preprocessed subject: what the registration reports, flags, and faults of excluded ones."""
-    rows = []
-    for person in subjects(config, run_dir):
-        path = subject_folder(run_dir, person.id) / "anat" / f"sub-{person.id}_desc-qc.json"
-        rows.append(pd.read_json(path, typ="series", convert_dates=False).to_dict() | {"subject": person.id})
-    return pd.DataFrame(rows)
+def ensure_cohort(config: StudyConfig, run_dir: str | Path) -> list[Subject]:
+    """Subjects of the checked cohort, making or fetching first what is missing (for notebooks run alone)."""
+    if not (Path(run_dir) / "cohort.json").exists():
+        start_cohort(config, run_dir)
+        if config.cohort.source == "simulated":
+            for person in progress(participants(config), desc="simulate", unit="subject"):
+                simulate(config, run_dir, person.id)
+    return subjects(config, run_dir)
+
+
+def qc_path(run_dir: str | Path, subject: str) -> Path:
+    """Quality numbers of a preprocessed subject; the file that preprocessing writes last."""
+    return subject_folder(run_dir, subject) / "anat" / f"sub-{subject}_desc-qc.json"
+
+
+def ensure_preprocessed(config: StudyConfig, run_dir: str | Path) -> None:
+    """Preprocess the subjects that are not yet (for notebooks run alone)."""
+    missing = [person for person in ensure_cohort(config, run_dir) if not qc_path(run_dir, person.id).exists()]
+    for person in progress(missing, desc="preprocess", unit="subject", disable=not missing):
+        preprocess(config, run_dir, person.id)
+
+
+def stack_path(run_dir: str | Path, subject: str) -> Path:
+    """Slice stack of a preprocessed subject."""
+    return subject_folder(run_dir, subject) / "anat" / f"sub-{subject}_space-T1w_desc-slices.npz"
+
+
+def usable_subjects(config: StudyConfig, run_dir: str | Path) -> list[Subject]:
+    """Subjects of the checked cohort that preprocessing has not excluded."""
+    excluded = exclusions(config, run_dir)
+    return [person for person in subjects(config, run_dir) if person.id not in excluded]
+
+
+def exclusions(config: StudyConfig, run_dir: str | Path) -> dict[str, str]:
+    """Subjects that preprocessing excluded, with the reason."""
+    found = {person.id: json.loads(qc_path(run_dir, person.id).read_text(encoding="utf-8"))
+             for person in subjects(config, run_dir)}
+    return {subject: row["excluded"] for subject, row in found.items() if "excluded" in row}
+
+
+def faults(run_dir: str | Path) -> list[str]:
+    """Faults that the check of the cohort listed."""
+    return json.loads((Path(run_dir) / "cohort.json").read_text(encoding="utf-8"))["faults"]
+
+
+def quality_table(config: StudyConfig, run_dir: str | Path) -> pd.DataFrame:
+    """One row per preprocessed subject: numbers of the registrations, and flags joined in one text."""
+    rows = [json.loads(qc_path(run_dir, person.id).read_text(encoding="utf-8"))
+            for person in usable_subjects(config, run_dir)]
+    return pd.DataFrame([row | {"flags": "; ".join(row["flags"])} for row in rows])

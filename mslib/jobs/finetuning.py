@@ -20,7 +20,7 @@ from mslib.nets import (
 )
 from mslib.study import StudyConfig, progress, write_table
 
-from .cohort import subjects
+from .cohort import usable_subjects
 from .maps import stack_of
 from .truth import truth_table
 
@@ -35,7 +35,7 @@ def load_slices(config: StudyConfig, run_dir: str | Path, cohort: str) -> SliceS
 
     float16, about 12 MB a subject at the default size.
     """
-    people = [person for person in subjects(config, run_dir) if person.cohort == cohort]
+    people = [person for person in usable_subjects(config, run_dir) if person.cohort == cohort]
     stacks = {person.id: stack_of(run_dir, person.id)["images"]
               for person in progress(people, desc=f"load {cohort} cohort", unit="subject")}
     return gather(stacks, pd.Series({person.id: person.group for person in people}), config.groups)
@@ -48,7 +48,7 @@ def train_all(config: StudyConfig, run_dir: str | Path, backbone: str, slices: S
 
 def predict_independent(config: StudyConfig, run_dir: str | Path, backbone: str) -> pd.DataFrame:
     """Predictions of the subject-wise net for the independent cohort (no cohort, no rows)."""
-    if not any(person.cohort == "independent" for person in subjects(config, run_dir)):
+    if not any(person.cohort == "independent" for person in usable_subjects(config, run_dir)):
         return pd.DataFrame()
     path = Path(run_dir) / "nets" / backbone / "subject" / "independent.csv"
     if not path.exists():
@@ -114,3 +114,38 @@ def histories(config: StudyConfig, run_dir: str | Path, backbone: str) -> pd.Dat
             best = np.arange(len(table)) == table["val_loss"].to_numpy().argmin()
             tables.append(table.assign(backbone=backbone, protocol=protocol, best=best))
     return pd.concat(tables, ignore_index=True)
+
+
+def accuracy_of(report: ClassificationReport, level: str) -> tuple[float, float, float]:
+    """Accuracy of a report at a level (``slice`` or ``subject``) with its interval."""
+    rows = report.measures
+    row = rows[(rows["level"] == level) & (rows["measure"] == "accuracy")].iloc[0]
+    return float(row["estimate"]), float(row["low"]), float(row["high"])
+
+
+def accuracy_record(rows: pd.DataFrame) -> dict:
+    """Accuracies as nested numbers: backbone, protocol, level, [value, low, high]."""
+    result: dict = {}
+    for row in rows[rows["measure"] == "accuracy"].itertuples():
+        result.setdefault(row.backbone, {}).setdefault(row.protocol, {})[row.level] = [row.value, row.low, row.high]
+    return result
+
+
+def figure2_panels(config: StudyConfig, run_dir: str | Path) -> dict:
+    """Arguments of `mslib.show.plot_confusions` for figure 2: nets side by side, one row per protocol, slices."""
+    panels: dict = {"matrices": [], "classes": config.groups, "titles": [], "accuracies": [], "sizes": []}
+    reports = {}
+    for backbone in config.model.backbones:
+        folder = Path(run_dir) / "nets" / backbone
+        tables = {name: pd.read_csv(folder / name / "predictions.csv", dtype={"subject": str})
+                  for name in ("slice", "subject")}
+        tables["independent"] = predict_independent(config, run_dir, backbone)
+        reports[backbone] = evaluate_all(tables, config)
+    for protocol in reports[config.model.backbones[0]]:
+        for backbone, found in reports.items():
+            report = found[protocol]
+            panels["matrices"].append(report.slice_confusion)
+            panels["titles"].append(f"{backbone.upper()} + GAP, {TITLES[protocol]}")
+            panels["accuracies"].append(accuracy_of(report, "slice"))
+            panels["sizes"].append(f"{report.slice_confusion.sum():,} slices, {len(report.subjects)} subjects")
+    return panels

@@ -36,7 +36,7 @@ def _coordinates() -> tuple[cKDTree, np.ndarray]:
 def lobe_labels(stack: dict) -> np.ndarray:
     """Lobe of every brain pixel of a slice stack: that of the nearest labelled coordinate.
 
-    Coarse by design: 160 coordinates, and the subject's brain is put in place by its bounding box (centre in plane, top).
+    Coarse by design: 160 coordinates, and the brain is put in place by its bounding box (centre in plane, top).
 
     Parameters
     ----------

@@ -15,8 +15,8 @@ from mslib.nets import channels_of, load_net
 from mslib.prep import load_stack, plane_to_volume
 from mslib.study import StudyConfig, StudyError, atomic_path, progress, write_json, write_table
 
-from .cohort import subject_folder, subjects
-from .lobes import LOBES, lobe_labels, lobe_shares
+from .cohort import stack_path, subject_folder, usable_subjects
+from .lobes import lobe_labels, lobe_shares
 
 #: Slices of the published figures, counted from 1 at the bottom of the 135 (Hong and Zhang 2021, figures 3 and 4).
 PUBLISHED_SLICES = (57, 58, 59)
@@ -28,9 +28,14 @@ def nets_folder(config: StudyConfig, run_dir: str | Path) -> Path:
     return own if config.cohort.source != "open_ms" else own.parent / config.explain.transfer_from
 
 
+def net(config: StudyConfig, run_dir: str | Path, backbone: str):
+    """The net that is explained: that of the subject-wise split."""
+    return load_net(nets_folder(config, run_dir), backbone, config)
+
+
 def stack_of(run_dir: str | Path, subject: str) -> dict:
     """Slice stack of a preprocessed subject."""
-    return load_stack(subject_folder(run_dir, subject) / "anat" / f"sub-{subject}_space-T1w_desc-slices.npz")
+    return load_stack(stack_path(run_dir, subject))
 
 
 def explained_subjects(config: StudyConfig, run_dir: str | Path) -> list:
@@ -38,7 +43,7 @@ def explained_subjects(config: StudyConfig, run_dir: str | Path) -> list:
 
     The independent cohort and the test part of the subject-wise split; real patients: all with expert lesions.
     """
-    people = [person for person in subjects(config, run_dir) if person.lesion_mask and person.group != "control"]
+    people = [person for person in usable_subjects(config, run_dir) if person.lesion_mask and person.group != "control"]
     if config.cohort.source == "open_ms":
         return people
     path = nets_folder(config, run_dir) / "nets" / config.model.backbones[0] / "subject" / "predictions.csv"
@@ -87,7 +92,9 @@ def _measure_subject(model, person, stack, config) -> pd.DataFrame:
             table.insert(0, "slice", index)
             if method == "gradcam":
                 shares = [lobe_shares(h, b) for h, b in zip(heat, lobes)]
-                table = pd.concat([table, pd.DataFrame(shares).add_prefix("lobe ")], axis=1)
+                even = [lobe_shares(b.astype(np.float32), where) for b, where in zip(brain, lobes)]
+                table = pd.concat([table, pd.DataFrame(shares).add_prefix("lobe "),
+                                   pd.DataFrame(even).add_prefix("brain ")], axis=1)
             tables.append(table.assign(layer=layer, method=method))
     return pd.concat(tables, ignore_index=True).assign(subject=person.id, group=person.group, cohort=person.cohort)
 
@@ -198,7 +205,7 @@ def make_maps(config: StudyConfig, run_dir: str | Path, backbone: str) -> pd.Dat
         One row per patient, slice, layer and method with the measures of `mslib.measure.measure_maps`.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    model = load_net(nets_folder(config, run_dir), backbone, config)
+    model = net(config, run_dir, backbone)
     people = explained_subjects(config, run_dir)
     tables = [measure_subject(model, backbone, person, config, run_dir)
               for person in progress(people, desc=f"{backbone}: maps and measures", unit="subject")]
@@ -208,6 +215,3 @@ def make_maps(config: StudyConfig, run_dir: str | Path, backbone: str) -> pd.Dat
     randomisation_table(model, backbone, config, run_dir)
     return pd.concat(tables, ignore_index=True)
 
-
-__all__ = ["LOBES", "example_maps", "explained_subjects", "make_maps", "measure_subject", "randomisation_table",
-           "stack_of", "volume_path", "volume_subjects"]

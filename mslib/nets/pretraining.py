@@ -26,7 +26,7 @@ def _further_stack(person, config: StudyConfig, every: int, cache: Path) -> np.n
     mm = config.model.pixel_mm
     rendered = phantom.render(person, voxel_mm=mm, template=phantom.template(mm, cache=cache))
     rng = np.random.default_rng([person.seed, 5])
-    brain = rendered.brain_mask
+    brain = rendered.brain
     channels = []
     for sequence in config.sequences:
         image = rendered.images[sequence] * np.exp(rng.normal(0, 0.02))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import keras
@@ -10,10 +11,10 @@ import pandas as pd
 
 from mslib.study import StudyConfig, StudyError, atomic_path, write_json, write_table
 
-from .data import SliceSet, gather
+from .data import SliceSet
 from .pretraining import pretrained_weights
 from .splits import permute_groups, refuse_leakage, split_slices, split_subjects
-from .training import Recipe, choose_precision, fit, predict_logits, refresh_batch_norm
+from .training import Recipe, choose_precision, fit, predict_logits
 from .vgg import build_classifier, build_trainable, fold_batch_norm
 
 #: Protocol name to (split unit, labels permuted between subjects).
@@ -45,7 +46,7 @@ def _schedule(protocol, config):
     return getattr(config.training, protocol)
 
 
-def _recipe(protocol, config, epochs=None):
+def _recipe(protocol, config):
     training = config.training
     return Recipe(_schedule(protocol, config), training.augmentation, training.batch_size, training.weight_decay,
                   training.patience, config.seed, channels_of(config))
@@ -147,11 +148,13 @@ def load_net(run_dir: str | Path, backbone: str, config: StudyConfig, protocol: 
     return build_classifier(backbone, len(config.groups), shape, path)
 
 
+def net_facts(run_dir: str | Path, backbone: str, protocol: str) -> dict:
+    """Origin of the weights, arithmetic of the training and input of a fitted net."""
+    return json.loads((Path(run_dir) / "nets" / backbone / protocol / "net.json").read_text(encoding="utf-8"))
+
+
 def predict_cohort(model: keras.Model, slices: SliceSet, config: StudyConfig) -> pd.DataFrame:
     """Predictions of a fitted net for every slice of another cohort."""
     logits = predict_logits(model, slices, np.arange(len(slices.table)), channels_of(config))
     return pd.concat([slices.table, logit_table(logits, config.groups)], axis=1)
 
-
-__all__ = ["PROTOCOLS", "SliceSet", "assign_parts", "channels_of", "gather", "load_net", "predict_cohort",
-           "refresh_batch_norm", "train_protocol"]

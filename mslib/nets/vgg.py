@@ -143,7 +143,8 @@ def _imagenet_base(backbone, path):
                 f"({' '.join(str(error).split())[:120]}); two ways out: set model.weights to the path of "
                 f"'{backbone}_weights_tf_dim_ordering_tf_kernels_notop.h5', or to 'scratch'") from error
     if not path.is_file():
-        raise StudyError(f"model.weights: must be 'imagenet', 'simulated', 'scratch' or the path of a file (got '{path}')")
+        raise StudyError("model.weights: must be 'imagenet', 'simulated', 'scratch' or the path of a file "
+                         f"(got '{path}')")
     base = application(weights=None, include_top=False)
     if not h5py.is_hdf5(path):
         raise StudyError(f"{path}: is not an HDF5 weight file of {backbone}")

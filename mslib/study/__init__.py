@@ -5,4 +5,5 @@ from .errors import StudyError
 from .files import atomic_path, write_json, write_table, write_text
 from .progress import progress
 
-__all__ = ["StudyConfig", "StudyError", "atomic_path", "load_config", "progress", "write_json", "write_table", "write_text"]
+__all__ = ["StudyConfig", "StudyError", "atomic_path", "load_config", "progress", "write_json", "write_table",
+           "write_text"]

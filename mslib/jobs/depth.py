@@ -1,0 +1,137 @@
+"""From measures of single slices to curves over depth, group comparisons and paired differences, with intervals."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from mslib.measure import adjust_p_values, bootstrap_subjects, compare_groups
+from mslib.study import StudyConfig
+
+from .lobes import LOBES
+
+#: Measures of the curves over depth and how figures label them.
+MEASURES = {"auprc": "AUPRC", "pointing": "pointing game", "mass_share": "heat inside lesions", "iou": "IoU",
+            "half_heat_share": "brain share with half of the heat"}
+
+
+def layers_of(table: pd.DataFrame) -> list[str]:
+    """Layer names, shallow to deep (pools after the convolutions of their block)."""
+    def depth(name):
+        block, kind = name.split("_")
+        return block, kind == "pool", kind
+    return sorted(table["layer"].unique(), key=depth)
+
+
+def _interval(values, subjects, config):
+    return bootstrap_subjects(values, subjects, n=config.statistics.bootstrap, confidence=config.statistics.confidence,
+                              seed=config.seed)
+
+
+def depth_table(measures: pd.DataFrame, config: StudyConfig) -> pd.DataFrame:
+    """Mean of every measure per backbone, method and layer with its subject-bootstrap interval and chance.
+
+    Parameters
+    ----------
+    measures : pandas.DataFrame
+        From `mslib.jobs.maps.make_maps`, with a column ``backbone``.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``backbone, method, layer, measure, value, low, high, chance, slices, subjects, blank``: blank maps have no
+        measure and are counted.
+    """
+    rows = []
+    for (backbone, method, layer), part in measures.groupby(["backbone", "method", "layer"], sort=True):
+        for measure in MEASURES:
+            found = _interval(part[measure].to_numpy(), part["subject"].to_numpy(), config)
+            rows.append({"backbone": backbone, "method": method, "layer": layer, "measure": measure,
+                         "value": found.estimate, "low": found.low, "high": found.high,
+                         "chance": part[f"{measure}_chance"].mean(), "slices": len(part),
+                         "subjects": part["subject"].nunique(), "blank": int(part["blank"].sum())})
+    return pd.DataFrame(rows)
+
+
+def layer_difference(measures: pd.DataFrame, backbone: str, measure: str, first: str, second: str,
+                     config: StudyConfig, method: str = "gradcam"):
+    """Mean over slices of (measure at `first` - measure at `second`), paired, with its subject-bootstrap interval."""
+    part = measures[(measures["backbone"] == backbone) & (measures["method"] == method)]
+    wide = part.pivot_table(index=["subject", "slice"], columns="layer", values=measure)
+    return _interval((wide[first] - wide[second]).to_numpy(), wide.index.get_level_values("subject").to_numpy(), config)
+
+
+def percentile_values(measures: pd.DataFrame, layers: dict[str, str]) -> pd.DataFrame:
+    """95th percentile of Grad-CAM per patient (mean over slices) at one layer of each backbone.
+
+    Parameters
+    ----------
+    layers : dict of backbone to layer
+    """
+    part = measures[(measures["method"] == "gradcam") & (measures["layer"] == measures["backbone"].map(layers))]
+    means = part.groupby(["backbone", "layer", "subject", "group"], as_index=False)["q95"].mean()
+    return means.rename(columns={"q95": "value"})
+
+
+def percentile_comparison(measures: pd.DataFrame, config: StudyConfig, more: str = "SPMS",
+                          less: str = "RRMS") -> pd.DataFrame:
+    """Is the 95th percentile of Grad-CAM higher in SPMS than in RRMS, per backbone and layer?
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``backbone, layer, auc, low, high`` (probability that an SPMS patient exceeds an RRMS one), ``p``
+        (one-sided Mann-Whitney), ``p_holm`` over all rows, ``n_more``, ``n_less``; empty if a group is absent.
+    """
+    rows = []
+    part = measures[measures["method"] == "gradcam"]
+    for (backbone, layer), one in part.groupby(["backbone", "layer"]):
+        values = one.groupby(["group", "subject"])["q95"].mean()
+        if {more, less} <= set(values.index.get_level_values(0)):
+            found = compare_groups(values[more], values[less], config.statistics.bootstrap,
+                                   config.statistics.confidence, config.seed)
+            rows.append({"backbone": backbone, "layer": layer, "auc": found.auc.estimate, "low": found.auc.low,
+                         "high": found.auc.high, "p": found.p_value, "n_more": found.n_a, "n_less": found.n_b})
+    table = pd.DataFrame(rows, columns=["backbone", "layer", "auc", "low", "high", "p", "n_more", "n_less"])
+    return table.assign(p_holm=adjust_p_values(table["p"]) if len(table) else [])
+
+
+def lobe_table(measures: pd.DataFrame, layers: dict[str, str], config: StudyConfig) -> pd.DataFrame:
+    """Share of Grad-CAM's heat per lobe and group at one layer of each backbone, with intervals."""
+    part = measures[(measures["method"] == "gradcam") & (measures["layer"] == measures["backbone"].map(layers))]
+    rows = []
+    for (backbone, group), one in part.groupby(["backbone", "group"]):
+        for lobe in LOBES:
+            found = _interval(one[f"lobe {lobe}"].to_numpy(), one["subject"].to_numpy(), config)
+            rows.append({"backbone": backbone, "group": group, "lobe": lobe, "value": found.estimate,
+                         "low": found.low, "high": found.high, "brain": one[f"brain {lobe}"].mean()})
+    return pd.DataFrame(rows)
+
+
+def randomisation_summary(table: pd.DataFrame, config: StudyConfig) -> pd.DataFrame:
+    """Mean likeness to the original map per backbone, explained layer and step, with subject-bootstrap intervals.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``backbone, layer, step`` (name of the layer randomised last), ``measure`` (spearman, ssim), ``value, low, high,
+        blank``.
+    """
+    rows = []
+    for (backbone, layer, number, name), part in table.groupby(["backbone", "layer", "step", "randomised"]):
+        for measure in ("spearman", "ssim"):
+            found = _interval(part[measure].to_numpy(), part["subject"].to_numpy(), config)
+            rows.append({"backbone": backbone, "layer": layer, "number": number, "step": name, "measure": measure,
+                         "value": found.estimate, "low": found.low, "high": found.high, "blank": part["blank"].mean()})
+    return pd.DataFrame(rows)
+
+
+def last_convolution(backbone: str) -> str:
+    """The last convolution of a backbone: the usual place of Grad-CAM."""
+    return {"vgg16": "block5_conv3", "vgg19": "block5_conv4"}[backbone]
+
+
+def best_layer(depth: pd.DataFrame, backbone: str, measure: str = "auprc", method: str = "gradcam") -> str:
+    """Layer with the highest mean of a measure."""
+    part = depth[(depth["backbone"] == backbone) & (depth["measure"] == measure) & (depth["method"] == method)]
+    return str(part["layer"].iloc[int(np.nanargmax(part["value"].to_numpy()))])
