@@ -2,6 +2,7 @@
 # `snakemake --config study=smoke` the one of config/smoke.yaml. Outputs: runs/<study>/, light part in results/<study>/.
 import fcntl
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ except StudyError as error:
     print(error, file=sys.stderr)
     raise SystemExit(1)
 
+os.environ.update({"MSLIB_PROGRESS": "terminal", "TF_CPP_MIN_LOG_LEVEL": "3", "PYDEVD_DISABLE_FILE_VALIDATION": "1"})
 RUN = str(config.get("run_dir", f"runs/{STUDY.study}"))
 RESULTS = str(config.get("results", f"results/{STUDY.study}"))
 SOURCE = STUDY.cohort.source
@@ -24,7 +26,6 @@ BACKBONES = STUDY.model.backbones
 NETS_FROM = RUN if TRAINS else f"runs/{STUDY.explain.transfer_from}"
 MSLIB = f"{sys.executable} -m mslib"
 PAPERMILL = f"{sys.executable} -m papermill --no-log-output --cwd notebooks"
-ROOT = Path(workflow.basedir)
 
 if workflow.is_main_process:
     Path(RUN).mkdir(parents=True, exist_ok=True)
@@ -63,7 +64,7 @@ def code(*steps):
 def notebook(name, **extra):
     """Command that executes a notebook into the run folder."""
     target = extra.pop("target", name)
-    parameters = {"config": str(ROOT / CONFIG), "run_dir": str(Path(RUN).absolute())} | extra
+    parameters = {"config": f"../{CONFIG}", "run_dir": os.path.relpath(RUN, "notebooks")} | extra
     chosen = " ".join(f"-r {key} {value}" for key, value in parameters.items())
     return f"{PAPERMILL} notebooks/{name}.ipynb {RUN}/notebooks/{target}.ipynb {chosen}"
 
@@ -121,7 +122,7 @@ if TRAINS:
         output: f"{RUN}/metrics/02_finetuning_{{backbone}}.json"
         log: notebook=f"{RUN}/notebooks/02_finetuning_{{backbone}}.ipynb"
         params: code=code("notebooks/02_finetuning.ipynb"), settings=STUDY.model_dump_json()
-        threads: workflow.cores
+        threads: 64  # all cores: scaled down to those there are
         message: "Notebook 02: fine-tuning {wildcards.backbone}"
         shell: notebook("02_finetuning", target="02_finetuning_{wildcards.backbone}", backbone="{wildcards.backbone}")
 
@@ -132,7 +133,7 @@ rule notebook_gradcam:
     output: f"{RUN}/metrics/03_gradcam_layers.json"
     log: notebook=f"{RUN}/notebooks/03_gradcam_layers.ipynb"
     params: code=code("notebooks/03_gradcam_layers.ipynb"), settings=STUDY.model_dump_json()
-    threads: workflow.cores
+    threads: 64  # all cores: scaled down to those there are
     message: "Notebook 03: Grad-CAM at every layer"
     shell: notebook("03_gradcam_layers")
 

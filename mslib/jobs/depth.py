@@ -61,6 +61,12 @@ def layer_difference(measures: pd.DataFrame, backbone: str, measure: str, first:
     return _interval((wide[first] - wide[second]).to_numpy(), wide.index.get_level_values("subject").to_numpy(), config)
 
 
+def _with_blank_heat(measures):
+    """Grad-CAM's rows; a blank map has no heat, so its 95th percentile is 0 and not unknown."""
+    part = measures[measures["method"] == "gradcam"]
+    return part.assign(q95=part["q95"].where(~part["blank"].astype(bool), 0.0))
+
+
 def percentile_values(measures: pd.DataFrame, layers: dict[str, str]) -> pd.DataFrame:
     """95th percentile of Grad-CAM per patient (mean over slices) at one layer of each backbone.
 
@@ -68,7 +74,8 @@ def percentile_values(measures: pd.DataFrame, layers: dict[str, str]) -> pd.Data
     ----------
     layers : dict of backbone to layer
     """
-    part = measures[(measures["method"] == "gradcam") & (measures["layer"] == measures["backbone"].map(layers))]
+    part = _with_blank_heat(measures)
+    part = part[part["layer"] == part["backbone"].map(layers)]
     means = part.groupby(["backbone", "layer", "subject", "group"], as_index=False)["q95"].mean()
     return means.rename(columns={"q95": "value"})
 
@@ -84,8 +91,7 @@ def percentile_comparison(measures: pd.DataFrame, config: StudyConfig, more: str
         (one-sided Mann-Whitney), ``p_holm`` over all rows, ``n_more``, ``n_less``; empty if a group is absent.
     """
     rows = []
-    part = measures[measures["method"] == "gradcam"]
-    for (backbone, layer), one in part.groupby(["backbone", "layer"]):
+    for (backbone, layer), one in _with_blank_heat(measures).groupby(["backbone", "layer"]):
         values = one.groupby(["group", "subject"])["q95"].mean()
         if {more, less} <= set(values.index.get_level_values(0)):
             found = compare_groups(values[more], values[less], config.statistics.bootstrap,
