@@ -18,7 +18,7 @@ def _part_sizes(n: int, split: Split) -> np.ndarray:
     while sizes.sum() < n:
         sizes[np.argmax(exact - sizes)] += 1
     while sizes.sum() > n:
-        sizes[np.argmax(sizes - exact)] -= 1
+        sizes[np.argmax(np.where(sizes > 1, sizes - exact, -np.inf))] -= 1
     return sizes
 
 
