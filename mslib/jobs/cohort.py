@@ -11,11 +11,12 @@ from mslib.cohort import Cohort, Subject, openms, phantom
 from mslib.cohort.listing import read_listing, write_listing
 from mslib.prep import preprocess_subject
 from mslib.study import StudyConfig, StudyError, progress, write_json
+from mslib.study.provenance import ROOT
 
 
 def bids_root(config: StudyConfig, run_dir: str | Path) -> Path:
-    """Where the study's raw data lies: the user's own folder, or ``bids/`` in the run folder."""
-    return Path(config.cohort.root) if config.cohort.source == "bids" else Path(run_dir) / "bids"
+    """Where the study's raw data lies: the user's own folder (relative to the project), or ``bids/`` of the run."""
+    return ROOT / config.cohort.root if config.cohort.source == "bids" else Path(run_dir) / "bids"
 
 
 def participants(config: StudyConfig) -> list:

@@ -41,11 +41,25 @@ def stack_of(run_dir: str | Path, subject: str) -> dict:
 def explained_subjects(config: StudyConfig, run_dir: str | Path) -> list:
     """Patients with known lesions whom no explained net has trained or stopped on.
 
-    The independent cohort and the test part of the subject-wise split; real patients: all with expert lesions.
+    The independent cohort and the test part of the subject-wise split; real patients: all with expert lesions whose
+    type of MS the nets know.
+
+    Raises
+    ------
+    StudyError
+        No net has been fitted yet, or no such patient has a lesion mask.
     """
+    people = _explained_subjects(config, run_dir)
+    if not people:
+        raise StudyError(f"{run_dir}: no patient outside training and validation has a lesion mask; notebook 03 "
+                         "measures heat maps against lesions (derivatives/truth/sub-*/anat/)")
+    return people
+
+
+def _explained_subjects(config, run_dir):
     people = [person for person in usable_subjects(config, run_dir) if person.lesion_mask and person.group != "control"]
     if config.cohort.source == "open_ms":
-        return people
+        return [person for person in people if person.group in config.groups]
     path = nets_folder(config, run_dir) / "nets" / config.model.backbones[0] / "subject" / "predictions.csv"
     if not path.is_file():
         raise StudyError(f"{path}: no fitted nets yet; run notebook 02 first")
@@ -83,7 +97,7 @@ def _measure_subject(model, person, stack, config) -> pd.DataFrame:
     targets = np.full(len(index), _target(person, config))
     cams = layer_cams(model, _images(stack, index, config), targets, methods=config.explain.methods, upsample=False)
     lesion, brain = stack["lesion"][index], stack["brain"][index]
-    lobes = lobe_labels({"brain": brain, "affine": stack["affine"] @ _slice_shift(index[0])})
+    lobes = lobe_labels(stack)[index]
     tables = []
     for method, of_layer in cams.items():
         for layer, raw in of_layer.items():
@@ -97,12 +111,6 @@ def _measure_subject(model, person, stack, config) -> pd.DataFrame:
                                    pd.DataFrame(even).add_prefix("brain ")], axis=1)
             tables.append(table.assign(layer=layer, method=method))
     return pd.concat(tables, ignore_index=True).assign(subject=person.id, group=person.group, cohort=person.cohort)
-
-
-def _slice_shift(first):
-    shift = np.eye(4)
-    shift[2, 3] = first
-    return shift
 
 
 def measure_subject(model, backbone: str, person, config: StudyConfig, run_dir: str | Path) -> pd.DataFrame:

@@ -28,16 +28,30 @@ GALLERY = {
 def clean_notebook(path: Path) -> str:
     """An executed notebook without timing, machine paths and progress bars: the same text for the same results."""
     notebook = nbformat.read(path, as_version=4)
-    notebook.metadata.pop("papermill", None)
-    for cell in notebook.cells:
+    for key in ("papermill", "widgets"):
+        notebook.metadata.pop(key, None)
+    for number, cell in enumerate(notebook.cells):
+        cell["id"] = f"cell-{number:02d}"  # papermill gives the cell it adds a random one
         tags = cell.metadata.get("tags", [])
         cell.metadata.clear()
         if tags:
             cell.metadata["tags"] = tags
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs
-                            if not (output.output_type == "stream" and output.get("name") == "stderr")]
+            cell.outputs = _stable_outputs(cell.outputs)
     return nbformat.writes(notebook) + "\n"
+
+
+def _stable_outputs(outputs):
+    """Outputs without progress bars; printed text in one piece, however the kernel happened to cut it."""
+    kept = []
+    for output in outputs:
+        if output.get("name") == "stderr" or "application/vnd.jupyter.widget-view+json" in output.get("data", {}):
+            continue
+        if output.output_type == "stream" and kept and kept[-1].output_type == "stream":
+            kept[-1]["text"] += output["text"]
+        else:
+            kept.append(output)
+    return kept
 
 
 def minutes_of(path: Path) -> float | None:
