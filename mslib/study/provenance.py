@@ -53,7 +53,11 @@ def _resolve(module: str, name: str | None) -> str:
 
 
 def module_closure(trees: Iterable[ast.AST]) -> list[Path]:
-    """Files of mslib that the given syntax trees import, directly or through one another, ``__init__`` left out."""
+    """Files of mslib that the given syntax trees import, directly or through one another.
+
+    A name that an ``__init__`` re-exports leads to the module that defines it; a package that is imported as a whole
+    leads to all that it re-exports.
+    """
     found: dict[str, Path] = {}
     waiting = [_resolve(*pair) for tree in trees for pair in _imports(tree, "", False)]
     while waiting:
@@ -62,10 +66,9 @@ def module_closure(trees: Iterable[ast.AST]) -> list[Path]:
         if module in found or path is None:
             continue
         found[module] = path
-        if path.name != "__init__.py":
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-            waiting += [_resolve(*pair) for pair in _imports(tree, module, False)]
-    return sorted(path for path in found.values() if path.name != "__init__.py")
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        waiting += [_resolve(*pair) for pair in _imports(tree, module, path.name == "__init__.py")]
+    return sorted(found.values())
 
 
 def _without_docstrings(tree: ast.AST) -> str:
@@ -74,7 +77,18 @@ def _without_docstrings(tree: ast.AST) -> str:
         first = body[0] if isinstance(body, list) and body else None
         if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
             node.body = body[1:] or [ast.Pass()]
-    return ast.dump(tree)
+    return _dump(tree)
+
+
+def _dump(node) -> str:
+    """`ast.dump` without empty fields, which differ between versions of Python."""
+    if isinstance(node, list):
+        return f"[{', '.join(map(_dump, node))}]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = [f"{name}={_dump(value)}" for name, value in ast.iter_fields(node)
+              if isinstance(node, ast.Constant) or value not in (None, [])]
+    return f"{type(node).__name__}({', '.join(fields)})"
 
 
 def notebook_code(path: str | Path) -> str:
