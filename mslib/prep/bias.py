@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import SimpleITK as sitk
 
-from .registration import as_image, bounding_box, checked_mask
+from .images import as_image, bounding_box, checked_mask
 
 MARGIN_MM = 10.0
 
@@ -20,8 +20,8 @@ def correct_bias(image, mask, shrink: int = 4, iterations: Sequence[int] = (30, 
     image, mask : path or SimpleITK.Image
         Image and, on its grid, a mask that is non-zero where the field is estimated.
     shrink : int, default 4
-        Edge in mm of the voxels that the fit sees: the shrink factor of a 1 mm image. Whole voxels are averaged,
-        so that the thick axis of 2-D series is shrunk less or not at all.
+        Edge in mm of the voxels that the fit sees: the shrink factor of a 1 mm image. Whole voxels are
+        averaged, so that the thick axis of 2-D series is shrunk less or not at all.
     iterations : sequence of int
         Iterations at most per fitting level; each level doubles the number of B-spline spans.
 
@@ -30,8 +30,8 @@ def correct_bias(image, mask, shrink: int = 4, iterations: Sequence[int] = (30, 
     corrected : SimpleITK.Image
         ``image / exp(log_field)``, float32, on the image's grid.
     log_field : SimpleITK.Image
-        Natural logarithm of the field with mean 0 inside the mask, float32, on the image's grid. Outside the box
-        that the fit saw it continues with the value at the border.
+        Natural logarithm of the field with mean 0 inside the mask, float32, on the image's grid. Outside the
+        box that the fit saw it continues with the value at the border.
 
     Raises
     ------

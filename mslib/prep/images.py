@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 
-from mslib.study import atomic_path
+from mslib.study import StudyError, atomic_path
 
 FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -69,3 +70,79 @@ def reoriented_grid(image: sitk.Image, voxel_mm: float | None = None) -> sitk.Im
     fine.SetSpacing([voxel_mm] * 3)
     fine.SetDirection(grid.GetDirection())
     return fine
+
+
+def as_image(source: str | Path | sitk.Image) -> sitk.Image:
+    """Give `source` as a 3-D float32 SimpleITK image, read if it is a path.
+
+    Raises
+    ------
+    StudyError
+        Not readable, not three-dimensional.
+    """
+    if not isinstance(source, sitk.Image):
+        try:
+            source = sitk.ReadImage(str(source))
+        except RuntimeError as error:
+            raise StudyError(f"{source}: is not a readable image (truncated or not NIfTI)") from error
+    if source.GetDimension() != 3 or source.GetNumberOfComponentsPerPixel() != 1:
+        raise StudyError(f"image of size {source.GetSize()}: must have three dimensions and one value per voxel")
+    return source if source.GetPixelID() == sitk.sitkFloat32 else sitk.Cast(source, sitk.sitkFloat32)
+
+
+def bounding_box(mask: np.ndarray, margin: tuple[int, int, int] = (0, 0, 0)) -> tuple[slice, ...]:
+    """Slices of the smallest box around the True voxels of `mask`, widened by `margin` voxels per axis."""
+    box = []
+    for axis, extra in enumerate(margin):
+        present = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
+        first, last = int(present[0]) - extra, int(present[-1]) + extra
+        box.append(slice(max(first, 0), min(last + 1, mask.shape[axis])))
+    return tuple(box)
+
+
+def crop_to(image: sitk.Image, mask: sitk.Image, margin_mm: float) -> sitk.Image:
+    """Cut `image` to the bounding box of `mask` (same grid) widened by `margin_mm`."""
+    margin = tuple(math.ceil(margin_mm / s) for s in image.GetSpacing()[::-1])
+    z, y, x = bounding_box(sitk.GetArrayViewFromImage(mask) > 0, margin)
+    return image[x, y, z]
+
+
+def reduce_to(image: sitk.Image, spacing_mm: float) -> sitk.Image:
+    """Average whole voxels together until each axis comes near `spacing_mm`; thick slices stay as they are."""
+    factors = [max(1, round(spacing_mm / s)) for s in image.GetSpacing()]
+    factors = [min(f, n) for f, n in zip(factors, image.GetSize())]
+    return sitk.BinShrink(image, factors) if max(factors) > 1 else image
+
+
+def apply_points(transform: sitk.Transform, points: np.ndarray) -> np.ndarray:
+    """Map points (n, 3) in mm by an Euler or affine transform, all at once."""
+    origin = np.array(transform.TransformPoint((0.0, 0.0, 0.0)))
+    matrix = np.array([transform.TransformPoint(tuple(row)) for row in np.eye(3)]).T - origin[:, None]
+    return np.asarray(points) @ matrix.T + origin
+
+
+def _short(image: sitk.Image) -> tuple[float, ...]:
+    return tuple(round(value, 1) for value in image.GetOrigin())
+
+
+def checked_mask(mask, image: sitk.Image, allow_empty: bool = False) -> sitk.Image:
+    """Give `mask` as 0/1 on the grid of `image`.
+
+    Raises
+    ------
+    StudyError
+        Another grid (size or position), or nothing inside unless that is allowed.
+    """
+    name = "mask" if isinstance(mask, sitk.Image) else str(mask)
+    mask = sitk.Cast(as_image(mask) > 0, sitk.sitkUInt8)
+    same = mask.GetSize() == image.GetSize() and all(
+        np.allclose(a, b, atol=1e-2) for a, b in ((mask.GetOrigin(), image.GetOrigin()),
+                                                  (mask.GetSpacing(), image.GetSpacing()),
+                                                  (mask.GetDirection(), image.GetDirection())))
+    if not same:
+        raise StudyError(f"{name}: is on another grid (size {mask.GetSize()}, origin {_short(mask)}) than its image "
+                         f"(size {image.GetSize()}, origin {_short(image)})")
+    if not allow_empty and not sitk.GetArrayViewFromImage(mask).any():
+        raise StudyError(f"{name}: is empty (must hold at least one voxel)")
+    mask.CopyInformation(image)
+    return mask

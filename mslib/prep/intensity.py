@@ -12,9 +12,9 @@ STEP = 2.0 ** -14
 def scale_intensity(image: np.ndarray, mask: np.ndarray, percentiles: tuple[float, float] = (0.5, 99.8)):
     """Map two percentiles of the brain to 0 and 1, clip, and set everything outside the brain to 0.
 
-    Outside the brain there is nothing that tells disease, but noise, coil and field of view that tell sites and
-    scanners: a classifier must not see it. Values are rounded to multiples of 2**-14, far below the noise, so
-    that files compress.
+    Outside the brain there is nothing that tells disease, but noise, coil and field of view that tell sites
+    and scanners: a classifier must not see it. Values are rounded to multiples of 2**-14, far below the noise,
+    so that files compress.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ def scale_intensity(image: np.ndarray, mask: np.ndarray, percentiles: tuple[floa
         raise StudyError("mask: is empty (must hold at least one voxel)")
     low, high = np.percentile(inside, percentiles)
     if not high > low:
-        raise StudyError(f"image: has no contrast inside the brain (percentiles {percentiles} are both {low:g})")
+        raise StudyError(f"image: has no contrast inside the brain (percentiles {percentiles}: both {low:g})")
     scaled = np.zeros(mask.shape, np.float32)
     scaled[mask] = np.round(np.clip((inside - low) / (high - low), 0, 1) / STEP) * STEP
     return scaled

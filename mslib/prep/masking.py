@@ -8,7 +8,8 @@ import numpy as np
 import SimpleITK as sitk
 from nilearn import datasets
 
-from .registration import LEVER_MM, as_image, mutual_information_setup, pyramid_level, register_rigid
+from .images import as_image
+from .registration import LEVER_MM, mutual_information_setup, pyramid_level, register_rigid
 
 LEVELS_MM = (6.0, 4.0)
 
@@ -52,7 +53,8 @@ def brain_mask(image, samples: int = 20000, bins: int = 32, seed: int = 0) -> si
     image = as_image(image)
     template, mask = _template(2)
     wide = sitk.BinaryDilate(mask, (1, 1, 1))
-    rigid = register_rigid(template, image, wide, levels_mm=LEVELS_MM[:1], samples=samples, bins=bins, seed=seed)
+    rigid = register_rigid(template, image, wide, levels_mm=LEVELS_MM[:1], samples=samples, bins=bins,
+                           seed=seed)
     affine = sitk.AffineTransform(3)
     affine.SetCenter(rigid.transform.GetCenter())
     affine.SetMatrix(rigid.transform.GetMatrix())

@@ -17,15 +17,25 @@ from mslib.study import StudyError, atomic_path, write_json
 from mslib.study.config import Prep
 
 from .bias import correct_bias
-from .images import affine_of, array_of, reoriented_grid, save_nifti, sha256
+from .images import (
+    affine_of,
+    array_of,
+    as_image,
+    bounding_box,
+    checked_mask,
+    reoriented_grid,
+    save_nifti,
+    sha256,
+)
 from .intensity import scale_intensity
 from .masking import brain_mask
 from .qc import edge_agreement, header_alignment, quality_row, registration_figure
-from .registration import Registration, as_image, bounding_box, checked_mask, register_rigid
+from .registration import Registration, register_rigid
 from .slices import save_stack, slice_stack
 
 LOG = logging.getLogger(__name__)
 COARSE_MM, FINE_MM = (6.0, 3.0), (1.5,)
+RIM_MM = 3.0
 PACKAGES = ("mslib", "SimpleITK", "numpy", "scipy", "nibabel", "nilearn", "matplotlib")
 RULES = {
     "bias": "N4 on each image's own grid inside the brain mask",
@@ -81,7 +91,7 @@ def _reusable(manifest: Path, request: dict, paths: dict[str, Path], subject: st
         stored = json.loads(manifest.read_text(encoding="utf-8"))
         hashes = stored.pop("outputs")
     except (OSError, ValueError, KeyError):
-        LOG.warning("sub-%s: %s is damaged; the subject is preprocessed again", subject, manifest.name)
+        LOG.warning("sub-%s: %s from an earlier run is damaged; preprocessed again", subject, manifest.name)
         return False
     if stored != request:
         LOG.info("sub-%s: inputs, parameters or versions have changed; preprocessed again", subject)
@@ -89,7 +99,7 @@ def _reusable(manifest: Path, request: dict, paths: dict[str, Path], subject: st
     for path in paths.values():
         if not path.exists() or sha256(path) != hashes.get(path.name):
             state = "is damaged" if path.exists() else "is missing"
-            LOG.warning("sub-%s: %s from an earlier run %s; the subject is preprocessed again", subject, path.name, state)
+            LOG.warning("sub-%s: %s from an earlier run %s; preprocessed again", subject, path.name, state)
             return False
     return True
 
@@ -100,23 +110,30 @@ def _mask_for(mask: sitk.Image, image: sitk.Image, transform: sitk.Transform) ->
     return sitk.Cast(moved >= 0.5, sitk.sitkUInt8)
 
 
+def _dilated(mask: sitk.Image, mm: float) -> sitk.Image:
+    """Mask widened by `mm`, so that the contrast at the brain's outline counts."""
+    distance = sitk.SignedMaurerDistanceMap(mask, insideIsPositive=False, squaredDistance=False, useImageSpacing=True)
+    return sitk.Cast(distance <= mm, sitk.sitkUInt8)
+
+
 def _align_all(images: dict, mask: sitk.Image, prep: Prep, seed: int, threads: int) -> dict[str, Aligned]:
     """Bias-correct every image and register all to the first one.
 
     The first search uses the images as they are; it places the mask for N4, and the corrected images decide the end.
     """
     first, *others = images
+    wide = _dilated(mask, RIM_MM)
     with ThreadPoolExecutor(max_workers=threads) as pool:
-        t1w = pool.submit(correct_bias, images[first], mask, prep.n4_shrink, prep.n4_iterations)
-        rough = {name: pool.submit(register_rigid, images[first], images[name], mask, levels_mm=COARSE_MM, seed=seed)
+        rough = {name: pool.submit(register_rigid, images[first], images[name], wide, levels_mm=COARSE_MM, seed=seed)
                  for name in others}
+        t1w = pool.submit(correct_bias, images[first], mask, prep.n4_shrink, prep.n4_iterations)
         t1w = t1w.result()[0]
 
         def finish(name):
             start = rough[name].result()
             inside = _mask_for(mask, images[name], start.transform)
             corrected, _ = correct_bias(images[name], inside, prep.n4_shrink, prep.n4_iterations)
-            found = register_rigid(t1w, corrected, mask, initial=start.transform, levels_mm=FINE_MM, seed=seed)
+            found = register_rigid(t1w, corrected, wide, initial=start.transform, levels_mm=FINE_MM, seed=seed)
             return Aligned(corrected, found)
 
         done = dict(zip(others, pool.map(finish, others)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import SimpleITK as sitk
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -9,8 +11,8 @@ from matplotlib.figure import Figure
 
 from mslib.study import atomic_path
 
-from .images import array_of
-from .registration import Registration, bounding_box
+from .images import array_of, bounding_box
+from .registration import Registration
 
 BRAIN_ML = (700.0, 2200.0)
 EDGE_AGREEMENT = 0.05
@@ -18,7 +20,7 @@ MARGIN = 6
 
 
 def _unit_gradients(values: np.ndarray, floor: float = 0.02) -> np.ndarray:
-    """Gradient directions, shortened where the gradient drowns in noise (`floor`, per voxel), shape (3, ...)."""
+    """Gradient directions, shortened where the gradient drowns in noise (below `floor` per voxel)."""
     gradient = np.stack(np.gradient(values.astype(np.float32)))
     return gradient / np.sqrt((gradient ** 2).sum(axis=0) + floor ** 2)
 
@@ -44,14 +46,15 @@ def edge_agreement(first: np.ndarray, second: np.ndarray, brain: np.ndarray) -> 
     inside = inside & inside[::-1]
     a, b = _unit_gradients(first[box]), _unit_gradients(second[box])
     mirrored = b[:, ::-1] * np.array([-1, 1, 1], np.float32)[:, None, None, None]
+
     def agreement(other):
         return float(((a * other).sum(axis=0)[inside] ** 2).mean()) if inside.any() else 0.0
 
     return agreement(b) - agreement(mirrored)
 
 
-def quality_row(subject: str, registrations: dict[str, Registration], agreement: dict[str, float], brain_ml: float,
-                n_slices: int, wanted: int, mask_source: str) -> dict:
+def quality_row(subject: str, registrations: dict[str, Registration], agreement: dict[str, float],
+                brain_ml: float, n_slices: int, wanted: int, mask_source: str) -> dict:
     """One flat row of numbers and the list of flags of a subject.
 
     Parameters
@@ -76,24 +79,25 @@ def quality_row(subject: str, registrations: dict[str, Registration], agreement:
     row = {"subject": subject, "brain_ml": round(brain_ml, 1), "mask": mask_source, "n_slices": n_slices}
     flags = []
     for sequence, found in registrations.items():
-        row |= {f"{sequence}_mi_start": round(found.metric_start, 4) if found.metric_start == found.metric_start else None,
-                f"{sequence}_mi_end": round(found.metric_end, 4),
-                f"{sequence}_motion_mm": round(found.motion_mm, 3), f"{sequence}_motion_deg": round(found.motion_deg, 3),
-                f"{sequence}_overlap": round(found.overlap, 4), f"{sequence}_edges": round(agreement[sequence], 4)}
+        numbers = {"mi_start": found.metric_start, "mi_end": found.metric_end, "motion_mm": found.motion_mm,
+                   "motion_deg": found.motion_deg, "overlap": found.overlap, "edges": agreement[sequence]}
+        row |= {f"{sequence}_{key}": round(value, 4) if math.isfinite(value) else None
+                for key, value in numbers.items()}
         flags += [f"{sequence}: {reason}" for reason in found.flags]
         if agreement[sequence] < EDGE_AGREEMENT:
-            flags.append(f"{sequence}: edges do not run along those of T1w ({agreement[sequence]:.3f}, at least "
-                         f"{EDGE_AGREEMENT:g} expected)")
+            flags.append(f"{sequence}: edges do not run along those of T1w ({agreement[sequence]:.3f}, "
+                         f"at least {EDGE_AGREEMENT:g} expected)")
     if not BRAIN_ML[0] <= brain_ml <= BRAIN_ML[1]:
         flags.append(f"brain mask of {brain_ml:.0f} mL (expected {BRAIN_ML[0]:.0f} to {BRAIN_ML[1]:.0f})")
-    note = "" if n_slices == wanted else f"{n_slices} slices hold brain, fewer than the {wanted} wanted: all are used"
+    note = "" if n_slices == wanted else f"only {n_slices} slices hold brain, all are used ({wanted} wanted)"
     return row | {"flags": flags, "note": note}
 
 
 def _planes(brain: np.ndarray) -> list[tuple[int, int, tuple[slice, ...]]]:
     """An axial and a sagittal plane: axis, index, box."""
     box = bounding_box(brain, (MARGIN,) * 3)
-    return [(2, int(0.5 * (box[2].start + box[2].stop)), box), (0, int(0.5 * (box[0].start + box[0].stop)) - 8, box)]
+    middle = [(part.start + part.stop) // 2 for part in box]
+    return [(2, middle[2], box), (0, max(box[0].start, middle[0] - 8), box)]
 
 
 def _cut(values: np.ndarray, plane: tuple) -> np.ndarray:
@@ -103,7 +107,8 @@ def _cut(values: np.ndarray, plane: tuple) -> np.ndarray:
     return values[tuple(part)].T
 
 
-def registration_figure(path, t1w: np.ndarray, brain: np.ndarray, before: dict, after: dict, spacing, title: str):
+def registration_figure(path, t1w: np.ndarray, brain: np.ndarray, before: dict, after: dict, spacing,
+                        title: str):
     """Draw edges of T1w over each other sequence, before and after registration.
 
     Good is: lines follow ventricles, cortex and brain outline in the columns "after".
@@ -121,17 +126,18 @@ def registration_figure(path, t1w: np.ndarray, brain: np.ndarray, before: dict, 
     title : str
     """
     planes = _planes(brain)
-    figure = Figure(figsize=(8.6, 2.6 * len(after)), dpi=75, facecolor="black", layout="constrained")
+    figure = Figure(figsize=(8.6, 2.6 * len(after)), dpi=64, facecolor="black")
     FigureCanvasAgg(figure)
     figure.suptitle(title, color="white", fontsize=9)
     axes = figure.subplots(len(after), 2 * len(planes), squeeze=False)
+    figure.subplots_adjust(0.01, 0.01, 0.99, 0.88, 0.03, 0.08)
     for row, sequence in zip(axes, after):
         for column, (stage, plane) in enumerate((s, p) for p in planes for s in (before, after)):
             ax, axis = row[column], plane[0]
             inplane = [spacing[a] for a in range(3) if a != axis]
             values = _cut(stage[sequence], plane)
-            ax.imshow(values, cmap="gray", origin="lower", aspect=inplane[1] / inplane[0], interpolation="bilinear",
-                      vmin=0, vmax=max(float(np.percentile(values, 99.5)), 1e-6))
+            ax.imshow(values, cmap="gray", origin="lower", aspect=inplane[1] / inplane[0],
+                      interpolation="bilinear", vmin=0, vmax=max(float(np.percentile(values, 99.5)), 1e-6))
             smooth = sitk.GetArrayFromImage(sitk.SmoothingRecursiveGaussian(
                 sitk.GetImageFromArray(np.ascontiguousarray(_cut(t1w, plane))), 1.5))
             ax.contour(smooth, levels=[0.3, 0.62], colors=["#ffb000", "#00d0ff"], linewidths=0.6)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 
 from mslib.study import StudyError
+
+from .images import apply_points, as_image, checked_mask, crop_to, reduce_to
 
 LEVELS_MM = (6.0, 3.0, 1.5)
 COARSE_ANGLE_DEG = 15.0
@@ -54,56 +55,15 @@ class Registration:
     flags: list[str] = field(default_factory=list)
 
 
-def as_image(source: str | Path | sitk.Image) -> sitk.Image:
-    """Give `source` as a 3-D float32 SimpleITK image, read if it is a path.
-
-    Raises
-    ------
-    StudyError
-        Not readable, not three-dimensional.
-    """
-    if not isinstance(source, sitk.Image):
-        try:
-            source = sitk.ReadImage(str(source))
-        except RuntimeError as error:
-            raise StudyError(f"{source}: is not a readable image (truncated or not NIfTI)") from error
-    if source.GetDimension() != 3 or source.GetNumberOfComponentsPerPixel() != 1:
-        raise StudyError(f"image of size {source.GetSize()}: must be three-dimensional with one value per voxel")
-    return source if source.GetPixelID() == sitk.sitkFloat32 else sitk.Cast(source, sitk.sitkFloat32)
-
-
-def bounding_box(mask: np.ndarray, margin: tuple[int, int, int] = (0, 0, 0)) -> tuple[slice, ...]:
-    """Slices of the smallest box around the True voxels of `mask`, widened by `margin` voxels per axis."""
-    box = []
-    for axis, extra in enumerate(margin):
-        present = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
-        box.append(slice(max(int(present[0]) - extra, 0), min(int(present[-1]) + 1 + extra, mask.shape[axis])))
-    return tuple(box)
-
-
-def crop_to(image: sitk.Image, mask: sitk.Image, margin_mm: float) -> sitk.Image:
-    """Cut `image` to the bounding box of `mask` (same grid) widened by `margin_mm`."""
-    margin = tuple(math.ceil(margin_mm / s) for s in image.GetSpacing()[::-1])
-    z, y, x = bounding_box(sitk.GetArrayViewFromImage(mask) > 0, margin)
-    return image[x, y, z]
-
-
-def reduce_to(image: sitk.Image, spacing_mm: float) -> sitk.Image:
-    """Average whole voxels together so that each axis comes near `spacing_mm`; thick slices stay as they are."""
-    factors = [max(1, round(spacing_mm / s)) for s in image.GetSpacing()]
-    factors = [min(f, n) for f, n in zip(factors, image.GetSize())]
-    return sitk.BinShrink(image, factors) if max(factors) > 1 else image
-
-
 def mutual_information_setup(level: dict, samples: int, bins: int, seed: int) -> sitk.ImageRegistrationMethod:
-    """Mattes mutual information over jittered random points of the mask; one thread, so that sums have one order."""
+    """Mattes mutual information over jittered points of the mask; one thread, so that sums have one order."""
     method = sitk.ImageRegistrationMethod()
     method.SetNumberOfWorkUnits(1)
     method.SetMetricAsMattesMutualInformation(bins)
     method.SetInterpolator(sitk.sitkLinear)
     method.SetMetricFixedMask(level["mask"])
     share = min(1.0, samples / max(level["points"], 1))
-    method.SetMetricSamplingStrategy(method.RANDOM)
+    method.SetMetricSamplingStrategy(method.REGULAR)
     method.SetMetricSamplingPercentage(share, seed)
     return method
 
@@ -142,13 +102,6 @@ def pyramid_level(fixed: sitk.Image, moving: sitk.Image, mask: sitk.Image, spaci
             "points": len(indices), "positions": indices @ matrix.T + small.GetOrigin()}
 
 
-def apply_points(transform: sitk.Transform, points: np.ndarray) -> np.ndarray:
-    """Map points (n, 3) in mm by an Euler or affine transform, all at once."""
-    origin = np.array(transform.TransformPoint((0.0, 0.0, 0.0)))
-    matrix = np.array([transform.TransformPoint(tuple(row)) for row in np.eye(3)]).T - origin[:, None]
-    return np.asarray(points) @ matrix.T + origin
-
-
 def _overlap(level: dict, transform: sitk.Transform) -> float:
     """Share of the mask's points that fall inside the moving image."""
     moving = level["moving"]
@@ -161,15 +114,17 @@ def _foreground_centre(image: sitk.Image) -> np.ndarray:
     """Centre of gravity (mm) of the voxels above Otsu's threshold."""
     shape = sitk.LabelShapeStatisticsImageFilter()
     shape.Execute(sitk.OtsuThreshold(image, 0, 1))
-    return np.array(shape.GetCentroid(1) if shape.HasLabel(1) else image.TransformContinuousIndexToPhysicalPoint(
-        [(n - 1) / 2 for n in image.GetSize()]))
+    if shape.HasLabel(1):
+        return np.array(shape.GetCentroid(1))
+    return np.array(image.TransformContinuousIndexToPhysicalPoint([(n - 1) / 2 for n in image.GetSize()]))
 
 
 def _starts(level: dict, centre: np.ndarray) -> list[sitk.Euler3DTransform]:
     """Header alignment and centre-of-gravity alignment, each unrotated and turned about one axis."""
     shift = _foreground_centre(level["moving"]) - _foreground_centre(level["fixed"])
     turns = [np.zeros(3)] + [sign * row for row in np.eye(3) for sign in (-1, 1)]
-    return [sitk.Euler3DTransform(tuple(centre), *(math.radians(COARSE_ANGLE_DEG) * turn).tolist(), tuple(move))
+    angle = math.radians(COARSE_ANGLE_DEG)
+    return [sitk.Euler3DTransform(tuple(centre), *(angle * turn).tolist(), tuple(move))
             for move in (np.zeros(3), shift) for turn in turns]
 
 
@@ -200,7 +155,8 @@ def _flags(start: float, end: float, motion_mm: float, motion_deg: float, overla
     return flags
 
 
-def register_rigid(fixed, moving, mask=None, *, initial=None, levels_mm=LEVELS_MM, samples=20000, bins=32, seed=0):
+def register_rigid(fixed, moving, mask=None, *, initial=None, levels_mm=LEVELS_MM, samples=20000, bins=32,
+                   seed=0) -> Registration:
     """Find the rigid motion that maximises Mattes mutual information, from coarse to fine.
 
     Starts from the better of header alignment and centre-of-gravity alignment over a small grid of rotations.
@@ -216,7 +172,7 @@ def register_rigid(fixed, moving, mask=None, *, initial=None, levels_mm=LEVELS_M
     levels_mm : sequence of float, default (6, 3, 1.5)
         Working voxel size per level. Slices thicker than that are kept as they are.
     samples, bins, seed : int
-        Points per level, drawn at random inside the mask; histogram bins; seed of the draw.
+        Points per level, spread evenly over the mask with random jitter; histogram bins; seed of the jitter.
 
     Returns
     -------
@@ -248,7 +204,7 @@ def register_rigid(fixed, moving, mask=None, *, initial=None, levels_mm=LEVELS_M
     return _outcome(level, transform, settings, steps, began)
 
 
-def _outcome(level: dict, transform: sitk.Euler3DTransform, settings, steps: int, began: float) -> Registration:
+def _outcome(level: dict, transform: sitk.Euler3DTransform, settings, steps: int, began: float):
     """Diagnostics of `transform` at the finest level."""
     start = _metric(level, sitk.Euler3DTransform(), *settings)
     end = _metric(level, transform, *settings)
@@ -266,24 +222,3 @@ def _outcome(level: dict, transform: sitk.Euler3DTransform, settings, steps: int
 def _head(image: sitk.Image) -> sitk.Image:
     """Voxels above Otsu's threshold, holes filled."""
     return sitk.BinaryFillhole(sitk.OtsuThreshold(image, 0, 1))
-
-
-def checked_mask(mask, image: sitk.Image, allow_empty: bool = False) -> sitk.Image:
-    """Give `mask` as 0/1 on the grid of `image`.
-
-    Raises
-    ------
-    StudyError
-        Another grid (size or position), or nothing inside unless that is allowed.
-    """
-    mask = sitk.Cast(as_image(mask) > 0, sitk.sitkUInt8)
-    same = mask.GetSize() == image.GetSize() and all(
-        np.allclose(a, b, atol=1e-2) for a, b in ((mask.GetOrigin(), image.GetOrigin()),
-                                                  (mask.GetSpacing(), image.GetSpacing()),
-                                                  (mask.GetDirection(), image.GetDirection())))
-    if not same:
-        raise StudyError(f"mask: is on another grid (size {mask.GetSize()}) than its image (size {image.GetSize()})")
-    if not allow_empty and not sitk.GetArrayViewFromImage(mask).any():
-        raise StudyError("mask: is empty (must hold at least one voxel)")
-    mask.CopyInformation(image)
-    return mask

@@ -54,8 +54,8 @@ def select_slices(mask: np.ndarray, n: int) -> np.ndarray:
 def averaging_weights(n_in: int, size_in: float, n_out: int, size_out: float, offset: float) -> np.ndarray:
     """Weights that average the linearly interpolated input over each output pixel.
 
-    Exact integrals, so that nothing aliases when pixels grow and nothing is blocky when they shrink. Input beyond
-    the ends counts as 0.
+    Exact integrals, so that nothing aliases when pixels grow and nothing is blocky when they shrink. Input
+    beyond the ends counts as 0.
 
     Parameters
     ----------
@@ -79,12 +79,13 @@ def averaging_weights(n_in: int, size_in: float, n_out: int, size_out: float, of
     return (area_of_hat(centre + half) - area_of_hat(centre - half)) / (2 * half)
 
 
-def slice_stack(volumes, brain, affine, lesion=None, *, n_slices=135, image_size=(128, 112), pixel_mm=1.5) -> dict:
+def slice_stack(volumes, brain, affine, lesion=None, *, n_slices: int = 135,
+                image_size: tuple[int, int] = (128, 112), pixel_mm: float = 1.5) -> dict:
     """Cut preprocessed volumes into the stack of axial slices that the nets see.
 
-    The field of view is centred, in plane, on the bounding box of the brain. Pixels are averages of the volume over
-    their area (`averaging_weights`); across slices nothing is interpolated. A mask's pixel is set where at least
-    half of its area is.
+    The field of view is centred, in plane, on the bounding box of the brain. Pixels are averages of the volume
+    over their area (`averaging_weights`); across slices nothing is interpolated. A mask's pixel is set where at
+    least half of its area is.
 
     Parameters
     ----------
@@ -102,8 +103,8 @@ def slice_stack(volumes, brain, affine, lesion=None, *, n_slices=135, image_size
     Returns
     -------
     dict
-        images float16 (n, H, W, M), brain bool (n, H, W), lesion bool (n, H, W), z_mm float32 (n,): height of the
-        slices' centre in mm (RAS), affine float64 (4, 4): (column, row, slice) to mm (RAS).
+        images float16 (n, H, W, M), brain bool (n, H, W), lesion bool (n, H, W), z_mm float32 (n,): height of
+        the slices' centre in mm (RAS), affine float64 (4, 4): (column, row, slice) to mm (RAS).
 
     Raises
     ------
@@ -133,12 +134,13 @@ def slice_stack(volumes, brain, affine, lesion=None, *, n_slices=135, image_size
     grid = np.eye(4)
     grid[:3, :3] = affine[:3, :3] / spacing * [-pixel_mm, -pixel_mm, spacing[2]]
     grid[:3, 3] = (affine @ [*first, chosen[0], 1])[:3]
-    centre = grid @ np.stack([np.full(len(chosen), (size[0] - 1) / 2), np.full(len(chosen), (size[1] - 1) / 2),
-                              np.arange(len(chosen)), np.ones(len(chosen))])
+    z_mm = grid[2, :2] @ [(size[0] - 1) / 2, (size[1] - 1) / 2] + grid[2, 2] * np.arange(len(chosen)) + grid[2, 3]
+    if lesion is None:
+        lesion = np.zeros_like(brain)
     return {"images": np.stack([cut(v) for v in volumes], axis=-1).astype(np.float16),
             "brain": cut(brain) >= 0.5 - 1e-6,
-            "lesion": np.zeros((len(chosen), *image_size), bool) if lesion is None else cut(lesion) >= 0.5 - 1e-6,
-            "z_mm": centre[2].astype(np.float32), "affine": grid}
+            "lesion": cut(lesion) >= 0.5 - 1e-6,
+            "z_mm": z_mm.astype(np.float32), "affine": grid}
 
 
 def save_stack(path: str | Path, stack: dict) -> Path:
@@ -198,14 +200,15 @@ def plane_to_volume(maps: np.ndarray, stack: dict, reference) -> nib.Nifti1Image
     except (OSError, nib.filebasedimages.ImageFileError) as error:
         raise StudyError(f"{reference}: is not a readable image") from error
     to_map = np.linalg.inv(stack["affine"]) @ reference.affine
-    volume = ndimage.affine_transform(maps.transpose(2, 1, 0), to_map[:3, :3], to_map[:3, 3],
-                                      output_shape=reference.shape[:3], order=1, mode="grid-constant", cval=0.0)
+    volume = ndimage.affine_transform(
+        maps.transpose(2, 1, 0), to_map[:3, :3], to_map[:3, 3], output_shape=reference.shape[:3], order=1,
+        mode="grid-constant", cval=0.0)
     header = nib.Nifti1Header()
     header.set_xyzt_units("mm")
     return nib.Nifti1Image(volume.astype(np.float32), reference.affine, header)
 
 
-def crop_slices(volumes: np.ndarray, brain: np.ndarray, image_size: tuple[int, int] = (128, 112)) -> np.ndarray:
+def crop_slices(volumes: np.ndarray, brain: np.ndarray, image_size: tuple[int, int] = (128, 112)):
     """Cut or pad volumes whose voxels already are the pixels into slices of the same convention.
 
     Parameters
