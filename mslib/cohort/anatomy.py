@@ -88,6 +88,7 @@ def _loss_levels(solid: np.ndarray, distance: np.ndarray, depth: np.ndarray) -> 
     return np.array([(receded(fluid, depth, shift) - fluid).sum() / 1000 for shift in RECESSION_MM])
 
 
+@functools.cache
 def _build() -> dict[str, np.ndarray]:
     """The maps at 1 mm, cropped to the brain and a margin."""
     from nilearn import datasets
@@ -190,7 +191,7 @@ def rotation(vector_rad: np.ndarray) -> np.ndarray:
 
 def image_affine(voxel_mm: float) -> tuple[tuple[int, int, int], np.ndarray]:
     """Shape and RAS affine of the T1w grid, centred on the template brain."""
-    shape = tuple(round(extent / voxel_mm) for extent in GRID_MM)
+    shape = tuple(int(n) for n in np.ceil(GRID_MM / voxel_mm))
     affine = np.diag([voxel_mm] * 3 + [1.0])
     affine[:3, 3] = CENTRE - (np.array(shape) - 1) / 2 * voxel_mm
     return shape, affine

@@ -28,7 +28,7 @@ TISSUES = {
     "gm": Tissue(t1=1331.0, t2=110.0, pd=0.82),
     "wm": Tissue(t1=832.0, t2=79.6, pd=0.70),
     "csf": Tissue(t1=4163.0, t2=1500.0, pd=1.00),
-    "lesion": Tissue(t1=1400.0, t2=150.0, pd=0.84),
+    "lesion": Tissue(t1=1400.0, t2=148.0, pd=0.84),
     "black_hole": Tissue(t1=1900.0, t2=200.0, pd=0.90),
 }
 """The five tissues of the phantom."""

@@ -17,8 +17,8 @@ SMALLEST_MM3 = 3.0
 
 
 def draw_number(rng: np.random.Generator, load_ml: float) -> int:
-    """Number of lesions at a load: log-normal about 82 (load / 14.9 mL)^0.45, SD of the logarithm 0.45."""
-    return max(3, round(82 * (load_ml / 14.9) ** 0.45 * np.exp(0.45 * rng.standard_normal())))
+    """Number of lesions at a load: log-normal about 82 (load / 14.9 mL)^0.45, SD of the logarithm 0.55."""
+    return max(3, round(82 * (load_ml / 14.9) ** 0.45 * np.exp(0.55 * rng.standard_normal())))
 
 
 def draw_volumes(rng: np.random.Generator, load_ml: float, number: int) -> np.ndarray:
@@ -58,7 +58,7 @@ class LesionField:
 
     def __init__(self, head: Head, rng: np.random.Generator):
         self.rng, self.shape = rng, head.shape
-        self.voxel = head.affine[0, 0]
+        self.voxel, self.owed = head.affine[0, 0], 0.0
         self.label = np.zeros(head.shape, np.int16)
         self.white = head.volume(np.where(head.brain > 0.5, head.wm, 0))
         self.distance = head.volume(head.ventricle)
@@ -99,9 +99,15 @@ class LesionField:
         return frame / ratios[:, None]
 
     def place(self, volume_mm3: float, location: int, label: int) -> int:
-        """Grow one lesion to its volume; returns the number of voxels it took."""
+        """Grow one lesion to its volume; returns the number of voxels it took.
+
+        What rounding to voxels leaves goes to the next lesion, so that coarse grids hold the load as well.
+        """
         radius = (volume_mm3 * 3 / (4 * np.pi)) ** (1 / 3)
-        wanted = max(1, round(volume_mm3 / self.voxel**3))
+        wanted = round(volume_mm3 / self.voxel**3 + self.owed)
+        self.owed += volume_mm3 / self.voxel**3 - wanted
+        if wanted < 1:
+            return 0
         centre = self._centre(location, radius)
         axes = self._axes(centre, location)
         reach = int(np.ceil((2.2 * radius + 1.5) / self.voxel))

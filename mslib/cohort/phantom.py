@@ -21,7 +21,8 @@ from .anatomy import Template, make_head, template
 from .people import Participant, draw_participants
 
 SEQUENCES = ("T1w", "T2w", "FLAIR")
-VERSION = 2  # raised when the same participant gives other images, so that older files are made anew
+BIAS_STEP = 1e-4  # resolution of the written bias fields
+VERSION = 3  # raised when the same participant gives other images, so that older files are made anew
 
 
 @dataclass(frozen=True)
@@ -80,15 +81,13 @@ def render(participant: Participant, voxel_mm: float = 1.0, template: Template |
     return Rendered(images, mask, dark, head.volume(head.brain > 0.5, bool), volumes, head.affine)
 
 
-def _save(path: Path, array: np.ndarray, affine: np.ndarray, slope: float | None = None) -> None:
-    """Write int16 or uint8 NIfTI with equal qform and sform; `slope` stores a float image as scaled int16."""
-    image = nib.Nifti1Image(array, affine)
+def _save(path: Path, stored: np.ndarray, affine: np.ndarray, slope: float | None = None) -> None:
+    """Write integers as NIfTI with equal qform and sform; readers multiply them by `slope`."""
+    image = nib.Nifti1Image(stored, affine)
     image.set_sform(affine, 1)
     image.set_qform(affine, 1)
     image.header.set_xyzt_units("mm")
-    if slope is not None:
-        image.set_data_dtype(np.int16)
-        image.header.set_slope_inter(slope, 0)
+    image.header.set_slope_inter(slope, 0 if slope else None)
     with atomic_path(path) as temporary:
         nib.save(image, temporary)
 
@@ -129,7 +128,7 @@ def _write_scan(files: dict[str, Path], name: str, participant: Participant, ren
     size = np.diag(affine)[:3]
     noisy, field = acquisition.corrupt(rng, image, size, scan, brain_signal)
     _save(files[name], np.clip(np.rint(noisy), 0, 32767).astype(np.int16), affine)
-    _save(files[f"{name}_bias"], field, affine, slope=1e-4)
+    _save(files[f"{name}_bias"], np.rint(field / BIAS_STEP).astype(np.int16), affine, BIAS_STEP)
     write_json(files[f"{name}_json"], _sidecar(name, scan, size))
 
 
@@ -168,7 +167,7 @@ def simulate_subject(participant: Participant, bids_root: str | Path, voxel_mm: 
     volumes = rendered.volumes
     write_json(files["truth"], {
         "lesion_load_ml": volumes["lesion_ml"],
-        "lesion_count": int(ndimage.label(rendered.lesions, np.ones((3, 3, 3)))[1]),
+        "lesion_count": int(ndimage.label(rendered.lesions)[1]),
         "ventricle_volume_ml": volumes["ventricle_ml"], "brain_volume_ml": volumes["brain_ml"],
         "black_hole_share": volumes["black_hole_ml"] / volumes["lesion_ml"] if volumes["lesion_ml"] else 0.0,
         "volumes": volumes, "nuisance": participant.nuisance.descriptors(), "recipe": recipe})

@@ -1,0 +1,320 @@
+"""The simulated cohort: laws, identical nuisance in all groups, anatomy, lesions, truth, BIDS, repeatability."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from bids_validator import BIDSValidator
+from scipy import ndimage, stats
+
+from mslib.cohort import acquisition, anatomy, lesions, phantom
+from mslib.study import StudyError
+
+COUNTS = {"control": 100, "RRMS": 100, "SPMS": 100}
+VOXEL = 3.0
+
+
+@pytest.fixture(scope="module")
+def people():
+    return phantom.draw_participants(COUNTS, 3275)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """Templates shared by the tests of this file."""
+    return tmp_path_factory.mktemp("template")
+
+
+@pytest.fixture(scope="module")
+def maps(cache):
+    return phantom.template(VOXEL, cache / "coarse.npz")
+
+
+@pytest.fixture(scope="module")
+def fine(cache):
+    return phantom.template(2.0, cache / "fine.npz")
+
+
+def one(people, group, **disease):
+    """The first of a group, with parts of the disease set."""
+    person = next(p for p in people if p.group == group)
+    return dataclasses.replace(person, disease=dataclasses.replace(person.disease, **disease))
+
+
+def digest(root):
+    return {path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(Path(root).rglob("*")) if path.is_file()}
+
+
+# People
+
+def test_ids_tell_nothing_and_the_draw_repeats(people):
+    assert people == phantom.draw_participants(COUNTS, 3275)
+    assert people != phantom.draw_participants(COUNTS, 3276)
+    assert [p.id for p in people][:2] == ["001", "002"]
+    rank = stats.spearmanr(range(300), [list(COUNTS).index(p.group) for p in people])
+    assert rank.pvalue > 0.05
+    assert len({p.seed for p in people}) == 300
+    further = phantom.draw_participants({"RRMS": 2}, 3275, prefix="T")
+    assert [p.id for p in further] == ["T01", "T02"]
+    assert not {p.seed for p in further} & {p.seed for p in people}
+
+
+def test_unknown_group_is_named():
+    with pytest.raises(StudyError, match=r"must be one of control, RRMS, SPMS \(got PPMS\)"):
+        phantom.draw_participants({"PPMS": 1}, 1)
+
+
+@pytest.mark.parametrize(("group", "load", "ventricle", "loss", "dark"),
+                         [("control", 0, 1.0, 0.004, 0), ("RRMS", 12.4, 1.4, 0.03, 0.2), ("SPMS", 39, 2.0, 0.06, 0.5)])
+def test_group_laws(group, load, ventricle, loss, dark):
+    states = [p.disease for p in phantom.draw_participants({group: 600}, 5)]
+    assert np.median([s.load_ml for s in states]) == pytest.approx(load, rel=0.15)  # of the truncated law
+    assert np.median([s.ventricle_factor for s in states]) == pytest.approx(ventricle, rel=0.06)
+    assert np.mean([s.brain_loss for s in states]) == pytest.approx(loss, abs=0.005)
+    assert np.mean([s.black_hole_share for s in states]) == pytest.approx(dark, abs=0.02)
+    if group == "control":
+        assert np.mean([bool(s.spots_mm3) for s in states]) == pytest.approx(0.4, abs=0.06)
+    else:
+        assert stats.spearmanr([s.load_ml for s in states], [s.ventricle_factor for s in states])[0] == \
+            pytest.approx(0.5, abs=0.1)
+
+
+def nuisance_accuracy(people, extra=None):
+    """Cross-validated accuracy of telling the groups by age, sex and scanner, and its 95 % interval."""
+    from sklearn.ensemble import RandomForestClassifier
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+
+    table = np.array([[p.age, p.sex == "F", *p.nuisance.descriptors().values()] for p in people], float)
+    if extra is not None:
+        table = np.column_stack([table, extra])
+    group = np.array([p.group for p in people])
+    forest = RandomForestClassifier(120, min_samples_leaf=3, random_state=0)
+    right = int((cross_val_predict(forest, table, group, cv=StratifiedKFold(5, shuffle=True, random_state=0))
+                 == group).sum())
+    return stats.binomtest(right, len(people)).proportion_ci(0.95)
+
+
+def test_nuisance_alone_does_not_tell_the_groups(people):
+    interval = nuisance_accuracy(people)
+    assert interval.low < 1 / 3 < interval.high
+    assert nuisance_accuracy(people, [p.disease.load_ml for p in people]).low > 0.6  # the test can see a difference
+
+
+# Anatomy
+
+def test_ventricles_and_brain_change_as_ordered(fine):
+    def head(factor, loss):
+        return anatomy.make_head(fine, np.random.default_rng(4), 2.0, factor, loss)
+
+    plain, wide, lost = head(1.0, 0.0), head(2.0, 0.0), head(1.0, 0.06)
+    assert wide.ventricle_fraction.sum() / plain.ventricle_fraction.sum() == pytest.approx(2, rel=0.1)
+    tissue = [float((h.gm + h.wm).sum()) for h in (plain, wide, lost)]
+    assert 1 - tissue[2] / tissue[0] == pytest.approx(0.06, abs=0.006)
+    assert 1 - tissue[1] / tissue[0] == pytest.approx(0, abs=0.006)
+    assert np.allclose(plain.gm + plain.wm + plain.csf, plain.brain, atol=1e-4)
+
+
+def test_template_cache_gives_the_same_and_survives_damage(maps, cache, tmp_path):
+    for content in ((cache / "coarse.npz").read_bytes()[:1000], (cache / "coarse.npz").read_bytes()):
+        path = tmp_path / f"{len(content)}.npz"
+        path.write_bytes(content)
+        again = phantom.template(VOXEL, path)
+        assert np.array_equal(again.ventricle, maps.ventricle) and np.array_equal(again.gm, maps.gm)
+
+
+def test_spline_field_is_smooth_and_seeded():
+    a, b = (anatomy.spline_field(np.random.default_rng(1), (30, 20, 10), 8.0) for _ in range(2))
+    assert np.array_equal(a, b)
+    assert max(np.abs(np.diff(a, axis=k)).max() for k in range(3)) < 0.4 * np.ptp(a)
+
+
+# Lesions
+
+def test_volumes_sum_to_the_load_and_follow_the_real_law():
+    rng = np.random.default_rng(0)
+    loads = [p.disease.load_ml for p in phantom.draw_participants({"RRMS": 60}, 2)]
+    numbers = [lesions.draw_number(rng, load) for load in loads]
+    volumes = [lesions.draw_volumes(rng, load, number) for load, number in zip(loads, numbers)]
+    for load, drawn in zip(loads, volumes):
+        assert drawn.sum() == pytest.approx(1000 * load, rel=0.02)
+        assert drawn.min() >= 3
+    logs = np.log(np.concatenate(volumes))
+    assert logs.mean() == pytest.approx(3.27, abs=0.2) and logs.std() == pytest.approx(1.37, abs=0.25)
+    assert np.median([lesions.draw_number(rng, 15) for _ in range(400)]) == pytest.approx(82, rel=0.1)
+
+
+def test_locations_meet_their_shares():
+    rng = np.random.default_rng(1)
+    for group, shares in lesions.SHARES.items():
+        volumes = lesions.draw_volumes(rng, 30, 120)
+        where = lesions.assign_locations(rng, volumes, shares)
+        got = np.bincount(where, weights=volumes, minlength=4) / volumes.sum()
+        assert np.abs(got - shares).max() < 0.06, group
+
+
+def test_lesions_lie_in_white_matter_at_their_place_and_hold_the_load(fine):
+    head = anatomy.make_head(fine, np.random.default_rng(3), 2.0, 1.4, 0.03)
+    labels, dark = lesions.make_lesions(head, np.random.default_rng(3), 15.0, lesions.SHARES["RRMS"], 0.3)
+    mask = labels > 0
+    assert mask.sum() * 8 / 1000 == pytest.approx(15, rel=0.03)
+    assert not (dark & ~mask).any() and dark.sum() / mask.sum() == pytest.approx(0.3, abs=0.1)
+    assert (head.volume(head.wm)[mask] > 0.44).all()
+    wall = ndimage.minimum(head.volume(head.ventricle), labels, range(1, labels.max() + 1))
+    size = np.bincount(labels.ravel(), minlength=labels.max() + 1)[1:]
+    assert size[wall < 4].sum() / size.sum() == pytest.approx(0.63, abs=0.12)
+
+
+@pytest.mark.real
+def test_numbers_and_volumes_beside_real_masks():
+    folder = os.environ.get("MSLIB_DATA")
+    if not folder:
+        pytest.skip("MSLIB_DATA is unset")
+    paths = sorted(Path(folder).glob("open_ms_data/cross_sectional/MNI/*/GOLD*.nii.gz"))
+    if len(paths) < 5:
+        pytest.skip("real lesion masks are absent")
+    rng, inside, real, drawn = np.random.default_rng(0), 0, [], []
+    for path in paths:
+        mask = np.asarray(nib.load(path).dataobj) > 0
+        size = np.bincount(ndimage.label(mask)[0].ravel())[1:]  # faces join, as in the published statistics
+        real.extend(np.log(size[size >= 3]))
+        load = mask.sum() / 1000
+        numbers = [lesions.draw_number(rng, load) for _ in range(200)]
+        inside += np.percentile(numbers, 2.5) <= (size >= 3).sum() <= np.percentile(numbers, 97.5)
+        drawn.extend(np.log(lesions.draw_volumes(rng, load, numbers[0])))
+    assert inside >= 0.8 * len(paths)
+    assert stats.ks_2samp(real, drawn).statistic < 0.2
+
+
+# Scans
+
+@pytest.mark.parametrize(("sequence", "low", "high"), [("T1w", 0.54, 0.69), ("T2w", 1.9, 2.3), ("FLAIR", 1.5, 1.6)])
+def test_rendered_contrast_is_that_of_real_patients(contrasts, sequence, low, high):
+    assert low <= np.mean([ratios[sequence] for ratios in contrasts]) <= high
+
+
+@pytest.fixture(scope="module")
+def contrasts(fine):
+    """Lesions without black holes over white matter, medians, in the noise-free scans of six patients."""
+    found = []
+    for person in phantom.draw_participants({"RRMS": 6}, 1):
+        rendered = phantom.render(person, 2.0, fine)
+        assert rendered.volumes["lesion_ml"] == pytest.approx(person.disease.load_ml, rel=0.05)
+        t1, plain = rendered.images["T1w"], rendered.lesions & ~rendered.black_holes
+        white = (t1 > 0.97 * np.percentile(t1[rendered.brain], 98)) & ~rendered.lesions
+        found.append({name: np.median(image[plain]) / np.median(image[white])
+                      for name, image in rendered.images.items()})
+    return found
+
+
+def test_fluid_is_dark_where_it_should_be(people, maps):
+    rendered = phantom.render(one(people, "control", ventricle_factor=3.0), VOXEL, maps)
+    t2 = rendered.images["T2w"]
+    fluid = t2 > 0.95 * t2.max()
+    for name in ("T1w", "FLAIR"):
+        assert np.median(rendered.images[name][fluid]) < 0.4 * np.median(rendered.images[name][rendered.brain])
+
+
+def test_no_move_no_thickness_is_the_identity(people, maps):
+    image = phantom.render(people[0], VOXEL, maps)
+    still = acquisition.SequenceNuisance(30, 0.2, (0, 0, 0), (0, 0, 0), 1.0, 0.0, 500)
+    scan, affine = acquisition.acquire(image.images["T2w"], image.affine, still, VOXEL)
+    assert np.allclose(affine, image.affine) and np.allclose(scan, image.images["T2w"], atol=1e-5)
+
+
+def test_truth_transform_brings_the_moved_scan_back(people, maps, tmp_path):
+    image = phantom.render(people[1], VOXEL, maps)
+    scan = acquisition.SequenceNuisance(30, 0.2, (3, -2, 4), (4, 2, -3), 0.9, 0.0, 500)
+    moved, affine = acquisition.acquire(image.images["FLAIR"], image.affine, scan, VOXEL)
+    sitk.WriteTransform(acquisition.rigid_transform(scan), str(tmp_path / "t.tfm"))
+    fixed = acquisition.to_sitk(image.images["FLAIR"], image.affine)
+
+    def difference(transform):
+        back = sitk.Resample(acquisition.to_sitk(moved, affine), fixed, transform, sitk.sitkLinear, 0.0)
+        change = sitk.GetArrayFromImage(back) - image.images["FLAIR"].T
+        return np.abs(change[image.brain.T]).mean()
+
+    assert difference(sitk.ReadTransform(str(tmp_path / "t.tfm"))) < 0.5 * difference(sitk.Transform())
+    flip = np.array([-1, -1, 1])
+    shifted = acquisition.rigid_transform(scan).TransformPoint((flip * anatomy.CENTRE).tolist())
+    assert np.allclose(flip * shifted, anatomy.CENTRE + scan.translation_mm)
+
+
+def test_thick_slices_are_means_of_thin_ones(people, maps):
+    image = phantom.render(people[0], VOXEL, maps)
+    thick = acquisition.SequenceNuisance(30, 0.2, (0, 0, 0), (0, 0, 0), 1.0, 2 * VOXEL, 500)
+    scan, affine = acquisition.acquire(image.images["T2w"], image.affine, thick, VOXEL)
+    assert affine[2, 2] == 2 * VOXEL
+    pairs = image.images["T2w"].reshape(*scan.shape[:2], -1, 2).mean(3)
+    assert np.allclose(scan, pairs, atol=1e-4)
+
+
+def test_noise_and_bias_field_have_their_strength():
+    rng = np.random.default_rng(0)
+    assert acquisition.rician(rng, np.zeros((40, 40, 40), np.float32), 2.0).mean() == \
+        pytest.approx(2 * np.sqrt(np.pi / 2), rel=0.01)
+    field = acquisition.bias_field(rng, (40, 50, 20), (2, 2, 4), 0.25)
+    assert field.shape == (40, 50, 20) and np.abs(field - 1).max() == pytest.approx(0.25)
+    assert max(np.abs(np.diff(field, axis=k)).max() for k in range(3)) < 0.05
+
+
+# The dataset
+
+@pytest.fixture(scope="module")
+def dataset(cache, tmp_path_factory):
+    root = tmp_path_factory.mktemp("bids")
+    return phantom.simulate_cohort(root, {"control": 1, "RRMS": 1, "SPMS": 1}, 7, {"RRMS": 1}, voxel_mm=VOXEL,
+                                   cache=cache / "coarse.npz", progress=False)
+
+
+def test_names_are_bids_and_nothing_is_missing(dataset):
+    names = [f"/{name}" for name in digest(dataset) if not name.startswith("derivatives/")]
+    assert all(BIDSValidator().is_bids(name) for name in names)
+    assert (dataset / "README").read_text(encoding="utf-8").startswith("SIMULATED")
+    table = (dataset / "participants.tsv").read_text(encoding="utf-8").splitlines()
+    assert table[0].split("\t") == ["participant_id", "group", "age", "sex", "edss", "cohort"]
+    assert [line.split("\t")[-1] for line in table[1:]] == ["study"] * 3 + ["independent"]
+    for name in ("001", "002", "003", "T01"):
+        assert all(path.exists() for path in phantom.subject_files(dataset, name).values())
+
+
+def test_truth_tells_what_the_files_hold(dataset):
+    for name in ("001", "002", "003"):
+        files = phantom.subject_files(dataset, name)
+        truth = json.loads(files["truth"].read_text(encoding="utf-8"))
+        mask = nib.load(files["lesion"])
+        assert np.asarray(mask.dataobj).sum() * VOXEL**3 / 1000 == pytest.approx(truth["lesion_load_ml"])
+        assert mask.shape == nib.load(files["T1w"]).shape
+        field = nib.load(files["FLAIR_bias"])
+        assert field.shape == nib.load(files["FLAIR"]).shape
+        strength = truth["recipe"]["participant"]["nuisance"]["FLAIR"]["bias"]
+        assert np.abs(field.get_fdata() - 1).max() == pytest.approx(strength, abs=2e-4)
+
+
+def test_same_bytes_in_another_order_and_after_damage(dataset, cache, tmp_path):
+    before = digest(dataset)
+    people = phantom.draw_participants({"control": 1, "RRMS": 1, "SPMS": 1}, 7)
+    for person in people[::-1]:
+        phantom.simulate_subject(person, tmp_path, VOXEL, cache / "coarse.npz")
+    assert all(before[name] == value for name, value in digest(tmp_path).items())
+    files = phantom.subject_files(dataset, "002")
+    stamp = files["T1w"].stat().st_mtime_ns
+    phantom.simulate_subject(people[1], dataset, VOXEL, cache / "coarse.npz")
+    assert files["T1w"].stat().st_mtime_ns == stamp
+    files["FLAIR"].unlink()
+    phantom.simulate_subject(people[1], dataset, VOXEL, cache / "coarse.npz")
+    assert digest(dataset) == before
+
+
+def test_another_recipe_is_made_anew(cache, tmp_path):
+    person = phantom.draw_participants({"control": 1}, 7)[0]
+    files = phantom.simulate_subject(person, tmp_path, VOXEL, cache / "coarse.npz")
+    first = files["T1w"].read_bytes()
+    phantom.simulate_subject(dataclasses.replace(person, seed=1), tmp_path, VOXEL, cache / "coarse.npz")
+    assert files["T1w"].read_bytes() != first
