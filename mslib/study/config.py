@@ -16,6 +16,10 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 PositiveInt = Annotated[int, Field(ge=1)]
+Percent = Annotated[float, Field(ge=0, le=100)]
+Weights = Annotated[str, Field(pattern=r"^(scratch|simulated|imagenet|.+\.h5)$")]
+#: A group must have a subject in each of the three parts of the subject-wise split.
+MIN_PER_GROUP = 3
 
 
 class Section(BaseModel):
@@ -57,15 +61,21 @@ class Prep(Section):
     n4_shrink: PositiveInt = 4
     n4_iterations: list[PositiveInt] = [30, 20, 10]
     resample_mm: Positive | None = None
-    percentiles: tuple[float, float] = (0.5, 99.8)
+    percentiles: tuple[Percent, Percent] = (0.5, 99.8)
     n_slices: PositiveInt = 135
+
+    @model_validator(mode="after")
+    def _ascending(self):
+        if self.percentiles[0] >= self.percentiles[1]:
+            raise ValueError(f"prep.percentiles: must be lower, then upper (got {list(self.percentiles)})")
+        return self
 
 
 class Model(Section):
     """Which nets, with which weights, on which input."""
 
-    backbones: list[Literal["vgg16", "vgg19"]] = ["vgg16", "vgg19"]
-    weights: str = "scratch"
+    backbones: Annotated[list[Literal["vgg16", "vgg19"]], Field(min_length=1)] = ["vgg16", "vgg19"]
+    weights: Weights = "scratch"
     input: Literal["fused", "T1w", "T2w", "FLAIR"] = "fused"
     image_size: tuple[PositiveInt, PositiveInt] = (128, 112)
     pixel_mm: Positive = 1.5
@@ -123,8 +133,8 @@ class Training(Section):
 class Explain(Section):
     """Which maps are made, and of whom."""
 
-    methods: list[Literal["gradcam", "gradcam++", "hirescam", "layercam", "xgradcam"]] = [
-        "gradcam", "gradcam++", "hirescam", "layercam", "xgradcam"]
+    methods: Annotated[list[Literal["gradcam", "gradcam++", "hirescam", "layercam", "xgradcam"]],
+                       Field(min_length=1)] = ["gradcam", "gradcam++", "hirescam", "layercam", "xgradcam"]
     nifti_subjects: PositiveInt = 3
     viewer_subjects: PositiveInt = 3
     randomisation_slices: PositiveInt = 48
@@ -151,6 +161,26 @@ class StudyConfig(Section):
     training: Training = Training()
     explain: Explain = Explain()
     statistics: Statistics = Statistics()
+
+    @model_validator(mode="after")
+    def _distinct(self):
+        for key in ("groups", "sequences"):
+            names = getattr(self, key)
+            if len(set(names)) < len(names):
+                raise ValueError(f"{key}: must be different from each other (got {list(names)})")
+        return self
+
+    @model_validator(mode="after")
+    def _enough_subjects(self):
+        counts = {"cohort.simulated.study": self.cohort.simulated.study} if self.cohort.source == "simulated" else {}
+        if self.model.weights == "simulated" and self.cohort.source != "open_ms":
+            share = self.training.pretraining_subjects // len(self.groups)
+            counts["training.pretraining_subjects"] = dict.fromkeys(self.groups, share)
+        for key, of_group in counts.items():
+            few = {group: of_group.get(group, 0) for group in self.groups if of_group.get(group, 0) < MIN_PER_GROUP}
+            if few:
+                raise ValueError(f"{key}: must give every group at least {MIN_PER_GROUP} subjects (got {few})")
+        return self
 
     @model_validator(mode="after")
     def _known_groups(self):
@@ -185,6 +215,19 @@ def fault_lines(path: str | Path, error: ValidationError) -> list[str]:
     return lines
 
 
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which a key that is given twice is a fault, not a silent replacement."""
+
+    def construct_mapping(self, node, deep=False):
+        """Keys and values of a mapping, each key once."""
+        mapping = super().construct_mapping(node, deep)
+        if len(mapping) < len(node.value):
+            keys = [self.construct_object(key, deep) for key, _ in node.value]
+            twice = next(key for number, key in enumerate(keys) if key in keys[:number])
+            raise yaml.constructor.ConstructorError(None, None, f"key {twice!r} is given twice", node.start_mark)
+        return mapping
+
+
 def _tuples(value):
     """YAML has no tuples; strict models want them where a length is fixed."""
     if isinstance(value, dict):
@@ -212,7 +255,7 @@ def load_config(path: str | Path) -> StudyConfig:
     """
     path = Path(path)
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise StudyError(f"{path}: cannot be read ({error.strerror or error})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
