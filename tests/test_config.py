@@ -1,0 +1,120 @@
+"""Every mistake in a study's file is told in one line that names file, key, what is allowed and what was given."""
+
+import pytest
+import yaml
+from pydantic import ValidationError
+from repository import ROOT
+
+from mslib.study import StudyError, load_config
+
+CONFIGS = sorted((ROOT / "config").glob("*.yaml"))
+FAULTS = {  # text of the file, key, words that say what is allowed, what was given
+    "missing": ("seed: 1", "study", "required", "nothing"),
+    "name": ("study: My Study", "study", "match pattern", "'My Study'"),
+    "unknown": ("study: a\nsede: 1", "sede", "is not a known key", "1"),
+    "unknown below": ("study: a\nmodel: {wieghts: scratch}", "model.wieghts", "is not a known key", "'scratch'"),
+    "word": ("study: a\nmodel: {backbones: [vgg61]}", "model.backbones.0", "'vgg16' or 'vgg19'", "'vgg61'"),
+    "weights": ("study: a\nmodel: {weights: imagnet}", "model.weights", "imagenet", "'imagnet'"),
+    "empty": ("study: a\nmodel: {backbones: []}", "model.backbones", "at least 1", "[]"),
+    "type": ("study: a\nseed: eight", "seed", "valid integer", "'eight'"),
+    "text for number": ("study: a\ntraining: {weight_decay: '1e-3'}", "training.weight_decay", "valid number",
+                        "'1e-3'"),
+    "truth value": ("study: a\nseed: true", "seed", "valid integer", "True"),
+    "range": ("study: a\ncohort: {simulated: {voxel_mm: 0.1}}", "cohort.simulated.voxel_mm", "0.5", "0.1"),
+    "negative": ("study: a\nseed: -1", "seed", "greater than or equal to 0", "-1"),
+    "not a number": ("study: a\nmodel: {pixel_mm: .nan}", "model.pixel_mm", "greater than 0", "nan"),
+    "length": ("study: a\nmodel: {image_size: [48]}", "model.image_size.1", "required", "nothing"),
+    "shares": ("study: a\ntraining: {split: {train: 0.9}}", "training.split", "must be 1", "1.15"),
+    "percentiles": ("study: a\nprep: {percentiles: [99, 1]}", "prep.percentiles", "lower, then upper", "[99"),
+    "groups": ("study: a\ngroups: [a, a]", "groups", "different", "['a', 'a']"),
+    "group of nobody": ("study: a\ngroups: [control, CIS]\ncohort: {simulated: {study: {control: 3, CIS: 3}}}",
+                        "cohort.simulated.independent", "['control', 'CIS']", "['RRMS', 'SPMS']"),
+    "too few": ("study: a\ncohort: {simulated: {study: {control: 9, RRMS: 2}}}", "cohort.simulated.study",
+                "at least 3", "{'RRMS': 2, 'SPMS': 0}"),
+    "no pre-training": ("study: a\nmodel: {weights: simulated}", "training.pretraining_subjects", "at least 3",
+                        "{'control': 0"),
+    "no root": ("study: a\ncohort: {source: bids}", "cohort.root", "must name a BIDS folder", "nothing"),
+    "section": ("study: a\nmodel: vgg16", "model", "valid dictionary", "'vgg16'"),
+}
+
+
+def lines_of(tmp_path, text):
+    path = tmp_path / "study.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(StudyError) as caught:
+        load_config(path)
+    return path, str(caught.value).splitlines()
+
+
+@pytest.mark.parametrize("case", FAULTS)
+def test_a_fault_is_one_line(tmp_path, case):
+    text, key, allowed, given = FAULTS[case]
+    path, lines = lines_of(tmp_path, text)
+    assert len(lines) == 1, lines
+    assert lines[0].startswith(f"{path}: {key}: ")
+    assert allowed in lines[0]
+    assert f"(got {given}" in lines[0]
+
+
+def test_several_faults_are_told_together(tmp_path):
+    path, lines = lines_of(tmp_path, "study: a\nseed: x\nmodel: {weights: 3, pixel_mm: -1}\nprep: {n4: 1}")
+    assert [line.removeprefix(f"{path}: ").split(":")[0] for line in lines] == [
+        "seed", "prep.n4", "model.weights", "model.pixel_mm"]
+
+
+@pytest.mark.parametrize("text,words", [
+    ("study: [a", "is not valid YAML"), ("- study", "must hold keys and values (got list)"), ("", "got NoneType"),
+    ("study: a\nseed: 1\nseed: 2", "key 'seed' is given twice"),
+    ("study: !!python/object:os.system {}", "not valid YAML"),
+])
+def test_a_file_that_is_no_study(tmp_path, text, words):
+    path, lines = lines_of(tmp_path, text)
+    assert len(lines) == 1 and lines[0].startswith(f"{path}: ") and words in lines[0]
+
+
+def test_a_file_that_cannot_be_read(tmp_path):
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\xfa")
+    for path, words in ((tmp_path / "none.yaml", "No such file"), (tmp_path, "directory"),
+                        (tmp_path / "bytes.yaml", "not valid YAML")):
+        with pytest.raises(StudyError, match=words) as caught:
+            load_config(path)
+        assert len(str(caught.value).splitlines()) == 1
+
+
+def test_settings_cannot_be_changed():
+    config = load_config(ROOT / "config" / "simulated.yaml")
+    with pytest.raises(ValidationError, match="frozen"):
+        config.seed = 1
+    with pytest.raises(ValidationError, match="frozen"):
+        config.training.split.train = 0.5
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_study_of_the_project_loads(path):
+    config = load_config(path)
+    assert config.study == path.stem
+    assert f"`{path.name}`" in (ROOT / "config" / "README.md").read_text(encoding="utf-8")
+
+
+def test_settings_outlive_writing_and_reading(tmp_path):
+    config = load_config(ROOT / "config" / "smoke.yaml")
+    path = tmp_path / "smoke.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json")), encoding="utf-8")
+    assert load_config(path) == config
+
+
+def test_real_patients_meet_the_input_of_the_nets_that_explain_them():
+    real = load_config(ROOT / "config" / "open_ms.yaml")
+    source = load_config(ROOT / "config" / f"{real.explain.transfer_from}.yaml")
+    assert (real.groups, real.sequences) == (source.groups, source.sequences)
+    for key in ("backbones", "input", "image_size", "pixel_mm"):
+        assert getattr(real.model, key) == getattr(source.model, key), key
+
+
+def test_published_protocol():
+    config = load_config(ROOT / "config" / "published.yaml")
+    assert (config.training.split.train, config.training.split.validation, config.training.split.test) == (.75, .1, .15)
+    counts = config.cohort.simulated.study
+    assert counts["control"] == 19 and counts["RRMS"] + counts["SPMS"] == 19
+    assert (config.model.weights, config.model.image_size, config.prep.n_slices) == ("imagenet", (224, 224), 135)
+    assert (config.training.augmentation.gain, config.training.augmentation.gamma) == (0, 0)

@@ -1,0 +1,97 @@
+"""Writing leaves the old file or the whole new one, and says in one line why it could not write."""
+
+import errno
+import json
+import os
+
+import pandas as pd
+import pytest
+
+from mslib.study import StudyError, atomic_path, progress, write_json, write_table, write_text
+
+
+def one_line(caught, path):
+    assert str(caught.value).startswith(f"{path}: cannot be written (")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_writer_that_fails_leaves_the_old_file(tmp_path):
+    path = write_text(tmp_path / "a.txt", "old")
+    with pytest.raises(RuntimeError), atomic_path(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError("writer failed")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_writer_that_is_interrupted_leaves_the_old_file(tmp_path):
+    path = write_text(tmp_path / "a.txt", "old")
+    with pytest.raises(KeyboardInterrupt), atomic_path(path) as temporary:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("where", ["writer", "rename"])
+def test_full_disk(tmp_path, monkeypatch, where):
+    path = write_text(tmp_path / "a.txt", "old")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    if where == "rename":
+        monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(StudyError, match="No space left on device") as caught, atomic_path(path) as temporary:
+        temporary.write_text("half")
+        if where == "writer":
+            full()
+    one_line(caught, path)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_folder_that_cannot_be_made(tmp_path):
+    """A regular file stands where a folder should: fails for every user, the administrator too."""
+    write_text(tmp_path / "file", "")
+    for path in (tmp_path / "file" / "a.txt", tmp_path / "file" / "below" / "a.txt"):
+        with pytest.raises(StudyError) as caught:
+            write_text(path, "new")
+        one_line(caught, path)
+
+
+def test_read_only_folder(tmp_path, monkeypatch):
+    def refused(*_, **__):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr("pathlib.Path.write_text", refused)
+    with pytest.raises(StudyError, match="Permission denied") as caught:
+        write_json(tmp_path / "a.json", {})
+    one_line(caught, tmp_path / "a.json")
+
+
+def test_temporary_name_keeps_the_suffixes(tmp_path):
+    with atomic_path(tmp_path / "below" / "sub-001_T1w.nii.gz") as temporary:
+        assert temporary.name.endswith(".nii.gz") and temporary.parent == tmp_path / "below"
+        temporary.write_bytes(b"image")
+    assert (tmp_path / "below" / "sub-001_T1w.nii.gz").read_bytes() == b"image"
+
+
+def test_json_has_no_nan(tmp_path):
+    path = write_json(tmp_path / "a.json", {"name": "Gruppe ä", "value": 1.5})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"name": "Gruppe ä", "value": 1.5}
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(path, {"value": float("nan")})
+    assert json.loads(path.read_text(encoding="utf-8"))["value"] == 1.5
+
+
+def test_tables_are_separated_as_their_name_says(tmp_path):
+    table = pd.DataFrame({"id": ["001"], "value": [0.25]})
+    assert write_table(tmp_path / "a.tsv", table).read_bytes() == b"id\tvalue\n001\t0.25\n"
+    assert write_table(tmp_path / "a.csv", table, float_format="%.1f").read_bytes() == b"id,value\n001,0.2\n"
+
+
+def test_progress_gives_back_what_goes_in(monkeypatch):
+    for way in ("terminal", "notebook"):
+        monkeypatch.setenv("MSLIB_PROGRESS", way)
+        assert list(progress([1, 2, 3], desc="count", disable=way == "notebook")) == [1, 2, 3]
