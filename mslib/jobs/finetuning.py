@@ -144,8 +144,8 @@ def figure2_panels(config: StudyConfig, run_dir: str | Path) -> dict:
     for protocol in reports[config.model.backbones[0]]:
         for backbone, found in reports.items():
             report = found[protocol]
-            panels["matrices"].append(report.slice_confusion)
+            panels["matrices"].append(report.slice_confusion.to_numpy())
             panels["titles"].append(f"{backbone.upper()} + GAP, {TITLES[protocol]}")
             panels["accuracies"].append(accuracy_of(report, "slice"))
-            panels["sizes"].append(f"{report.slice_confusion.sum():,} slices, {len(report.subjects)} subjects")
+            panels["sizes"].append(f"{int(np.sum(report.slice_confusion.to_numpy())):,} slices, {len(report.subjects)} subjects")
     return panels
