@@ -28,8 +28,12 @@ MSLIB = f"{sys.executable} -m mslib"
 PAPERMILL = f"{sys.executable} -m papermill --no-log-output --cwd notebooks"
 
 if workflow.is_main_process:
-    Path(RUN).mkdir(parents=True, exist_ok=True)
-    LOCK = open(f"{RUN}/.lock", "w")
+    try:
+        Path(RUN).mkdir(parents=True, exist_ok=True)
+        LOCK = open(f"{RUN}/.lock", "w")
+    except OSError as error:
+        print(f"{RUN}: cannot be written ({error.strerror})", file=sys.stderr)
+        raise SystemExit(1)
     try:
         fcntl.flock(LOCK, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -8,5 +8,6 @@ from .training import choose_precision, fit, limit_threads, predict_logits
 from .vgg import build_classifier, build_trainable, fold_batch_norm
 
 __all__ = ["PROTOCOLS", "SliceSet", "baseline_logits", "build_classifier", "build_trainable", "channels_of",
-           "choose_precision", "fit", "fold_batch_norm", "gather", "limit_threads", "load_net", "net_facts", "permute_groups",
+           "choose_precision", "fit", "fold_batch_norm", "gather", "limit_threads", "load_net", "net_facts",
+           "permute_groups",
            "predict_cohort", "predict_logits", "refuse_leakage", "split_slices", "split_subjects", "train_protocol"]

@@ -21,10 +21,18 @@ class SliceSet:
         Intensities in [0, 1].
     table : pandas.DataFrame
         One row per slice: ``subject``, ``slice`` (0 is the lowest), ``group``, ``target``.
+    facts : ndarray of float32, shape (n, k), optional
+        Known numbers of every slice that pre-training learns beside the class.
     """
 
     images: np.ndarray
     table: pd.DataFrame
+    facts: np.ndarray | None = None
+
+    def truth(self, index: np.ndarray):
+        """What a training step is given for the slices at `index`: classes, with facts where there are any."""
+        targets = self.table["target"].to_numpy()[index]
+        return targets if self.facts is None else [targets, self.facts[index]]
 
     def batch(self, index: np.ndarray, channels: list[int] | None = None) -> np.ndarray:
         """float32 images at `index`; one channel replicated three times where `channels` says so."""
@@ -32,7 +40,8 @@ class SliceSet:
         return images if channels is None else images[..., channels]
 
 
-def gather(stacks: dict[str, np.ndarray], groups: pd.Series, classes: list[str]) -> SliceSet:
+def gather(stacks: dict[str, np.ndarray], groups: pd.Series, classes: list[str],
+           facts: dict[str, np.ndarray] | None = None) -> SliceSet:
     """Join the stacks of several subjects.
 
     Parameters
@@ -43,6 +52,8 @@ def gather(stacks: dict[str, np.ndarray], groups: pd.Series, classes: list[str])
         Group per subject.
     classes : list of str
         Order of the classes.
+    facts : dict of str to ndarray, shape (n, k), optional
+        Known numbers of the slices per subject.
     """
     subjects = sorted(stacks)
     counts = [len(stacks[subject]) for subject in subjects]
@@ -50,7 +61,8 @@ def gather(stacks: dict[str, np.ndarray], groups: pd.Series, classes: list[str])
                           "slice": np.concatenate([np.arange(n) for n in counts])})
     table["group"] = table["subject"].map(groups)
     table["target"] = table["group"].map({name: i for i, name in enumerate(classes)}).astype(int)
-    return SliceSet(np.concatenate([stacks[subject] for subject in subjects]), table)
+    known = None if facts is None else np.concatenate([facts[subject] for subject in subjects]).astype("float32")
+    return SliceSet(np.concatenate([stacks[subject] for subject in subjects]), table, known)
 
 
 def balanced_draw(targets: np.ndarray, index: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:

@@ -85,12 +85,18 @@ def _optimizer(recipe, steps):
     return optimizer
 
 
-def _save_state(path, model, optimizer, history):
-    arrays = {f"weight_{i:03d}": w for i, w in enumerate(model.get_weights())}
-    arrays |= {f"slot_{i:03d}": v.numpy() for i, v in enumerate(optimizer.variables)}
-    with atomic_path(path) as temporary:
-        np.savez(temporary, **arrays)
-    write_table(path.with_name("history.csv"), pd.DataFrame(history))
+def _weight_arrays(model):
+    return {f"weight_{i:03d}": weight for i, weight in enumerate(model.get_weights())}
+
+
+def _save_weights(path, model, **more):
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **_weight_arrays(model), **more)
+
+
+def _save_state(folder, model, optimizer, history):
+    _save_weights(folder / "state.npz", model, **{f"slot_{i:03d}": v.numpy() for i, v in enumerate(optimizer.variables)})
+    write_table(folder / "history.csv", pd.DataFrame(history))
 
 
 def _load_weights(path, model):
@@ -123,21 +129,35 @@ def _evaluate(model, slices, index, recipe):
     return float(loss), float((logits.argmax(1) == targets).mean())
 
 
-def _run_epoch(model, augment, slices, order, recipe, epoch, bar):
-    targets = slices.table["target"].to_numpy()
-    losses, hits = [], 0
+def _run_epoch(trainer, augment, slices, order, recipe, epoch, bar):
+    """Mean loss and accuracy (running, as the weights change) of one epoch."""
+    losses, accuracy = [], float("nan")
     for start in range(0, len(order) - recipe.batch_size + 1, recipe.batch_size):
         index = order[start:start + recipe.batch_size]
         images = augment(tf.constant(slices.batch(index, recipe.channels)), tf.constant([recipe.seed + epoch, start]))
-        loss, accuracy = model.train_on_batch(images, targets[index])
-        losses.append(float(loss))
-        hits = float(accuracy)
+        values = trainer.train_on_batch(images, slices.truth(index), return_dict=True)
+        losses.append(float(values["loss"]))
+        accuracy = float(next(value for name, value in values.items() if name.endswith("accuracy")))
         bar.update()
-    return float(np.mean(losses)), hits
+    return float(np.mean(losses)), accuracy
+
+
+def _trainer(model, facts_head, optimizer):
+    """The compiled net; with a head for known facts on its pooled features where there is one."""
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    if facts_head is None:
+        trainer, settings = model, {"loss": loss, "metrics": ["accuracy"]}
+    else:
+        pooled = model.get_layer("gap").output
+        trainer = keras.Model(model.input, [model.output, facts_head(pooled)])
+        settings = {"loss": [loss, "mse"], "metrics": [["accuracy"], []]}
+    trainer.compile(optimizer, **settings)
+    optimizer.build(trainer.trainable_variables)
+    return trainer
 
 
 def fit(model: keras.Model, slices: SliceSet, train: np.ndarray, validation: np.ndarray, folder: str | Path,
-        recipe: Recipe, label: str = "training") -> pd.DataFrame:
+        recipe: Recipe, label: str = "training", facts_head: keras.layers.Layer | None = None) -> pd.DataFrame:
     """Train, keep the epoch with the lowest validation loss, resume where an earlier call was stopped.
 
     Parameters
@@ -152,6 +172,8 @@ def fit(model: keras.Model, slices: SliceSet, train: np.ndarray, validation: np.
     recipe : Recipe
     label : str
         Text of the progress bar.
+    facts_head : keras.layers.Layer, optional
+        Layer on the pooled features that learns `slices.facts` (squared error) beside the class.
 
     Returns
     -------
@@ -165,27 +187,23 @@ def fit(model: keras.Model, slices: SliceSet, train: np.ndarray, validation: np.
     """
     if not len(train) or not len(validation):
         raise StudyError(f"{label}: training and validation need slices (got {len(train)} and {len(validation)})")
-    folder = Path(folder)
-    n_subjects = slices.table["subject"].to_numpy()[train]
-    wanted = recipe.schedule.slices_per_subject * len(np.unique(n_subjects))
-    targets = slices.table["target"].to_numpy()
-    first = balanced_draw(targets, train, wanted, np.random.default_rng(0))
-    steps = len(first) // recipe.batch_size
+    folder, targets = Path(folder), slices.table["target"].to_numpy()
+    wanted = recipe.schedule.slices_per_subject * slices.table["subject"].iloc[train].nunique()
+    steps = len(balanced_draw(targets, train, wanted, np.random.default_rng(0))) // recipe.batch_size
     if not steps:
-        raise StudyError(f"{label}: an epoch has {len(first)} slices, fewer than training.batch_size "
+        raise StudyError(f"{label}: an epoch has about {wanted} slices, fewer than training.batch_size "
                          f"{recipe.batch_size}; raise slices_per_subject or lower the batch size")
-    optimizer = _optimizer(recipe, steps * recipe.schedule.epochs)
-    model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
-    optimizer.build(model.trainable_variables)
+    epochs = recipe.schedule.epochs
+    optimizer = _optimizer(recipe, steps * epochs)
+    trainer = _trainer(model, facts_head, optimizer)
     augment = make_augmenter(recipe.augmentation)
-    history = _load_state(folder, model, optimizer)
-    bar = progress(total=steps * recipe.schedule.epochs, initial=steps * len(history), desc=label, unit="batch")
-    for epoch in range(len(history), recipe.schedule.epochs):
-        if _stopped(history, recipe.patience):
-            break
+    history = _load_state(folder, trainer, optimizer)
+    bar = progress(total=steps * epochs, initial=steps * len(history), desc=label, unit="batch")
+    while len(history) < epochs and not _stopped(history, recipe.patience):
+        epoch = len(history)
         order = balanced_draw(targets, train, wanted, np.random.default_rng([recipe.seed, epoch]))
-        model.reset_metrics()
-        loss, accuracy = _run_epoch(model, augment, slices, order, recipe, epoch, bar)
+        trainer.reset_metrics()
+        loss, accuracy = _run_epoch(trainer, augment, slices, order, recipe, epoch, bar)
         if not np.isfinite(loss):
             raise StudyError(f"{label}: the loss of epoch {epoch + 1} is {loss}; lower training learning_rate")
         refresh_batch_norm(model, slices, train, recipe)
@@ -193,9 +211,8 @@ def fit(model: keras.Model, slices: SliceSet, train: np.ndarray, validation: np.
         history.append({"epoch": epoch + 1, "steps": steps, "loss": loss, "accuracy": accuracy,
                         "val_loss": val_loss, "val_accuracy": val_accuracy})
         if val_loss <= min(row["val_loss"] for row in history):
-            with atomic_path(folder / "best.npz") as temporary:
-                np.savez(temporary, **{f"weight_{i:03d}": w for i, w in enumerate(model.get_weights())})
-        _save_state(folder / "state.npz", model, optimizer, history)
+            _save_weights(folder / "best.npz", model)
+        _save_state(folder, trainer, optimizer, history)
         bar.set_postfix(loss=f"{loss:.2f}", validation=f"{val_accuracy:.2f}")
     bar.close()
     _load_weights(folder / "best.npz", model)

@@ -127,6 +127,7 @@ class Training(Section):
     slice: Schedule = Schedule()
     permuted: Schedule = Schedule()
     pretraining_subjects: Count = 0
+    pretraining_pixel_mm: Positive = 2.0
     pretraining: Schedule = Schedule()
 
 
