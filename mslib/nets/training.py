@@ -95,8 +95,10 @@ def _save_weights(path, model, **more):
 
 
 def _save_state(folder, model, optimizer, history):
-    _save_weights(folder / "state.npz", model, **{f"slot_{i:03d}": v.numpy() for i, v in enumerate(optimizer.variables)})
+    # The state last: a history that is one epoch ahead of it is cut when the training goes on.
     write_table(folder / "history.csv", pd.DataFrame(history))
+    slots = {f"slot_{i:03d}": variable.numpy() for i, variable in enumerate(optimizer.variables)}
+    _save_weights(folder / "state.npz", model, **slots)
 
 
 def _load_weights(path, model):
@@ -131,15 +133,15 @@ def _evaluate(model, slices, index, recipe):
 
 def _run_epoch(trainer, augment, slices, order, recipe, epoch, bar):
     """Mean loss and accuracy (running, as the weights change) of one epoch."""
-    losses, accuracy = [], float("nan")
+    losses, accuracies = [], []
     for start in range(0, len(order) - recipe.batch_size + 1, recipe.batch_size):
         index = order[start:start + recipe.batch_size]
         images = augment(tf.constant(slices.batch(index, recipe.channels)), tf.constant([recipe.seed + epoch, start]))
         values = trainer.train_on_batch(images, slices.truth(index), return_dict=True)
         losses.append(float(values["loss"]))
-        accuracy = float(next(value for name, value in values.items() if name.endswith("accuracy")))
+        accuracies.append(float(next(value for name, value in values.items() if name.endswith("accuracy"))))
         bar.update()
-    return float(np.mean(losses)), accuracy
+    return float(np.mean(losses)), float(np.mean(accuracies))
 
 
 def _trainer(model, facts_head, optimizer):
