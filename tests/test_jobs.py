@@ -1,0 +1,405 @@
+"""Jobs on made-up runs: planted differences are found, claims decided rightly, results published alike twice."""
+
+import json
+import os
+import subprocess
+import sys
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+from repository import ROOT
+
+from mslib.__main__ import main
+from mslib.jobs import claims, cohort, depth, maps
+from mslib.jobs.lobes import LOBES, TEMPLATE_PLACE, lobe_labels, lobe_shares
+from mslib.jobs.publish import clean_notebook, publish
+from mslib.jobs.record import interval_text, record
+from mslib.study import StudyConfig, StudyError, load_config, write_table
+
+CONFIG = StudyConfig(study="test", model={"backbones": ["vgg19"]}, statistics={"bootstrap": 300})
+LAYERS = ["block4_conv4", "block4_pool", "block5_conv1", "block5_conv4", "block5_pool"]
+LAST = {"vgg19": "block5_conv4"}
+#: Planted means per layer of LAYERS, with the names of the measures.
+PLANTED = {"auprc": [0.10, 0.30, 0.60, 0.40, 0.35], "half_heat_share": [0.05, 0.08, 0.10, 0.20, 0.30]}
+
+
+def make_measures(planted=PLANTED, q95=(1.0, 2.0), noise=0.01, seed=0):
+    """Measures of 16 patients x 5 slices.
+
+    Every slice has an offset that all its layers share (0 on average); the n-th patients of both groups have the same
+    deviation of the 95th percentile, so that equal means are equal distributions.
+    """
+    rng = np.random.default_rng(seed)
+    offsets = rng.normal(0, 0.1, (16, 5))
+    offsets -= offsets.mean()
+    deviations = rng.normal(0, 0.1, 8)
+    rows = []
+    for number in range(16):
+        group = ["RRMS", "SPMS"][number % 2]
+        for index in range(5):
+            for position, layer in enumerate(LAYERS):
+                row = {"backbone": "vgg19", "method": "gradcam", "layer": layer, "subject": f"{number:03d}",
+                       "group": group, "slice": index, "blank": False, "q95": q95[number % 2] + deviations[number // 2]}
+                for name in depth.MEASURES:
+                    mean = planted.get(name, PLANTED["auprc"])[position]
+                    row |= {name: mean + offsets[number, index] + rng.normal(0, noise), f"{name}_chance": 0.05}
+                for lobe in LOBES:
+                    row |= {f"lobe {lobe}": 0.1 + rng.normal(0, 0.005), f"brain {lobe}": 1 / 6}
+                row["lobe frontal"] = 0.5 + rng.normal(0, 0.02)
+                rows.append(row)
+    return pd.DataFrame(rows)
+
+
+# Measures over depth
+
+
+def test_layers_are_ordered_by_depth():
+    shuffled = ["block5_pool", "block4_pool", "block5_conv1", "block4_conv4", "block5_conv4"]
+    assert depth.layers_of(pd.DataFrame({"layer": shuffled * 2})) == LAYERS
+
+
+def test_planted_means_are_found():
+    measures = make_measures()
+    table = depth.depth_table(measures, CONFIG)
+    assert len(table) == len(LAYERS) * len(depth.MEASURES)
+    curve = table[table["measure"] == "auprc"].set_index("layer")
+    for layer, mean in zip(LAYERS, PLANTED["auprc"]):
+        row = curve.loc[layer]
+        assert row["low"] < mean < row["high"] and abs(row["value"] - mean) < 0.005
+        assert (row["slices"], row["subjects"], row["blank"]) == (80, 16, 0) and row["chance"] == pytest.approx(0.05)
+    assert depth.best_layer(table, "vgg19") == "block5_conv1"
+
+
+def test_blank_maps_are_counted_not_averaged():
+    measures = make_measures()
+    blank = (measures["layer"] == "block5_pool") & (measures["slice"] == 0)
+    measures.loc[blank, "blank"] = True
+    measures.loc[blank, list(depth.MEASURES)] = np.nan
+    row = depth.depth_table(measures, CONFIG).query("layer == 'block5_pool' and measure == 'auprc'").iloc[0]
+    assert row["blank"] == 16 and row["low"] < 0.35 < row["high"]
+
+
+def test_differences_are_paired():
+    """The slices' common offset (SD 0.1) cancels: the interval is that of the noise (SD 0.01)."""
+    found = depth.layer_difference(make_measures(), "vgg19", "auprc", "block5_conv1", "block5_conv4", CONFIG)
+    assert found.low < 0.2 < found.high and found.high - found.low < 0.01
+
+
+@pytest.mark.parametrize("q95,holds", [((1.0, 2.0), "yes"), ((2.0, 1.0), "no"), ((1.0, 1.0), "open")])
+def test_direction_of_the_percentile_comparison(q95, holds):
+    measures = make_measures(q95=q95, seed=3)
+    table = depth.percentile_comparison(measures, CONFIG)
+    row = table[table["layer"] == "block5_conv4"].iloc[0]
+    assert (row["n_more"], row["n_less"]) == (8, 8)
+    assert (table["p_holm"] >= table["p"]).all()
+    if holds == "open":
+        assert row["low"] < row["auc"] == 0.5 < row["high"]
+    else:
+        assert row["auc"] == (holds == "yes") and (row["p"] < 0.001) == (holds == "yes")
+    assert claims.group_claims(table, depth.lobe_table(measures, LAST, CONFIG))[0]["holds?"] == holds
+    values = depth.percentile_values(measures, LAST)
+    assert values.groupby("group")["value"].mean().to_dict() == pytest.approx({"RRMS": q95[0], "SPMS": q95[1]}, abs=0.1)
+
+
+def test_no_comparison_without_the_second_group():
+    measures = make_measures().query("group == 'RRMS'")
+    table = depth.percentile_comparison(measures, CONFIG)
+    assert table.empty and "p_holm" in table
+    assert claims.group_claims(table, depth.lobe_table(measures, LAST, CONFIG)) == []
+
+
+def test_randomisation_summary():
+    table = pd.DataFrame([{"backbone": "vgg19", "layer": "block5_conv4", "step": step, "randomised": name,
+                           "subject": f"{i:02d}", "spearman": value + 0.01 * (i % 3 - 1), "ssim": value, "blank": False}
+                          for step, (name, value) in enumerate([("none", 1.0), ("logits", 0.2)]) for i in range(9)])
+    found = depth.randomisation_summary(table, CONFIG).query("measure == 'spearman'")
+    assert found["step"].tolist() == ["none", "logits"] and found["number"].tolist() == [0, 1]
+    np.testing.assert_allclose(found["value"], [1.0, 0.2], atol=1e-9)
+
+
+# Claims
+
+
+def verdicts(measures):
+    curves = depth.depth_table(measures, CONFIG)
+    return [row["holds?"] for row in claims.depth_claims(measures, curves, CONFIG)]
+
+
+def test_claims_of_depth():
+    """Shallower is more local, the last convolution is best, block4_conv4 is hardly readable."""
+    assert verdicts(make_measures()) == ["yes", "no", "yes"]
+    best_last = PLANTED | {"auprc": [0.1, 0.2, 0.3, 0.6, 0.35]}
+    assert verdicts(make_measures(best_last)) == ["yes", "yes", "yes"]
+    upside_down = {"auprc": [0.7, 0.2, 0.3, 0.4, 0.35], "half_heat_share": [0.3, 0.3, 0.3, 0.1, 0.1]}
+    assert verdicts(make_measures(upside_down)) == ["no", "no", "no"]
+    flat = {name: [0.3] * 5 for name in PLANTED}
+    spread, compromise, readable = verdicts(make_measures(flat, noise=0.2))
+    assert (spread, readable) == ("open", "open") and compromise in ("yes", "open")
+
+
+def test_claims_of_lobes():
+    rows = claims.group_claims(pd.DataFrame(columns=["backbone"]), depth.lobe_table(make_measures(), LAST, CONFIG))
+    assert {row["published claim"].split()[0]: row["holds?"] for row in rows} == {"Frontal": "yes", "Temporal": "no"}
+
+
+def accuracy(slice_wise, permuted, independent):
+    return {"vgg19": {"slice": {"slice": slice_wise, "subject": slice_wise},
+                      "slice_permuted": {"slice": permuted, "subject": permuted},
+                      "independent": {"slice": independent, "subject": independent}},
+            "logistic": {"independent": {"subject": [0.9, 0.8, 1.0]}}}
+
+
+@pytest.mark.parametrize("values,expected", [
+    (([0.97, 0.95, 0.99], [0.8, 0.7, 0.9], [0.93, 0.8, 1.0]), ["yes", "no, it leaks", "yes"]),
+    (([0.90, 0.85, 0.96], [0.35, 0.2, 0.5], [0.6, 0.4, 0.8]), ["no", "open", "no"])])
+def test_claims_of_accuracy(tmp_path, values, expected):
+    record(tmp_path, "02_finetuning_vgg19", {"accuracy": accuracy(*values)})
+    rows = claims.accuracy_claims(tmp_path)
+    assert [row["holds?"] for row in rows] == expected
+    assert interval_text(*values[0]) in rows[0]["our evidence"] and "0.90 (0.80 to 1.00)" in rows[2]["our evidence"]
+
+
+def test_the_table_of_claims_is_put_together(tmp_path):
+    measures = make_measures()
+    record(tmp_path, "02_finetuning_vgg19", {"accuracy": accuracy([.9, .8, 1], [.9, .8, 1], [.9, .8, 1])})
+    for name, table in (("depth_curves", depth.depth_table(measures, CONFIG)),
+                        ("percentile_comparison", depth.percentile_comparison(measures, CONFIG)),
+                        ("lobes", depth.lobe_table(measures, LAST, CONFIG))):
+        write_table(tmp_path / "tables" / f"{name}.csv", table)
+    for subject, part in measures.groupby("subject"):
+        write_table(tmp_path / "maps" / "vgg19" / f"sub-{subject}.csv", part.drop(columns="backbone"))
+    write_table(tmp_path / "maps" / "vgg19" / "sub-999.csv", pd.DataFrame())
+    loaded = claims.load_measures(CONFIG, tmp_path)
+    pd.testing.assert_frame_equal(loaded[measures.columns], measures.sort_values("subject", kind="stable",
+                                                                                 ignore_index=True))
+    table = claims.claims_table(tmp_path, loaded, CONFIG)
+    assert list(table) == ["published claim", "net", "our evidence", "holds?"] and len(table) == 3 + 3 + 3
+
+
+def test_numbers_that_are_none_are_recorded_as_such(tmp_path):
+    record(tmp_path, "a", {"x": np.float32(1 / 3), "n": np.int64(4), "none": float("nan"), "b": True, "t": (1, "a")})
+    assert json.loads((tmp_path / "metrics" / "a.json").read_text()) == {
+        "x": 0.33333, "n": 4, "none": None, "b": True, "t": [1, "a"]}
+
+
+# Lobes
+
+
+def ellipsoid(mm=4.0, shift=(0.0, 0.0, 0.0)):
+    """A brain-sized ellipsoid as slice stack: column 0 is right, row 0 anterior, slices upwards; RAS mm."""
+    n, height, width = 44, 54, 44
+    affine = np.diag([-mm, -mm, mm, 1.0])
+    affine[:3, 3] = [mm * (width - 1) / 2, mm * (height - 1) / 2 - 17, 82 - mm * (n - 1) + 2 * mm]
+    z, y, x = np.indices((n, height, width))
+    place = np.stack([x, y, z, np.ones_like(x)], -1) @ affine.T[:, :3]
+    brain = (((place - [0, -17, 7]) / [70, 88, 75]) ** 2).sum(-1) <= 1
+    affine[:3, 3] += shift
+    return {"brain": brain, "affine": affine}, place
+
+
+def test_a_planted_blob_lies_in_its_lobe():
+    stack, place = ellipsoid()
+    labels = lobe_labels(stack)
+    assert ((labels >= 0) == stack["brain"]).all()
+    for lobe, point in (("frontal", [10, 55, 10]), ("occipital", [10, -95, 5]), ("temporal", [-58, -30, -15]),
+                        ("parietal", [-40, -55, 50]), ("cerebellum", [20, -65, -38]),
+                        ("insula and deep grey", [10, -15, 8])):
+        blob = (np.linalg.norm(place - point, axis=-1) < 7) & stack["brain"]
+        assert blob.any()
+        shares = lobe_shares(blob.astype(float), labels)
+        assert shares[lobe] == pytest.approx(1), (lobe, shares)
+        assert sum(shares.values()) == pytest.approx(1)
+
+
+def test_lobes_follow_the_head_wherever_it_lies():
+    (stack, _), (moved, _) = ellipsoid(), ellipsoid(shift=(30.0, -12.0, 55.0))
+    np.testing.assert_array_equal(lobe_labels(stack), lobe_labels(moved))
+    assert TEMPLATE_PLACE.shape == (3,)
+
+
+def test_no_heat_has_no_lobe():
+    stack, _ = ellipsoid(8.0)
+    assert all(np.isnan(share) for share in lobe_shares(np.zeros(stack["brain"].shape), lobe_labels(stack)).values())
+
+
+class Person:
+    id, group, cohort, lesion_mask = "001", "SPMS", "study", "mask"
+
+
+def test_lobes_are_those_of_the_whole_brain(monkeypatch):
+    """Lesions in a few low slices must not put the top of the head there."""
+    stack, _ = ellipsoid()
+    lesion = np.zeros_like(stack["brain"])
+    lesion[[8, 12], 27, 20] = True
+    stack |= {"lesion": lesion, "images": np.zeros((*lesion.shape, 3), "float16")}
+    heat = np.ones((2, *lesion.shape[1:]), "float32")
+    monkeypatch.setattr(maps, "layer_cams", lambda *_, **__: {"gradcam": {"block5_conv4": heat}})
+    monkeypatch.setattr(maps, "upsample_maps", lambda raw, size: raw)
+    table = maps._measure_subject(None, Person, stack, CONFIG)
+    labels = lobe_labels(stack)[[8, 12]]
+    for name, share in lobe_shares(heat, labels).items():
+        weights = (labels >= 0).sum((1, 2))
+        assert np.average(table[f"lobe {name}"], weights=weights) == pytest.approx(share, abs=1e-6)
+    assert table["slice"].tolist() == [8, 12] and set(table["subject"]) == {"001"}
+
+
+# Who is explained
+
+
+def person(**changes):
+    return type("Someone", (Person,), changes)
+
+
+@pytest.fixture
+def two_people(monkeypatch):
+    people = [person(id="001", group="CIS"), person(id="002", group="RRMS"), person(id="003", lesion_mask=None)]
+    monkeypatch.setattr(maps, "usable_subjects", lambda *_: people)
+    return people
+
+
+def test_real_patients_of_a_type_that_no_net_knows_are_left_out(two_people, tmp_path):
+    config = StudyConfig(study="real", cohort={"source": "open_ms"})
+    assert [one.id for one in maps.explained_subjects(config, tmp_path)] == ["002"]
+
+
+def test_training_subjects_are_not_explained(two_people, tmp_path):
+    with pytest.raises(StudyError, match="no fitted nets yet"):
+        maps.explained_subjects(CONFIG, tmp_path)
+    path = tmp_path / "nets" / "vgg19" / "subject" / "predictions.csv"
+    write_table(path, pd.DataFrame({"subject": ["001", "002"], "part": ["test", "validation"]}))
+    assert [one.id for one in maps.explained_subjects(CONFIG, tmp_path)] == ["001"]
+    write_table(path, pd.DataFrame({"subject": ["003"], "part": ["test"]}))
+    with pytest.raises(StudyError, match="no patient outside training and validation has a lesion mask") as caught:
+        maps.explained_subjects(CONFIG, tmp_path)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_own_cohort_is_found_from_every_folder(tmp_path, monkeypatch):
+    """Notebooks run in notebooks/, jobs in the project's folder: a relative root means the same to both."""
+    config = StudyConfig(study="own", cohort={"source": "bids", "root": "data/own"})
+    monkeypatch.chdir(tmp_path)
+    assert cohort.bids_root(config, "run") == ROOT / "data" / "own"
+    absolute = StudyConfig(study="own", cohort={"source": "bids", "root": str(tmp_path)})
+    assert cohort.bids_root(absolute, "run") == tmp_path
+
+
+# Publishing
+
+
+def executed(path, run):
+    """What two runs of a notebook differ in: ids, times, progress bars, where printed text is cut."""
+    cell = nbformat.v4.new_code_cell("print(1)", execution_count=1, metadata={
+        "tags": ["injected-parameters"], "papermill": {"duration": run}, "execution": {"iopub.status.busy": str(run)}})
+    cut = [("stdout", "one\n"), ("stderr", f"{run} s"), ("stdout", "two\n")]
+    streams = cut if run == 1 else [("stdout", "one\ntwo\n")]
+    cell.outputs = [nbformat.v4.new_output("stream", name=name, text=text) for name, text in streams]
+    if run == 1:
+        cell.outputs.append(nbformat.v4.new_output("display_data", {
+            "application/vnd.jupyter.widget-view+json": {"model_id": "x"}, "text/plain": "bar"}))
+    cell.outputs.append(nbformat.v4.new_output("execute_result", {"text/plain": "3"}, execution_count=1))
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Title"), cell], metadata={
+        "papermill": {"duration": 60.0 * run}, "widgets": {"x": run},
+        "kernelspec": {"name": "python3", "display_name": "Python 3"}})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, path)
+    return path
+
+
+def test_two_runs_give_the_same_notebook(tmp_path):
+    first, second = (clean_notebook(executed(tmp_path / f"{run}.ipynb", run)) for run in (1, 2))
+    assert first == second
+    notebook = nbformat.reads(first, as_version=4)
+    nbformat.validate(notebook)
+    printed, result = notebook.cells[1].outputs
+    assert (printed["text"], result["data"]["text/plain"]) == ("one\ntwo\n", "3")
+    assert notebook.cells[1].metadata == {"tags": ["injected-parameters"]}
+
+
+@pytest.fixture
+def finished_run(tmp_path):
+    run = tmp_path / "run"
+    executed(run / "notebooks" / "03_gradcam_layers.ipynb", 1)
+    record(run, "03_gradcam_layers", {"best_layer_auprc": {"vgg19": "block5_conv1"}, "patients": 16, "slices": 80,
+                                      "auprc": {"vgg19": {"block5_conv1": [0.6, 0.5, 0.7, 0.05]}}})
+    write_table(run / "tables" / "lobes.csv", pd.DataFrame({"a": [1]}))
+    (run / "report.html").write_text("<p>report</p>")
+    return run
+
+
+def content(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_publishing_twice_gives_the_same_files(finished_run, tmp_path):
+    results = tmp_path / "results" / "test"
+    publish(CONFIG, "config/test.yaml", finished_run, results)
+    first = content(results)
+    assert {"README.md", "report.html", "metrics.json", "provenance.json", "tables/lobes.csv",
+            "notebooks/03_gradcam_layers.ipynb"} == set(first)
+    assert "0.60 (0.50 to 0.70)" in first["README.md"].decode()
+    (results / "tables" / "stale.csv").write_text("from an earlier run")
+    publish(CONFIG, "config/test.yaml", finished_run, results)
+    assert content(results) == first
+    assert str(tmp_path) not in b"".join(first.values()).decode()
+    assert list(results.parent.iterdir()) == [results]
+
+
+def test_results_that_cannot_be_written(finished_run, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StudyError, match="cannot be written") as caught:
+        publish(CONFIG, "config/test.yaml", finished_run, tmp_path / "file" / "test")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_an_unfinished_run_leaves_the_published_results(finished_run, tmp_path):
+    results = tmp_path / "results" / "test"
+    publish(CONFIG, "config/test.yaml", finished_run, results)
+    first = content(results)
+    (finished_run / "report.html").unlink()
+    with pytest.raises(StudyError, match=r"report\.html"):
+        publish(CONFIG, "config/test.yaml", finished_run, results)
+    assert content(results) == first
+
+
+# Command line
+
+
+def test_bad_config_ends_with_status_1_and_one_line(tmp_path):
+    (tmp_path / "bad.yaml").write_text("study: bad\nmodel: {backbones: [vgg61]}")
+    command = [sys.executable, "-m", "mslib", "check", "--config", "bad.yaml", "--run-dir", "run"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False,
+                          env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr == "bad.yaml: model.backbones.0: must be 'vgg16' or 'vgg19' (got 'vgg61')\n"
+
+
+@pytest.mark.parametrize("job,subject", [("simulate", "999"), ("simulate", "../001")])
+def test_unknown_subject_ends_with_status_1_and_one_line(tmp_path, capsys, job, subject):
+    smoke = str(ROOT / "config" / "smoke.yaml")
+    assert main([job, "--config", smoke, "--run-dir", str(tmp_path), "--subject", subject]) == 1
+    told = capsys.readouterr().err
+    assert told == f"sub-{subject}: is not a subject of the simulated cohorts of study smoke\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_net_that_is_not_there_ends_with_status_1_and_one_line(tmp_path, capsys):
+    smoke = str(ROOT / "config" / "smoke.yaml")
+    assert main(["maps", "--config", smoke, "--run-dir", str(tmp_path / "smoke"), "--backbone", "vgg16"]) == 1
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1 and "no fitted vgg16; run the study that trains it first" in told[0]
+
+
+def test_unknown_job_ends_with_status_2(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["simulte", "--config", "a", "--run-dir", "b"])
+    assert ended.value.code == 2 and "simulate" in capsys.readouterr().err
+
+
+def test_simulated_participants_are_those_of_the_config():
+    config = load_config(ROOT / "config" / "smoke.yaml")
+    people = cohort.participants(config)
+    counts = pd.Series([one.group for one in people if not one.id.startswith("T")]).value_counts().to_dict()
+    assert counts == config.cohort.simulated.study
+    assert len({one.id for one in people}) == len(people) == sum(counts.values()) + 6
