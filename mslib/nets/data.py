@@ -29,6 +29,18 @@ class SliceSet:
     table: pd.DataFrame
     facts: np.ndarray | None = None
 
+    def shrunk(self, factor: int) -> SliceSet:
+        """The same slices on pixels `factor` times as large, by averaging (rows and columns left over are cut)."""
+        if factor == 1:
+            return self
+        n, height, width, channels = self.images.shape
+        rows, columns = height // factor, width // factor
+        images = np.empty((n, rows, columns, channels), np.float16)
+        for start in range(0, n, 512):
+            part = self.images[start:start + 512, :rows * factor, :columns * factor].astype("float32")
+            images[start:start + 512] = part.reshape(-1, rows, factor, columns, factor, channels).mean((2, 4))
+        return SliceSet(images, self.table, self.facts)
+
     def truth(self, index: np.ndarray):
         """What a training step is given for the slices at `index`: classes, with facts where there are any."""
         targets = self.table["target"].to_numpy()[index]

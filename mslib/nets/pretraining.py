@@ -81,7 +81,8 @@ def further_slices(config: StudyConfig, run_dir: str | Path) -> SliceSet:
         with atomic_path(path) as temporary:
             np.savez(temporary, **arrays)
     with np.load(path, allow_pickle=False) as stored:
-        stacks, facts = ({person.id: stored[f"{kind}_{person.id}"] for person in people} for kind in ("images", "facts"))
+        stacks = {person.id: stored[f"images_{person.id}"] for person in people}
+        facts = {person.id: stored[f"facts_{person.id}"] for person in people}
     return gather(stacks, pd.Series({person.id: person.group for person in people}), config.groups, facts)
 
 

@@ -105,6 +105,8 @@ def train_protocol(protocol: str, backbone: str, slices: SliceSet, config: Study
         table["target"] = table["group"].map({name: i for i, name in enumerate(config.groups)}).astype(int)
         slices = SliceSet(slices.images, table)
     parts = assign_parts(protocol, slices, config)
+    schedule = _schedule(protocol, config)
+    slices = slices.shrunk(schedule.shrink)
     index = {part: np.flatnonzero(parts == part) for part in ("train", "validation", "test")}
     keras.utils.set_random_seed(config.seed)
     shape = (*slices.images.shape[1:3], len(config.sequences))
@@ -123,7 +125,9 @@ def train_protocol(protocol: str, backbone: str, slices: SliceSet, config: Study
         (folder / name).unlink(missing_ok=True)
     write_json(folder / "net.json", {"backbone": backbone, "protocol": protocol, "weights": origin,
                                      "training_precision": choose_precision(config.training.precision),
-                                     "input": config.model.input})
+                                     "input": config.model.input,
+                                     "pixel_mm": config.model.pixel_mm * schedule.shrink,
+                                     "epochs": schedule.epochs, "slices_per_subject": schedule.slices_per_subject})
     return pd.read_csv(predictions, dtype={"subject": str})
 
 

@@ -107,11 +107,12 @@ class Augmentation(Section):
 
 
 class Schedule(Section):
-    """How long and with how many slices a protocol trains."""
+    """How long, with how many slices and on how coarse pixels (`shrink` times the stack's) a protocol trains."""
 
     epochs: PositiveInt = 8
     slices_per_subject: PositiveInt = 36
     learning_rate: Positive = 1e-3
+    shrink: Annotated[int, Field(ge=1, le=4)] = 1
 
 
 class Training(Section):

@@ -1,0 +1,65 @@
+"""Cost over the number of subjects: preprocessing and Grad-CAM of 10, 40 and 160 simulated subjects (small images).
+
+    python benchmarks/scaling.py
+
+Each size runs in a process of its own, so that its peak memory is its own. Good: seconds a subject stay the same, and so
+does the memory.
+"""
+
+import argparse
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+SIZES = (10, 40, 160)
+VOXEL_MM, PIXEL_MM, IMAGE_SIZE, N_SLICES = 5.0, 5.0, (40, 36), 24
+
+
+def run(n, folder):
+    from mslib.cohort import Cohort, phantom
+    from mslib.explain import layer_cams
+    from mslib.nets import build_classifier
+    from mslib.prep import load_stack, preprocess_subject
+    from mslib.study.config import Prep
+
+    people = phantom.draw_participants({"control": n // 2, "RRMS": n - n // 2}, seed=1)
+    cache = folder / "template.npz"
+    for person in people:
+        phantom.simulate_subject(person, folder / "bids", VOXEL_MM, cache=cache)
+    phantom.write_dataset(people, folder / "bids")
+    cohort = Cohort.from_bids(folder / "bids", progress=False)
+    prep = Prep(n4_shrink=8, n4_iterations=[5, 5], n_slices=N_SLICES)
+    start = time.perf_counter()
+    for subject in cohort:
+        preprocess_subject(subject, folder / "out", prep, image_size=IMAGE_SIZE, pixel_mm=PIXEL_MM)
+    middle = time.perf_counter()
+    model = build_classifier("vgg16", 3, (*IMAGE_SIZE, 3))
+    for subject in cohort:
+        stack = load_stack(folder / "out" / f"sub-{subject.id}" / "anat" / f"sub-{subject.id}_space-T1w_desc-slices.npz")
+        images = stack["images"].astype("float32")
+        layer_cams(model, images, np.zeros(len(images), int), upsample=False)
+    end = time.perf_counter()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    print(f"{n:8d} {(middle - start) / n:24.2f} {(end - middle) / n:16.2f} {peak:14.2f}", flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--subjects", type=int, help="run one size in this process")
+    size = parser.parse_args().subjects
+    if size:
+        with tempfile.TemporaryDirectory() as folder:
+            run(size, Path(folder))
+        return
+    print(f"{'subjects':>8} {'preprocess s a subject':>24} {'CAM s a subject':>16} {'peak GB':>14}", flush=True)
+    for n in SIZES:
+        subprocess.run([sys.executable, __file__, "--subjects", str(n)], check=True, stderr=subprocess.DEVNULL)
+
+
+if __name__ == "__main__":
+    main()
