@@ -72,7 +72,7 @@ def depth_claims(measures: pd.DataFrame, curves: pd.DataFrame, config: StudyConf
         best = part.loc[part["value"].idxmax()]
         gain = layer_difference(measures, backbone, "auprc", str(best["layer"]), last, config)
         rows.append(_row("The last convolution is the best compromise", backbone,
-                         f"highest AUPRC at {best['layer']}, {interval_text(best['value'], best['low'], best['high'])}; "
+                         f"best AUPRC at {best['layer']}, {interval_text(best['value'], best['low'], best['high'])}; "
                          f"more than {last} by {interval_text(*gain, 3)}",
                          "yes" if best["layer"] == last else ("no" if gain.low > 0 else "open")))
         if backbone == "vgg19":

@@ -147,5 +147,6 @@ def figure2_panels(config: StudyConfig, run_dir: str | Path) -> dict:
             panels["matrices"].append(report.slice_confusion.to_numpy())
             panels["titles"].append(f"{backbone.upper()} + GAP, {TITLES[protocol]}")
             panels["accuracies"].append(accuracy_of(report, "slice"))
-            panels["sizes"].append(f"{int(np.sum(report.slice_confusion.to_numpy())):,} slices, {len(report.subjects)} subjects")
+            n_slices = int(report.slice_confusion.to_numpy().sum())
+            panels["sizes"].append(f"{n_slices:,} slices, {len(report.subjects)} subjects")
     return panels

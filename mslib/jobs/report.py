@@ -57,7 +57,8 @@ def _layers(run_dir) -> list[Panel]:
         *_figure(run_dir, "layer_grid", "Every layer", "All layers of blocks 4 and 5, shallow to deep.",
                  "Heat on outlined lesions; blank maps are marked.", "Grid of Grad-CAM maps of every layer"),
         *_figure(run_dir, "depth_curves", "Measures over depth",
-                 "How well heat meets lesions, and how far it spreads.", "Above the dashed chance line.", "Curves of five measures over the layers"),
+                 "How well heat meets lesions, and how far it spreads.", "Above the dotted chance line.",
+                 "Curves of five measures over the layers"),
         *_figure(run_dir, "percentile_groups", "95th percentile by group", "One dot per patient.",
                  "Whatever the groups are: the published claim is SPMS above RRMS.", "Dots per group with means"),
         *_figure(run_dir, "lobes", "Heat per lobe", "Bars of the share of the heat; ticks: share of the brain.",
@@ -69,7 +70,8 @@ def _layers(run_dir) -> list[Panel]:
 def _registration(config, run_dir) -> list[Panel]:
     """Error figure, then the before and after picture of a few subjects and the numbers of all."""
     panels = _figure(run_dir, "registration_errors", "Error against known truth",
-                     "Error before and after, one dot per image.", "Below the dashed targets.", "Registration errors before and after")
+                     "Error before and after, one dot per image.", "Below the dashed targets.",
+                     "Registration errors before and after")
     panels += _figure(run_dir, "figure1_examples", "Figure 1: example slices", "Three sequences by group, after "
                       "co-registration, lesions outlined.", "The same anatomy at the same place in every row.",
                       "Example slices of three sequences and the groups")
@@ -94,8 +96,9 @@ def lead_sentence(config: StudyConfig, run_dir: str | Path) -> str:
     accuracy = found.get(f"02_finetuning_{backbone}", {}).get("accuracy", {}).get(backbone, {})
     if "independent" not in accuracy:
         return place + "."
-    return (f"On {sum(config.cohort.simulated.independent.values())} independent simulated subjects {backbone.upper()} is "
-            f"right in {interval_text(*accuracy['independent']['subject'])} of subjects; {place}.")
+    n_independent = sum(config.cohort.simulated.independent.values())
+    return (f"On {n_independent} independent simulated subjects {backbone.upper()} is right "
+            f"in {interval_text(*accuracy['independent']['subject'])} of subjects; {place}.")
 
 
 def write_report(config: StudyConfig, run_dir: str | Path, claims: pd.DataFrame) -> Path:

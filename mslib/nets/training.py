@@ -46,12 +46,6 @@ def choose_precision(wanted: str) -> str:
     return "bfloat16" if "amx_bf16" in flags or "avx512_bf16" in flags else "float32"
 
 
-def limit_threads(n: int) -> None:
-    """Let TensorFlow use at most `n` cores (call before the first operation)."""
-    tf.config.threading.set_intra_op_parallelism_threads(n)
-    tf.config.threading.set_inter_op_parallelism_threads(1)
-
-
 def predict_logits(model: keras.Model, slices: SliceSet, index: np.ndarray, channels=None,
                    batch_size: int = 64) -> np.ndarray:
     """Logits of the slices at `index`, shape (len(index), n_classes), streamed in batches."""

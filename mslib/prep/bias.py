@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import SimpleITK as sitk
 
-from .images import as_image, bounding_box, checked_mask
+from .images import as_image, bounding_box, checked_mask, one_thread_each
 
 MARGIN_MM = 10.0
 
@@ -51,8 +51,8 @@ def correct_bias(image, mask, shrink: int = 4, iterations: Sequence[int] = (30, 
     small = sitk.BinShrink(image[x, y, z], factors)
     inside = sitk.BinShrink(sitk.Cast(mask[x, y, z], sitk.sitkFloat32), factors) >= 0.5
     inside = inside * (small > 0)
+    one_thread_each()
     n4 = sitk.N4BiasFieldCorrectionImageFilter()
-    n4.SetNumberOfWorkUnits(1)
     n4.SetMaximumNumberOfIterations(list(iterations))
     n4.SetConvergenceThreshold(1e-4)
     n4.Execute(small, inside)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import math
+import zlib
 from pathlib import Path
 
 import nibabel as nib
@@ -13,6 +15,15 @@ import SimpleITK as sitk
 from mslib.study import StudyError, atomic_path
 
 FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+def one_thread_each() -> None:
+    """Let SimpleITK use one thread per image in this process.
+
+    N4's sums depend on the number of threads in the last digits. With one, results are the same everywhere; images
+    are worked on side by side instead.
+    """
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
 
 
 def affine_of(image: sitk.Image) -> np.ndarray:
@@ -72,6 +83,14 @@ def reoriented_grid(image: sitk.Image, voxel_mm: float | None = None) -> sitk.Im
     return fine
 
 
+def _read_through(path: str | Path) -> None:
+    """Unpack a gzip file to its end: ITK fills what a truncated one lacks without a word."""
+    if str(path).endswith(".gz"):
+        with gzip.open(path) as stream:
+            while stream.read(1 << 22):
+                pass
+
+
 def as_image(source: str | Path | sitk.Image) -> sitk.Image:
     """Give `source` as a 3-D float32 SimpleITK image, read if it is a path.
 
@@ -82,8 +101,9 @@ def as_image(source: str | Path | sitk.Image) -> sitk.Image:
     """
     if not isinstance(source, sitk.Image):
         try:
+            _read_through(source)
             source = sitk.ReadImage(str(source))
-        except RuntimeError as error:
+        except (RuntimeError, OSError, EOFError, zlib.error) as error:
             raise StudyError(f"{source}: is not a readable image (truncated or not NIfTI)") from error
     if source.GetDimension() != 3 or source.GetNumberOfComponentsPerPixel() != 1:
         raise StudyError(f"image of size {source.GetSize()}: must have three dimensions and one value per voxel")
