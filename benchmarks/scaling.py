@@ -2,8 +2,8 @@
 
     python benchmarks/scaling.py
 
-Each size runs in a process of its own, so that its peak memory is its own. Good: seconds a subject stay the same, and so
-does the memory.
+Each size runs in a process of its own, so that its peak memory is its own. Good: seconds a subject stay the same,
+and so does the memory.
 """
 
 import argparse
@@ -40,7 +40,8 @@ def run(n, folder):
     middle = time.perf_counter()
     model = build_classifier("vgg16", 3, (*IMAGE_SIZE, 3))
     for subject in cohort:
-        stack = load_stack(folder / "out" / f"sub-{subject.id}" / "anat" / f"sub-{subject.id}_space-T1w_desc-slices.npz")
+        anat = folder / "out" / f"sub-{subject.id}" / "anat"
+        stack = load_stack(anat / f"sub-{subject.id}_space-T1w_desc-slices.npz")
         images = stack["images"].astype("float32")
         layer_cams(model, images, np.zeros(len(images), int), upsample=False)
     end = time.perf_counter()

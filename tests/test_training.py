@@ -222,7 +222,7 @@ def test_a_protocol_from_slices_to_a_plain_net(tmp_path, monkeypatch):
     assert set(table["part"]) == {"validation", "test"} and len(table) == 3 * 2 * 4
     assert table.groupby("subject")["part"].nunique().max() == 1
     folder = tmp_path / "nets" / "vgg16" / "subject"
-    assert {path.name for path in folder.iterdir()} == {"weights.weights.h5", "history.csv", "predictions.csv",
+    assert {path.name for path in folder.iterdir()} == {"stamp.json", "weights.weights.h5", "history.csv", "predictions.csv",
                                                         "net.json"}
     model = load_net(tmp_path, "vgg16", config)
     assert not [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]

@@ -69,12 +69,13 @@ def depth_claims(measures: pd.DataFrame, curves: pd.DataFrame, config: StudyConf
                          f"brain share with half of the heat, {last} minus block5_conv1: {interval_text(*spread, 3)}",
                          _verdict(spread.low, spread.high)))
         part = curves.query("backbone == @backbone and method == 'gradcam' and measure == 'auprc'")
-        best = part.loc[part["value"].idxmax()]
-        gain = layer_difference(measures, backbone, "auprc", str(best["layer"]), last, config)
+        ranked = part.sort_values("value", ascending=False)
+        best, rival = ranked.iloc[0], last if ranked["layer"].iloc[0] != last else str(ranked["layer"].iloc[1])
+        gain = layer_difference(measures, backbone, "auprc", str(best["layer"]), rival, config)
+        clear = "yes" if best["layer"] == last else "no"
         rows.append(_row("The last convolution is the best compromise", backbone,
                          f"best AUPRC at {best['layer']}, {interval_text(best['value'], best['low'], best['high'])}; "
-                         f"more than {last} by {interval_text(*gain, 3)}",
-                         "yes" if best["layer"] == last else ("no" if gain.low > 0 else "open")))
+                         f"more than {rival} by {interval_text(*gain, 3)}", clear if gain.low > 0 else "open"))
         if backbone == "vgg19":
             shallow = part[part["layer"] == "block4_conv4"].iloc[0]
             drop = layer_difference(measures, backbone, "auprc", "block4_conv4", last, config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from mslib.explain import cascading_randomisation, layer_cams, upsample_maps
 from mslib.measure import measure_maps
 from mslib.nets import channels_of, load_net
 from mslib.prep import load_stack, plane_to_volume
-from mslib.study import StudyConfig, StudyError, atomic_path, progress, write_json, write_table
+from mslib.study import StudyConfig, StudyError, atomic_path, progress, stamped_folder, write_json, write_table
+from mslib.study.provenance import code_digest, file_sha256
 
-from .cohort import stack_path, subject_folder, usable_subjects
+from .cohort import qc_path, stack_path, subject_folder, usable_subjects
 from .lobes import lobe_labels, lobe_shares
 
 #: Slices of the published figures, counted from 1 at the bottom of the 135 (Hong and Zhang 2021, figures 3 and 4).
@@ -26,6 +28,11 @@ def nets_folder(config: StudyConfig, run_dir: str | Path) -> Path:
     """Run folder whose nets are explained: the study's own, or (real patients) the one they are taken from."""
     own = Path(run_dir)
     return own if config.cohort.source != "open_ms" else own.parent / config.explain.transfer_from
+
+
+def weights_path(config: StudyConfig, run_dir: str | Path, backbone: str) -> Path:
+    """Weights of the net that is explained."""
+    return nets_folder(config, run_dir) / "nets" / backbone / "subject" / "weights.weights.h5"
 
 
 def net(config: StudyConfig, run_dir: str | Path, backbone: str):
@@ -166,7 +173,8 @@ def write_volume(model, backbone: str, person, config: StudyConfig, run_dir: str
     """Grad-CAM of all slices in T1w space: 4-D over layers, with a JSON file that names them."""
     path = volume_path(backbone, run_dir, person.id)
     sidecar = path.with_name(path.name.replace(".nii.gz", ".json"))
-    if path.exists() and sidecar.exists():
+    weights = file_sha256(weights_path(config, run_dir, backbone))
+    if path.exists() and sidecar.exists() and json.loads(sidecar.read_text(encoding="utf-8"))["Weights"] == weights:
         return path
     stack = stack_of(run_dir, person.id)
     index = np.arange(len(stack["images"]))
@@ -178,7 +186,7 @@ def write_volume(model, backbone: str, person, config: StudyConfig, run_dir: str
     with atomic_path(path) as temporary:
         image.to_filename(temporary)
     write_json(sidecar, {"Description": "Grad-CAM, raw values, not normalised; modality-blind",
-                         "Layers": list(cams), "Class": person.group, "Backbone": backbone,
+                         "Layers": list(cams), "Class": person.group, "Backbone": backbone, "Weights": weights,
                          "Sources": [reference.name]})
     return path
 
@@ -204,6 +212,14 @@ def randomisation_table(model, backbone: str, config: StudyConfig, run_dir: str 
     return pd.read_csv(path, dtype={"subject": str})
 
 
+def map_facts(config: StudyConfig, run_dir: str | Path, backbone: str) -> dict:
+    """What decides the maps of a net: its weights, settings, code, and the preprocessed subjects."""
+    people = usable_subjects(config, run_dir)
+    return {"weights": file_sha256(weights_path(config, run_dir, backbone)), "code": code_digest("mslib.jobs.maps"),
+            "settings": json.loads(config.model_dump_json(exclude={"statistics", "study", "training"})),
+            "subjects": {person.id: file_sha256(qc_path(run_dir, person.id)) for person in people}}
+
+
 def make_maps(config: StudyConfig, run_dir: str | Path, backbone: str) -> pd.DataFrame:
     """All of notebook 03's computation for one net; what is finished is taken up.
 
@@ -214,6 +230,7 @@ def make_maps(config: StudyConfig, run_dir: str | Path, backbone: str) -> pd.Dat
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     model = net(config, run_dir, backbone)
+    stamped_folder(Path(run_dir) / "maps" / backbone, map_facts(config, run_dir, backbone))
     people = explained_subjects(config, run_dir)
     tables = [measure_subject(model, backbone, person, config, run_dir)
               for person in progress(people, desc=f"{backbone}: maps and measures", unit="subject")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import keras
@@ -11,7 +12,8 @@ from joblib import Parallel, delayed
 
 from mslib.cohort import phantom
 from mslib.prep import select_slices, slice_stack
-from mslib.study import StudyConfig, atomic_path, progress
+from mslib.study import StudyConfig, atomic_path, progress, stamped_folder
+from mslib.study.provenance import code_digest
 
 from .data import SliceSet, gather
 from .splits import split_subjects
@@ -58,19 +60,22 @@ def further_slices(config: StudyConfig, run_dir: str | Path) -> SliceSet:
     config : StudyConfig
         ``training.pretraining_subjects`` in equal shares of the groups, at ``training.pretraining_pixel_mm``.
     run_dir : path
-        Keeps them as ``pretraining.npz``.
+        Keeps them as ``further/slices.npz``.
 
     Returns
     -------
     SliceSet
         With ``facts``: log(1 + area / 20 mm2) of lesions and of black holes in the slice.
     """
-    path = Path(run_dir) / "pretraining.npz"
+    facts = {"settings": json.loads(config.model_dump_json(include={"seed", "groups", "sequences", "prep", "model"})),
+             "subjects": config.training.pretraining_subjects, "pixel_mm": config.training.pretraining_pixel_mm,
+             "code": code_digest("mslib.nets.pretraining")}
+    path = stamped_folder(Path(run_dir) / "further", facts) / "slices.npz"
     per_group = config.training.pretraining_subjects // len(config.groups)
     people = phantom.draw_participants(dict.fromkeys(config.groups, per_group), config.seed + FURTHER_SEED, prefix="P")
     if not path.exists():
         mm = config.training.pretraining_pixel_mm
-        cache = Path(run_dir) / f"template_{mm:g}mm.npz"
+        cache = path.with_name("template.npz")
         phantom.template(mm, cache=cache)
         made = Parallel(n_jobs=2, return_as="generator")(
             delayed(_further_stack)(person, config, mm, cache) for person in people)
@@ -92,8 +97,10 @@ def pretrained_weights(backbone: str, config: StudyConfig, run_dir: str | Path) 
     Beside the group of the subject the net learns how much lesion and how much black hole a slice shows: numbers,
     never places, so that where its maps point is not taught.
     """
-    folder = Path(run_dir) / "nets" / backbone / "pretraining"
     slices = further_slices(config, run_dir)
+    facts = {"training": json.loads(config.training.model_dump_json()), "slices": slices.digest(),
+             "code": code_digest("mslib.nets.pretraining")}
+    folder = stamped_folder(Path(run_dir) / "nets" / backbone / "pretraining", facts)
     training = config.training
     precision = choose_precision(training.precision)
     shape = (*slices.images.shape[1:3], len(config.sequences))

@@ -9,7 +9,8 @@ import keras
 import numpy as np
 import pandas as pd
 
-from mslib.study import StudyConfig, StudyError, atomic_path, write_json, write_table
+from mslib.study import StudyConfig, StudyError, atomic_path, stamped_folder, write_json, write_table
+from mslib.study.provenance import ROOT, code_digest
 
 from .data import SliceSet
 from .pretraining import pretrained_weights
@@ -53,23 +54,30 @@ def _recipe(protocol, config):
 
 
 def _start(backbone, config, run_dir, shape):
-    """The net before fine-tuning, and the origin of its weights in words."""
+    """The net before fine-tuning, the origin of its weights in words, and the arithmetic of its training."""
     weights, n_classes = config.model.weights, len(config.groups)
     precision = choose_precision(config.training.precision)
     if weights in ("scratch", "simulated"):
         model = build_trainable(backbone, n_classes, shape, precision)
         if weights == "scratch":
-            return model, "trained from scratch"
+            return model, "trained from scratch", precision
         model.set_weights(pretrained_weights(backbone, config, run_dir))
         return model, (f"pre-trained on {config.training.pretraining_subjects} further simulated subjects "
-                       "outside every cohort of the study")
+                       "outside every cohort of the study"), precision
     origin = "ImageNet (keras.applications)" if weights == "imagenet" else f"file {Path(weights).name}"
-    return build_classifier(backbone, n_classes, shape, weights), origin
+    weights = weights if weights == "imagenet" else ROOT / weights
+    return build_classifier(backbone, n_classes, shape, weights), origin, "float32"
 
 
 def _finished(model):
     return fold_batch_norm(model) if any(isinstance(layer, keras.layers.BatchNormalization)
                                          for layer in model.layers) else model
+
+
+def training_facts(config: StudyConfig, slices: SliceSet) -> dict:
+    """What decides a fitted net: settings, code, slices."""
+    settings = json.loads(config.model_dump_json(exclude={"explain", "statistics", "study"}))
+    return {"settings": settings, "code": code_digest("mslib.nets.protocols"), "slices": slices.digest()}
 
 
 def train_protocol(protocol: str, backbone: str, slices: SliceSet, config: StudyConfig,
@@ -94,7 +102,7 @@ def train_protocol(protocol: str, backbone: str, slices: SliceSet, config: Study
     """
     if protocol not in PROTOCOLS:
         raise StudyError(f"protocol: must be one of {list(PROTOCOLS)} (got {protocol!r})")
-    folder = Path(run_dir) / "nets" / backbone / protocol
+    folder = stamped_folder(Path(run_dir) / "nets" / backbone / protocol, training_facts(config, slices))
     predictions = folder / "predictions.csv"
     if predictions.exists() and (folder / "net.json").exists():
         return pd.read_csv(predictions, dtype={"subject": str})
@@ -110,7 +118,7 @@ def train_protocol(protocol: str, backbone: str, slices: SliceSet, config: Study
     index = {part: np.flatnonzero(parts == part) for part in ("train", "validation", "test")}
     keras.utils.set_random_seed(config.seed)
     shape = (*slices.images.shape[1:3], len(config.sequences))
-    model, origin = _start(backbone, config, run_dir, shape)
+    model, origin, precision = _start(backbone, config, run_dir, shape)
     recipe = _recipe(protocol, config)
     fit(model, slices, index["train"], index["validation"], folder, recipe, f"{backbone} {protocol}")
     plain = _finished(model)
@@ -124,7 +132,7 @@ def train_protocol(protocol: str, backbone: str, slices: SliceSet, config: Study
     for name in ("state.npz", "best.npz"):
         (folder / name).unlink(missing_ok=True)
     write_json(folder / "net.json", {"backbone": backbone, "protocol": protocol, "weights": origin,
-                                     "training_precision": choose_precision(config.training.precision),
+                                     "training_precision": precision,
                                      "input": config.model.input,
                                      "pixel_mm": config.model.pixel_mm * schedule.shrink,
                                      "epochs": schedule.epochs, "slices_per_subject": schedule.slices_per_subject})

@@ -206,6 +206,8 @@ def fit(model: keras.Model, slices: SliceSet, train: np.ndarray, validation: np.
         val_loss, val_accuracy = _evaluate(model, slices, validation, recipe)
         history.append({"epoch": epoch + 1, "steps": steps, "loss": loss, "accuracy": accuracy,
                         "val_loss": val_loss, "val_accuracy": val_accuracy})
+        if not np.isfinite(val_loss):
+            raise StudyError(f"{label}: the validation loss of epoch {epoch + 1} is {val_loss}; lower learning_rate")
         if val_loss <= min(row["val_loss"] for row in history):
             _save_weights(folder / "best.npz", model)
         _save_state(folder, trainer, optimizer, history)

@@ -35,8 +35,8 @@ def affine_of(image: sitk.Image) -> np.ndarray:
 
 
 def array_of(image: sitk.Image) -> np.ndarray:
-    """Values with axes x, y, z (a view where possible)."""
-    return sitk.GetArrayViewFromImage(image).transpose(2, 1, 0)
+    """Values with axes x, y, z (a copy, which outlives the image)."""
+    return sitk.GetArrayFromImage(image).transpose(2, 1, 0)
 
 
 def image_like(values: np.ndarray, grid: sitk.Image) -> sitk.Image:

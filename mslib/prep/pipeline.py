@@ -112,8 +112,7 @@ def _mask_for(mask: sitk.Image, image: sitk.Image, transform: sitk.Transform) ->
 
 def _dilated(mask: sitk.Image, mm: float) -> sitk.Image:
     """Mask widened by `mm`, so that the contrast at the brain's outline counts."""
-    distance = sitk.SignedMaurerDistanceMap(mask, insideIsPositive=False, squaredDistance=False, useImageSpacing=True)
-    return sitk.Cast(distance <= mm, sitk.sitkUInt8)
+    return sitk.BinaryDilate(mask, [round(mm / spacing) for spacing in mask.GetSpacing()])
 
 
 def _align_all(images: dict, mask: sitk.Image, prep: Prep, seed: int, threads: int) -> dict[str, Aligned]:

@@ -2,8 +2,8 @@
 
 from .config import StudyConfig, load_config
 from .errors import StudyError
-from .files import atomic_path, write_json, write_table, write_text
+from .files import atomic_path, stamped_folder, write_json, write_table, write_text
 from .progress import progress
 
-__all__ = ["StudyConfig", "StudyError", "atomic_path", "load_config", "progress", "write_json", "write_table",
-           "write_text"]
+__all__ = ["StudyConfig", "StudyError", "atomic_path", "load_config", "progress", "stamped_folder", "write_json",
+           "write_table", "write_text"]

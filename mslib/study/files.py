@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,3 +59,27 @@ def write_table(path: str | Path, table, **options) -> Path:
     with atomic_path(path) as temporary:
         table.to_csv(temporary, sep=separator, index=False, lineterminator="\n", **options)
     return Path(path)
+
+
+def stamped_folder(folder: str | Path, facts: dict) -> Path:
+    """A folder whose content was made under exactly these facts; one made under others is emptied and told of.
+
+    Parameters
+    ----------
+    folder : str or Path
+    facts : dict
+        Whatever decides the content (settings, code, inputs), ready for JSON; kept as ``stamp.json``.
+
+    Returns
+    -------
+    Path
+        The folder, holding what an earlier run under the same facts left.
+    """
+    folder, stamp = Path(folder), Path(folder) / "stamp.json"
+    text = json.dumps(facts, indent=2, sort_keys=True) + "\n"
+    if folder.exists() and not (stamp.is_file() and stamp.read_text(encoding="utf-8") == text):
+        print(f"{folder}: was made with other settings, code or data; made anew")
+        shutil.rmtree(folder)
+    if not stamp.exists():
+        write_text(stamp, text)
+    return folder
