@@ -1,0 +1,208 @@
+"""One subject through preprocessing: contents, one resampling, reuse, damage, quality control."""
+
+import json
+import logging
+import shutil
+from types import SimpleNamespace
+
+import nibabel as nib
+import numpy as np
+import prep_cases as cases
+import pytest
+import SimpleITK as sitk
+
+from mslib.prep import brain_mask, edge_agreement, load_stack, pipeline, preprocess_subject
+from mslib.study import StudyError
+from mslib.study.config import Prep
+
+SETTINGS = {"prep": Prep(n4_iterations=[10, 5], n_slices=40), "image_size": (48, 40), "pixel_mm": 4.0}
+
+
+def _write(folder, maps, truths, order="LPS"):
+    """A raw subject of 3 mm whose axes are not in RAS order."""
+    files = {}
+    for number, (name, truth) in enumerate(truths.items()):
+        image, _ = cases.scan(maps, name, truth, (3, 3, 3), bias=0.15, noise=0.02, seed=20 + number)
+        files[name] = folder / f"sub-01_{name}.nii.gz"
+        sitk.WriteImage(sitk.DICOMOrient(sitk.Cast(image, sitk.sitkInt16), order), str(files[name]))
+    grid = sitk.ReadImage(str(files["T1w"]))
+    brain = sitk.Resample(maps[0], grid, sitk.Transform(), sitk.sitkNearestNeighbor)
+    lesion = sitk.Image(brain.GetSize(), sitk.sitkUInt8)
+    lesion.CopyInformation(brain)
+    centre = lesion.TransformPhysicalPointToIndex((-25.0, 10.0, 25.0))   # LPS: the patient's right
+    lesion[centre[0] - 2:centre[0] + 3, centre[1] - 2:centre[1] + 3, centre[2] - 2:centre[2] + 3] = 1
+    for name, mask in (("brain", brain), ("lesion", lesion)):
+        files[name] = folder / f"sub-01_{name}.nii.gz"
+        sitk.WriteImage(mask, str(files[name]))
+    return SimpleNamespace(id="01", group="RRMS", brain_mask=files["brain"], lesion_mask=files["lesion"],
+                           images={name: files[name] for name in truths})
+
+
+@pytest.fixture(scope="module")
+def truths():
+    rng = np.random.default_rng(3)
+    return {"T1w": sitk.Transform(), "T2w": cases.motion(rng, 5, 4), "FLAIR": cases.motion(rng, 5, 4)}
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory, truths):
+    folder = tmp_path_factory.mktemp("subject")
+    subject = _write(folder, cases.tissues(3), truths)
+    return subject, folder / "out", preprocess_subject(subject, folder / "out", **SETTINGS)
+
+
+def test_derivatives(done, truths):
+    subject, _, paths = done
+    images = {name: nib.load(paths[name]) for name in ("T1w", "T2w", "FLAIR", "brain", "lesion")}
+    for image in images.values():
+        assert "".join(nib.aff2axcodes(image.affine)) == "RAS"
+        np.testing.assert_allclose(image.affine, images["T1w"].affine)
+        assert int(image.header["qform_code"]) == int(image.header["sform_code"]) == 1
+    brain = images["brain"].get_fdata() > 0
+    for name in subject.images:
+        values = images[name].get_fdata()
+        assert images[name].get_data_dtype() == np.float32
+        assert values.min() == 0 and values.max() == 1 and not values[~brain].any()
+    lesion = nib.as_closest_canonical(nib.load(subject.lesion_mask)).get_fdata()
+    np.testing.assert_array_equal(images["lesion"].get_fdata(), lesion)
+    mask = sitk.ReadImage(str(subject.brain_mask))
+    for name in ("T2w", "FLAIR"):
+        found = sitk.ReadTransform(str(paths[f"xfm_{name}"]))
+        assert cases.target_error(found, truths[name], mask, step=2) < 0.5
+
+
+def test_slices_follow_the_volumes(done):
+    _, _, paths = done
+    stack = load_stack(paths["slices"])
+    assert stack["images"].shape == (40, 48, 40, 3)
+    assert stack["lesion"].any() and (stack["lesion"] <= stack["brain"]).all()
+    _, rows, columns = np.nonzero(stack["lesion"])
+    assert columns.mean() < 20                                            # column 0 is the patient's right
+    where = stack["affine"] @ [columns.mean(), rows.mean(), np.nonzero(stack["lesion"])[0].mean(), 1]
+    np.testing.assert_allclose(where[:3], (25, -10, 25), atol=4)          # RAS
+
+
+def test_every_image_is_interpolated_once(done, truths, tmp_path, monkeypatch):
+    """The reordered T1w is not interpolated at all; the others once, on a grid of the output."""
+    subject, _, _ = done
+    calls = []
+    resample = sitk.Resample
+
+    def counted(image, *args, **kwargs):
+        if image.GetPixelID() == sitk.sitkFloat32 and image.GetSize() != (1, 1, 1) and "Euler" in str(type(args[1])):
+            calls.append(args[2] if len(args) > 2 else None)
+        return resample(image, *args, **kwargs)
+
+    monkeypatch.setattr(pipeline.sitk, "Resample", counted)
+    paths = preprocess_subject(subject, tmp_path, **SETTINGS)
+    onto_grid = [c for c in calls if c == sitk.sitkLinear]
+    assert len(onto_grid) <= 4            # two images, and two masks that only place N4
+    corrected, _ = pipeline.correct_bias(subject.images["T1w"], subject.brain_mask, 4, (10, 5))
+    native = sitk.GetArrayFromImage(sitk.DICOMOrient(corrected, "RAS")).transpose(2, 1, 0)
+    brain = nib.load(paths["brain"]).get_fdata() > 0
+    low, high = np.percentile(native[brain], SETTINGS["prep"].percentiles)
+    np.testing.assert_allclose(nib.load(paths["T1w"]).get_fdata()[brain],
+                               np.clip((native[brain] - low) / (high - low), 0, 1), atol=1e-4)
+
+
+def _contents(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*"))
+            if path.is_file() and "timing" not in path.name}
+
+
+def test_two_runs_agree_byte_for_byte(done, tmp_path):
+    subject, out, _ = done
+    preprocess_subject(subject, tmp_path / "again", threads=1, **SETTINGS)
+    first, second = _contents(out), _contents(tmp_path / "again")
+    assert first.keys() == second.keys()
+    assert [name for name in first if first[name] != second[name]] == []
+    for name, content in first.items():
+        if name.endswith(".json"):
+            assert str(tmp_path).encode() not in content and str(out).encode() not in content
+
+
+@pytest.mark.parametrize("name", ["FLAIR", "slices", "qc"])
+def test_damage_is_told_and_repaired(done, tmp_path, caplog, name):
+    subject, out, paths = done
+    copy = tmp_path / "out"
+    shutil.copytree(out, copy)
+    target = copy / paths[name].relative_to(out)
+    target.write_bytes(target.read_bytes()[:-30])
+    with caplog.at_level(logging.WARNING):
+        preprocess_subject(subject, copy, **SETTINGS)
+    assert len(caplog.records) == 1
+    assert "sub-01" in caplog.text and target.name in caplog.text and "damaged" in caplog.text
+    assert _contents(copy) == _contents(out)
+
+
+def test_valid_output_is_used_again(done, monkeypatch):
+    subject, out, paths = done
+    monkeypatch.setattr(pipeline, "_make", lambda *args: pytest.fail("was made again"))
+    assert preprocess_subject(subject, out, **SETTINGS) == paths
+    with pytest.raises(pytest.fail.Exception):
+        preprocess_subject(subject, out.parent / "other", **SETTINGS)
+
+
+def test_isotropic_resampling(done, tmp_path):
+    subject, _, _ = done
+    settings = SETTINGS | {"prep": Prep(n4_iterations=[5], n_slices=40, resample_mm=4.0)}
+    paths = preprocess_subject(subject, tmp_path, **settings)
+    image, lesion = nib.load(paths["T1w"]), nib.load(paths["lesion"])
+    np.testing.assert_allclose(image.header.get_zooms(), 4.0)
+    voxels = [np.prod(i.header.get_zooms()) * i.get_fdata().sum() for i in (lesion, nib.load(subject.lesion_mask))]
+    assert voxels[0] == pytest.approx(voxels[1], rel=0.35)
+    centre = lesion.affine @ [*np.argwhere(lesion.get_fdata() > 0).mean(axis=0), 1]
+    np.testing.assert_allclose(centre[:3], (25, -10, 25), atol=3)
+
+
+def test_wrong_pair_is_flagged(done, tmp_path):
+    """A FLAIR image of no head (a box of noise) gets a flag; the right T2w does not."""
+    subject, _, paths = done
+    assert json.loads(paths["qc"].read_text())["flags"] == []
+    noise = np.random.default_rng(0).uniform(0, 1000, (40, 40, 40)).astype(np.float32)
+    image = sitk.Resample(sitk.GetImageFromArray(noise), sitk.ReadImage(str(subject.images["T1w"]), sitk.sitkFloat32),
+                          sitk.Euler3DTransform((0, 0, 0), 0, 0, 0, (60.0, 60.0, 60.0)), sitk.sitkLinear, 500.0)
+    wrong = tmp_path / "wrong.nii.gz"
+    values = np.random.default_rng(1).uniform(100, 1000, sitk.GetArrayFromImage(image).shape).astype(np.float32)
+    replaced = sitk.GetImageFromArray(values)
+    replaced.CopyInformation(image)
+    sitk.WriteImage(replaced, str(wrong))
+    other = SimpleNamespace(**{**vars(subject), "images": {**subject.images, "FLAIR": wrong}})
+    flags = json.loads(preprocess_subject(other, tmp_path / "out", **SETTINGS)["qc"].read_text())["flags"]
+    assert any(flag.startswith("FLAIR") for flag in flags)
+    assert not any(flag.startswith("T2w") for flag in flags)
+
+
+def test_edge_agreement_tells_aligned_from_shifted(done):
+    _, _, paths = done
+    t1w, flair = (nib.load(paths[name]).get_fdata().astype(np.float32) for name in ("T1w", "FLAIR"))
+    brain = nib.load(paths["brain"]).get_fdata() > 0
+    assert edge_agreement(t1w, flair, brain) > 4 > edge_agreement(t1w, np.roll(flair, 4, axis=1), brain)
+
+
+@pytest.mark.parametrize("fault, text", [
+    ("empty", r"sub-01: .*brain.*is empty"), ("grid", r"sub-01: .*brain.*another grid"),
+    ("truncated", r"sub-01: .*T2w.*is not a readable image"), ("gone", r"sub-01: .*T2w.*cannot be read")])
+def test_bad_input_is_one_line_with_the_subject(done, tmp_path, fault, text):
+    subject, _, _ = done
+    bad = SimpleNamespace(**{**vars(subject), "images": dict(subject.images)})
+    mask = sitk.ReadImage(str(subject.brain_mask))
+    if fault in ("empty", "grid"):
+        bad.brain_mask = tmp_path / "brain.nii.gz"
+        sitk.WriteImage(mask * 0 if fault == "empty" else mask[4:], str(bad.brain_mask))
+    else:
+        bad.images["T2w"] = tmp_path / "sub-01_T2w.nii.gz"
+        if fault == "truncated":
+            bad.images["T2w"].write_bytes(subject.images["T2w"].read_bytes()[:5000])
+    with pytest.raises(StudyError, match=text) as caught:
+        preprocess_subject(bad, tmp_path / "out", **SETTINGS)
+    assert "\n" not in str(caught.value)
+
+
+def test_template_mask(truths):
+    maps = cases.tissues(3)
+    image, _ = cases.scan(maps, "T1w", cases.motion(np.random.default_rng(5), 8, 6), (3, 3, 3), 0.1, 0.02, 9)
+    truth = sitk.Resample(maps[0], image, cases.motion(np.random.default_rng(5), 8, 6).GetInverse(),
+                          sitk.sitkNearestNeighbor)
+    found, truth = (sitk.GetArrayViewFromImage(m) > 0 for m in (brain_mask(image), truth))
+    assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) > 0.95

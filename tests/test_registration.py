@@ -1,0 +1,133 @@
+"""Rigid registration: known motions, direction, robust start, determinism, bad input."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import prep_cases as cases
+import pytest
+import SimpleITK as sitk
+
+from mslib.prep import correct_bias, register_rigid
+from mslib.prep.images import apply_points
+from mslib.prep.masking import brain_mask
+from mslib.study import StudyError
+
+QUICK = {"levels_mm": (6.0, 3.0), "samples": 8000}
+
+
+@pytest.fixture(scope="module")
+def head():
+    maps = cases.tissues(2)
+    fixed, _ = cases.scan(maps, "T1w", sitk.Transform(), (2, 2, 2), bias=0.0, noise=0.02, seed=1)
+    return maps, fixed
+
+
+@pytest.mark.parametrize("sequence, spacing", [("T2w", (2, 2, 2)), ("FLAIR", (2, 2, 4))])
+def test_known_motion_is_found(head, sequence, spacing):
+    maps, fixed = head
+    truth = cases.motion(np.random.default_rng(7), 5, 5)
+    moving, _ = cases.scan(maps, sequence, truth, spacing, bias=0.0, noise=0.02, seed=2)
+    found = register_rigid(fixed, moving, maps[0])
+    assert cases.target_error(found.transform, truth, maps[0]) < 0.3
+    assert found.metric_end > found.metric_start
+    assert found.flags == []
+    assert found.motion_mm == pytest.approx(cases.target_error(truth, sitk.Transform(), maps[0]), abs=0.3)
+
+
+def test_direction_is_fixed_points_to_moving_points(head):
+    """A head shifted by +8 mm along x lies at p + 8 in the moving image, and resampling with it brings it back."""
+    maps, fixed = head
+    truth = sitk.Euler3DTransform()
+    truth.SetTranslation((8.0, 0.0, 0.0))
+    moving, _ = cases.scan(maps, "T2w", truth, (2, 2, 2), bias=0.0, noise=0.01, seed=3)
+    found = register_rigid(fixed, moving, maps[0], **QUICK)
+    shift = np.subtract(found.transform.TransformPoint((0, 18, 10)), (0, 18, 10))
+    np.testing.assert_allclose(shift, (8, 0, 0), atol=0.5)
+    still, _ = cases.scan(maps, "T2w", sitk.Transform(), (2, 2, 2), bias=0.0, noise=0.01, seed=3)
+    back = sitk.Resample(moving, fixed, found.transform, sitk.sitkLinear)
+    inside = sitk.GetArrayViewFromImage(maps[0]) > 0
+    values = [sitk.GetArrayViewFromImage(image)[inside] for image in (back, still, moving)]
+    assert np.corrcoef(values[0], values[1])[0, 1] > 0.97 > np.corrcoef(values[2], values[1])[0, 1]
+
+
+def test_start_is_robust_to_a_large_displacement(head):
+    """A head turned by 15 degrees in an image whose header is off by 60 mm."""
+    maps, fixed = head
+    truth = sitk.Euler3DTransform((0, 18, 10), 0.0, 0.0, np.radians(15), (3.0, -2.0, 4.0))
+    moving, _ = cases.scan(maps, "FLAIR", truth, (2, 2, 2), bias=0.0, noise=0.02, seed=4)
+    offset = np.array([20.0, -40.0, 40.0])
+    moving.SetOrigin((np.array(moving.GetOrigin()) + offset).tolist())
+    truth.SetTranslation((np.array(truth.GetTranslation()) + offset).tolist())
+    found = register_rigid(fixed, moving, maps[0], **QUICK)
+    assert cases.target_error(found.transform, truth, maps[0]) < 0.8
+    assert any("motion" in flag for flag in found.flags)
+
+
+def test_same_seed_same_transform(head):
+    maps, fixed = head
+    moving, _ = cases.scan(maps, "T2w", cases.motion(np.random.default_rng(8), 4, 4), (2, 2, 2), 0.0, 0.02, 5)
+    threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    try:
+        results = []
+        for count in (1, 2):
+            sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(count)
+            results.append(register_rigid(fixed, moving, maps[0], **QUICK).transform.GetParameters())
+    finally:
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
+    assert results[0] == results[1]
+
+
+def test_apply_points_equals_simpleitk():
+    transform = cases.motion(np.random.default_rng(0), 10, 20)
+    points = np.random.default_rng(1).normal(scale=50, size=(20, 3))
+    np.testing.assert_allclose(apply_points(transform, points),
+                               [transform.TransformPoint(p.tolist()) for p in points], atol=1e-9)
+
+
+def test_bad_masks_and_images(head, tmp_path):
+    maps, fixed = head
+    with pytest.raises(StudyError, match="mask: is empty"):
+        register_rigid(fixed, fixed, maps[0] * 0)
+    with pytest.raises(StudyError, match="another grid"):
+        register_rigid(fixed, fixed, maps[0][5:])
+    broken = tmp_path / "broken.nii.gz"
+    broken.write_bytes(b"no image")
+    with pytest.raises(StudyError, match=r"broken\.nii\.gz: is not a readable image"):
+        register_rigid(fixed, broken)
+    far = sitk.Image(fixed)
+    far.SetOrigin((1e4, 1e4, 1e4))
+    with pytest.raises(StudyError, match="do not overlap"):
+        register_rigid(fixed, far, maps[0], initial=sitk.Euler3DTransform(), levels_mm=(6.0,))
+
+
+def _real_session(patient, study):
+    root = os.environ.get("MSLIB_DATA")
+    if not root:
+        pytest.skip("MSLIB_DATA is not set: no real patients")
+    folder = Path(root) / "open_ms_data" / "longitudinal" / "raw" / patient
+    files = {name: folder / f"study{study}_{name}.nii.gz" for name in ("T1W", "T2W", "FLAIR")}
+    if not all(file.exists() for file in files.values()):
+        pytest.skip(f"{patient} study {study} is not among the real patients here")
+    to_flair = {name: sitk.ReadTransform(str(folder / f"study{study}_{name}_intrastudy_to_FLAIR.txt"))
+                for name in ("T1W", "T2W")}
+    return files, to_flair
+
+
+# Limits: the distance of ANTs's rigid registration on the same scans (benchmarks/registration.py).
+@pytest.mark.real
+@pytest.mark.parametrize("patient, study, sequence, limit", [
+    ("patient01", 1, "FLAIR", 0.42), ("patient01", 1, "T2W", 0.56), ("patient03", 2, "FLAIR", 0.66)])
+def test_real_sessions_agree_with_the_authors(patient, study, sequence, limit):
+    files, to_flair = _real_session(patient, study)
+    t1w, moving = (sitk.ReadImage(str(files[name]), sitk.sitkFloat32) for name in ("T1W", sequence))
+    mask = brain_mask(t1w)
+    rough = register_rigid(t1w, moving, mask, levels_mm=(6.0, 3.0))
+    inside = sitk.Resample(mask, moving, rough.transform.GetInverse(), sitk.sitkNearestNeighbor)
+    found = register_rigid(correct_bias(t1w, mask)[0], correct_bias(moving, inside)[0], mask,
+                           initial=rough.transform, levels_mm=(1.5,))
+    reference = sitk.CompositeTransform(3)
+    if sequence == "T2W":
+        reference.AddTransform(to_flair["T2W"])
+    reference.AddTransform(to_flair["T1W"].GetInverse())
+    assert cases.target_error(found.transform, reference, mask, step=5) < limit
