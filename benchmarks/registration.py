@@ -18,7 +18,7 @@ import SimpleITK as sitk
 
 from mslib.prep import brain_mask, edge_agreement
 from mslib.prep.images import apply_points, array_of
-from mslib.prep.pipeline import align
+from mslib.prep.pipeline import _align_all
 from mslib.study.config import Prep
 
 SESSIONS = (("patient01", 1), ("patient01", 2), ("patient03", 2))
@@ -86,10 +86,11 @@ def ours(files, mask):
     began = time.perf_counter()
     images = {name: sitk.ReadImage(str(file), sitk.sitkFloat32) for name, file in files.items()}
     brain = brain_mask(images["T1w"]) if mask is None else sitk.ReadImage(str(mask), sitk.sitkUInt8)
-    aligned = align(images, brain, Prep())
+    aligned = _align_all(images, brain, Prep(), seed=0, threads=2)
     seconds = time.perf_counter() - began
-    return ({name: aligned[name].registration.transform for name in ("T2w", "FLAIR")},
-            {name: aligned[name].log_field for name in files}, seconds, brain, images)
+    fields = {name: sitk.Log(images[name] / (aligned[name].image + 1e-6) + 1e-6) for name in files}
+    transforms = {name: aligned[name].registration.transform for name in ("T2w", "FLAIR")}
+    return transforms, fields, seconds, brain, images
 
 
 def ants_rigid(files):

@@ -48,10 +48,9 @@ RULES = {
 
 @dataclass(frozen=True)
 class Aligned:
-    """A bias-corrected image and its log field on its own grid, and how T1w points find it."""
+    """A bias-corrected image on its own grid and how T1w points find it."""
 
     image: sitk.Image
-    log_field: sitk.Image
     registration: Registration | None
 
 
@@ -116,8 +115,7 @@ def _dilated(mask: sitk.Image, mm: float) -> sitk.Image:
     return sitk.BinaryDilate(mask, [round(mm / spacing) for spacing in mask.GetSpacing()])
 
 
-def align(images: dict[str, sitk.Image], mask: sitk.Image, prep: Prep, seed: int = 0,
-          threads: int = 2) -> dict[str, Aligned]:
+def _align_all(images: dict, mask: sitk.Image, prep: Prep, seed: int, threads: int) -> dict[str, Aligned]:
     """Bias-correct every image and register all to the first one.
 
     The first search uses the images as they are; it places the mask for N4, and the corrected images decide the end.
@@ -128,17 +126,17 @@ def align(images: dict[str, sitk.Image], mask: sitk.Image, prep: Prep, seed: int
         rough = {name: pool.submit(register_rigid, images[first], images[name], wide, levels_mm=COARSE_MM, seed=seed)
                  for name in others}
         t1w = pool.submit(correct_bias, images[first], mask, prep.n4_shrink, prep.n4_iterations)
-        t1w, t1w_field = t1w.result()
+        t1w = t1w.result()[0]
 
         def finish(name):
             start = rough[name].result()
             inside = _mask_for(mask, images[name], start.transform)
-            corrected, field = correct_bias(images[name], inside, prep.n4_shrink, prep.n4_iterations)
+            corrected, _ = correct_bias(images[name], inside, prep.n4_shrink, prep.n4_iterations)
             found = register_rigid(t1w, corrected, wide, initial=start.transform, levels_mm=FINE_MM, seed=seed)
-            return Aligned(corrected, field, found)
+            return Aligned(corrected, found)
 
         done = dict(zip(others, pool.map(finish, others)))
-    return {first: Aligned(t1w, t1w_field, None), **done}
+    return {first: Aligned(t1w, None), **done}
 
 
 def _on_grid(aligned: Aligned, grid: sitk.Image, brain: np.ndarray) -> np.ndarray:
@@ -217,7 +215,7 @@ def _make(subject, paths, request, prep, sequences, image_size, pixel_mm, seed, 
     given = subject.brain_mask is not None
     mask = checked_mask(subject.brain_mask if given else brain_mask(t1w, seed=seed), t1w)
     lesion = None if subject.lesion_mask is None else checked_mask(subject.lesion_mask, t1w, allow_empty=True)
-    aligned = align(images, mask, prep, seed, threads)
+    aligned = _align_all(images, mask, prep, seed, threads)
     grid = reoriented_grid(t1w, prep.resample_mm)
     affine, brain = affine_of(grid), _mask_on_grid(mask, grid)
     with ThreadPoolExecutor(max_workers=threads) as pool:
