@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 from keras.src.legacy.saving.legacy_h5_format import save_weights_to_hdf5_group
 from scipy import ndimage
+from skimage.measure import block_reduce
 
 from mslib.nets import (
     SliceSet,
@@ -292,6 +293,58 @@ def test_slices_of_several_subjects():
     one = slices.batch(np.array([1]), channels=[2, 2, 2])
     assert one.dtype == "float32" and np.ptp(one, axis=-1).max() == 0
     np.testing.assert_array_equal(one[..., 0], stacks["a"][1:2, ..., 2])
+
+
+@pytest.mark.parametrize("factor,size", [(2, (8, 6)), (2, (9, 7)), (3, (11, 10)), (4, (5, 4))])
+def test_larger_pixels_are_block_means(factor, size):
+    """More slices than are averaged at a time; rows and columns that fill no block are cut at the end."""
+    x = images(515, (*size, 3)).astype("float16")
+    table, facts = table_of(people(a=5), 103), np.arange(515, dtype="float32")[:, None]
+    slices = SliceSet(x, table, facts).shrunk(factor)
+    whole = x[:, :size[0] // factor * factor, :size[1] // factor * factor].astype("float64")
+    expected = block_reduce(whole, (1, factor, factor, 1), np.mean)
+    assert slices.images.dtype == np.float16 and slices.images.shape == expected.shape
+    np.testing.assert_allclose(slices.images, expected, rtol=6e-4)
+    assert slices.table is table and slices.facts is facts
+
+
+def test_pixels_of_the_same_size_are_the_same_slices():
+    slices = SliceSet(images(2).astype("float16"), table_of(people(a=2), 1))
+    assert slices.shrunk(1) is slices
+
+
+def labelled(n_slices=60):
+    stacks = {name: images(n_slices, (4, 4, 3), seed).astype("float16") for seed, name in enumerate("ab")}
+    return stacks, pd.Series({"a": "SPMS", "b": "control"})
+
+
+def test_digest_tells_other_slices_and_other_labels():
+    stacks, groups = labelled()
+    order = ["control", "RRMS", "SPMS"]
+    digest = gather(stacks, groups, order).digest()
+    assert len(digest) == 16 and set(digest) <= set("0123456789abcdef")
+    assert gather(*labelled(), order).digest() == digest, "the same whenever it is made"
+    other = {"data": (stacks | {"b": stacks["b"] * np.float16(0.9)}, groups, order),
+             "labels": (stacks, pd.Series({"a": "RRMS", "b": "control"}), order),
+             "order of classes": (stacks, groups, order[::-1]),
+             "subject": ({"a": stacks["a"], "c": stacks["b"]}, groups.rename({"b": "c"}), order),
+             "number of slices": (stacks | {"b": stacks["b"][:-1]}, groups, order)}
+    digests = {name: gather(*made).digest() for name, made in other.items()}
+    assert len({digest, *digests.values()}) == 6, digests
+    assert gather(stacks, groups, order).shrunk(2).digest() != digest
+
+
+def test_what_a_training_step_is_given():
+    stacks, groups = labelled(4)
+    index = np.array([5, 0])
+    plain = gather(stacks, groups, ["control", "SPMS"])
+    assert plain.facts is None
+    np.testing.assert_array_equal(plain.truth(index), [0, 1])
+    facts = {name: np.arange(8.0).reshape(4, 2) + 10 * number for number, name in enumerate("ab")}
+    targets, known = gather(stacks, groups, ["control", "SPMS"], facts).truth(index)
+    np.testing.assert_array_equal(targets, [0, 1])
+    np.testing.assert_array_equal(known, [[12, 13], [0, 1]])
+    assert known.dtype == np.float32
 
 
 def test_channels():

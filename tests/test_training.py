@@ -44,7 +44,7 @@ def small_net():
     for filters in (8, 8):
         x = keras.layers.Conv2D(filters, 3, padding="same")(x)
         x = keras.layers.ReLU()(keras.layers.BatchNormalization(momentum=0.85)(x))
-    return keras.Model(inputs, keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(x)))
+    return keras.Model(inputs, keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D(name="gap")(x)))
 
 
 def recipe(**changes):
@@ -205,6 +205,73 @@ def test_prediction_does_not_depend_on_the_batch(slices):
     assert at_once.dtype == "float32" and at_once.shape == (len(index), 3)
 
 
+# Known facts beside the class
+
+
+def facts_head():
+    keras.utils.set_random_seed(8)
+    return keras.layers.Dense(2, name="facts")
+
+
+def with_facts(slices, shuffled=False, seed=1):
+    """Every slice gets a brighter band; facts are its share of the slice, and half of that."""
+    rng = np.random.default_rng(seed)
+    rows, images = rng.integers(0, 13, len(slices.table)), slices.images.copy()
+    for image, n in zip(images, rows):
+        image[:n] += np.float16(0.2)
+    facts = np.stack([rows / 12, rows / 24], 1).astype("float32")
+    return SliceSet(images, slices.table, rng.permutation(facts) if shuffled else facts)
+
+
+@pytest.fixture(scope="module")
+def of_facts(slices, parts, tmp_path_factory):
+    """A training with facts: history, net, head, folder."""
+    model, head, folder = small_net(), facts_head(), tmp_path_factory.mktemp("facts")
+    return fit(model, with_facts(slices), *parts, folder, recipe(epochs=8), facts_head=head), model, head, folder
+
+
+def test_a_planted_fact_is_learned(slices, parts, tmp_path, of_facts):
+    history, model, head, _ = of_facts
+    assert history["loss"].iloc[-1] < 0.7 * history["loss"].iloc[0]
+    known = with_facts(slices)
+    told = keras.Model(model.input, head(model.get_layer("gap").output))(known.batch(parts[1]), training=False).numpy()
+    assert np.corrcoef(told[:, 0], known.facts[parts[1], 0])[0, 1] > 0.8
+    chance = fit(small_net(), with_facts(slices, shuffled=True), *parts, tmp_path, recipe(epochs=8),
+                 facts_head=facts_head())
+    assert history["loss"].iloc[-1] < chance["loss"].iloc[-1]
+
+
+def test_the_net_itself_keeps_one_output(slices, parts, of_facts):
+    history, model, head, folder = of_facts
+    assert len(model.outputs) == 1 and model.output.shape == (None, 3)
+    assert [w.shape for w in model.get_weights()] == [w.shape for w in small_net().get_weights()]
+    with np.load(folder / "best.npz") as best, np.load(folder / "state.npz") as state:
+        assert len(best) == len(model.get_weights())
+        assert sum(name.startswith("weight_") for name in state) == len(best) + len(head.weights)
+    right = predict_logits(model, with_facts(slices), parts[1]).argmax(1)
+    right = right == slices.table["target"].to_numpy()[parts[1]]
+    assert right.mean() == pytest.approx(history.loc[history["val_loss"].idxmin(), "val_accuracy"])
+    assert right.mean() > 0.8, "the class is learned beside"
+
+
+def test_a_killed_training_with_facts_goes_on(slices, parts, of_facts, tmp_path, monkeypatch):
+    original, calls = training._run_epoch, []
+
+    def killed(*args):
+        calls.append(args[5])
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return original(*args)
+
+    monkeypatch.setattr(training, "_run_epoch", killed)
+    with pytest.raises(KeyboardInterrupt):
+        fit(small_net(), with_facts(slices), *parts, tmp_path, recipe(epochs=8), facts_head=facts_head())
+    model = small_net()
+    history = fit(model, with_facts(slices), *parts, tmp_path, recipe(epochs=8), facts_head=facts_head())
+    assert calls == [0, 1, 2, 3, 3, 4, 5, 6, 7]
+    same(model, history, (of_facts[0], of_facts[1].get_weights()))
+
+
 def test_precision():
     assert [choose_precision(wish) for wish in ("float32", "bfloat16")] == ["float32", "bfloat16"]
     assert choose_precision("auto") in ("float32", "bfloat16")
@@ -222,8 +289,8 @@ def test_a_protocol_from_slices_to_a_plain_net(tmp_path, monkeypatch):
     assert set(table["part"]) == {"validation", "test"} and len(table) == 3 * 2 * 4
     assert table.groupby("subject")["part"].nunique().max() == 1
     folder = tmp_path / "nets" / "vgg16" / "subject"
-    assert {path.name for path in folder.iterdir()} == {"stamp.json", "weights.weights.h5", "history.csv", "predictions.csv",
-                                                        "net.json"}
+    assert {path.name for path in folder.iterdir()} == {"stamp.json", "weights.weights.h5", "history.csv",
+                                                        "predictions.csv", "net.json"}
     model = load_net(tmp_path, "vgg16", config)
     assert not [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
     again = predict_cohort(model, slices, config).merge(table, on=["subject", "slice"], suffixes=("", "_kept"))
