@@ -11,14 +11,14 @@ RUN apt-get update \
     && apt-get install -y --no-install-recommends git \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --create-home --uid 1000 reader \
-    && install -d -o reader -g reader /study /study/runs /study/results
+    && install -d -m 777 -o reader -g reader /study /study/runs /study/results
 WORKDIR /study
 
 COPY requirements.txt .
 RUN pip install --require-hashes -r requirements.txt
 
 COPY --chown=reader:reader . .
-RUN pip install --no-deps -e . && chown -R reader:reader /study
+RUN pip install --no-deps -e . && chown -R reader:reader /study && chmod -R a+rwX /study
 
 USER reader
 CMD ["snakemake"]

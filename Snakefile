@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -16,6 +17,9 @@ try:
 except StudyError as error:
     print(error, file=sys.stderr)
     raise SystemExit(1)
+if STUDY.study != NAME:
+    print(f"{CONFIG}: study: must be '{NAME}' as the file is named (got '{STUDY.study}')", file=sys.stderr)
+    raise SystemExit(1)
 
 os.environ.update({"MSLIB_PROGRESS": "terminal", "TF_CPP_MIN_LOG_LEVEL": "3", "PYDEVD_DISABLE_FILE_VALIDATION": "1"})
 RUN = str(config.get("run_dir", f"runs/{STUDY.study}"))
@@ -24,8 +28,9 @@ SOURCE = STUDY.cohort.source
 TRAINS = SOURCE != "open_ms"
 BACKBONES = STUDY.model.backbones
 NETS_FROM = RUN if TRAINS else f"runs/{STUDY.explain.transfer_from}"
-MSLIB = f"{sys.executable} -m mslib"
-PAPERMILL = f"{sys.executable} -m papermill --no-log-output --cwd notebooks"
+JOB = f"--config {CONFIG} --run-dir {shlex.quote(RUN)}"
+MSLIB = f"{shlex.quote(sys.executable)} -m mslib"
+PAPERMILL = f"{shlex.quote(sys.executable)} -m papermill --no-log-output --cwd notebooks"
 
 if workflow.is_main_process:
     try:
@@ -56,9 +61,22 @@ def stacks(wildcards):
 
 
 def raw_cohort(wildcards):
-    if SOURCE != "simulated":
+    if SOURCE == "bids":
+        root = Path(STUDY.cohort.root)
+        images = sorted(str(path) for path in root.glob("sub-*/**/anat/*.nii*"))
+        return [f"{RUN}/started.txt", *(str(path) for path in [root / "participants.tsv"] if path.exists()), *images]
+    if SOURCE == "open_ms":
         return [f"{RUN}/started.txt"]
     return expand(f"{RUN}/bids/derivatives/truth/sub-{{id}}/anat/sub-{{id}}_truth.json", id=simulated_ids())
+
+
+def raw_files(wildcards):
+    """Images and masks of one subject: what makes its preprocessing stale."""
+    from mslib.jobs.cohort import bids_root
+    listing = json.loads(Path(checkpoints.check.get().output[0]).read_text())["subjects"]
+    person = next(row for row in listing if row["id"] == wildcards.id)
+    files = [*person["images"].values(), person["brain_mask"], person["lesion_mask"]]
+    return [str(bids_root(STUDY, RUN) / file) for file in files if file]
 
 
 def code(*steps):
@@ -69,8 +87,8 @@ def notebook(name, **extra):
     """Command that executes a notebook into the run folder."""
     target = extra.pop("target", name)
     parameters = {"config": f"../{CONFIG}", "run_dir": os.path.relpath(RUN, "notebooks")} | extra
-    chosen = " ".join(f"-r {key} {value}" for key, value in parameters.items())
-    return f"{PAPERMILL} notebooks/{name}.ipynb {RUN}/notebooks/{target}.ipynb {chosen}"
+    chosen = " ".join(f"-r {key} {value if '{' in value else shlex.quote(value)}" for key, value in parameters.items())
+    return f"{PAPERMILL} notebooks/{name}.ipynb {shlex.quote(RUN)}/notebooks/{target}.ipynb {chosen}"
 
 
 localrules: all
@@ -82,27 +100,28 @@ rule start:
     output: touch(f"{RUN}/started.txt")
     params: settings=STUDY.cohort.model_dump_json(), seed=STUDY.seed, code=code("mslib.jobs.cohort")
     message: "Cohort: describe the dataset"
-    shell: f"{MSLIB} start --config {CONFIG} --run-dir {RUN}"
+    shell: f"{MSLIB} start {JOB}"
 
 rule simulate:
     input: f"{RUN}/started.txt"
     output: f"{RUN}/bids/derivatives/truth/sub-{{id}}/anat/sub-{{id}}_truth.json"
+    params: settings=STUDY.cohort.model_dump_json(), seed=STUDY.seed, code=code("mslib.cohort.phantom")
     message: "Cohort: simulate sub-{wildcards.id}"
-    shell: f"{MSLIB} simulate --config {CONFIG} --run-dir {RUN} --subject {{wildcards.id}}"
+    shell: f"{MSLIB} simulate {JOB} --subject {{wildcards.id}}"
 
 checkpoint check:
     input: raw_cohort
     output: f"{RUN}/cohort.json"
     params: groups=STUDY.groups, sequences=STUDY.sequences, cohort=STUDY.cohort.model_dump_json()
     message: "Cohort: check every subject"
-    shell: f"{MSLIB} check --config {CONFIG} --run-dir {RUN}"
+    shell: f"{MSLIB} check {JOB}"
 
 rule preprocess:
-    input: f"{RUN}/cohort.json"
+    input: f"{RUN}/cohort.json", raw_files
     output: f"{RUN}/derivatives/mslib/sub-{{id}}/anat/sub-{{id}}_desc-qc.json"
     params: prep=STUDY.prep.model_dump_json(), size=STUDY.model.image_size, mm=STUDY.model.pixel_mm, code=code("mslib.prep")
     message: "Preprocess sub-{wildcards.id}: bias field, co-registration, slices"
-    shell: f"{MSLIB} preprocess --config {CONFIG} --run-dir {RUN} --subject {{wildcards.id}}"
+    shell: f"{MSLIB} preprocess {JOB} --subject {{wildcards.id}}"
 
 rule notebook_cohort:
     input: stacks, f"{RUN}/cohort.json", source="notebooks/00_cohort.ipynb"
@@ -156,4 +175,4 @@ rule publish:
     output: f"{RESULTS}/provenance.json"
     params: code=code("mslib.jobs.publish")
     message: "Publish the light part to {RESULTS}"
-    shell: f"{MSLIB} publish --config {CONFIG} --run-dir {RUN} --results {RESULTS}"
+    shell: f"{MSLIB} publish {JOB} --results {shlex.quote(RESULTS)}"

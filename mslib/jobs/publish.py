@@ -80,9 +80,11 @@ def publish(config: StudyConfig, config_path: str | Path, run_dir: str | Path, r
     Raises
     ------
     StudyError
-        The results folder cannot be written.
+        The results folder cannot be written, or holds something that no study has published.
     """
     run_dir, results = Path(run_dir), Path(results)
+    if results.exists() and any(results.iterdir()) and not (results / "provenance.json").is_file():
+        raise StudyError(f"{results}: holds files that no study has published; name another results folder")
     building = results.with_name(f".{results.name}.new")
     try:
         shutil.rmtree(building, ignore_errors=True)
