@@ -102,12 +102,14 @@ def test_killed_run_completes_and_keeps_what_was_finished(killed):
 
 
 def test_two_runs_agree(whole, killed):
-    """One of them killed three times: tables and numbers agree to 1e-4, text exactly."""
+    """One of them killed three times: the same files, tables and recorded numbers to 1e-4, provenance exactly."""
     first, second = whole / "results", killed[0] / "results"
     names = sorted(path.relative_to(first) for path in first.rglob("*") if path.is_file())
     assert names == sorted(path.relative_to(second) for path in second.rglob("*") if path.is_file())
     for name in (path for path in names if path.suffix == ".csv"):
         pd.testing.assert_frame_equal(pd.read_csv(first / name), pd.read_csv(second / name), rtol=1e-4, atol=1e-5)
+    recorded = [pd.json_normalize(json.loads((one / "metrics.json").read_text())) for one in (first, second)]
+    pd.testing.assert_frame_equal(*recorded, rtol=1e-4, atol=1e-5)
     numbers = [json.loads((one / "provenance.json").read_text()) for one in (first, second)]
     assert numbers[0] == numbers[1]
 
