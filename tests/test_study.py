@@ -18,6 +18,8 @@ from mslib.study import load_config
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 900
 
+RUNS = pytest.mark.skipif("MSLIB_STUDY_TESTS" not in os.environ,
+                          reason="runs the smoke study twice, about ten minutes: set MSLIB_STUDY_TESTS=1")
 pytestmark = pytest.mark.study
 
 
@@ -75,6 +77,7 @@ def killed(tmp_path_factory):
     return folder, kept
 
 
+@RUNS
 def test_everything_is_published(whole):
     results = whole / "results"
     for name in ("README.md", "report.html", "metrics.json", "provenance.json"):
@@ -88,6 +91,7 @@ def test_everything_is_published(whole):
     assert len(list((results / "viewers").glob("*.html"))) == 1
 
 
+@RUNS
 def test_executed_notebooks_hold_no_errors_and_no_machine_paths(whole):
     for path in (whole / "results" / "notebooks").glob("*.ipynb"):
         assert str(ROOT) not in path.read_text(encoding="utf-8")
@@ -95,12 +99,14 @@ def test_executed_notebooks_hold_no_errors_and_no_machine_paths(whole):
             assert all(output.output_type != "error" for output in cell.get("outputs", []))
 
 
+@RUNS
 def test_killed_run_completes_and_keeps_what_was_finished(killed):
     _, kept = killed
     assert kept
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
 
+@RUNS
 def test_two_runs_agree(whole, killed):
     """One of them killed three times: the same files, tables and recorded numbers to 1e-4, provenance exactly."""
     first, second = whole / "results", killed[0] / "results"
@@ -114,6 +120,7 @@ def test_two_runs_agree(whole, killed):
     assert numbers[0] == numbers[1]
 
 
+@RUNS
 def test_nothing_changed_nothing_done(whole):
     status, output = finish(whole / "run", whole / "results")
     assert status == 0
