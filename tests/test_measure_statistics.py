@@ -15,15 +15,41 @@ def clustered(rng, n_subjects=15, n_values=8, between=1.0, within=0.5):
     return values, subjects
 
 
-def test_interval_of_constant_values_is_the_value():
-    assert measure.bootstrap_subjects(np.full(12, 0.25), np.arange(12) // 3) == (0.25, 0.25, 0.25)
+def same(interval, *expected):
+    np.testing.assert_array_equal(interval, expected)
+    return True
+
+
+def test_no_width_is_no_interval():
+    """All subjects alike: resamples cannot differ, which is not certainty."""
+    assert same(measure.bootstrap_subjects(np.full(12, 0.25), np.arange(12) // 2), 0.25, np.nan, np.nan)
+    assert np.isnan(measure.bootstrap_subjects(np.full(12, 0.1), np.arange(12) // 2).low)
+
+
+@pytest.mark.parametrize("n_subjects,given", [(2, False), (4, False), (5, True)])
+def test_no_interval_below_five_subjects(n_subjects, given):
+    values, subjects = clustered(np.random.default_rng(4), n_subjects)
+    estimate, low, high = measure.bootstrap_subjects(values, subjects)
+    assert estimate == values.mean() and (low < estimate < high) == given and np.isnan(low) == (not given)
+    known = measure.bootstrap_subjects(np.append(values, [np.nan] * 5), np.append(subjects, np.arange(90, 95)))
+    assert np.isnan(known.low) == (not given), "subjects without a value do not count"
 
 
 def test_whole_subjects_are_drawn():
-    """Two subjects, one all 0 and one all 1: resampled means are 0, 1/2 and 1 and nothing between."""
-    values, subjects = np.repeat([0.0, 1.0], 50), np.repeat(["a", "b"], 50)
-    assert measure.bootstrap_subjects(values, subjects, n=500) == (0.5, 0.0, 1.0)
-    assert measure.bootstrap_subjects(values, subjects, n=500, strata=subjects) == (0.5, 0.5, 0.5)
+    """Five subjects, one all 1: resampled means are multiples of 1/5, and none between."""
+    values, subjects = np.repeat([1.0, 0.0, 0.0, 0.0, 0.0], 50), np.repeat(list("abcde"), 50)
+    assert same(measure.bootstrap_subjects(values, subjects, n=500), 0.2, 0.0, 0.6)
+    assert same(measure.bootstrap_subjects(values, subjects, n=500, strata=subjects), 0.2, np.nan, np.nan)
+
+
+@pytest.mark.parametrize("right,total,low,high", [(9, 10, 0.5958, 0.9821), (10, 10, 0.7225, 1.0), (0, 3, 0.0, 0.5615)])
+def test_wilson_interval(right, total, low, high):
+    """Against the formula's known values (z = 1.96)."""
+    np.testing.assert_allclose(measure.proportion_interval(right, total), (right / total, low, high), atol=2e-4)
+
+
+def test_no_subject_no_proportion():
+    assert np.isnan(measure.proportion_interval(0, 0)).all()
 
 
 def test_fast_mean_equals_the_general_path():
@@ -86,7 +112,9 @@ def test_compare_groups_equals_scipy():
 
 def test_compare_groups_known_answers():
     apart = measure.compare_groups([3.0, 4.0, 5.0], [0.0, 1.0, 2.0])
-    assert apart.auc == (1, 1, 1) and apart.p_value == pytest.approx(1 / 20)
+    assert same(apart.auc, 1, np.nan, np.nan) and apart.p_value == pytest.approx(1 / 20)
+    assert np.isnan(measure.compare_groups([3.0, 0.5, 5.0, 1.0], np.arange(9.0)).auc.low), "a group of four"
+    assert np.isnan(measure.compare_groups(np.arange(5.0) + 9, np.arange(9.0)).auc.low), "groups wholly apart"
     assert measure.compare_groups([1.0, 2.0], [1.0, 2.0]).auc.estimate == 0.5
     with pytest.raises(ValueError, match=r"each group needs a value \(got 0 and 1\)"):
         measure.compare_groups([np.nan], [1.0])
@@ -128,7 +156,12 @@ def test_classification_report_equals_scikit_learn(slices):
             np.testing.assert_allclose(ours, function(true, predicted, average=None))
         confusion = report.slice_confusion if level == "slice" else report.subject_confusion
         assert (confusion.to_numpy() == metrics.confusion_matrix(true, predicted)).all()
-        assert ((table["low"] <= table["estimate"]) & (table["estimate"] <= table["high"])).all()
+        bounded = table["low"].notna()
+        inside = (table["low"] <= table["estimate"]) & (table["estimate"] <= table["high"])
+        assert (inside == bounded).all()
+        whole = table.index.get_level_values("group") == ""
+        wilson = table.index.get_level_values("measure").isin(["accuracy", "recall", "precision"])
+        assert (bounded == (whole | (wilson & (level == "subject")))).all(), "a class has four subjects: too few"
     assert report.subjects["subject"].tolist() == [f"sub-{i:02d}" for i in range(12)]
     assert report.subjects["predicted"].tolist() == [GROUPS[i] for i in of_subject]
 
@@ -137,8 +170,31 @@ def test_accuracy_interval_equals_the_bootstrap_of_right_answers(slices):
     logits, targets, subjects = slices
     predicted = logits.argmax(axis=1)
     ours = measure.bootstrap_classification(predicted, targets, subjects, 3, seed=9)["accuracy", None]
-    peer = measure.bootstrap_subjects(predicted == targets, subjects, seed=9, strata=targets)
-    np.testing.assert_allclose(ours, peer)
+    np.testing.assert_allclose(ours, measure.bootstrap_subjects(predicted == targets, subjects, seed=9))
+    predicted, targets, more = (np.tile(values, 2) for values in (predicted, targets, subjects))
+    more[60:] = [f"{subject}b" for subject in subjects]
+    ours = measure.bootstrap_classification(predicted, targets, more, 3, seed=9)["accuracy", None]
+    peer = measure.bootstrap_subjects(predicted == targets, more, seed=9, strata=targets)
+    np.testing.assert_allclose(ours, peer, err_msg="eight subjects a class: resampled within the class")
+
+
+def test_all_subjects_right_is_no_certainty():
+    """Six subjects (3, 2 and 1 of the classes, as in a test part of 38), every slice right."""
+    targets = np.repeat([0, 0, 0, 1, 1, 2], 4)
+    report = measure.classification_report(np.eye(3)[targets], targets, np.arange(24) // 4, GROUPS)
+    table = report.measures.set_index(["level", "measure", "group"])[["estimate", "low", "high"]]
+    np.testing.assert_allclose(table.loc[("subject", "accuracy", "")], measure.proportion_interval(6, 6))
+    np.testing.assert_allclose(table.loc[("subject", "recall", "SPMS")], measure.proportion_interval(1, 1))
+    assert table.loc[("subject", "recall", "SPMS"), "low"] < 0.25
+    assert table.loc["slice", "low"].isna().all() and (table["estimate"] == 1).all()
+
+
+def test_a_class_of_one_subject_does_not_narrow_the_slices():
+    """Right or wrong by whole subjects: drawn within classes of one, nothing could vary; over all, it does."""
+    targets, subjects = np.repeat([0, 0, 0, 0, 1, 2], 10), np.repeat(np.arange(6), 10)
+    predicted = np.where(subjects == 5, 0, targets)
+    interval = measure.bootstrap_classification(predicted, targets, subjects, 3)["accuracy", None]
+    assert interval.low < 0.6 and interval.high == 1
 
 
 def test_undefined_precision_is_nan():

@@ -15,10 +15,18 @@ from .localisation import (
     measure_maps,
     pointing_game,
 )
-from .statistics import GroupComparison, Interval, adjust_p_values, bootstrap_subjects, compare_groups
+from .statistics import (
+    MIN_SUBJECTS,
+    GroupComparison,
+    Interval,
+    adjust_p_values,
+    bootstrap_subjects,
+    compare_groups,
+    proportion_interval,
+)
 
 __all__ = [
-    "ClassificationReport", "GroupComparison", "Interval", "adjust_p_values", "average_precision",
+    "MIN_SUBJECTS", "ClassificationReport", "GroupComparison", "Interval", "adjust_p_values", "average_precision",
     "bootstrap_classification", "bootstrap_subjects", "classification_report", "compare_groups",
     "confusion_measures", "half_heat_share", "heat_quantile", "iou_at_median", "mass_share", "measure_maps",
-    "pointing_game"]
+    "pointing_game", "proportion_interval"]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from .statistics import Interval, percentile_interval, resample_counts
+from .statistics import MIN_SUBJECTS, Interval, percentile_interval, proportion_interval, resample_counts
 
 
 class ClassificationReport(NamedTuple):
@@ -34,7 +34,7 @@ def classification_report(logits, targets, subjects, groups, n: int = 2000, conf
     groups : sequence of str
         Names of the classes in the order of the logits.
     n, confidence, seed
-        Of the bootstrap: whole subjects are resampled within their class, which keeps every class present.
+        Of the intervals, as in `bootstrap_classification`.
 
     Returns
     -------
@@ -72,7 +72,12 @@ def classification_report(logits, targets, subjects, groups, n: int = 2000, conf
 def bootstrap_classification(predicted, targets, subjects, n_classes: int, n: int = 2000,
                              confidence: float = 0.95, seed: int = 0,
                              ) -> dict[tuple[str, int | None], Interval]:
-    """Intervals of every measure of a confusion matrix, whole subjects resampled within their true class.
+    """Intervals of every measure of a confusion matrix over subjects.
+
+    Slices: whole subjects are resampled, within their class where each class has `MIN_SUBJECTS`, else over all.
+    One prediction a subject: accuracy, recall and precision are proportions of subjects and get Wilson's interval,
+    which has a width even where all are right. No interval (NaN) below `MIN_SUBJECTS` subjects otherwise (for
+    measures of one class: of that class), or where all resamples agree.
 
     Parameters
     ----------
@@ -88,12 +93,24 @@ def bootstrap_classification(predicted, targets, subjects, n_classes: int, n: in
     """
     subject_ids = pd.factorize(np.asarray(subjects))[0]
     per_subject = _confusion(predicted, targets, subject_ids, n_classes)
-    strata = per_subject.sum(axis=2).argmax(axis=1)
-    counts = resample_counts(strata, n, seed)
-    resampled = confusion_measures(np.tensordot(counts, per_subject, axes=1))
-    estimates = confusion_measures(per_subject.sum(axis=0))
-    return {key: percentile_interval(estimate, resampled[key], confidence)
-            for key, estimate in estimates.items()}
+    total = per_subject.sum(axis=0)
+    of_class = per_subject.sum(axis=2).argmax(axis=1)
+    sizes = np.bincount(of_class, minlength=n_classes)
+    strata = of_class if sizes[sizes > 0].min() >= MIN_SUBJECTS else np.zeros_like(of_class)
+    resampled = confusion_measures(np.tensordot(resample_counts(strata, n, seed), per_subject, axes=1))
+    single = per_subject.sum(axis=(1, 2)).max() == 1
+    proportions = {"accuracy": lambda _: (np.trace(total), total.sum()),
+                   "recall": lambda group: (total[group, group], total[group].sum()),
+                   "precision": lambda group: (total[group, group], total[:, group].sum())}
+    result = {}
+    for (measure, group), estimate in confusion_measures(total).items():
+        if single and measure in proportions:
+            result[measure, group] = proportion_interval(*proportions[measure](group), confidence)
+        else:
+            enough = (len(of_class) if group is None else sizes[group]) >= MIN_SUBJECTS
+            values = resampled[measure, group] if enough else np.array([])
+            result[measure, group] = percentile_interval(estimate, values, confidence)
+    return result
 
 
 def confusion_measures(confusion: np.ndarray) -> dict[tuple[str, int | None], np.ndarray]:

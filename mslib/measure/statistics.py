@@ -9,10 +9,14 @@ import numpy as np
 import pandas as pd
 from scipy.stats import mannwhitneyu
 from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
+
+#: Below this number of subjects a bootstrap over subjects says nothing, and no interval is given.
+MIN_SUBJECTS = 5
 
 
 class Interval(NamedTuple):
-    """An estimate between the limits of its confidence interval."""
+    """An estimate between the limits of its confidence interval; limits are NaN where none can be given."""
 
     estimate: float
     low: float
@@ -53,7 +57,8 @@ def bootstrap_subjects(values, subjects, statistic: Callable[[np.ndarray], float
     Returns
     -------
     Interval
-        estimate, low, high; NaN when there is no value.
+        estimate, low, high; all NaN when there is no value, limits NaN below `MIN_SUBJECTS` subjects and where all
+        resamples agree.
 
     Raises
     ------
@@ -71,6 +76,9 @@ def bootstrap_subjects(values, subjects, statistic: Callable[[np.ndarray], float
     if not len(values):
         return Interval(np.nan, np.nan, np.nan)
     present, subject_ids = np.unique(subject_ids, return_inverse=True)
+    if len(present) < MIN_SUBJECTS:
+        _check_confidence(confidence)
+        return Interval(float(statistic(values)), np.nan, np.nan)
     counts = resample_counts(strata_ids[present], n, seed)
     if statistic is np.mean:
         sums, sizes = np.bincount(subject_ids, values), np.bincount(subject_ids)
@@ -101,14 +109,46 @@ def resample_counts(strata: np.ndarray, n: int, seed: int) -> np.ndarray:
 
 
 def percentile_interval(estimate: float, resampled: np.ndarray, confidence: float) -> Interval:
-    """Percentile bootstrap interval; resamples in which the statistic is not defined (NaN) are left out."""
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence: must lie between 0 and 1 (got {confidence})")
+    """Percentile bootstrap interval; resamples in which the statistic is not defined (NaN) are left out.
+
+    Where all resamples agree the limits are NaN: a width of zero would feign certainty.
+    """
+    _check_confidence(confidence)
     resampled = resampled[~np.isnan(resampled)]
-    if np.isnan(estimate) or not len(resampled):
+    if np.isnan(estimate) or not len(resampled) or np.ptp(resampled) <= 1e-12 * max(1.0, abs(resampled[0])):
         return Interval(float(estimate), np.nan, np.nan)
     low, high = np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(float(estimate), float(low), float(high))
+
+
+def proportion_interval(right: float, total: float, confidence: float = 0.95) -> Interval:
+    """Wilson's interval of a proportion of independent subjects: has a width even where all or none are right.
+
+    Parameters
+    ----------
+    right, total : float
+        Subjects that count, and all of them.
+    confidence : float
+
+    Returns
+    -------
+    Interval
+        All NaN without any subject.
+
+    References
+    ----------
+    Wilson 1927, J Am Stat Assoc 22:209; `statsmodels.stats.proportion.proportion_confint`.
+    """
+    _check_confidence(confidence)
+    if not total:
+        return Interval(np.nan, np.nan, np.nan)
+    low, high = proportion_confint(right, total, alpha=1 - confidence, method="wilson")
+    return Interval(float(right / total), float(low), float(high))
+
+
+def _check_confidence(confidence):
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence: must lie between 0 and 1 (got {confidence})")
 
 
 def compare_groups(a, b, n: int = 2000, confidence: float = 0.95, seed: int = 0) -> GroupComparison:
@@ -124,7 +164,8 @@ def compare_groups(a, b, n: int = 2000, confidence: float = 0.95, seed: int = 0)
     Returns
     -------
     GroupComparison
-        ``auc = U / (A B)`` is the probability that a subject of a exceeds one of b, 0.5 by chance.
+        ``auc = U / (A B)`` is the probability that a subject of a exceeds one of b, 0.5 by chance; without limits
+        where a group has fewer than `MIN_SUBJECTS` subjects or all resamples agree (groups wholly apart).
 
     Raises
     ------
@@ -139,6 +180,8 @@ def compare_groups(a, b, n: int = 2000, confidence: float = 0.95, seed: int = 0)
     wins = np.heaviside(a[:, None] - b, 0.5)
     counts = resample_counts(np.repeat([0, 1], [len(a), len(b)]), n, seed)
     resampled = np.sum(counts[:, :len(a)] @ wins * counts[:, len(a):], axis=1) / wins.size
+    if min(len(a), len(b)) < MIN_SUBJECTS:
+        resampled = np.array([])
     interval = percentile_interval(wins.mean(), resampled, confidence)
     return GroupComparison(interval, float(test.pvalue), float(test.statistic), len(a), len(b))
 
