@@ -22,7 +22,7 @@ from .people import Participant, draw_participants
 
 SEQUENCES = ("T1w", "T2w", "FLAIR")
 BIAS_STEP = 1e-4  # resolution of the written bias fields
-VERSION = 3  # raised when the same participant gives other images, so that older files are made anew
+VERSION = 4  # raised when the same participant gives other images, so that older files are made anew
 
 
 @dataclass(frozen=True)
@@ -119,14 +119,16 @@ def _write_scan(files: dict[str, Path], name: str, participant: Participant, ren
                 voxel_mm: float, rng: np.random.Generator) -> None:
     """Move, sample, corrupt and write one sequence with its sidecar, bias field and transform."""
     scan = getattr(participant.nuisance, name)
-    image, affine = rendered.images[name], rendered.affine
-    brain_signal = float(image[rendered.brain].mean())
+    image, brain, affine = rendered.images[name], rendered.brain, rendered.affine
+    brain_signal = float(image[brain].mean())
     if name != "T1w":
+        soft, _ = acquisition.acquire(brain.astype(np.float32), affine, scan, voxel_mm)
         image, affine = acquisition.acquire(image, affine, scan, voxel_mm)
+        brain = soft >= 0.5
         with atomic_path(files[f"{name}_xfm"]) as temporary:
             sitk.WriteTransform(acquisition.rigid_transform(scan), str(temporary))
     size = np.diag(affine)[:3]
-    noisy, field = acquisition.corrupt(rng, image, size, scan, brain_signal)
+    noisy, field = acquisition.corrupt(rng, image, brain, size, scan, brain_signal)
     _save(files[name], np.clip(np.rint(noisy), 0, 32767).astype(np.int16), affine)
     _save(files[f"{name}_bias"], np.rint(field / BIAS_STEP).astype(np.int16), affine, BIAS_STEP)
     write_json(files[f"{name}_json"], _sidecar(name, scan, size))
