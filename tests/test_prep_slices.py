@@ -4,7 +4,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from mslib.prep import crop_slices, load_stack, plane_to_volume, save_stack, select_slices, slice_stack
+from mslib.prep import load_stack, plane_to_volume, save_stack, select_slices, slice_stack
 from mslib.prep.slices import averaging_weights
 from mslib.study import StudyError
 
@@ -50,17 +50,6 @@ def test_orientation_by_planted_markers():
     np.testing.assert_allclose(spots[:3], [47 - 30, 34.5 - 35, stack["z_mm"][10]], atol=1.0)
     with pytest.raises(StudyError, match="RAS"):
         slice_stack([volume], brain, np.diag([-1.0, 1, 1, 1]))
-
-
-def test_crop_agrees_with_stack_where_no_resampling_is_needed():
-    brain = _ball()
-    volume = np.random.default_rng(0).random((*brain.shape, 2)).astype(np.float16)
-    cropped = crop_slices(volume, brain, (80, 40))
-    stack = slice_stack([volume[..., 0], volume[..., 1]], brain, np.eye(4), image_size=(80, 40), pixel_mm=1.0)
-    assert cropped.shape == stack["images"].shape
-    inner = np.s_[:, 10:-10, 5:-5]
-    np.testing.assert_allclose(cropped[inner].mean(), stack["images"][inner].astype(float).mean(), rtol=1e-2)
-    np.testing.assert_array_equal(crop_slices(brain[..., None], brain, (80, 40)).sum(), brain.sum())
 
 
 @pytest.mark.parametrize("size_out", [0.7, 1.0, 1.5, 3.2])

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import SimpleITK as sitk
+from scipy import ndimage
 
-from mslib.prep import correct_bias, load_stack
-from mslib.study import StudyConfig
+from mslib.prep import load_stack
+from mslib.prep.images import apply_points
+from mslib.study import StudyConfig, progress
 
 from .cohort import bids_root, stack_path, subject_folder, usable_subjects
 
@@ -26,7 +29,7 @@ def truth_folder(config: StudyConfig, run_dir: str | Path, subject: str) -> Path
 def truth_table(config: StudyConfig, run_dir: str | Path) -> pd.DataFrame:
     """One row per subject: participant facts and, where simulated, ``truth.json`` flattened."""
     rows = []
-    for person in usable_subjects(config, run_dir):
+    for person in progress(usable_subjects(config, run_dir), desc="facts", unit="subject"):
         row = {"subject": person.id, "group": person.group, "cohort": person.cohort, "age": person.age,
                "sex": person.sex, "edss": person.edss}
         path = truth_folder(config, run_dir, person.id) / f"sub-{person.id}_truth.json"
@@ -44,10 +47,6 @@ def _brain_points(path: Path, n: int = 4000) -> np.ndarray:
     return nib.affines.apply_affine(image.affine, index) * LPS
 
 
-def _apply(transform: sitk.Transform, points: np.ndarray) -> np.ndarray:
-    return np.array([transform.TransformPoint(point) for point in points])
-
-
 def registration_errors(config: StudyConfig, run_dir: str | Path) -> pd.DataFrame:
     """Mean distance over the brain between the found and the known transform of every sequence.
 
@@ -57,7 +56,7 @@ def registration_errors(config: StudyConfig, run_dir: str | Path) -> pd.DataFram
         ``subject, group, sequence, before`` (headers alone) and ``after``, in mm; empty where no truth is known.
     """
     rows = []
-    for person in usable_subjects(config, run_dir):
+    for person in progress(usable_subjects(config, run_dir), desc="registration errors", unit="subject"):
         folder = subject_folder(run_dir, person.id) / "anat"
         for sequence in config.sequences[1:]:
             name = f"sub-{person.id}_from-T1w_to-{sequence}_mode-points_xfm.tfm"
@@ -65,18 +64,26 @@ def registration_errors(config: StudyConfig, run_dir: str | Path) -> pd.DataFram
             if not (known.is_file() and found.is_file()):
                 continue
             points = _brain_points(folder / f"sub-{person.id}_space-T1w_desc-brain_mask.nii.gz")
-            there = _apply(sitk.ReadTransform(str(known)), points)
-            error = np.linalg.norm(_apply(sitk.ReadTransform(str(found)), points) - there, axis=1).mean()
+            there = apply_points(sitk.ReadTransform(str(known)), points)
+            error = np.linalg.norm(apply_points(sitk.ReadTransform(str(found)), points) - there, axis=1).mean()
             rows.append({"subject": person.id, "group": person.group, "sequence": sequence,
                          "before": np.linalg.norm(points - there, axis=1).mean(), "after": error})
     return pd.DataFrame(rows, columns=["subject", "group", "sequence", "before", "after"])
 
 
+def _field_at(path: Path, points: np.ndarray) -> np.ndarray:
+    """Values of a volume at physical points (LPS, mm), linear between voxels."""
+    image = nib.load(path)
+    voxels = nib.affines.apply_affine(np.linalg.inv(image.affine), points * LPS)
+    values = np.asarray(image.dataobj, np.float32)
+    return ndimage.map_coordinates(values, voxels.T, order=1, mode="nearest")
+
+
 def bias_correlations(config: StudyConfig, run_dir: str | Path, most: int = 24) -> pd.DataFrame:
     """Correlation inside the brain between the logarithms of the planted and the recovered bias field.
 
-    The recovered field is that which N4 finds on the raw image with the settings of the study. N4 runs again here,
-    so one sequence of at most `most` subjects is taken, in turn.
+    The recovered field is the one that preprocessing corrected the image by and kept. All sequences of at most `most`
+    subjects are taken, spread evenly over the cohort.
 
     Returns
     -------
@@ -85,22 +92,20 @@ def bias_correlations(config: StudyConfig, run_dir: str | Path, most: int = 24) 
     """
     rows = []
     people = usable_subjects(config, run_dir)
-    for number, person in enumerate(people[:: max(1, round(len(people) / most))]):
-        sequence = config.sequences[number % len(config.sequences)]
-        folder = truth_folder(config, run_dir, person.id)
-        path = folder / f"sub-{person.id}_{sequence}_biasfield.nii.gz"
-        if path.is_file():
-            known = sitk.ReadImage(str(path), sitk.sitkFloat32)
-            image = sitk.ReadImage(str(person.images[sequence]), sitk.sitkFloat32)
-            xfm = folder / f"sub-{person.id}_from-T1w_to-{sequence}_mode-points_xfm.tfm"
-            mask = sitk.ReadImage(str(person.brain_mask), sitk.sitkFloat32)
-            there = sitk.ReadTransform(str(xfm)).GetInverse() if xfm.is_file() else sitk.Transform()
-            mask = sitk.Resample(mask, image, there, sitk.sitkLinear, 0.0) >= 0.5
-            _, log_found = correct_bias(image, mask, config.prep.n4_shrink, config.prep.n4_iterations)
-            inside = sitk.GetArrayViewFromImage(mask) > 0
-            log_known = np.log(sitk.GetArrayViewFromImage(known)[inside])
-            correlation = np.corrcoef(log_known, sitk.GetArrayViewFromImage(log_found)[inside])[0, 1]
-            rows.append({"subject": person.id, "sequence": sequence, "correlation": correlation})
+    people = people[:: max(1, math.ceil(len(people) / most))]
+    for person in progress(people, desc="bias fields", unit="subject"):
+        truth, found = truth_folder(config, run_dir, person.id), subject_folder(run_dir, person.id) / "anat"
+        for sequence in config.sequences:
+            known = truth / f"sub-{person.id}_{sequence}_biasfield.nii.gz"
+            recovered = found / f"sub-{person.id}_desc-logbias_{sequence}.nii.gz"
+            if not (known.is_file() and recovered.is_file()):
+                continue
+            points = _brain_points(found / f"sub-{person.id}_space-T1w_desc-brain_mask.nii.gz")
+            moved = truth / f"sub-{person.id}_from-T1w_to-{sequence}_mode-points_xfm.tfm"
+            if moved.is_file():
+                points = apply_points(sitk.ReadTransform(str(moved)), points)
+            pair = np.log(_field_at(known, points)), _field_at(recovered, points)
+            rows.append({"subject": person.id, "sequence": sequence, "correlation": np.corrcoef(*pair)[0, 1]})
     return pd.DataFrame(rows, columns=["subject", "sequence", "correlation"])
 
 
@@ -117,11 +122,12 @@ def group_examples(config: StudyConfig, run_dir: str | Path) -> dict:
     """Arguments of `mslib.show.plot_examples`: per group the subject of median lesion load, its fullest slice."""
     people = [person for person in usable_subjects(config, run_dir) if person.group in config.groups]
     slices, lesions, z_mm, names = [], [], [], []
-    for group in config.groups:
-        stacks = [load_stack(stack_path(run_dir, person.id)) for person in people if person.group == group][:9]
-        if not stacks:
+    for group in progress(config.groups, desc="examples", unit="group"):
+        loads = {person.id: int(load_stack(stack_path(run_dir, person.id))["lesion"].sum())
+                 for person in people if person.group == group}
+        if not loads:
             continue
-        stack = sorted(stacks, key=lambda one: int(one["lesion"].sum()))[len(stacks) // 2]
+        stack = load_stack(stack_path(run_dir, sorted(loads, key=loads.get)[len(loads) // 2]))
         middle = len(stack["images"]) // 2
         window = stack["lesion"][middle - 10: middle + 20].sum(axis=(1, 2))
         best = max(0, middle - 10) + int(window.argmax()) if window.any() else middle

@@ -23,11 +23,12 @@ from .images import (
     as_image,
     bounding_box,
     checked_mask,
+    reduce_to,
     reoriented_grid,
     save_nifti,
     sha256,
 )
-from .intensity import scale_intensity
+from .intensity import STEP, scale_intensity
 from .masking import brain_mask
 from .qc import edge_agreement, header_alignment, quality_row, registration_figure
 from .registration import Registration, register_rigid
@@ -36,6 +37,7 @@ from .slices import save_stack, slice_stack
 LOG = logging.getLogger(__name__)
 COARSE_MM, FINE_MM = (6.0, 3.0), (1.5,)
 RIM_MM = 3.0
+FIELD_MM = 4.0
 PACKAGES = ("mslib", "SimpleITK", "numpy", "scipy", "nibabel", "nilearn", "matplotlib")
 RULES = {
     "bias": "N4 on each image's own grid inside the brain mask",
@@ -48,9 +50,13 @@ RULES = {
 
 @dataclass(frozen=True)
 class Aligned:
-    """A bias-corrected image on its own grid and how T1w points find it."""
+    """A bias-corrected image on its own grid, the natural logarithm of its bias field there, and how T1w finds it.
+
+    `registration` is None for the image that the others are registered to.
+    """
 
     image: sitk.Image
+    log_field: sitk.Image
     registration: Registration | None
 
 
@@ -63,6 +69,8 @@ def output_paths(out: str | Path, subject: str, sequences, lesion: bool) -> dict
         paths["lesion"] = anat / f"sub-{subject}_space-T1w_label-lesion_mask.nii.gz"
     for name in sequences[1:]:
         paths[f"xfm_{name}"] = anat / f"sub-{subject}_from-T1w_to-{name}_mode-points_xfm.tfm"
+    for name in sequences:
+        paths[f"bias_{name}"] = anat / f"sub-{subject}_desc-logbias_{name}.nii.gz"
     paths["slices"] = anat / f"sub-{subject}_space-T1w_desc-slices.npz"
     paths["figure"] = anat.parent / "figures" / f"sub-{subject}_desc-registration_qc.png"
     paths["qc"] = anat / f"sub-{subject}_desc-qc.json"
@@ -115,28 +123,53 @@ def _dilated(mask: sitk.Image, mm: float) -> sitk.Image:
     return sitk.BinaryDilate(mask, [round(mm / spacing) for spacing in mask.GetSpacing()])
 
 
-def _align_all(images: dict, mask: sitk.Image, prep: Prep, seed: int, threads: int) -> dict[str, Aligned]:
-    """Bias-correct every image and register all to the first one.
+def align(images: dict, mask: sitk.Image, prep: Prep | None = None, *, seed: int = 0,
+          threads: int = 2) -> dict[str, Aligned]:
+    """Bias-correct every image on its own grid and register all others to the first one.
 
     The first search uses the images as they are; it places the mask for N4, and the corrected images decide the end.
+
+    Parameters
+    ----------
+    images : dict of SimpleITK.Image
+        Sequence to image (3-D, float32); the first one is the reference.
+    mask : SimpleITK.Image
+        Brain, non-zero inside, on the grid of the first image.
+    prep : mslib.study.config.Prep, optional
+        Settings of N4.
+    seed : int
+        Of the points that the registration draws.
+    threads : int
+        Images worked on at a time; the result does not depend on it.
+
+    Returns
+    -------
+    dict of Aligned
+        In the order of `images`.
+
+    Raises
+    ------
+    StudyError
+        Mask empty or on another grid, images that do not overlap under any start.
     """
+    prep = prep or Prep()
     first, *others = images
     wide = _dilated(mask, RIM_MM)
     with ThreadPoolExecutor(max_workers=threads) as pool:
         rough = {name: pool.submit(register_rigid, images[first], images[name], wide, levels_mm=COARSE_MM, seed=seed)
                  for name in others}
-        t1w = pool.submit(correct_bias, images[first], mask, prep.n4_shrink, prep.n4_iterations)
-        t1w = t1w.result()[0]
+        reference = pool.submit(correct_bias, images[first], mask, prep.n4_shrink, prep.n4_iterations)
+        t1w, field = reference.result()
 
         def finish(name):
             start = rough[name].result()
             inside = _mask_for(mask, images[name], start.transform)
-            corrected, _ = correct_bias(images[name], inside, prep.n4_shrink, prep.n4_iterations)
+            corrected, own = correct_bias(images[name], inside, prep.n4_shrink, prep.n4_iterations)
             found = register_rigid(t1w, corrected, wide, initial=start.transform, levels_mm=FINE_MM, seed=seed)
-            return Aligned(corrected, found)
+            return Aligned(corrected, own, found)
 
         done = dict(zip(others, pool.map(finish, others)))
-    return {first: Aligned(t1w, None), **done}
+    return {first: Aligned(t1w, field, None), **done}
 
 
 def _on_grid(aligned: Aligned, grid: sitk.Image, brain: np.ndarray) -> np.ndarray:
@@ -153,6 +186,12 @@ def _on_grid(aligned: Aligned, grid: sitk.Image, brain: np.ndarray) -> np.ndarra
 def _mask_on_grid(mask: sitk.Image, grid: sitk.Image) -> np.ndarray:
     soft = sitk.Resample(sitk.Cast(mask, sitk.sitkFloat32), grid, sitk.Transform(), sitk.sitkLinear, 0.0)
     return array_of(soft) >= 0.5
+
+
+def _save_field(path: Path, field: sitk.Image) -> None:
+    """Write a log bias field: smooth, so that coarse voxels hold it; whole multiples of `STEP` compress."""
+    small = reduce_to(field, FIELD_MM)
+    save_nifti(path, np.round(array_of(small) / STEP).astype(np.float32) * np.float32(STEP), affine_of(small))
 
 
 def preprocess_subject(subject, out, prep: Prep | None = None, sequences=("T1w", "T2w", "FLAIR"),
@@ -183,7 +222,7 @@ def preprocess_subject(subject, out, prep: Prep | None = None, sequences=("T1w",
     Returns
     -------
     dict
-        Short name (sequence, brain, lesion, xfm_<sequence>, slices, figure, qc) to path.
+        Short name (sequence, brain, lesion, xfm_<sequence>, bias_<sequence>, slices, figure, qc) to path.
 
     Raises
     ------
@@ -215,13 +254,14 @@ def _make(subject, paths, request, prep, sequences, image_size, pixel_mm, seed, 
     given = subject.brain_mask is not None
     mask = checked_mask(subject.brain_mask if given else brain_mask(t1w, seed=seed), t1w)
     lesion = None if subject.lesion_mask is None else checked_mask(subject.lesion_mask, t1w, allow_empty=True)
-    aligned = _align_all(images, mask, prep, seed, threads)
+    aligned = align(images, mask, prep, seed=seed, threads=threads)
     grid = reoriented_grid(t1w, prep.resample_mm)
     affine, brain = affine_of(grid), _mask_on_grid(mask, grid)
     with ThreadPoolExecutor(max_workers=threads) as pool:
         volumes = dict(zip(sequences, pool.map(
             lambda name: scale_intensity(_on_grid(aligned[name], grid, brain), brain, prep.percentiles), sequences)))
         saved = [pool.submit(save_nifti, paths[name], volume, affine) for name, volume in volumes.items()]
+        saved += [pool.submit(_save_field, paths[f"bias_{name}"], aligned[name].log_field) for name in sequences]
         save_nifti(paths["brain"], brain.astype(np.uint8), affine)
         if lesion is not None:
             lesion = _mask_on_grid(lesion, grid)

@@ -15,7 +15,7 @@ from .images import array_of, bounding_box
 from .registration import Registration
 
 BRAIN_ML = (700.0, 2200.0)
-EDGE_AGREEMENT = 12.0  # right pairs: 14 and more; heads of two persons: below 10
+EDGE_AGREEMENT = 12.0  # right pairs: 14 and more; heads of two persons: 9 at most
 MARGIN = 6
 
 
@@ -43,7 +43,7 @@ def edge_agreement(first: np.ndarray, second: np.ndarray, brain: np.ndarray, shi
     -------
     float
         Agreement in place minus the mean of the six displaced ones, over their standard deviation: within about
-        +-3 for unrelated images, below 10 for two persons' heads.
+        +-3 for unrelated images, at most 9 for two persons' heads.
     """
     box = bounding_box(brain, (shift + 1,) * 3)
     a, b, inside = _unit_gradients(first[box]), _unit_gradients(second[box]), np.flatnonzero(brain[box])

@@ -206,31 +206,3 @@ def plane_to_volume(maps: np.ndarray, stack: dict, reference) -> nib.Nifti1Image
     header = nib.Nifti1Header()
     header.set_xyzt_units("mm")
     return nib.Nifti1Image(volume.astype(np.float32), reference.affine, header)
-
-
-def crop_slices(volumes: np.ndarray, brain: np.ndarray, image_size: tuple[int, int] = (128, 112)):
-    """Cut or pad volumes whose voxels already are the pixels into slices of the same convention.
-
-    Parameters
-    ----------
-    volumes : ndarray of shape (X, Y, Z, M)
-        Axes right, anterior, superior; one channel per sequence.
-    brain : ndarray of bool, shape (X, Y, Z)
-        Its bounding box gives the centre (to half a pixel) and the slices.
-    image_size : (int, int), default (128, 112)
-
-    Returns
-    -------
-    ndarray of shape (n, H, W, M)
-        All slices from the first to the last that hold brain.
-    """
-    chosen = select_slices(brain, brain.shape[2])
-    flipped = np.asarray(volumes)[::-1, ::-1, chosen].transpose(2, 1, 0, 3)
-    for axis, size in ((1, image_size[0]), (2, image_size[1])):
-        present = np.flatnonzero(brain[::-1, ::-1].any(axis=(0 if axis == 1 else 1, 2)))
-        start = (present[0] + present[-1] + 1) // 2 - size // 2
-        before, after = max(0, -start), max(0, start + size - flipped.shape[axis])
-        padding = [(0, 0)] * 4
-        padding[axis] = (before, after)
-        flipped = np.pad(flipped, padding).take(np.arange(start + before, start + before + size), axis=axis)
-    return flipped
