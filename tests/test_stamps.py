@@ -13,7 +13,8 @@ from scipy import ndimage
 from mslib.cohort import phantom
 from mslib.jobs.cohort import participants
 from mslib.nets import gather, pretraining, protocols, train_protocol
-from mslib.nets.pretraining import FURTHER_SEED, further_size, further_slices
+from mslib.nets import further as further_module
+from mslib.nets.further import FURTHER_SEED, further_size, further_slices
 from mslib.study import StudyConfig, write_text
 from mslib.study.files import stamped_folder
 
@@ -91,7 +92,7 @@ def first_seed_without_spots():
 def in_this_process():
     """No further processes: they would load TensorFlow again."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pretraining, "Parallel", lambda n_jobs, **options: joblib.Parallel(n_jobs=1, **options))
+        patch.setattr(further_module, "Parallel", lambda n_jobs, **options: joblib.Parallel(n_jobs=1, **options))
         yield
 
 
@@ -161,7 +162,7 @@ def test_bright_flair_goes_with_the_lesion_fact(further):
 
 def test_a_second_call_reads_the_file(further, monkeypatch):
     config, run, slices = further
-    monkeypatch.setattr(pretraining, "_further_stack", None)
+    monkeypatch.setattr(further_module, "_further_subject", None)
     before = content(run / "further")
     again = further_slices(config, run)
     assert content(run / "further") == before and {"slices.npz", "stamp.json", "template.npz"} == set(before)

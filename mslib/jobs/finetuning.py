@@ -12,13 +12,16 @@ from mslib.nets import (
     PROTOCOLS,
     SliceSet,
     baseline_logits,
+    further_truth,
     gather,
     load_net,
+    net_facts,
     predict_cohort,
     split_subjects,
     train_protocol,
 )
-from mslib.study import StudyConfig, progress, write_table
+from mslib.study import StudyConfig, progress, stamped_folder, write_table
+from mslib.study.provenance import file_sha256
 
 from .cohort import usable_subjects
 from .maps import stack_of
@@ -26,8 +29,9 @@ from .truth import truth_table
 
 #: What readers see for each protocol.
 TITLES = {"slice": "(a) slice-wise split, as published", "subject": "(b) subject-wise split",
-          "independent": "(c) independent cohort", "slice_permuted": "slice-wise, permuted labels",
-          "subject_permuted": "subject-wise, permuted labels"}
+          "independent": "(c) independent cohort",
+          "independent_further": "(c), learnt from the further subjects",
+          "slice_permuted": "slice-wise, permuted labels", "subject_permuted": "subject-wise, permuted labels"}
 
 
 def load_slices(config: StudyConfig, run_dir: str | Path, cohort: str) -> SliceSet:
@@ -50,9 +54,11 @@ def predict_independent(config: StudyConfig, run_dir: str | Path, backbone: str)
     """Predictions of the subject-wise net for the independent cohort (no cohort, no rows)."""
     if not any(person.cohort == "independent" for person in usable_subjects(config, run_dir)):
         return pd.DataFrame()
-    path = Path(run_dir) / "nets" / backbone / "subject" / "independent.csv"
+    slices = load_slices(config, run_dir, "independent")
+    weights = Path(run_dir) / "nets" / backbone / "subject" / "weights.weights.h5"
+    facts = {"slices": slices.digest(), "net": file_sha256(weights), "input": config.model.input}
+    path = stamped_folder(Path(run_dir) / "nets" / backbone / "independent", facts) / "predictions.csv"
     if not path.exists():
-        slices = load_slices(config, run_dir, "independent")
         write_table(path, predict_cohort(load_net(run_dir, backbone, config), slices, config))
     return pd.read_csv(path, dtype={"subject": str})
 
@@ -78,23 +84,42 @@ def baseline_predictions(config: StudyConfig, run_dir: str | Path) -> dict[str, 
     Returns
     -------
     dict of str to DataFrame
-        ``subject`` and ``independent``; empty where the cohort has no known truth.
+        ``subject`` and ``independent``, and ``independent_further``, fitted to the subjects that the nets were
+        pre-trained on, where there are any; empty where the cohort has no known truth.
     """
     table = truth_table(config, run_dir)
     if not {"lesion_load_ml", "ventricle_volume_ml"} <= set(table):
         return {}
     study = table[table["cohort"] == "study"].set_index("subject")
     parts = split_subjects(study["group"], config.training.split, config.seed)
-    train = study[parts == "train"]
-    tested = {"subject": study[parts == "test"].reset_index(), "independent": table[table["cohort"] == "independent"]}
+    train, independent = study[parts == "train"], table[table["cohort"] == "independent"]
+    tested = {"subject": (train, study[parts == "test"].reset_index()), "independent": (train, independent)}
+    if config.model.weights == "simulated":
+        tested["independent_further"] = further_truth(config, run_dir), independent
     result = {}
-    for name, test in tested.items():
+    for name, (train, test) in tested.items():
         if len(test):
             logits = baseline_logits(train, test, config.groups)
             target = test["group"].map({group: i for i, group in enumerate(config.groups)})
             result[name] = pd.DataFrame(logits, columns=[f"logit_{group}" for group in config.groups]).assign(
                 subject=test["subject"].to_numpy(), target=target.to_numpy())
     return result
+
+
+def schedule_table(config: StudyConfig, run_dir: str | Path, backbone: str) -> pd.DataFrame:
+    """How one net was trained under every protocol: start, pixels, epochs, slices, learning rate, trained slices."""
+    stages = config.training.pretraining if config.model.weights == "simulated" else []
+    rows = [{"protocol": f"pre-training, stage {number}",
+             "starts from": "random weights" if number == 1 else "stage before",
+             "pixel (mm)": config.training.pretraining_pixel_mm * stage.shrink, "epochs at most": stage.epochs,
+             "slices per subject and epoch": stage.slices_per_subject, "learning rate": stage.learning_rate}
+            for number, stage in enumerate(stages, start=1)]
+    for protocol in PROTOCOLS:
+        facts = net_facts(run_dir, backbone, protocol)
+        rows.append({"protocol": TITLES[protocol], "starts from": facts["weights"], "pixel (mm)": facts["pixel_mm"],
+                     "epochs at most": facts["epochs"], "slices per subject and epoch": facts["slices_per_subject"],
+                     "learning rate": facts["learning_rate"]})
+    return pd.DataFrame(rows)
 
 
 def accuracy_rows(reports: dict[str, ClassificationReport], backbone: str) -> pd.DataFrame:
@@ -105,14 +130,16 @@ def accuracy_rows(reports: dict[str, ClassificationReport], backbone: str) -> pd
 
 
 def histories(config: StudyConfig, run_dir: str | Path, backbone: str) -> pd.DataFrame:
-    """Learning curves of one net, all protocols; the kept epoch is marked ``best``."""
+    """Learning curves of one net, all protocols; the kept epoch (of every stage of pre-training) is marked ``best``."""
     tables = []
     for protocol in ["pretraining", *PROTOCOLS]:
         path = Path(run_dir) / "nets" / backbone / protocol / "history.csv"
         if path.exists():
             table = pd.read_csv(path)
-            best = np.arange(len(table)) == table["val_loss"].to_numpy().argmin()
-            tables.append(table.assign(backbone=backbone, protocol=protocol, best=best))
+            stage = table["stage"] if "stage" in table else pd.Series(1, index=table.index)
+            kept = table.groupby(stage)["val_loss"].idxmin()
+            tables.append(table.assign(backbone=backbone, protocol=protocol, epoch=np.arange(len(table)) + 1,
+                                       stage=stage, best=table.index.isin(kept)))
     return pd.concat(tables, ignore_index=True)
 
 

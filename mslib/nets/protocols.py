@@ -13,6 +13,7 @@ from mslib.study import StudyConfig, StudyError, atomic_path, stamped_folder, wr
 from mslib.study.provenance import ROOT, code_digest
 
 from .data import SliceSet
+from .further import CODE
 from .pretraining import pretrained_weights
 from .splits import permute_groups, refuse_leakage, split_slices, split_subjects
 from .training import Recipe, choose_precision, fit, predict_logits
@@ -53,7 +54,7 @@ def _recipe(protocol, config):
                   training.patience, config.seed, channels_of(config))
 
 
-def _start(backbone, config, run_dir, shape):
+def _start(backbone, config, run_dir, shape, shrink):
     """The net before fine-tuning, the origin of its weights in words, and the arithmetic of its training."""
     weights, n_classes = config.model.weights, len(config.groups)
     precision = choose_precision(config.training.precision)
@@ -61,9 +62,9 @@ def _start(backbone, config, run_dir, shape):
         model = build_trainable(backbone, n_classes, shape, precision)
         if weights == "scratch":
             return model, "trained from scratch", precision
-        model.set_weights(pretrained_weights(backbone, config, run_dir))
-        return model, (f"pre-trained on {config.training.pretraining_subjects} further simulated subjects "
-                       "outside every cohort of the study"), precision
+        model.set_weights(pretrained_weights(backbone, config, run_dir, shrink))
+        return model, (f"pre-trained on {config.training.pretraining_subjects} further simulated subjects of the same "
+                       "groups, outside every cohort of the study"), precision
     origin = "ImageNet (keras.applications)" if weights == "imagenet" else f"file {Path(weights).name}"
     weights = weights if weights == "imagenet" else ROOT / weights
     return build_classifier(backbone, n_classes, shape, weights), origin, "float32"
@@ -77,7 +78,7 @@ def _finished(model):
 def training_facts(config: StudyConfig, slices: SliceSet) -> dict:
     """What decides a fitted net: settings, code, slices."""
     settings = json.loads(config.model_dump_json(exclude={"explain", "statistics", "study"}))
-    return {"settings": settings, "code": code_digest("mslib.nets.protocols"), "slices": slices.digest()}
+    return {"settings": settings, "code": code_digest("mslib.nets.protocols", **CODE), "slices": slices.digest()}
 
 
 def train_protocol(protocol: str, backbone: str, slices: SliceSet, config: StudyConfig,
@@ -118,7 +119,7 @@ def train_protocol(protocol: str, backbone: str, slices: SliceSet, config: Study
     index = {part: np.flatnonzero(parts == part) for part in ("train", "validation", "test")}
     keras.utils.set_random_seed(config.seed)
     shape = (*slices.images.shape[1:3], len(config.sequences))
-    model, origin, precision = _start(backbone, config, run_dir, shape)
+    model, origin, precision = _start(backbone, config, run_dir, shape, schedule.shrink)
     recipe = _recipe(protocol, config)
     fit(model, slices, index["train"], index["validation"], folder, recipe, f"{backbone} {protocol}")
     plain = _finished(model)
@@ -131,11 +132,11 @@ def train_protocol(protocol: str, backbone: str, slices: SliceSet, config: Study
     write_table(predictions, table)
     for name in ("state.npz", "best.npz"):
         (folder / name).unlink(missing_ok=True)
-    write_json(folder / "net.json", {"backbone": backbone, "protocol": protocol, "weights": origin,
-                                     "training_precision": precision,
-                                     "input": config.model.input,
-                                     "pixel_mm": config.model.pixel_mm * schedule.shrink,
-                                     "epochs": schedule.epochs, "slices_per_subject": schedule.slices_per_subject})
+    write_json(folder / "net.json", {
+        "backbone": backbone, "protocol": protocol, "weights": origin, "training_precision": precision,
+        "input": config.model.input, "pixel_mm": config.model.pixel_mm * schedule.shrink, "epochs": schedule.epochs,
+        "slices_per_subject": schedule.slices_per_subject, "learning_rate": schedule.learning_rate,
+        "batch_size": config.training.batch_size})
     return pd.read_csv(predictions, dtype={"subject": str})
 
 

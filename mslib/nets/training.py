@@ -194,6 +194,8 @@ def fit(model: keras.Model, slices: SliceSet, train: np.ndarray, validation: np.
     trainer = _trainer(model, facts_head, optimizer)
     augment = make_augmenter(recipe.augmentation)
     history = _load_state(folder, trainer, optimizer)
+    if len(history) < epochs and history:
+        print(f"{label}: goes on after epoch {len(history)} of {epochs}")
     bar = progress(total=steps * epochs, initial=steps * len(history), desc=label, unit="batch")
     while len(history) < epochs and not _stopped(history, recipe.patience):
         epoch = len(history)

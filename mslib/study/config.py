@@ -20,6 +20,8 @@ Percent = Annotated[float, Field(ge=0, le=100)]
 Weights = Annotated[str, Field(pattern=r"^(scratch|simulated|imagenet|.+\.h5)$")]
 #: A group must have a subject in each of the three parts of the subject-wise split.
 MIN_PER_GROUP = 3
+#: The groups that can be simulated.
+SIMULATED_GROUPS = ("control", "RRMS", "SPMS")
 
 
 class Section(BaseModel):
@@ -129,7 +131,7 @@ class Training(Section):
     permuted: Schedule = Schedule()
     pretraining_subjects: Count = 0
     pretraining_pixel_mm: Positive = 2.0
-    pretraining: Schedule = Schedule()
+    pretraining: Annotated[list[Schedule], Field(min_length=1)] = [Schedule()]
 
 
 class Explain(Section):
@@ -182,6 +184,19 @@ class StudyConfig(Section):
             few = {group: of_group.get(group, 0) for group in self.groups if of_group.get(group, 0) < MIN_PER_GROUP}
             if few:
                 raise ValueError(f"{key}: must give every group at least {MIN_PER_GROUP} subjects (got {few})")
+        return self
+
+    @model_validator(mode="after")
+    def _groups_that_can_be_simulated(self):
+        unknown = [group for group in self.groups if group not in SIMULATED_GROUPS]
+        if not unknown:
+            return self
+        if self.cohort.source == "simulated":
+            known = f"of {list(SIMULATED_GROUPS)} where subjects are simulated"
+            raise ValueError(f"groups: must be {known} (got {unknown})")
+        if self.model.weights == "simulated" and self.cohort.source != "open_ms":
+            raise ValueError("model.weights: must be 'imagenet', a path or 'scratch' for groups other than "
+                             f"{list(SIMULATED_GROUPS)}, which alone can be simulated (got 'simulated' for {unknown})")
         return self
 
     @model_validator(mode="after")

@@ -97,13 +97,16 @@ def notebook_code(path: str | Path) -> str:
     return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
 
 
-def code_digest(*steps: str) -> str:
+def code_digest(*steps: str, without: str | None = None) -> str:
     """Digest of the code that steps run; comments, docstrings and layout do not count.
 
     Parameters
     ----------
     *steps : str
         Notebook paths relative to the project (``notebooks/00_cohort.ipynb``) or modules (``mslib.jobs.cohort``).
+    without : str, optional
+        Folder of the project whose modules do not count (``mslib/study``: files, bars and the models of settings whose
+        values a stamp holds anyway).
 
     Returns
     -------
@@ -117,7 +120,9 @@ def code_digest(*steps: str) -> str:
     digest = hashlib.sha256()
     for tree in trees:
         digest.update(_without_docstrings(tree).encode())
-    for path in module_closure(trees):
+    counted = [path for path in module_closure(trees)
+               if without is None or not path.is_relative_to(ROOT / without)]
+    for path in counted:
         digest.update(path.relative_to(ROOT).as_posix().encode())
         digest.update(_without_docstrings(ast.parse(path.read_text(encoding="utf-8"))).encode())
     return digest.hexdigest()[:16]
