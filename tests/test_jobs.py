@@ -12,11 +12,11 @@ import pytest
 from repository import ROOT
 
 from mslib.__main__ import main
-from mslib.jobs import claims, cohort, depth, maps
+from mslib.jobs import claims, cohort, depth, maps, report, words
 from mslib.jobs.lobes import LOBES, TEMPLATE_PLACE, lobe_labels, lobe_shares
-from mslib.jobs.publish import clean_notebook, publish
+from mslib.jobs.publish import clean_notebook, executed_notebooks, publish
 from mslib.jobs.record import interval_text, record
-from mslib.study import StudyConfig, StudyError, load_config, write_table
+from mslib.study import StudyConfig, StudyError, load_config, write_table, write_text
 
 CONFIG = StudyConfig(study="test", model={"backbones": ["vgg19"]}, statistics={"bootstrap": 300})
 LAYERS = ["block4_conv4", "block4_pool", "block5_conv1", "block5_conv4", "block5_pool"]
@@ -87,18 +87,20 @@ def test_differences_are_paired():
     assert found.low < 0.2 < found.high and found.high - found.low < 0.01
 
 
-@pytest.mark.parametrize("q95,holds", [((1.0, 2.0), "yes"), ((2.0, 1.0), "no"), ((1.0, 1.0), "open")])
+@pytest.mark.parametrize("q95,holds", [((1.0, 2.0), "holds"), ((2.0, 1.0), "does not hold"),
+                                       ((1.0, 1.0), "not testable")])
 def test_direction_of_the_percentile_comparison(q95, holds):
     measures = make_measures(q95=q95, seed=3)
     table = depth.percentile_comparison(measures, CONFIG)
     row = table[table["layer"] == "block5_conv4"].iloc[0]
     assert (row["n_more"], row["n_less"]) == (8, 8)
     assert (table["p_holm"] >= table["p"]).all()
-    if holds == "open":
+    if holds == "not testable":
         assert row["low"] < row["auc"] == 0.5 < row["high"]
     else:
-        assert row["auc"] == (holds == "yes") and (row["p"] < 0.001) == (holds == "yes")
-    assert claims.group_claims(table, depth.lobe_table(measures, LAST, CONFIG))[0]["holds?"] == holds
+        assert row["auc"] == (holds == "holds") and (row["p"] < 0.001) == (holds == "holds")
+        assert np.isnan(row["low"]), "groups wholly apart have no interval"
+    assert claims.group_claims(table, depth.lobe_table(measures, LAST, CONFIG), CONFIG)[0]["holds?"].startswith(holds)
     values = depth.percentile_values(measures, LAST)
     assert values.groupby("group")["value"].mean().to_dict() == pytest.approx({"RRMS": q95[0], "SPMS": q95[1]}, abs=0.1)
 
@@ -107,7 +109,18 @@ def test_no_comparison_without_the_second_group():
     measures = make_measures().query("group == 'RRMS'")
     table = depth.percentile_comparison(measures, CONFIG)
     assert table.empty and "p_holm" in table
-    assert claims.group_claims(table, depth.lobe_table(measures, LAST, CONFIG)) == []
+    rows = claims.group_claims(table, depth.lobe_table(measures, LAST, CONFIG), CONFIG)
+    assert len(rows) == 3 and all(row["holds?"].startswith("not testable: no ") for row in rows)
+
+
+def test_correction_decides_about_the_percentile():
+    """A p value that falls above the level when corrected for the layers does not make the claim hold."""
+    row = {"backbone": "vgg19", "layer": "block5_conv4", "auc": 0.8, "low": 0.6, "high": 0.95, "p": 0.02,
+           "n_more": 8, "n_less": 8}
+    for p_holm, holds in ((0.04, "holds"), (0.2, "not testable: undecided, Holm p = 0.2")):
+        table = pd.DataFrame([row | {"p_holm": p_holm}])
+        found = claims.group_claims(table, depth.lobe_table(make_measures(), LAST, CONFIG), CONFIG)
+        assert found[0]["holds?"] == holds
 
 
 def test_randomisation_summary():
@@ -124,41 +137,115 @@ def test_randomisation_summary():
 
 def verdicts(measures):
     curves = depth.depth_table(measures, CONFIG)
-    return [row["holds?"] for row in claims.depth_claims(measures, curves, CONFIG)]
+    return [row["holds?"].split(":")[0] for row in claims.depth_claims(measures, curves, CONFIG)]
 
 
 def test_claims_of_depth():
-    """Shallower is more local, the last convolution is best, block4_conv4 is hardly readable."""
-    assert verdicts(make_measures()) == ["yes", "no", "yes"]
-    best_last = PLANTED | {"auprc": [0.1, 0.2, 0.3, 0.6, 0.35]}
-    assert verdicts(make_measures(best_last)) == ["yes", "yes", "yes"]
-    upside_down = {"auprc": [0.7, 0.2, 0.3, 0.4, 0.35], "half_heat_share": [0.3, 0.3, 0.3, 0.1, 0.1]}
-    assert verdicts(make_measures(upside_down)) == ["no", "no", "no"]
+    """Shallower is more local, meets lesions better; last convolution best compromise; block4_conv4 hardly readable."""
+    yes, no, none = "holds", "does not hold", "not testable"
+    assert verdicts(make_measures()) == [yes, no, no, yes]
+    last_best = {"auprc": [0.1, 0.2, 0.3, 0.6, 0.35], "half_heat_share": [0.2, 0.21, 0.22, 0.1, 0.3]}
+    assert verdicts(make_measures(last_best))[2:] == [yes, yes]
+    upside_down = {"auprc": [0.7, 0.5, 0.45, 0.4, 0.35], "half_heat_share": [0.3, 0.25, 0.2, 0.1, 0.05]}
+    found = verdicts(make_measures(upside_down))
+    assert (found[0], found[1], found[3]) == (no, yes, no)
     flat = {name: [0.3] * 5 for name in PLANTED}
-    spread, compromise, readable = verdicts(make_measures(flat, noise=0.2))
-    assert (spread, readable) == ("open", "open") and compromise in ("yes", "open")
+    assert verdicts(make_measures(flat, noise=0.2)) == [none] * 4
+
+
+def test_trend_over_depth_uses_every_layer():
+    """The outer layers agree, those between fall: two layers would say flat."""
+    measures = make_measures({"half_heat_share": [0.3, 0.9, 0.7, 0.5, 0.3]}, noise=0.001)
+    trend = depth.layer_trend(measures, "vgg19", "half_heat_share")
+    assert len(trend) == 16 and (trend < -0.2).all() and (trend > -0.7).all()
+    rising = depth.layer_trend(make_measures(), "vgg19", "half_heat_share")
+    mean, share = depth.patient_interval(rising, CONFIG)
+    assert mean.estimate == pytest.approx(1) and np.isnan(mean.low), "all patients alike: no bootstrap interval"
+    assert share.estimate == 1 and 0.75 < share.low < 1, "their share decides"
+
+
+def test_the_rival_is_chosen_by_other_patients():
+    """A layer that is best in the half that chooses only, and poor in the half that tests, does not win."""
+    measures = make_measures(PLANTED | {"half_heat_share": [0.2] * 5}, noise=0.001)
+    order = measures["subject"].astype(int).to_numpy()
+    second = (order // 2) % 2 == 1
+    lucky = (measures["layer"] == "block4_conv4").to_numpy()
+    for name, good, poor in (("auprc", 5.0, 0.0), ("half_heat_share", 0.0, 5.0)):
+        measures.loc[lucky & ~second, name] = good
+        measures.loc[lucky & second, name] = poor
+    rival, gain = depth.compromise(measures, "vgg19")
+    assert (rival, len(gain)) == ("block4_conv4", 8) and (gain > 0).all()
+
+
+def test_no_masks_no_claims_about_lesions():
+    measures = make_measures()
+    measures[["auprc", "auprc_chance", "pointing", "mass_share", "iou"]] = np.nan
+    found = verdicts(measures)
+    assert found == ["holds", "not testable", "not testable", "not testable"]
+    assert depth.best_layer(depth.depth_table(measures, CONFIG), "vgg19") is None
+
+
+def test_two_patients_decide_nothing():
+    measures = make_measures().query("subject in ['000', '001']")
+    table = depth.depth_table(measures, CONFIG)
+    assert table["value"].notna().all() and table["low"].isna().all()
+    rows = claims.depth_claims(measures, table, CONFIG)
+    assert all(row["holds?"] == "not testable: too few subjects for an interval" for row in rows)
+    assert all("n < 5 subjects" in row["our evidence"] for row in rows)
 
 
 def test_claims_of_lobes():
-    rows = claims.group_claims(pd.DataFrame(columns=["backbone"]), depth.lobe_table(make_measures(), LAST, CONFIG))
-    assert {row["published claim"].split()[0]: row["holds?"] for row in rows} == {"Frontal": "yes", "Temporal": "no"}
+    empty = pd.DataFrame(columns=["backbone", "layer"])
+    rows = claims.group_claims(empty, depth.lobe_table(make_measures(), LAST, CONFIG), CONFIG)[1:]
+    assert {row["published claim"].split()[0]: row["holds?"] for row in rows} == {
+        "Frontal": "holds", "Temporal": "does not hold"}
 
 
 def accuracy(slice_wise, permuted, independent):
     return {"vgg19": {"slice": {"slice": slice_wise, "subject": slice_wise},
                       "slice_permuted": {"slice": permuted, "subject": permuted},
+                      "subject_permuted": {"slice": permuted, "subject": permuted},
                       "independent": {"slice": independent, "subject": independent}},
             "logistic": {"independent": {"subject": [0.9, 0.8, 1.0]}}}
 
 
+def fitted(run, shares=(19, 10, 9)):
+    """Predictions whose tested slices have these classes: the majority share is 1/2, and 1/3 in the other cohort."""
+    for name in ("slice", "slice_permuted", "subject_permuted", "subject"):
+        target = np.repeat([0, 1, 2, 2], [*shares, 50])
+        part = np.repeat(["test", "validation"], [sum(shares), 50])
+        write_table(run / "nets" / "vgg19" / name / "predictions.csv", pd.DataFrame({"target": target, "part": part}))
+    write_table(run / "nets" / "vgg19" / "independent" / "predictions.csv", pd.DataFrame({"target": [0, 1, 2]}))
+
+
+ABOVE, FALLS, OPEN = "holds", "does not hold", "not testable"
+
+
 @pytest.mark.parametrize("values,expected", [
-    (([0.97, 0.95, 0.99], [0.8, 0.7, 0.9], [0.93, 0.8, 1.0]), ["yes", "no, it leaks", "yes"]),
-    (([0.90, 0.85, 0.96], [0.35, 0.2, 0.5], [0.6, 0.4, 0.8]), ["no", "open", "no"])])
+    (([0.97, 0.96, 0.99], [0.8, 0.7, 0.9], [0.95, 0.92, 1.0]), [ABOVE, FALLS, FALLS, ABOVE, ABOVE]),
+    (([0.90, 0.85, 0.94], [0.45, 0.4, 0.6], [0.6, 0.4, 0.8]), [FALLS, OPEN, ABOVE, ABOVE, FALLS]),
+    (([0.96, 0.93, 0.98], [0.45, 0.4, 0.6], [0.93, 0.8, 0.98]), [OPEN, OPEN, ABOVE, ABOVE, OPEN]),
+    (([0.96, None, None], [0.45, None, None], [0.3, 0.2, 0.4]), [OPEN, OPEN, OPEN, OPEN, FALLS])])
 def test_claims_of_accuracy(tmp_path, values, expected):
     record(tmp_path, "02_finetuning_vgg19", {"accuracy": accuracy(*values)})
+    fitted(tmp_path)
     rows = claims.accuracy_claims(tmp_path)
-    assert [row["holds?"] for row in rows] == expected
-    assert interval_text(*values[0]) in rows[0]["our evidence"] and "0.90 (0.80 to 1.00)" in rows[2]["our evidence"]
+    assert [row["holds?"].split(":")[0] for row in rows] == expected
+    assert interval_text(*values[0]) in rows[0]["our evidence"] and "0.90 (0.80 to 1.00)" in rows[4]["our evidence"]
+    assert "chance 0.50" in rows[1]["our evidence"] and "chance 0.33" in rows[3]["our evidence"]
+
+
+@pytest.mark.parametrize("numbers,text", [
+    ((0.93, 0.88, 0.97), "0.93 (0.88 to 0.97)"),
+    ((0.93, None, None), "0.93 (no interval: n < 5 subjects, or all alike)"),
+    ((0.93, float("nan"), float("nan")), "0.93 (no interval: n < 5 subjects, or all alike)"),
+    ((None, None, None), "not measured")])
+def test_interval_in_words(numbers, text):
+    assert interval_text(*numbers) == text
+
+
+def test_interval_with_its_name():
+    assert interval_text(0.9, 0.8, 1.0, name="95 % interval") == "0.90 (95 % interval 0.80 to 1.00)"
 
 
 def test_the_table_of_claims_is_put_together(tmp_path):
@@ -170,12 +257,13 @@ def test_the_table_of_claims_is_put_together(tmp_path):
         write_table(tmp_path / "tables" / f"{name}.csv", table)
     for subject, part in measures.groupby("subject"):
         write_table(tmp_path / "maps" / "vgg19" / f"sub-{subject}.csv", part.drop(columns="backbone"))
+    fitted(tmp_path)
     write_table(tmp_path / "maps" / "vgg19" / "sub-999.csv", pd.DataFrame())
     loaded = claims.load_measures(CONFIG, tmp_path)
     pd.testing.assert_frame_equal(loaded[measures.columns], measures.sort_values("subject", kind="stable",
                                                                                  ignore_index=True))
     table = claims.claims_table(tmp_path, loaded, CONFIG)
-    assert list(table) == ["published claim", "net", "our evidence", "holds?"] and len(table) == 3 + 3 + 3
+    assert list(table) == ["published claim", "net", "our evidence", "holds?"] and len(table) == 5 + 4 + 3
 
 
 def test_numbers_that_are_none_are_recorded_as_such(tmp_path):
@@ -268,12 +356,38 @@ def test_training_subjects_are_not_explained(two_people, tmp_path):
     with pytest.raises(StudyError, match="no fitted nets yet"):
         maps.explained_subjects(CONFIG, tmp_path)
     path = tmp_path / "nets" / "vgg19" / "subject" / "predictions.csv"
-    write_table(path, pd.DataFrame({"subject": ["001", "002"], "part": ["test", "validation"]}))
-    assert [one.id for one in maps.explained_subjects(CONFIG, tmp_path)] == ["001"]
-    write_table(path, pd.DataFrame({"subject": ["003"], "part": ["test"]}))
-    with pytest.raises(StudyError, match="no patient outside training and validation has a lesion mask") as caught:
+    write_table(path, pd.DataFrame({"subject": ["002", "003"], "part": ["test", "validation"]}))
+    assert [one.id for one in maps.explained_subjects(CONFIG, tmp_path)] == ["002"]
+    write_table(path, pd.DataFrame({"subject": ["009"], "part": ["test"]}))
+    with pytest.raises(StudyError, match="no patient outside training and validation") as caught:
         maps.explained_subjects(CONFIG, tmp_path)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_patients_without_lesion_masks_are_explained_where_none_has_one(two_people, tmp_path):
+    path = tmp_path / "nets" / "vgg19" / "subject" / "predictions.csv"
+    write_table(path, pd.DataFrame({"subject": ["002", "003"], "part": "test"}))
+    assert [one.id for one in maps.explained_subjects(CONFIG, tmp_path)] == ["002"], "with masks: those alone"
+    write_table(path, pd.DataFrame({"subject": ["003"], "part": ["test"]}))
+    assert [one.id for one in maps.explained_subjects(CONFIG, tmp_path)] == ["003"]
+
+
+def test_patients_are_all_groups_but_the_controls():
+    own = StudyConfig(study="own", groups=["AQP4", "MOG"], cohort={"source": "bids", "root": "data"})
+    assert words.patient_groups(own) == ["AQP4", "MOG"]
+    assert words.patient_groups(CONFIG) == ["RRMS", "SPMS"]
+
+
+def test_without_a_mask_every_slice_is_measured_but_not_against_lesions(monkeypatch):
+    stack, _ = ellipsoid(8.0)
+    stack |= {"lesion": np.zeros_like(stack["brain"]), "images": np.zeros((*stack["brain"].shape, 3), "float16")}
+    filled = stack["brain"].any(axis=(1, 2))
+    stack = {key: value[filled] if key != "affine" else value for key, value in stack.items()}
+    heat = np.ones(stack["brain"].shape, "float32")
+    monkeypatch.setattr(maps, "layer_cams", lambda *_, **__: {"gradcam": {"block5_conv4": heat}})
+    monkeypatch.setattr(maps, "upsample_maps", lambda raw, size: raw)
+    table = maps._measure_subject(None, person(lesion_mask=None), stack, CONFIG)
+    assert len(table) == filled.sum() and table["auprc"].isna().all() and table["half_heat_share"].notna().all()
 
 
 def test_own_cohort_is_found_from_every_folder(tmp_path, monkeypatch):
@@ -318,13 +432,16 @@ def test_two_runs_give_the_same_notebook(tmp_path):
 
 
 @pytest.fixture
-def finished_run(tmp_path):
+def finished_run(tmp_path, monkeypatch):
     run = tmp_path / "run"
-    executed(run / "notebooks" / "03_gradcam_layers.ipynb", 1)
+    monkeypatch.setattr(report, "findings", lambda *_: {"00_cohort": "38 subjects"}, raising=False)
+    for name in executed_notebooks(CONFIG):
+        executed(run / "notebooks" / f"{name}.ipynb", 1)
+        record(run, name, {})
+    write_text(run / "report.html", "<p>report</p>")
+    write_table(run / "tables" / "lobes.csv", pd.DataFrame({"a": [1]}))
     record(run, "03_gradcam_layers", {"best_layer_auprc": {"vgg19": "block5_conv1"}, "patients": 16, "slices": 80,
                                       "auprc": {"vgg19": {"block5_conv1": [0.6, 0.5, 0.7, 0.05]}}})
-    write_table(run / "tables" / "lobes.csv", pd.DataFrame({"a": [1]}))
-    (run / "report.html").write_text("<p>report</p>")
     return run
 
 
@@ -337,13 +454,34 @@ def test_publishing_twice_gives_the_same_files(finished_run, tmp_path):
     publish(CONFIG, "config/test.yaml", finished_run, results)
     first = content(results)
     assert {"README.md", "report.html", "metrics.json", "provenance.json", "tables/lobes.csv",
-            "notebooks/03_gradcam_layers.ipynb"} == set(first)
+            *(f"notebooks/{name}.ipynb" for name in executed_notebooks(CONFIG))} == set(first)
+    assert "38 subjects" in first["README.md"].decode()
     assert "0.60 (0.50 to 0.70)" in first["README.md"].decode()
     (results / "tables" / "stale.csv").write_text("from an earlier run")
     publish(CONFIG, "config/test.yaml", finished_run, results)
     assert content(results) == first
     assert str(tmp_path) not in b"".join(first.values()).decode()
     assert list(results.parent.iterdir()) == [results]
+
+
+def test_what_another_run_left_in_the_folder_is_not_published(finished_run, tmp_path):
+    """Figures, tables and notebooks of other settings or code: this study's notebooks have not made them."""
+    for name in ("figures/accuracy_vgg16.png", "tables/old.csv", "viewers/sub-9.html",
+                 "metrics/02_finetuning_vgg16.json"):
+        (finished_run / name).parent.mkdir(exist_ok=True)
+        (finished_run / name).write_text("{}")
+    executed(finished_run / "notebooks" / "02_finetuning_vgg16.ipynb", 1)
+    publish(CONFIG, "config/test.yaml", finished_run, tmp_path / "results" / "test")
+    assert not [name for name in content(tmp_path / "results") if "vgg16" in name or "old" in name or "sub-9" in name]
+    recorded = json.loads((tmp_path / "results" / "test" / "metrics.json").read_text())
+    assert set(recorded) == set(executed_notebooks(CONFIG))
+
+
+def test_a_notebook_that_has_not_run_is_told_of(finished_run, tmp_path):
+    (finished_run / "made" / "00_cohort.json").unlink()
+    with pytest.raises(StudyError, match=r"made/00_cohort\.json: is absent or damaged .*run the same command again"):
+        publish(CONFIG, "config/test.yaml", finished_run, tmp_path / "results" / "test")
+    assert not (tmp_path / "results" / "test").exists()
 
 
 def test_results_that_cannot_be_written(finished_run, tmp_path):

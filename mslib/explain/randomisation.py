@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import keras
 import numpy as np
@@ -18,7 +19,7 @@ from .model import resolve_layers
 
 def cascading_randomisation(model: keras.Model, images, targets, layers: Sequence[str] | None = None,
                             seed: int = 0, method: str = "gradcam", mask=None, batch_size: int = 16,
-                            progress: bool = False) -> pd.DataFrame:
+                            progress: bool | Callable = False) -> pd.DataFrame:
     """Re-initialise a net layer by layer from its output down and see how far its maps follow.
 
     Every layer with a kernel is drawn anew (He normal, bias 0) on a clone, the output layer first, down to
@@ -26,13 +27,15 @@ def cascading_randomisation(model: keras.Model, images, targets, layers: Sequenc
 
     Parameters
     ----------
-    model, images, targets, layers, batch_size, progress
+    model, images, targets, layers, batch_size
         As in `layer_cams`; the model stays untouched.
     seed : int
     method : str
         One of `layer_cams`' methods.
     mask : array-like of bool, (N, H, W), optional
         Where maps are compared (the brain: a rim that is black in all maps feigns likeness). Default: all.
+    progress : bool or callable
+        Show a bar over the layers, or what wraps their list to show one.
 
     Returns
     -------
@@ -61,7 +64,8 @@ def cascading_randomisation(model: keras.Model, images, targets, layers: Sequenc
     rng = np.random.default_rng(seed)
     rows = _compare(0, "none", original, original, mask)
     cascade = _cascade(clone, layers[0])
-    for step, layer in enumerate(tqdm(cascade, desc="randomisation", unit="layer", disable=not progress), start=1):
+    bar = progress if callable(progress) else partial(tqdm, desc="randomisation", unit="layer", disable=not progress)
+    for step, layer in enumerate(bar(cascade), start=1):
         _reinitialise(layer, rng)
         rows += _compare(step, layer.name, original, maps(clone), mask)
     return pd.DataFrame(rows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from mslib.measure import adjust_p_values, bootstrap_subjects, compare_groups
+from mslib.measure import Interval, adjust_p_values, bootstrap_subjects, compare_groups, proportion_interval
 from mslib.study import StudyConfig
 
 from .lobes import LOBES
@@ -61,6 +61,61 @@ def layer_difference(measures: pd.DataFrame, backbone: str, measure: str, first:
     return _interval((wide[first] - wide[second]).to_numpy(), wide.index.get_level_values("subject").to_numpy(), config)
 
 
+def patient_means(measures: pd.DataFrame, backbone: str, measure: str, method: str = "gradcam") -> pd.DataFrame:
+    """Mean over a patient's slices, one row per patient, one column per layer, shallow to deep."""
+    part = measures[(measures["backbone"] == backbone) & (measures["method"] == method)]
+    return part.pivot_table(index="subject", columns="layer", values=measure)[layers_of(part)]
+
+
+def patient_interval(values: pd.Series, config: StudyConfig) -> tuple[Interval, Interval]:
+    """Mean of one value a patient with its bootstrap interval, and the share of patients above 0 with Wilson's.
+
+    The share decides where all patients have the same value, which leaves the bootstrap without a width.
+    """
+    values = values.dropna()
+    return (_interval(values.to_numpy(), values.index.to_numpy(), config),
+            proportion_interval(int((values > 0).sum()), len(values), config.statistics.confidence))
+
+
+def layer_trend(measures: pd.DataFrame, backbone: str, measure: str) -> pd.Series:
+    """Each patient's rank correlation (Spearman) of layer depth with a measure over all layers.
+
+    Above 0: the measure grows with depth.
+    """
+    means = patient_means(measures, backbone, measure)
+    depth = pd.Series(range(means.shape[1]), index=means.columns, dtype=float)
+    return means.apply(lambda row: row.corr(depth, method="spearman"), axis=1)
+
+
+def rank_sums(measures: pd.DataFrame, backbone: str) -> pd.DataFrame:
+    """Each patient's sum of two ranks per layer: of AUPRC (1 = highest) and of the heat's spread (1 = least).
+
+    A small sum is a good compromise: heat that meets the lesions and does not cover the brain.
+    """
+    auprc, spread = (patient_means(measures, backbone, name) for name in ("auprc", "half_heat_share"))
+    return auprc.rank(axis=1, ascending=False) + spread.rank(axis=1)
+
+
+def compromise(measures: pd.DataFrame, backbone: str) -> tuple[str, pd.Series]:
+    """Is the last convolution a better compromise than its strongest rival, which other patients have chosen?
+
+    Patients are divided in halves (every second of each group): the rival is the other layer with the smallest mean
+    rank sum in the first half; the difference is tested on the second.
+
+    Returns
+    -------
+    rival : str
+    gain : pandas.Series
+        Rank sum of the rival minus that of the last convolution for every patient of the second half; above 0 the
+        last convolution is better.
+    """
+    last, sums = last_convolution(backbone), rank_sums(measures, backbone).dropna()
+    groups = measures.groupby("subject")["group"].first()[sums.index]
+    second = groups.groupby(groups).cumcount() % 2 == 1
+    rival = str(sums[~second].mean().drop(last).idxmin())
+    return rival, sums.loc[second, rival] - sums.loc[second, last]
+
+
 def _with_blank_heat(measures):
     """Grad-CAM's rows; a blank map has no heat, so its 95th percentile is 0 and not unknown."""
     part = measures[measures["method"] == "gradcam"]
@@ -87,8 +142,9 @@ def percentile_comparison(measures: pd.DataFrame, config: StudyConfig, more: str
     Returns
     -------
     pandas.DataFrame
-        ``backbone, layer, auc, low, high`` (probability that an SPMS patient exceeds an RRMS one), ``p``
-        (one-sided Mann-Whitney), ``p_holm`` over all rows, ``n_more``, ``n_less``; empty if a group is absent.
+        ``backbone, layer, auc, low, high`` (probability that an SPMS patient exceeds an RRMS one; no limits below five
+        patients a group), ``p`` (one-sided Mann-Whitney), ``p_holm`` over all rows, ``n_more``, ``n_less``; empty if a
+        group is absent.
     """
     rows = []
     for (backbone, layer), one in _with_blank_heat(measures).groupby(["backbone", "layer"]):
@@ -137,7 +193,9 @@ def last_convolution(backbone: str) -> str:
     return {"vgg16": "block5_conv3", "vgg19": "block5_conv4"}[backbone]
 
 
-def best_layer(depth: pd.DataFrame, backbone: str, measure: str = "auprc", method: str = "gradcam") -> str:
-    """Layer with the highest mean of a measure."""
+def best_layer(depth: pd.DataFrame, backbone: str, measure: str = "auprc", method: str = "gradcam") -> str | None:
+    """Layer with the highest mean of a measure; None where it is measured nowhere (no lesion masks)."""
     part = depth[(depth["backbone"] == backbone) & (depth["measure"] == measure) & (depth["method"] == method)]
+    if part["value"].isna().all():
+        return None
     return str(part["layer"].iloc[int(np.nanargmax(part["value"].to_numpy()))])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
@@ -19,15 +20,10 @@ from mslib.study.provenance import code_digest, file_sha256
 
 from .cohort import qc_path, stack_path, subject_folder, usable_subjects
 from .lobes import lobe_labels, lobe_shares
+from .words import nets_folder, patient_groups
 
 #: Slices of the published figures, counted from 1 at the bottom of the 135 (Hong and Zhang 2021, figures 3 and 4).
 PUBLISHED_SLICES = (57, 58, 59)
-
-
-def nets_folder(config: StudyConfig, run_dir: str | Path) -> Path:
-    """Run folder whose nets are explained: the study's own, or (real patients) the one they are taken from."""
-    own = Path(run_dir)
-    return own if config.cohort.source != "open_ms" else own.parent / config.explain.transfer_from
 
 
 def weights_path(config: StudyConfig, run_dir: str | Path, backbone: str) -> Path:
@@ -46,27 +42,28 @@ def stack_of(run_dir: str | Path, subject: str) -> dict:
 
 
 def explained_subjects(config: StudyConfig, run_dir: str | Path) -> list:
-    """Patients with known lesions whom no explained net has trained or stopped on.
+    """Patients (`mslib.jobs.words.patient_groups`) whom no explained net has trained or stopped on.
 
-    The independent cohort and the test part of the subject-wise split; real patients: all with expert lesions whose
-    type of MS the nets know.
+    The independent cohort and the test part of the subject-wise split; real patients: all whose type of MS the nets
+    know. Where any of them has a lesion mask, those without are left out; where none has, all are explained, and
+    nothing is measured against lesions.
 
     Raises
     ------
     StudyError
-        No net has been fitted yet, or no such patient has a lesion mask.
+        No net has been fitted yet, or there is no such patient.
     """
     people = _explained_subjects(config, run_dir)
     if not people:
-        raise StudyError(f"{run_dir}: no patient outside training and validation has a lesion mask; notebook 03 "
-                         "measures heat maps against lesions (derivatives/truth/sub-*/anat/)")
-    return people
+        raise StudyError(f"{run_dir}: no patient outside training and validation (groups {patient_groups(config)}); "
+                         "notebook 03 explains only subjects that the nets have not learnt from")
+    return [person for person in people if person.lesion_mask] or people
 
 
 def _explained_subjects(config, run_dir):
-    people = [person for person in usable_subjects(config, run_dir) if person.lesion_mask and person.group != "control"]
+    people = [person for person in usable_subjects(config, run_dir) if person.group in patient_groups(config)]
     if config.cohort.source == "open_ms":
-        return [person for person in people if person.group in config.groups]
+        return people
     path = nets_folder(config, run_dir) / "nets" / config.model.backbones[0] / "subject" / "predictions.csv"
     if not path.is_file():
         raise StudyError(f"{path}: no fitted nets yet; run notebook 02 first")
@@ -84,6 +81,11 @@ def example_subject(config: StudyConfig, run_dir: str | Path):
     return max(people, key=lambda person: int(stack_of(run_dir, person.id)["lesion"].sum()))
 
 
+def _slices(person, stack) -> np.ndarray:
+    """Slices that are explained: those with lesions; all where no lesion mask is known."""
+    return np.flatnonzero(stack["lesion"].any(axis=(1, 2))) if person.lesion_mask else np.arange(len(stack["images"]))
+
+
 def _images(stack, index, config):
     images = stack["images"][index].astype("float32")
     channels = channels_of(config)
@@ -97,8 +99,8 @@ def _target(person, config):
 
 
 def _measure_subject(model, person, stack, config) -> pd.DataFrame:
-    """Measures of every lesion-bearing slice, layer and method of one patient (the patient's own class)."""
-    index = np.flatnonzero(stack["lesion"].any(axis=(1, 2)))
+    """Measures of every explained slice, layer and method of one patient (the patient's own class)."""
+    index = _slices(person, stack)
     if not len(index):
         return pd.DataFrame()
     targets = np.full(len(index), _target(person, config))
@@ -138,7 +140,8 @@ def example_maps(model, backbone: str, config: StudyConfig, run_dir: str | Path)
     Returns
     -------
     dict
-        ``slices`` (indices from 0), ``flair``, ``lesion``, ``brain`` (3, H, W), and one (3, H, W) map per layer.
+        ``slices`` (indices from 0), ``flair``, ``lesion``, ``brain`` (3, H, W), ``subject``, ``group``, ``predicted``
+        (the net's class of each slice), and one (3, H, W) map per layer.
     """
     path = Path(run_dir) / "maps" / backbone / "example.npz"
     if not path.exists():
@@ -149,12 +152,26 @@ def example_maps(model, backbone: str, config: StudyConfig, run_dir: str | Path)
         if config.cohort.source == "open_ms":
             busiest = int(stack["lesion"].sum(axis=(1, 2)).argmax())
             index = np.clip([busiest - 1, busiest, busiest + 1], 0, n - 1)
-        cams = layer_cams(model, _images(stack, index, config), np.full(len(index), _target(person, config)))
+        images = _images(stack, index, config)
+        cams = layer_cams(model, images, np.full(len(index), _target(person, config)))
+        predicted = np.array(config.groups)[np.asarray(model(images, training=False)).argmax(axis=1)]
         with atomic_path(path) as temporary:
-            np.savez(temporary, slices=index, flair=stack["images"][index][..., config.sequences.index("FLAIR")],
+            np.savez(temporary, slices=index, subject=person.id, group=person.group, predicted=predicted,
+                     flair=stack["images"][index][..., config.sequences.index("FLAIR")],
                      lesion=stack["lesion"][index], brain=stack["brain"][index], **cams["gradcam"])
     with np.load(path, allow_pickle=False) as stored:
         return {key: stored[key] for key in stored}
+
+
+def example_sentence(examples: dict[str, dict]) -> str:
+    """Whose maps are shown, of which group, and whether each net is right about each slice (for captions)."""
+    first = next(iter(examples.values()))
+    group = str(first["group"])
+    told = [f"{backbone.upper()} says " + ", ".join(
+        f"{name} ({'right' if name == group else 'wrong'})" for name in map(str, one["predicted"]))
+        for backbone, one in examples.items()]
+    return (f"Patient sub-{first['subject']}, group {group}; heat for the class {group}. Class of the shown slices, "
+            f"left to right: {'; '.join(told)}.")
 
 
 def volume_subjects(config: StudyConfig, run_dir: str | Path) -> list:
@@ -192,7 +209,7 @@ def write_volume(model, backbone: str, person, config: StudyConfig, run_dir: str
 
 
 def randomisation_table(model, backbone: str, config: StudyConfig, run_dir: str | Path) -> pd.DataFrame:
-    """Cascading randomisation over lesion-bearing slices spread evenly over the explained patients."""
+    """Cascading randomisation over explained slices spread evenly over the explained patients."""
     path = Path(run_dir) / "maps" / backbone / "randomisation.csv"
     if not path.exists():
         people = explained_subjects(config, run_dir)
@@ -200,14 +217,15 @@ def randomisation_table(model, backbone: str, config: StudyConfig, run_dir: str 
         each = max(1, config.explain.randomisation_slices // len(people))
         for person in people:
             stack = stack_of(run_dir, person.id)
-            index = np.flatnonzero(stack["lesion"].any(axis=(1, 2)))
+            index = _slices(person, stack)
             index = index[np.linspace(0, len(index) - 1, min(each, len(index))).round().astype(int)]
             images.append(_images(stack, index, config))
             brains.append(stack["brain"][index])
             targets += [_target(person, config)] * len(index)
             names += [person.id] * len(index)
         table = cascading_randomisation(model, np.concatenate(images), np.array(targets), seed=config.seed,
-                                        mask=np.concatenate(brains), progress=True)
+                                        mask=np.concatenate(brains),
+                                        progress=partial(progress, desc=f"{backbone}: randomisation", unit="layer"))
         write_table(path, table.assign(subject=table["image"].map(dict(enumerate(names)))), float_format="%.5g")
     return pd.read_csv(path, dtype={"subject": str})
 

@@ -6,29 +6,26 @@ from pathlib import Path
 
 import pandas as pd
 
-from mslib.show.report import Panel, Section, build_report
+from mslib.show.report import Panel, Section, build_report, compressed
 from mslib.show.viewers import write_viewer
 from mslib.study import StudyConfig
 from mslib.study.provenance import versions
 
 from .claims import metrics
 from .cohort import exclusions, faults, subject_folder, usable_subjects
+from .depth import last_convolution
 from .maps import volume_path, volume_subjects
+from .methods import TERMS, methods_text
 from .record import interval_text
+from .words import nets_folder, study_kind, weights_sentence
 
-METHODS = (
-    "Images were corrected for their bias field (N4, SimpleITK), T2w and FLAIR were aligned rigidly to T1w by mutual "
-    "information, every image was resampled once, intensities were scaled to [0, 1] by robust percentiles inside the "
-    "brain, and the slices with most brain were kept. VGG16 and VGG19 with global average pooling were trained on the "
-    "three sequences as channels. Class activation maps come from one forward and one backward pass over all layers of "
-    "blocks 4 and 5; measures against lesion masks are means over slices with 95 % intervals by bootstrap over "
-    "subjects. The explained nets are those of the subject-wise split; maps are shown of subjects outside their "
-    "training and validation parts.")
+#: Bytes of a figure, and of the co-registration pictures of all subjects together (base64 adds a third).
+FIGURE_BYTES, PICTURES_BYTES = 60_000, 800_000
 
 
-def _figure(run_dir, name, title, see, good, alt) -> list[Panel]:
+def _figure(run_dir, name, title, see, good, alt, caption="") -> list[Panel]:
     path = Path(run_dir) / "figures" / f"{name}.png"
-    return [Panel(title, see, good, path, alt)] if path.exists() else []
+    return [Panel(title, see, good, compressed(path, FIGURE_BYTES), alt, caption)] if path.exists() else []
 
 
 def _training(run_dir, config) -> list[Panel]:
@@ -36,93 +33,163 @@ def _training(run_dir, config) -> list[Panel]:
     for backbone in config.model.backbones:
         name = backbone.upper()
         panels += _figure(run_dir, f"accuracy_{backbone}", f"{name}: accuracy under every protocol",
-                          "Accuracy with its 95 % interval, slices left and subjects right.",
+                          "Accuracy with its 95 % interval, slices left and subjects right; dotted: chance.",
                           "The independent cohort close to the subject-wise split; permuted labels at chance.",
-                          f"Accuracies of {name} per protocol with intervals")
+                          f"Accuracies of {name} per protocol with intervals, chance as a dotted line")
         panels += _figure(run_dir, f"confusion_{backbone}", f"{name}: confusion matrices",
                           "True class in rows, predicted class in columns.", "Counts on the diagonal.",
                           f"Confusion matrices of {name}")
         panels += _figure(run_dir, f"learning_curves_{backbone}", f"{name}: learning curves",
-                          "Loss and accuracy per epoch.", "Training and validation move together.",
-                          f"Learning curves of {name}")
+                          "Loss and accuracy per epoch; dashed: training, solid: validation.",
+                          "Training and validation move together.",
+                          f"Learning curves of {name}, training dashed and validation solid")
     return panels
 
 
-def _layers(run_dir) -> list[Panel]:
+def _layers(config, run_dir) -> list[Panel]:
+    shown = metrics(run_dir)["03_gradcam_layers"].get("shown", "")
+    lesions = any(person.lesion_mask for person in usable_subjects(config, run_dir))
+    good = "Heat on outlined lesions; blank maps are marked." if lesions else "No lesion outlines are known here."
     return [
         *_figure(run_dir, "figure3_layers", "Figure 3, published layout", "Grad-CAM of three layers per net.",
-                 "Heat on outlined lesions.", "Grad-CAM maps of three layers of both nets over three slices"),
+                 good, "Grad-CAM maps of three layers of each net over three FLAIR slices", shown),
         *_figure(run_dir, "figure4_layers", "Figure 4, published layout", "Grad-CAM of three more layers of VGG19.",
-                 "Heat on outlined lesions.", "Grad-CAM maps of three layers of VGG19 over three slices"),
+                 good, "Grad-CAM maps of three more layers of VGG19 over three FLAIR slices", shown),
         *_figure(run_dir, "layer_grid", "Every layer", "All layers of blocks 4 and 5, shallow to deep.",
-                 "Heat on outlined lesions; blank maps are marked.", "Grid of Grad-CAM maps of every layer"),
+                 good, "Grid of Grad-CAM maps of every layer over three FLAIR slices", shown),
         *_figure(run_dir, "depth_curves", "Measures over depth",
-                 "How well heat meets lesions, and how far it spreads.", "Above the dotted chance line.",
-                 "Curves of five measures over the layers"),
+                 "How well heat meets lesions (where they are known), and how far it spreads.",
+                 "Above the dotted chance line; for the spread, below it.",
+                 "Curves of the measures over the layers, chance as a dotted line"),
         *_figure(run_dir, "percentile_groups", "95th percentile by group", "One dot per patient.",
-                 "Whatever the groups are: the published claim is SPMS above RRMS.", "Dots per group with means"),
-        *_figure(run_dir, "lobes", "Heat per lobe", "Bars of the share of the heat; ticks: share of the brain.",
-                 "Bars beyond ticks are emphasis.", "Bars of heat per lobe and group"),
+                 "Whatever the groups are: the published claim is SPMS above RRMS.", "Dots per group"),
+        *_figure(run_dir, "lobes", "Heat per lobe",
+                 "Bars: share of the heat. Dotted lines: share of the brain, which even heat would reach.",
+                 "Bars beyond the dotted lines are emphasis.",
+                 "Bars of heat per lobe and group, the brain's share as dotted lines"),
         *_figure(run_dir, "randomisation", "Cascading randomisation", "Likeness to the original map.",
                  "It falls towards 0 as layers are randomised.", "Curves of likeness per randomised layer")]
 
 
 def _registration(config, run_dir) -> list[Panel]:
-    """Error figure, then the before and after picture of a few subjects and the numbers of all."""
+    """Error figure, then the before and after picture of every subject and the numbers of all."""
     panels = _figure(run_dir, "registration_errors", "Error against known truth",
-                     "Error before and after, one dot per image.", "Below the dashed targets.",
-                     "Registration errors before and after")
+                     "Error before and after, one dot per image.", "Below the red lines (dashed: target of the median, "
+                     "dotted: of the worst).", "Registration errors before and after, targets as red lines")
     panels += _figure(run_dir, "figure1_examples", "Figure 1: example slices", "Three sequences by group, after "
-                      "co-registration, lesions outlined.", "The same anatomy at the same place in every row.",
+                      "co-registration; known lesions outlined.", "The same anatomy at the same place in every row.",
                       "Example slices of three sequences and the groups")
-    for person in usable_subjects(config, run_dir)[:6]:
+    people = usable_subjects(config, run_dir)
+    for person in people:
         path = subject_folder(run_dir, person.id) / "figures" / f"sub-{person.id}_desc-registration_qc.png"
+        picture = compressed(path, PICTURES_BYTES // len(people))
         panels.append(Panel(f"sub-{person.id} ({person.group})", "Edges of T1w over T2w and FLAIR, before and after.",
-                            "After: edges follow ventricles and folds.", path,
+                            "After: edges follow ventricles and folds.", picture,
                             f"Registration of subject {person.id} before and after"))
     quality = pd.read_csv(Path(run_dir) / "tables" / "registration_quality.csv", dtype={"subject": str})
     return [*panels, Panel("All subjects in numbers", good="No flags.", table=quality.fillna(""))]
 
 
+def split_table(config: StudyConfig, run_dir: str | Path) -> pd.DataFrame:
+    """Subjects per group and part of the split of subjects, and of the independent cohort; empty without training."""
+    path = nets_folder(config, run_dir) / "nets" / config.model.backbones[0] / "subject" / "predictions.csv"
+    if config.cohort.source == "open_ms" or not path.is_file():
+        return pd.DataFrame()
+    parts = pd.read_csv(path, dtype={"subject": str}).groupby("subject")["part"].first()
+    people = usable_subjects(config, run_dir)
+    part = ["independent" if one.cohort == "independent" else parts.get(one.id, "train") for one in people]
+    table = pd.crosstab(pd.Series([one.group for one in people], name="group"), pd.Series(part))
+    order = ["train", "validation", "test", "independent"]
+    return table.reindex(index=config.groups, columns=order, fill_value=0).reset_index()
+
+
+def _accuracy_sentence(config, run_dir, backbone) -> str:
+    accuracy = metrics(run_dir).get(f"02_finetuning_{backbone}", {}).get("accuracy", {}).get(backbone, {})
+    if "independent" not in accuracy or config.cohort.source == "open_ms":
+        return ""
+    number = sum(person.cohort == "independent" for person in usable_subjects(config, run_dir))
+    kind = "simulated " if config.cohort.source == "simulated" else ""
+    return (f"On {number} independent {kind}subjects {backbone.upper()} is right in "
+            f"{interval_text(*accuracy['independent']['subject'], name=_interval(config))} of subjects; ")
+
+
+def _interval(config):
+    return f"{config.statistics.confidence * 100:g} % interval"
+
+
+def _place(config, run_dir, backbone) -> str:
+    maps = metrics(run_dir)["03_gradcam_layers"]
+    layer, size = maps["best_layer_auprc"][backbone], f"{maps['patients']} patients, {maps['slices']} slices"
+    if layer is None:
+        return f"Grad-CAM of {backbone.upper()} was drawn ({size}), but no lesion outlines are known to hold it against"
+    value, low, high, chance = maps["auprc"][backbone][layer]
+    return (f"Grad-CAM of {backbone.upper()} meets lesions best at {layer}: AUPRC "
+            f"{interval_text(value, low, high, name=_interval(config))}, chance {chance:.2f} ({size})")
+
+
 def lead_sentence(config: StudyConfig, run_dir: str | Path) -> str:
     """The study's result in one sentence, with numbers and intervals."""
-    found = metrics(run_dir)
-    maps = found["03_gradcam_layers"]
     backbone = config.model.backbones[-1]
-    layer = maps["best_layer_auprc"][backbone]
-    value, low, high, chance = maps["auprc"][backbone][layer]
-    place = (f"Grad-CAM of {backbone.upper()} meets lesions best at {layer}: AUPRC {interval_text(value, low, high)}, "
-             f"chance {chance:.2f} ({maps['patients']} patients, {maps['slices']} slices)")
-    accuracy = found.get(f"02_finetuning_{backbone}", {}).get("accuracy", {}).get(backbone, {})
-    if "independent" not in accuracy:
-        return place + "."
-    n_independent = sum(config.cohort.simulated.independent.values())
-    return (f"On {n_independent} independent simulated subjects {backbone.upper()} is right "
-            f"in {interval_text(*accuracy['independent']['subject'])} of subjects; {place}.")
+    text = f"{_accuracy_sentence(config, run_dir, backbone)}{_place(config, run_dir, backbone)}."
+    return f"Real patients, transfer from simulation: {text}" if config.cohort.source == "open_ms" else text
+
+
+def findings(config: StudyConfig, run_dir: str | Path) -> dict[str, str]:
+    """One line with numbers for every notebook that has run, by the notebook's stem (for the gallery)."""
+    found, lines = metrics(run_dir), {}
+    for name, numbers in found.items():
+        if name == "00_cohort":
+            lines[name] = f"{numbers['subjects']} subjects, {numbers['faults']} faults listed"
+        elif name == "01_coregistration":
+            errors = "; ".join(f"{sequence} median {error['median']:.2f} mm, worst {error['worst']:.2f} mm"
+                               for sequence, error in numbers.get("error_mm", {}).items())
+            lines[name] = f"{numbers['subjects']} subjects, {numbers['flagged']} flagged" + (
+                f"; error against known truth: {errors}" if errors else "")
+        elif name.startswith("02_finetuning_"):
+            backbone = name.removeprefix("02_finetuning_")
+            ours = numbers["accuracy"][backbone]
+            told = [f"split of slices {interval_text(*ours['slice']['slice'])} of slices"] if "slice" in ours else []
+            fresh = next((key for key in ("independent", "subject") if key in ours), None)
+            titles = {"independent": "independent cohort", "subject": "split of subjects"}
+            told += [f"{titles[fresh]} {interval_text(*ours[fresh]['subject'])} of subjects"] if fresh else []
+            lines[name] = "accuracy: " + "; ".join(told)
+        elif name == "03_gradcam_layers":
+            lines[name] = "; ".join(_place(config, run_dir, backbone) for backbone in config.model.backbones)
+        elif name == "07_summary":
+            verdicts = pd.Series([row["holds?"].split(":")[0] for row in numbers["claims"]]).value_counts()
+            lines[name] = ", ".join(f"{count} rows: {verdict}" for verdict, count in verdicts.sort_index().items())
+    return lines
 
 
 def write_report(config: StudyConfig, run_dir: str | Path, claims: pd.DataFrame) -> Path:
     """Write ``report.html``: summary, cohort, registration, training, layers, methods, faults."""
     cohort = pd.read_csv(Path(run_dir) / "tables" / "cohort.csv", dtype={"subject": str})
+    split = split_table(config, run_dir)
+    terms = pd.DataFrame({"term": list(TERMS), "meaning": list(TERMS.values())})
+    lead, origin = lead_sentence(config, run_dir), weights_sentence(config, run_dir)
     sections = {
-        "summary": Section([Panel("Published claims and our evidence", table=claims)], lead_sentence(config, run_dir)),
+        "summary": Section([Panel("Published claims and our evidence", table=claims),
+                            Panel("What the words mean", table=terms)], f"{lead}\n\n{study_kind(config)}. {origin}"),
         "cohort": Section([*_figure(run_dir, "cohort", "Who was studied", "One dot per subject; black: real patients.",
                                     "Groups overlap as real ones do.", "Lesion load, volumes and age by group"),
+                           *([Panel("Split: subjects per part", table=split)] if len(split) else []),
                            Panel("Subjects", table=cohort.fillna(""))]),
         "registration": Section(_registration(config, run_dir)),
-        "layers": Section(_layers(run_dir)), "methods": Section(intro=METHODS)}
+        "layers": Section(_layers(config, run_dir), origin),
+        "methods": Section(intro=methods_text(config, run_dir))}
     if config.cohort.source != "open_ms":
-        sections["training"] = Section(_training(run_dir, config))
+        sections["training"] = Section(_training(run_dir, config), origin)
     problems = [*faults(run_dir), *(f"sub-{subject}: excluded: {reason}"
                                     for subject, reason in exclusions(config, run_dir).items())]
     return build_report(Path(run_dir) / "report.html", f"Where does the network look? Study {config.study}", sections,
-                        simulated=config.cohort.source == "simulated", lead=lead_sentence(config, run_dir),
+                        simulated=config.cohort.source == "simulated", lead=lead,
                         versions=versions() | {"seed": str(config.seed)}, faults=problems)
 
 
-def write_viewers(config: StudyConfig, run_dir: str | Path, layer: str) -> list[Path]:
-    """3-D viewers of a layer's Grad-CAM over FLAIR, one file per chosen patient."""
+def write_viewers(config: StudyConfig, run_dir: str | Path, layer: str | None) -> list[Path]:
+    """3-D viewers of a layer's Grad-CAM (default: the last convolution) over FLAIR, one file per chosen patient."""
     backbone = config.model.backbones[-1]
+    layer = layer or last_convolution(backbone)
     kind = "simulated" if config.cohort.source == "simulated" else "real"
     paths = []
     for person in volume_subjects(config, run_dir)[: config.explain.viewer_subjects]:

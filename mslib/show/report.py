@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import io
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from mslib.study import StudyError, write_text
 
@@ -31,7 +33,7 @@ REQUIRED = ("summary", "cohort", "registration", "training", "layers", "methods"
 SIMULATED = ("Simulated data: every subject in this report is made by a phantom. No number here describes "
              "patients, and none supports a clinical decision.")
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # nothing is loaded or run
-SIGNATURES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
+SIGNATURES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg", b"RIFF": "image/webp"}
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Panel:
     good : str
         What good looks like.
     image : str, Path or bytes, optional
-        PNG or JPEG, embedded.
+        PNG, JPEG or WebP, embedded.
     alt : str
         The picture in words, for those who cannot see it; required with an image.
     caption : str
@@ -92,10 +94,44 @@ def _image(panel: Panel) -> str:
                          f"({error.strerror})") from error
     kind = next((mime for start, mime in SIGNATURES.items() if data.startswith(start)), None)
     if kind is None:
-        raise StudyError(f"{name}: figure of panel '{panel.title}' must be a PNG or JPEG")
+        raise StudyError(f"{name}: figure of panel '{panel.title}' must be a PNG, JPEG or WebP")
     caption = f"<figcaption>{html.escape(panel.caption)}</figcaption>" if panel.caption else ""
     return (f'<figure><img src="data:{kind};base64,{base64.b64encode(data).decode()}" '
             f'alt="{html.escape(panel.alt)}">{caption}</figure>')
+
+
+def compressed(path: str | Path, most: int, width: int = 1400) -> bytes:
+    """A picture as WebP for embedding, as sharp as a number of bytes allows.
+
+    Parameters
+    ----------
+    path : str or Path
+    most : int
+        Bytes that are aimed at; the coarsest step (a third of `width`) is taken even where it is larger.
+    width : int
+        Pixels; a wider picture is made smaller, a narrower one is not enlarged.
+
+    Returns
+    -------
+    bytes
+
+    Raises
+    ------
+    StudyError
+        The picture cannot be read.
+    """
+    try:
+        with Image.open(path) as opened:
+            picture = opened.convert("RGB")
+    except OSError as error:
+        raise StudyError(f"{path}: picture of the report cannot be read ({error.strerror or error})") from error
+    for share, quality in ((1, 80), (0.8, 70), (0.65, 60), (0.5, 50), (0.33, 40)):
+        size = min(1.0, width * share / picture.width)
+        smaller = picture.resize([max(1, round(side * size)) for side in picture.size], Image.Resampling.LANCZOS)
+        smaller.save(encoded := io.BytesIO(), "WEBP", quality=quality, method=4)
+        if encoded.tell() <= most:
+            break
+    return encoded.getvalue()
 
 
 def _cell(value) -> str:

@@ -26,7 +26,7 @@ def plot_confusions(matrices, classes: Sequence[str], titles: Sequence[str], *,
     classes : sequence of K str
     titles : sequence of P str
     accuracies : sequence of P (value, low, high), optional
-        Accuracy and its interval, shares of 1.
+        Accuracy and its interval, shares of 1; NaN limits are told as "no interval".
     sizes : sequence of P str, optional
         What the counts count, for instance ``"810 slices, 6 subjects"``.
     n_columns : int, optional
@@ -59,7 +59,8 @@ def plot_confusions(matrices, classes: Sequence[str], titles: Sequence[str], *,
         _draw_confusion(ax, counts, classes)
         lines = [titles[i]]
         if accuracies is not None:
-            lines.append("accuracy {:.1%} [{:.1%}, {:.1%}]".format(*accuracies[i]))
+            value, low, high = accuracies[i]
+            lines.append(f"accuracy {value:.1%} " + (f"[{low:.1%}, {high:.1%}]" if low == low else "(no interval)"))
         if sizes is not None:
             lines.append(f"n = {sizes[i]}")
         ax.set_title(lines[0], loc="left", pad=6 + 11 * (len(lines) - 1), fontsize=10)
@@ -219,5 +220,6 @@ def _interval_dot(ax, row, y: float, colour: str) -> None:
     ax.plot([row.low, row.high], [y, y], color=colour, lw=1.6, solid_capstyle="butt")
     ax.plot(row.value, y, "o", color=colour, ms=4.5)
     size = f"  n={row.n:,}" if hasattr(row, "n") else ""
-    ax.text(max(row.high, row.value) + 0.015, y, f"{row.value:.2f}{size}", fontsize=6, va="center",
+    size += "" if row.high == row.high else "  (no interval)"
+    ax.text(np.fmax(row.high, row.value) + 0.015, y, f"{row.value:.2f}{size}", fontsize=6, va="center",
             color="#444444", bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.4, "alpha": 0.85})
