@@ -7,6 +7,7 @@ import shlex
 import sys
 from pathlib import Path
 
+from mslib.jobs.cohort import bids_root, participants, raw_facts
 from mslib.study import StudyError, load_config
 from mslib.study.provenance import code_digest
 
@@ -25,12 +26,24 @@ os.environ.update({"MSLIB_PROGRESS": "terminal", "TF_CPP_MIN_LOG_LEVEL": "3", "P
 RUN = str(config.get("run_dir", f"runs/{STUDY.study}"))
 RESULTS = str(config.get("results", f"results/{STUDY.study}"))
 SOURCE = STUDY.cohort.source
+RAW = json.dumps(raw_facts(STUDY))
 TRAINS = SOURCE != "open_ms"
 BACKBONES = STUDY.model.backbones
-NETS_FROM = RUN if TRAINS else f"runs/{STUDY.explain.transfer_from}"
+# Real patients are explained with the nets of another study, whose run lies beside this one.
+NETS_FROM = RUN if TRAINS else str(Path(RUN).parent / STUDY.explain.transfer_from)
 JOB = f"--config {CONFIG} --run-dir {shlex.quote(RUN)}"
 MSLIB = f"{shlex.quote(sys.executable)} -m mslib"
-PAPERMILL = f"{shlex.quote(sys.executable)} -m papermill --no-log-output --cwd notebooks"
+# One machine: jobs side by side must fit into its memory. A cluster (no number of cores) looks after that itself.
+CORES = workflow.global_resources["_cores"]
+MEMORY_MB = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20 * 9 // 10
+if CORES is not None and "mem_mb" not in workflow.global_resources:
+    workflow.register_resource("mem_mb", MEMORY_MB)
+
+NETS = expand(f"{NETS_FROM}/metrics/02_finetuning_{{backbone}}.json", backbone=BACKBONES)
+NET_FILES = expand(f"{NETS_FROM}/nets/{{backbone}}/subject/{{file}}", backbone=BACKBONES,
+                   file=["weights.weights.h5", "net.json"])
+if not TRAINS:
+    NETS = NET_FILES
 
 if workflow.is_main_process:
     try:
@@ -46,8 +59,15 @@ if workflow.is_main_process:
         raise SystemExit(1)
 
 
+if workflow.is_main_process and not TRAINS:
+    absent = [path for path in NET_FILES if not Path(path).is_file()]
+    if absent:
+        print(f"{absent[0]}: no fitted net yet; study {NAME} explains the nets of study {STUDY.explain.transfer_from}: "
+              f"first run snakemake --config study={STUDY.explain.transfer_from}", file=sys.stderr)
+        raise SystemExit(1)
+
+
 def simulated_ids():
-    from mslib.jobs.cohort import participants
     return [person.id for person in participants(STUDY)]
 
 
@@ -72,7 +92,6 @@ def raw_cohort(wildcards):
 
 def raw_files(wildcards):
     """Images and masks of one subject: what makes its preprocessing stale."""
-    from mslib.jobs.cohort import bids_root
     listing = json.loads(Path(checkpoints.check.get().output[0]).read_text())["subjects"]
     person = next(row for row in listing if row["id"] == wildcards.id)
     files = [*person["images"].values(), person["brain_mask"], person["lesion_mask"]]
@@ -83,12 +102,14 @@ def code(*steps):
     return code_digest(*steps)
 
 
-def notebook(name, **extra):
+def memory(mb):
+    """What a job needs, at most all there is where one machine does the work."""
+    return mb if CORES is None else min(mb, MEMORY_MB)
+
+
+def notebook(name, more=""):
     """Command that executes a notebook into the run folder."""
-    target = extra.pop("target", name)
-    parameters = {"config": f"../{CONFIG}", "run_dir": os.path.relpath(RUN, "notebooks")} | extra
-    chosen = " ".join(f"-r {key} {value if '{' in value else shlex.quote(value)}" for key, value in parameters.items())
-    return f"{PAPERMILL} notebooks/{name}.ipynb {shlex.quote(RUN)}/notebooks/{target}.ipynb {chosen}"
+    return f"{MSLIB} notebook {JOB} --name {name} {more}"
 
 
 localrules: all
@@ -99,21 +120,24 @@ rule all:
 
 rule start:
     output: touch(f"{RUN}/started.txt")
-    params: settings=STUDY.cohort.model_dump_json(), seed=STUDY.seed, code=code("mslib.jobs.cohort")
+    params: facts=RAW
     message: "Cohort: describe the dataset"
     shell: f"{MSLIB} start {JOB}"
 
 rule simulate:
     input: f"{RUN}/started.txt"
     output: f"{RUN}/bids/derivatives/truth/sub-{{id}}/anat/sub-{{id}}_truth.json"
-    params: settings=STUDY.cohort.model_dump_json(), seed=STUDY.seed, code=code("mslib.cohort.phantom")
+    params: facts=RAW
+    resources: mem_mb=memory(1500)
     message: "Cohort: simulate sub-{wildcards.id}"
     shell: f"{MSLIB} simulate {JOB} --subject {{wildcards.id}}"
 
 checkpoint check:
     input: raw_cohort
     output: f"{RUN}/cohort.json"
-    params: groups=STUDY.groups, sequences=STUDY.sequences, cohort=STUDY.cohort.model_dump_json()
+    params: groups=STUDY.groups, sequences=STUDY.sequences, cohort=STUDY.cohort.model_dump_json(),
+        code=code("mslib.cohort.bids")
+    resources: mem_mb=memory(1500)
     message: "Cohort: check every subject"
     shell: f"{MSLIB} check {JOB}"
 
@@ -121,43 +145,46 @@ rule preprocess:
     input: f"{RUN}/cohort.json", raw_files
     output: f"{RUN}/derivatives/mslib/sub-{{id}}/anat/sub-{{id}}_desc-qc.json"
     params: prep=STUDY.prep.model_dump_json(), size=STUDY.model.image_size, mm=STUDY.model.pixel_mm, code=code("mslib.prep")
+    resources: mem_mb=memory(1500)
     message: "Preprocess sub-{wildcards.id}: bias field, co-registration, slices"
     shell: f"{MSLIB} preprocess {JOB} --subject {{wildcards.id}}"
 
 rule notebook_cohort:
     input: stacks, f"{RUN}/cohort.json", source="notebooks/00_cohort.ipynb"
-    output: f"{RUN}/metrics/00_cohort.json"
+    output: f"{RUN}/metrics/00_cohort.json", f"{RUN}/made/00_cohort.json"
     log: notebook=f"{RUN}/notebooks/00_cohort.ipynb"
     params: code=code("notebooks/00_cohort.ipynb"), settings=STUDY.model_dump_json()
+    resources: mem_mb=memory(2500)
     message: "Notebook 00: the cohort"
     shell: notebook("00_cohort")
 
 rule notebook_coregistration:
     input: stacks, source="notebooks/01_coregistration.ipynb"
-    output: f"{RUN}/metrics/01_coregistration.json"
+    output: f"{RUN}/metrics/01_coregistration.json", f"{RUN}/made/01_coregistration.json"
     log: notebook=f"{RUN}/notebooks/01_coregistration.ipynb"
     params: code=code("notebooks/01_coregistration.ipynb"), settings=STUDY.model_dump_json()
+    resources: mem_mb=memory(2500)
     message: "Notebook 01: co-registration"
     shell: notebook("01_coregistration")
 
 if TRAINS:
     rule notebook_finetuning:
         input: stacks, source="notebooks/02_finetuning.ipynb"
-        output: f"{RUN}/metrics/02_finetuning_{{backbone}}.json"
+        output: f"{RUN}/metrics/02_finetuning_{{backbone}}.json", f"{RUN}/made/02_finetuning_{{backbone}}.json"
         log: notebook=f"{RUN}/notebooks/02_finetuning_{{backbone}}.ipynb"
         params: code=code("notebooks/02_finetuning.ipynb"), settings=STUDY.model_dump_json()
-        threads: 64  # all cores: scaled down to those there are
+        threads: CORES or 8  # the whole machine: nothing runs beside training
+        resources: mem_mb=memory(6000)
         message: "Notebook 02: fine-tuning {wildcards.backbone}"
-        shell: notebook("02_finetuning", target="02_finetuning_{wildcards.backbone}", backbone="{wildcards.backbone}")
-
-NETS = expand(f"{NETS_FROM}/metrics/02_finetuning_{{backbone}}.json", backbone=BACKBONES)
+        shell: notebook("02_finetuning", "--backbone {wildcards.backbone}")
 
 rule notebook_gradcam:
-    input: stacks, NETS if TRAINS else [], source="notebooks/03_gradcam_layers.ipynb"
-    output: f"{RUN}/metrics/03_gradcam_layers.json"
+    input: stacks, NETS, source="notebooks/03_gradcam_layers.ipynb"
+    output: f"{RUN}/metrics/03_gradcam_layers.json", f"{RUN}/made/03_gradcam_layers.json"
     log: notebook=f"{RUN}/notebooks/03_gradcam_layers.ipynb"
     params: code=code("notebooks/03_gradcam_layers.ipynb"), settings=STUDY.model_dump_json()
-    threads: 64  # all cores: scaled down to those there are
+    threads: CORES or 8
+    resources: mem_mb=memory(6000)
     message: "Notebook 03: Grad-CAM at every layer"
     shell: notebook("03_gradcam_layers")
 
@@ -165,15 +192,16 @@ METRICS = expand(f"{RUN}/metrics/{{name}}.json", name=["00_cohort", "01_coregist
 
 rule notebook_summary:
     input: METRICS, NETS if TRAINS else [], source="notebooks/07_summary.ipynb"
-    output: f"{RUN}/metrics/07_summary.json"
+    output: f"{RUN}/metrics/07_summary.json", f"{RUN}/made/07_summary.json"
     log: notebook=f"{RUN}/notebooks/07_summary.ipynb"
     params: code=code("notebooks/07_summary.ipynb"), settings=STUDY.model_dump_json()
+    resources: mem_mb=memory(2500)
     message: "Notebook 07: summary and report"
     shell: notebook("07_summary")
 
 rule publish:
     input: METRICS, NETS if TRAINS else [], f"{RUN}/metrics/07_summary.json"
     output: f"{RESULTS}/provenance.json"
-    params: code=code("mslib.jobs.publish")
+    params: code=code("mslib.jobs.publish"), settings=STUDY.model_dump_json()
     message: "Publish the light part to {RESULTS}"
     shell: f"{MSLIB} publish {JOB} --results {shlex.quote(RESULTS)}"

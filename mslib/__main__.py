@@ -14,6 +14,7 @@ JOBS = {
     "simulate": "simulate one subject",
     "check": "check the whole cohort and list its faults",
     "preprocess": "preprocess one subject",
+    "notebook": "execute one notebook into the run folder",
     "maps": "Grad-CAM of every layer and its measures for one backbone",
     "publish": "copy the light part of a run to results/",
 }
@@ -29,8 +30,10 @@ def _parser() -> argparse.ArgumentParser:
         job.add_argument("--run-dir", required=True, type=Path)
         if name in PER_SUBJECT:
             job.add_argument("--subject", required=True)
-        if name == "maps":
-            job.add_argument("--backbone", required=True)
+        if name == "notebook":
+            job.add_argument("--name", required=True, help="for instance 00_cohort")
+        if name in ("maps", "notebook"):
+            job.add_argument("--backbone", required=name == "maps")
         if name == "publish":
             job.add_argument("--results", required=True, type=Path)
     return parser
@@ -41,6 +44,9 @@ def _run(args: argparse.Namespace) -> None:
     if args.job == "maps":
         from mslib.jobs.maps import make_maps
         make_maps(config, args.run_dir, args.backbone)
+    elif args.job == "notebook":
+        from mslib.jobs.notebook import execute_notebook
+        execute_notebook(args.name, args.config, args.run_dir, args.backbone)
     elif args.job == "publish":
         from mslib.jobs.publish import publish
         publish(config, args.config, args.run_dir, args.results)
@@ -49,6 +55,9 @@ def _run(args: argparse.Namespace) -> None:
         if args.job in PER_SUBJECT:
             getattr(cohort, args.job)(config, args.run_dir, args.subject)
         elif args.job == "start":
+            if config.model.weights not in ("scratch", "simulated"):  # looking at weights takes seconds
+                from mslib.jobs.weights import check_weights
+                check_weights(config)
             cohort.start_cohort(config, args.run_dir)
         else:
             cohort.check_cohort(config, args.run_dir)

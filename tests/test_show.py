@@ -331,13 +331,13 @@ def test_viewer_names_a_broken_file(volumes, tmp_path):
 def test_gallery(tmp_path):
     (tmp_path / "00_cohort.ipynb").write_text("{}", encoding="utf-8")
     show.save_figure(lobes(), tmp_path / "figures" / "fig1.png", dpi=40)
-    entry = show.GalleryEntry("00_cohort.ipynb", "Who | was <studied>?", "figures/fig1.png", 1.25, "n = *38*")
+    entry = show.GalleryEntry("00_cohort.ipynb", "Who | was <studied>?", "figures/fig1.png", "n = *38*")
     path = show.write_gallery(tmp_path, "Study", [entry], lead="One sentence.", simulated=True,
                               headline="figures/fig1.png")
     text = path.read_text(encoding="utf-8")
     assert path.name == "README.md" and "**Simulated data.**" in text and "One sentence." in text
     row = next(line for line in text.splitlines() if line.startswith("| [00"))
-    assert row == r"| [00\_cohort](00_cohort.ipynb) | Who \| was &lt;studied&gt;? | n = \*38\* | 1.2 |"
+    assert row == r"| [00\_cohort](00_cohort.ipynb) | Who \| was &lt;studied&gt;? | n = \*38\* |"
     for target in re.findall(r"\]\(([^)]+)\)", text):
         assert (tmp_path / target).is_file()
 

@@ -12,8 +12,9 @@ from mslib.show.gallery import GalleryEntry, write_gallery
 from mslib.study import StudyConfig, StudyError, write_json, write_text
 from mslib.study.provenance import ROOT, code_digest, file_sha256, versions
 
+from . import report
 from .claims import metrics
-from .report import lead_sentence
+from .cohort import read_json
 
 #: Notebook, question, figure of the gallery.
 GALLERY = {
@@ -54,24 +55,25 @@ def _stable_outputs(outputs):
     return kept
 
 
-def minutes_of(path: Path) -> float | None:
-    """How long a notebook ran, from papermill's own record."""
-    seconds = nbformat.read(path, as_version=4).metadata.get("papermill", {}).get("duration")
-    return None if seconds is None else seconds / 60
+def executed_notebooks(config: StudyConfig) -> list[str]:
+    """Names of a study's executed notebooks, in order: those of the gallery that its settings ask for."""
+    tuned = [f"02_finetuning_{backbone}" for backbone in config.model.backbones if config.cohort.source != "open_ms"]
+    return [name for name in GALLERY if not name.startswith("02_") or name in tuned]
 
 
-def _copy_folder(source: Path, target: Path, pattern: str) -> None:
-    for path in sorted(source.glob(pattern)):
-        target.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target / path.name)
+def made_files(config: StudyConfig, run_dir: Path) -> list[str]:
+    """Figures, tables, viewers and report that the study's notebooks have made in this run, as they recorded it.
+
+    Whatever else an earlier run with other settings or code has left in the run folder is not among them.
+    """
+    made = [read_json(run_dir / "made" / f"{name}.json") for name in executed_notebooks(config)]
+    return sorted({file for files in made for file in files})
 
 
 def study_digests(config: StudyConfig) -> dict[str, str]:
     """Digest of the code behind every executed notebook of a study."""
-    names = ["00_cohort", "01_coregistration", "03_gradcam_layers", "07_summary"]
-    if config.cohort.source != "open_ms":
-        names.append("02_finetuning")
-    return {name: code_digest(f"notebooks/{name}.ipynb") for name in sorted(names)}
+    sources = {"02_finetuning" if name.startswith("02_") else name for name in executed_notebooks(config)}
+    return {name: code_digest(f"notebooks/{name}.ipynb") for name in sorted(sources)}
 
 
 def publish(config: StudyConfig, config_path: str | Path, run_dir: str | Path, results: str | Path) -> None:
@@ -80,7 +82,7 @@ def publish(config: StudyConfig, config_path: str | Path, run_dir: str | Path, r
     Raises
     ------
     StudyError
-        The results folder cannot be written, or holds something that no study has published.
+        The results folder cannot be written, or holds something that no study has published; a notebook has not run.
     """
     run_dir, results = Path(run_dir), Path(results)
     if results.exists() and any(results.iterdir()) and not (results / "provenance.json").is_file():
@@ -88,20 +90,26 @@ def publish(config: StudyConfig, config_path: str | Path, run_dir: str | Path, r
     building = results.with_name(f".{results.name}.new")
     try:
         shutil.rmtree(building, ignore_errors=True)
-        for name in ("figures", "tables", "viewers"):
-            _copy_folder(run_dir / name, building / name, "*.*")
-        shutil.copyfile(run_dir / "report.html", building / "report.html")
-        executed = sorted((run_dir / "notebooks").glob("*.ipynb"))
-        for path in executed:
-            write_text(building / "notebooks" / path.name, clean_notebook(path))
-        write_json(building / "metrics.json", metrics(run_dir))
+        for file in made_files(config, run_dir):
+            (building / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(run_dir / file, building / file)
+        executed = executed_notebooks(config)
+        for name in executed:
+            file = Path("notebooks") / f"{name}.ipynb"
+            write_text(building / file, clean_notebook(run_dir / file))
+        recorded = metrics(run_dir)
+        write_json(building / "metrics.json", {name: recorded[name] for name in executed})
         write_json(building / "provenance.json", {
             "study": config.study, "seed": config.seed, "config": Path(config_path).name,
             "settings": json.loads(config.model_dump_json()), "code": study_digests(config), "versions": versions(),
             "lock": file_sha256(ROOT / "requirements.txt")})
-        _gallery(config, run_dir, building, [path.stem for path in executed])
-        shutil.rmtree(results, ignore_errors=True)
+        _gallery(config, run_dir, building, executed)
+        old = results.with_name(f".{results.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        if results.exists():
+            results.rename(old)
         building.rename(results)
+        shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise StudyError(f"{error.filename or results}: cannot be written ({error.strerror or error})") from error
 
@@ -110,12 +118,13 @@ def _gallery(config, run_dir, folder, executed) -> None:
     def drawn(figure):
         return f"figures/{figure}.png" if (folder / "figures" / f"{figure}.png").exists() else None
 
-    entries = [GalleryEntry(f"notebooks/{name}.ipynb", question, drawn(figure))
-               for name, (question, figure) in GALLERY.items() if name in executed]
+    found = report.findings(config, run_dir)
+    entries = [GalleryEntry(f"notebooks/{name}.ipynb", GALLERY[name][0], drawn(GALLERY[name][1]), found.get(name, ""))
+               for name in executed]
     more = {"report.html": "everything in one offline file", "metrics.json": "every recorded number",
             "provenance.json": "settings, code digests, versions"}
     viewers = sorted((folder / "viewers").glob("*"))
     more |= {f"viewers/{path.name}": "scroll through a heat map in 3-D" for path in viewers}
-    write_gallery(folder, f"Results of study {config.study}", entries, lead=lead_sentence(config, run_dir),
+    write_gallery(folder, f"Results of study {config.study}", entries, lead=report.lead_sentence(config, run_dir),
                   simulated=config.cohort.source == "simulated",
                   headline=drawn("headline"), more=more)

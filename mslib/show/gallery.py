@@ -15,12 +15,11 @@ SIMULATED = ("**Simulated data.** Every subject is made by this project's own ph
 
 @dataclass(frozen=True)
 class GalleryEntry:
-    """One executed notebook: its file and figure (inside the results folder), question, minutes."""
+    """One executed notebook: its file and figure (inside the results folder), question, finding."""
 
     notebook: str
     question: str
     figure: str | None = None
-    minutes: float | None = None
     finding: str = ""
 
 
@@ -79,15 +78,14 @@ def write_gallery(folder: str | Path, title: str, entries: Sequence[GalleryEntry
         lines += [lead.strip(), ""]
     if headline:
         lines += [f"![{escape_markdown(title)}]({_checked(folder, headline)})", ""]
-    lines += ["| notebook | question | finding | minutes |", "|---|---|---|---|"]
+    lines += ["| notebook | question | finding |", "|---|---|---|"]
     for entry in entries:
         name = escape_markdown(os.path.splitext(os.path.basename(entry.notebook))[0])
-        minutes = "" if entry.minutes is None else f"{entry.minutes:.1f}"
         lines.append(f"| [{name}]({_checked(folder, entry.notebook)}) | {escape_markdown(entry.question)} | "
-                     f"{escape_markdown(entry.finding)} | {minutes} |")
+                     f"{escape_markdown(entry.finding)} |")
     for file, description in (more or {}).items():
         link = f"[{escape_markdown(file)}]({_checked(folder, file)})"
-        lines.append(f"| {link} | {escape_markdown(description)} | | |")
+        lines.append(f"| {link} | {escape_markdown(description)} | |")
     for entry in entries:
         if entry.figure:
             question = escape_markdown(entry.question)

@@ -175,18 +175,6 @@ class StudyConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _enough_subjects(self):
-        counts = {"cohort.simulated.study": self.cohort.simulated.study} if self.cohort.source == "simulated" else {}
-        if self.model.weights == "simulated" and self.cohort.source != "open_ms":
-            share = self.training.pretraining_subjects // len(self.groups)
-            counts["training.pretraining_subjects"] = dict.fromkeys(self.groups, share)
-        for key, of_group in counts.items():
-            few = {group: of_group.get(group, 0) for group in self.groups if of_group.get(group, 0) < MIN_PER_GROUP}
-            if few:
-                raise ValueError(f"{key}: must give every group at least {MIN_PER_GROUP} subjects (got {few})")
-        return self
-
-    @model_validator(mode="after")
     def _groups_that_can_be_simulated(self):
         unknown = [group for group in self.groups if group not in SIMULATED_GROUPS]
         if not unknown:
@@ -197,6 +185,18 @@ class StudyConfig(Section):
         if self.model.weights == "simulated" and self.cohort.source != "open_ms":
             raise ValueError("model.weights: must be 'imagenet', a path or 'scratch' for groups other than "
                              f"{list(SIMULATED_GROUPS)}, which alone can be simulated (got 'simulated' for {unknown})")
+        return self
+
+    @model_validator(mode="after")
+    def _enough_subjects(self):
+        counts = {"cohort.simulated.study": self.cohort.simulated.study} if self.cohort.source == "simulated" else {}
+        if self.model.weights == "simulated" and self.cohort.source != "open_ms":
+            share = self.training.pretraining_subjects // len(self.groups)
+            counts["training.pretraining_subjects"] = dict.fromkeys(self.groups, share)
+        for key, of_group in counts.items():
+            few = {group: of_group.get(group, 0) for group in self.groups if of_group.get(group, 0) < MIN_PER_GROUP}
+            if few:
+                raise ValueError(f"{key}: must give every group at least {MIN_PER_GROUP} subjects (got {few})")
         return self
 
     @model_validator(mode="after")

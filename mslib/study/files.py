@@ -10,7 +10,10 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from .errors import StudyError
+from .errors import WriteError
+
+#: Files that this process has written, in order: what a notebook has made (see `mslib.jobs.record`).
+WRITTEN: list[Path] = []
 
 
 @contextlib.contextmanager
@@ -25,7 +28,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
     Raises
     ------
-    StudyError
+    WriteError
         The folder cannot be written or the disk is full (one line naming the file).
     """
     path = Path(path)
@@ -34,8 +37,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         os.replace(temporary, path)
+        WRITTEN.append(path)
     except OSError as error:
-        raise StudyError(f"{path}: cannot be written ({error.strerror or error})") from error
+        raise WriteError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -74,12 +78,22 @@ def stamped_folder(folder: str | Path, facts: dict) -> Path:
     -------
     Path
         The folder, holding what an earlier run under the same facts left.
+
+    Raises
+    ------
+    StudyError
+        A file stands in the folder's place, or the folder cannot be emptied or written.
     """
     folder, stamp = Path(folder), Path(folder) / "stamp.json"
     text = json.dumps(facts, indent=2, sort_keys=True) + "\n"
-    if folder.exists() and not (stamp.is_file() and stamp.read_text(encoding="utf-8") == text):
-        print(f"{folder}: was made with other settings, code or data; made anew")
-        shutil.rmtree(folder)
+    if folder.exists() and not folder.is_dir():
+        raise WriteError(f"{folder}: is a file where a folder is needed; remove it and run again")
+    try:
+        if folder.exists() and not (stamp.is_file() and stamp.read_bytes() == text.encode()):
+            print(f"{folder}: was made with other settings, code or data; made anew")
+            shutil.rmtree(folder)
+    except OSError as error:
+        raise WriteError(f"{folder}: cannot be emptied ({error.strerror or error}); remove it by hand") from error
     if not stamp.exists():
         write_text(stamp, text)
     return folder
