@@ -456,7 +456,7 @@ def test_publishing_twice_gives_the_same_files(finished_run, tmp_path):
     assert {"README.md", "report.html", "metrics.json", "provenance.json", "tables/lobes.csv",
             *(f"notebooks/{name}.ipynb" for name in executed_notebooks(CONFIG))} == set(first)
     assert "38 subjects" in first["README.md"].decode()
-    assert "0.60 (0.50 to 0.70)" in first["README.md"].decode()
+    assert "0.60 (95 % interval 0.50 to 0.70)" in first["README.md"].decode()
     (results / "tables" / "stale.csv").write_text("from an earlier run")
     publish(CONFIG, "config/test.yaml", finished_run, results)
     assert content(results) == first
