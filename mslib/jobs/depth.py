@@ -64,7 +64,7 @@ def layer_difference(measures: pd.DataFrame, backbone: str, measure: str, first:
 def patient_means(measures: pd.DataFrame, backbone: str, measure: str, method: str = "gradcam") -> pd.DataFrame:
     """Mean over a patient's slices, one row per patient, one column per layer, shallow to deep."""
     part = measures[(measures["backbone"] == backbone) & (measures["method"] == method)]
-    return part.pivot_table(index="subject", columns="layer", values=measure)[layers_of(part)]
+    return part.groupby(["subject", "layer"])[measure].mean().unstack()[layers_of(part)]
 
 
 def patient_interval(values: pd.Series, config: StudyConfig) -> tuple[Interval, Interval]:
@@ -90,10 +90,11 @@ def layer_trend(measures: pd.DataFrame, backbone: str, measure: str) -> pd.Serie
 def rank_sums(measures: pd.DataFrame, backbone: str) -> pd.DataFrame:
     """Each patient's sum of two ranks per layer: of AUPRC (1 = highest) and of the heat's spread (1 = least).
 
-    A small sum is a good compromise: heat that meets the lesions and does not cover the brain.
+    A small sum is a good compromise: heat that meets the lesions and does not cover the brain. A layer whose maps of
+    the patient are all blank has the last rank in both.
     """
     auprc, spread = (patient_means(measures, backbone, name) for name in ("auprc", "half_heat_share"))
-    return auprc.rank(axis=1, ascending=False) + spread.rank(axis=1)
+    return auprc.rank(axis=1, ascending=False, na_option="bottom") + spread.rank(axis=1, na_option="bottom")
 
 
 def compromise(measures: pd.DataFrame, backbone: str) -> tuple[str, pd.Series]:
@@ -109,7 +110,7 @@ def compromise(measures: pd.DataFrame, backbone: str) -> tuple[str, pd.Series]:
         Rank sum of the rival minus that of the last convolution for every patient of the second half; above 0 the
         last convolution is better.
     """
-    last, sums = last_convolution(backbone), rank_sums(measures, backbone).dropna()
+    last, sums = last_convolution(backbone), rank_sums(measures, backbone)
     groups = measures.groupby("subject")["group"].first()[sums.index]
     second = groups.groupby(groups).cumcount() % 2 == 1
     rival = str(sums[~second].mean().drop(last).idxmin())
