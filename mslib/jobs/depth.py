@@ -64,7 +64,8 @@ def layer_difference(measures: pd.DataFrame, backbone: str, measure: str, first:
 def patient_means(measures: pd.DataFrame, backbone: str, measure: str, method: str = "gradcam") -> pd.DataFrame:
     """Mean over a patient's slices, one row per patient, one column per layer, shallow to deep."""
     part = measures[(measures["backbone"] == backbone) & (measures["method"] == method)]
-    return part.groupby(["subject", "layer"])[measure].mean().unstack()[layers_of(part)]
+    means = part.pivot_table(index="subject", columns="layer", values=measure)
+    return means.reindex(columns=layers_of(part))
 
 
 def patient_interval(values: pd.Series, config: StudyConfig) -> tuple[Interval, Interval]:
