@@ -10,6 +10,7 @@ import numpy as np
 import prep_cases as cases
 import pytest
 import SimpleITK as sitk
+from scipy import ndimage
 
 from mslib.prep import brain_mask, edge_agreement, load_stack, pipeline, preprocess_subject
 from mslib.study import StudyError
@@ -103,6 +104,19 @@ def test_every_image_is_interpolated_once(done, truths, tmp_path, monkeypatch):
     low, high = np.percentile(native[brain], SETTINGS["prep"].percentiles)
     np.testing.assert_allclose(nib.load(paths["T1w"]).get_fdata()[brain],
                                np.clip((native[brain] - low) / (high - low), 0, 1), atol=1e-4)
+
+
+def test_the_saved_field_is_the_one_divided_by(done):
+    """Raw image over saved field is the preprocessed image but for gain and offset."""
+    subject, _, paths = done
+    raw = nib.as_closest_canonical(nib.load(subject.images["T1w"]))
+    field = nib.load(paths["bias_T1w"])
+    voxels = np.linalg.inv(field.affine) @ raw.affine
+    log_field = ndimage.affine_transform(field.get_fdata(), voxels, output_shape=raw.shape, order=1, mode="nearest")
+    final = nib.load(paths["T1w"]).get_fdata()
+    inside = (final > 0.02) & (final < 0.98)
+    assert np.corrcoef((raw.get_fdata() / np.exp(log_field))[inside], final[inside])[0, 1] > 0.9995
+    assert np.corrcoef(raw.get_fdata()[inside], final[inside])[0, 1] < 0.998
 
 
 def _contents(folder):

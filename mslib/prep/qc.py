@@ -8,6 +8,7 @@ import numpy as np
 import SimpleITK as sitk
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
 from mslib.study import atomic_path
 
@@ -17,12 +18,16 @@ from .registration import Registration
 BRAIN_ML = (700.0, 2200.0)
 EDGE_AGREEMENT = 12.0  # right pairs: 14 and more; heads of two persons: 9 at most
 MARGIN = 6
+COLOURS = 96  # of the picture: a third of the bytes
 
 
 def _unit_gradients(values: np.ndarray, floor: float = 0.02) -> np.ndarray:
     """Gradient directions, shortened where the gradient drowns in noise (below `floor` per voxel)."""
     gradient = np.stack(np.gradient(values.astype(np.float32)))
-    return gradient / np.sqrt((gradient ** 2).sum(axis=0) + floor ** 2)
+    length = np.einsum("i...,i...->...", gradient, gradient)
+    length += np.float32(floor ** 2)
+    gradient /= np.sqrt(length, out=length)
+    return gradient
 
 
 def edge_agreement(first: np.ndarray, second: np.ndarray, brain: np.ndarray, shift: int = 6) -> float:
@@ -50,7 +55,8 @@ def edge_agreement(first: np.ndarray, second: np.ndarray, brain: np.ndarray, shi
     a = a.reshape(3, -1)[:, inside]
 
     def agreement(other):
-        return float(((a * other.reshape(3, -1)[:, inside]).sum(axis=0) ** 2).mean())
+        cosine = np.einsum("ij,ij->j", a, other.reshape(3, -1)[:, inside])
+        return float(np.square(cosine, out=cosine).mean())
 
     displaced = [agreement(np.roll(b, step, axis)) for axis in (1, 2, 3) for step in (-shift, shift)]
     return (agreement(b) - np.mean(displaced)) / max(np.std(displaced), 1e-6)
@@ -146,8 +152,10 @@ def registration_figure(path, t1w: np.ndarray, brain: np.ndarray, before: dict, 
             ax.contour(smooth, levels=[0.3, 0.62], colors=["#ffb000", "#00d0ff"], linewidths=0.6)
             ax.set_axis_off()
             ax.set_title(f"{sequence} {'before' if stage is before else 'after'}", color="white", fontsize=8)
+    figure.canvas.draw()
+    picture = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3])
     with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", metadata={"Software": None})
+        picture.quantize(COLOURS).save(temporary, format="png")
     return path
 
 

@@ -60,8 +60,8 @@ class CohortSection(Section):
 class Prep(Section):
     """Bias correction, co-registration to T1w, intensity scaling and the choice of slices."""
 
-    n4_shrink: PositiveInt = 4
-    n4_iterations: list[PositiveInt] = [30, 20, 10]
+    n4_shrink: PositiveInt = 6
+    n4_iterations: list[PositiveInt] = [20, 20, 10]
     resample_mm: Positive | None = None
     percentiles: tuple[Percent, Percent] = (0.5, 99.8)
     n_slices: PositiveInt = 135
