@@ -89,7 +89,8 @@ def stamped_folder(folder: str | Path, facts: dict) -> Path:
     if folder.exists() and not folder.is_dir():
         raise WriteError(f"{folder}: is a file where a folder is needed; remove it and run again")
     try:
-        if folder.exists() and not (stamp.is_file() and stamp.read_bytes() == text.encode()):
+        known = stamp.is_file() and stamp.read_bytes() == text.encode()
+        if not known and any(path.is_file() for path in folder.rglob("*")):
             print(f"{folder}: was made with other settings, code or data; made anew")
             shutil.rmtree(folder)
     except OSError as error:
