@@ -129,7 +129,8 @@ def test_too_few_subjects_stop_the_run_in_any_case(check, on_fault):
 
     status, told, listing = check(six_left, on_fault)
     assert status == 1 and listing is None
-    assert told == ["group: participants.tsv: group 'control' has 2 usable subjects; allowed: at least 3, for the split"]
+    assert told == ["group: participants.tsv: group 'control' has 2 usable subjects; "
+                    "allowed: at least 3, for the split"]
 
 
 def test_all_faults_are_told_together(check):

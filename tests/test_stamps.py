@@ -12,10 +12,10 @@ from scipy import ndimage
 
 from mslib.cohort import phantom
 from mslib.jobs.cohort import participants
-from mslib.nets import gather, pretraining, protocols, train_protocol
 from mslib.nets import further as further_module
+from mslib.nets import gather, protocols, train_protocol
 from mslib.nets.further import FURTHER_SEED, further_size, further_slices
-from mslib.study import StudyConfig, write_text
+from mslib.study import StudyConfig, StudyError, write_text
 from mslib.study.files import stamped_folder
 
 GROUPS = ["control", "RRMS", "SPMS"]
@@ -69,6 +69,36 @@ def test_a_folder_without_a_whole_stamp_is_emptied(tmp_path, capsys, stamp):
     stamped_folder(folder, FACTS)
     assert "made anew" in capsys.readouterr().out
     assert list(content(folder)) == ["stamp.json"]
+
+
+def test_a_stamp_of_other_bytes_is_another_stamp(tmp_path, capsys):
+    folder = stamped_folder(tmp_path / "a", FACTS)
+    (folder / "stamp.json").write_bytes(b"\xff\xfe\x00")
+    stamped_folder(folder, FACTS)
+    assert "made anew" in capsys.readouterr().out
+    assert json.loads((folder / "stamp.json").read_text(encoding="utf-8")) == FACTS
+
+
+def test_a_folder_without_files_is_new(tmp_path, capsys):
+    """Snakemake makes the folders of a job's outputs before the job."""
+    (tmp_path / "a" / "anat").mkdir(parents=True)
+    stamped_folder(tmp_path / "a", FACTS)
+    assert capsys.readouterr().out == "" and (tmp_path / "a" / "anat").is_dir()
+
+
+def test_a_file_in_the_place_of_the_folder_is_told_in_one_line(tmp_path):
+    write_text(tmp_path / "a", "a file")
+    with pytest.raises(StudyError) as caught:
+        stamped_folder(tmp_path / "a", FACTS)
+    assert str(caught.value) == f"{tmp_path / 'a'}: is a file where a folder is needed; remove it and run again"
+    assert (tmp_path / "a").read_text() == "a file"
+
+
+def test_a_folder_that_cannot_be_emptied_is_told_in_one_line(tmp_path, monkeypatch):
+    write_text(tmp_path / "a" / "old", "")
+    monkeypatch.setattr(shutil, "rmtree", lambda *_: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+    with pytest.raises(StudyError, match=r"a: cannot be emptied \(Permission denied\); remove it by hand$"):
+        stamped_folder(tmp_path / "a", FACTS)
 
 
 # Further simulated subjects
@@ -246,7 +276,7 @@ def test_a_fitted_net_is_made_anew_when_something_changed(trainings, tmp_path, c
         longer = CONFIG.training.model_copy(update={"slice": CONFIG.training.slice.model_copy(update={"epochs": 9})})
         config = CONFIG.model_copy(update={"training": longer})
     elif what == "code":
-        monkeypatch.setattr(protocols, "code_digest", lambda *_: "other code")
+        monkeypatch.setattr(protocols, "code_digest", lambda *_, **__: "other code")
     train_protocol("slice", "vgg16", changed_slices(what), config, tmp_path)
     assert trainings == ["vgg16 slice", "vgg16 subject", "vgg16 slice"]
     folder = tmp_path / "nets" / "vgg16" / "slice"
