@@ -7,6 +7,9 @@ import shlex
 import sys
 from pathlib import Path
 
+import snakemake
+from snakemake.scheduling.job_scheduler import JobScheduler
+
 from mslib.jobs.cohort import bids_root, participants, raw_facts
 from mslib.study import StudyError, load_config
 from mslib.study.provenance import code_digest
@@ -38,6 +41,19 @@ CORES = workflow.global_resources["_cores"]
 MEMORY_MB = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20 * 9 // 10
 if CORES is not None and "mem_mb" not in workflow.global_resources:
     workflow.register_resource("mem_mb", MEMORY_MB)
+
+# Snakemake 9.15 does not take the cores and memory of a job that it chooses alone, but gives them back when it ends
+# (its issue 3815), so that more and more jobs would run side by side. Here they are taken. Newer ones that do so
+# themselves cannot be installed beside nilearn (pyproject.toml).
+if snakemake.__version__ == "9.15.0":
+    def chosen_and_taken(scheduler, jobs, choose=JobScheduler.job_selector):
+        chosen = choose(scheduler, jobs)
+        if len(jobs) == 1:
+            with scheduler._lock:
+                scheduler.update_available_resources(chosen)
+        return chosen
+
+    JobScheduler.job_selector = chosen_and_taken
 
 NETS = expand(f"{NETS_FROM}/metrics/02_finetuning_{{backbone}}.json", backbone=BACKBONES)
 NET_FILES = expand(f"{NETS_FROM}/nets/{{backbone}}/subject/{{file}}", backbone=BACKBONES,
