@@ -1,97 +1,120 @@
-"""The smoke study as a person runs it: whole, killed at several moments, twice, and with what can go wrong."""
+"""The smoke study as a person runs it: whole, killed at several moments, again, and with what can go wrong."""
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import nbformat
 import pandas as pd
 import pytest
+import yaml
+from repository import ROOT
 
-from mslib.jobs.publish import study_digests
+from mslib.jobs.cohort import participants, qc_path, stack_path
+from mslib.jobs.publish import executed_notebooks, study_digests
 from mslib.study import load_config
 
-ROOT = Path(__file__).resolve().parents[1]
-PATIENCE = 900
-
-RUNS = pytest.mark.skipif("MSLIB_STUDY_TESTS" not in os.environ,
-                          reason="runs the smoke study twice, about ten minutes: set MSLIB_STUDY_TESTS=1")
+PATIENCE = 1800
+SMOKE = load_config(ROOT / "config" / "smoke.yaml")
 pytestmark = pytest.mark.study
 
 
-def command(run_dir, results, study="smoke"):
-    return [sys.executable, "-m", "snakemake", "--config", f"study={study}", f"run_dir={run_dir}", f"results={results}"]
+def environment():
+    """Without what pytest and a run that drives these tests have set."""
+    return {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST", "MSLIB_PROGRESS"))}
 
 
-def start(run_dir, results, study="smoke"):
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")}
-    return subprocess.Popen(command(run_dir, results, study), cwd=ROOT, env=environment, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+def start(folder, study="smoke", run="run"):
+    """Snakemake in the background, its words in ``log.txt``; in its own session, so that all of it can be killed."""
+    command = [sys.executable, "-m", "snakemake", "--config", f"study={study}", f"run_dir={folder / run}",
+               f"results={folder / 'results'}"]
+    with open(folder / "log.txt", "w", encoding="utf-8") as log:
+        return subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=log, stderr=subprocess.STDOUT,
+                                start_new_session=True)
 
 
-def finish(run_dir, results, study="smoke"):
-    process = start(run_dir, results, study)
-    output, _ = process.communicate(timeout=PATIENCE)
-    return process.returncode, output
+def finish(folder, study="smoke", run="run"):
+    status = start(folder, study, run).wait(timeout=PATIENCE)
+    return status, (folder / "log.txt").read_text(encoding="utf-8")
 
 
-def kill_when(process, ready):
-    """Kill -9 the run and all its children as soon as `ready` holds."""
+def kill_when(process, ready, whom, folder):
+    """Kill -9 the run (all of it, or only its head) as soon as `ready` holds."""
     deadline = time.monotonic() + PATIENCE
     while not ready():
-        assert process.poll() is None, f"ended before the moment to kill it: {process.communicate()[0][-2000:]}"
+        assert process.poll() is None, (folder / "log.txt").read_text(encoding="utf-8")[-4000:]
         assert time.monotonic() < deadline
-        time.sleep(0.2)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+        time.sleep(0.1)
+    (os.killpg if whom == "all" else os.kill)(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def job(*arguments, limit=None, config="config/smoke.yaml"):
+    """One job of the command line; with a limit no file may grow beyond so many bytes, as on a full disk."""
+    def narrow():
+        if limit is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    name, *others = arguments
+    command = [sys.executable, "-m", "mslib", name, "--config", str(config), *map(str, others)]
+    return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False,
+                          preexec_fn=narrow)
+
+
+def times(paths):
+    return {path: path.stat().st_mtime_ns for path in paths}
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run that nobody disturbs: run folder, results folder."""
+    """A run that nobody disturbs: holds ``run`` and ``results``."""
     folder = tmp_path_factory.mktemp("whole")
-    status, output = finish(folder / "run", folder / "results")
+    status, output = finish(folder)
     assert status == 0, output[-4000:]
     return folder
 
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
-    """The same study in another folder, killed while simulating, preprocessing and training, then finished."""
+    """The same study in another folder, killed while simulating, preprocessing, training and explaining, then finished.
+
+    Gives the folder, and the times of what was finished when a kill came.
+    """
     folder = tmp_path_factory.mktemp("killed")
-    run, results = folder / "run", folder / "results"
-    moments = [lambda: any(run.glob("bids/derivatives/truth/*/anat/*_truth.json")),
-               lambda: len(list(run.glob("derivatives/mslib/*/anat/*_desc-qc.json"))) > 3,
-               lambda: any(run.glob("nets/*/subject/state.npz"))]
-    kept = {}
-    for number, moment in enumerate(moments):
-        kill_when(start(run, results), moment)
-        if number == 1:
-            kept = {path: path.stat().st_mtime_ns for path in run.glob("bids/sub-*/anat/*.nii.gz")}
-    status, output = finish(run, results)
+    run, kept = folder / "run", {}
+    moments = [  # when, whom, what is finished by then
+        (lambda: any(run.glob("bids/derivatives/truth/*/anat/*_truth.json")), "all", None),
+        (lambda: len([*run.glob("derivatives/mslib/*/anat/*_desc-qc.json")]) > 3, "head", "bids/sub-*/anat/*.nii.gz"),
+        (lambda: any(run.glob("nets/*/*/state.npz")), "all", "derivatives/mslib/*/anat/*_desc-slices.npz"),
+        (lambda: any(run.glob("maps/*/sub-*.csv")), "all", "nets/*/*/weights.weights.h5")]
+    for ready, whom, finished in moments:
+        kill_when(start(folder), ready, whom, folder)
+        if finished:
+            kept |= times(run.glob(finished))
+    status, output = finish(folder)
     assert status == 0, output[-4000:]
     return folder, kept
 
 
-@RUNS
 def test_everything_is_published(whole):
     results = whole / "results"
     for name in ("README.md", "report.html", "metrics.json", "provenance.json"):
         assert (results / name).is_file()
-    assert {path.stem for path in (results / "notebooks").glob("*.ipynb")} == {
-        "00_cohort", "01_coregistration", "02_finetuning_vgg16", "02_finetuning_vgg19", "03_gradcam_layers",
-        "07_summary"}
+    assert sorted(path.stem for path in (results / "notebooks").glob("*.ipynb")) == executed_notebooks(SMOKE)
     for name in ("figure1_examples", "figure2_confusion", "figure3_layers", "figure4_layers", "layer_grid",
                  "depth_curves"):
         assert (results / "figures" / f"{name}.png").is_file()
-    assert len(list((results / "viewers").glob("*.html"))) == 1
+    assert len(list((results / "viewers").glob("*.html"))) == SMOKE.explain.viewer_subjects
+    made = {path.relative_to(whole / "run").as_posix() for name in ("figures", "tables", "viewers")
+            for path in (whole / "run" / name).iterdir()}
+    published = {path.relative_to(results).as_posix() for path in results.rglob("*") if path.is_file()}
+    assert made <= published, "what notebooks made in a fresh run folder is published, all of it"
 
 
-@RUNS
 def test_executed_notebooks_hold_no_errors_and_no_machine_paths(whole):
     for path in (whole / "results" / "notebooks").glob("*.ipynb"):
         assert str(ROOT) not in path.read_text(encoding="utf-8")
@@ -99,16 +122,15 @@ def test_executed_notebooks_hold_no_errors_and_no_machine_paths(whole):
             assert all(output.output_type != "error" for output in cell.get("outputs", []))
 
 
-@RUNS
-def test_killed_run_completes_and_keeps_what_was_finished(killed):
+def test_a_killed_run_completes_and_keeps_what_was_finished(killed):
     _, kept = killed
-    assert kept
-    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    kinds = {path.name.rpartition("_")[2] for path in kept}
+    assert {"T1w.nii.gz", "desc-slices.npz", "weights.weights.h5"} <= kinds
+    assert times(kept) == kept
 
 
-@RUNS
 def test_two_runs_agree(whole, killed):
-    """One of them killed three times: the same files, tables and recorded numbers to 1e-4, provenance exactly."""
+    """One of them killed four times: the same files, tables and recorded numbers to 1e-4, provenance exactly."""
     first, second = whole / "results", killed[0] / "results"
     names = sorted(path.relative_to(first) for path in first.rglob("*") if path.is_file())
     assert names == sorted(path.relative_to(second) for path in second.rglob("*") if path.is_file())
@@ -120,40 +142,158 @@ def test_two_runs_agree(whole, killed):
     assert numbers[0] == numbers[1]
 
 
-@RUNS
 def test_nothing_changed_nothing_done(whole):
-    status, output = finish(whole / "run", whole / "results")
+    """At most 10 s; processor time, so that a busy machine changes nothing."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    status, output = finish(whole)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert status == 0
     assert "Nothing to be done" in output
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 10
+
+
+def test_results_without_a_run_do_not_pass_for_one(whole, tmp_path):
+    """A fresh clone holds results/ but no run: the whole chain is planned."""
+    command = [sys.executable, "-m", "snakemake", "-n", "--config", "study=smoke", f"run_dir={tmp_path / 'run'}",
+               f"results={whole / 'results'}"]
+    planned = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
+    told = planned.stdout + planned.stderr
+    assert planned.returncode == 0 and "Nothing to be done" not in told
+    for rule in ("start", "simulate", "check", "notebook_cohort", "notebook_finetuning", "notebook_gradcam", "publish"):
+        assert f"\n{rule} " in told, rule
+
+
+# What an earlier run left, damaged
+
+
+def test_a_damaged_derivative_is_made_again(whole):
+    run, subject = whole / "run", participants(SMOKE)[0].id
+    path = stack_path(run, subject)
+    whole_file = path.read_bytes()
+    path.write_bytes(whole_file[:1000])
+    done = job("preprocess", "--run-dir", run, "--subject", subject)
+    assert done.returncode == 0, done.stderr
+    told = [line for line in done.stderr.splitlines() if line]
+    assert len(told) == 1 and f"{path.name} from an earlier run is damaged; preprocessed again" in told[0]
+    assert path.read_bytes() == whole_file
+
+
+def test_a_damaged_stack_ends_a_notebook_in_one_line(whole):
+    run, subject = whole / "run", participants(SMOKE)[0].id
+    path = stack_path(run, subject)
+    whole_file, times_before = path.read_bytes(), times((run / "nets").rglob("*.h5"))
+    try:
+        path.write_bytes(b"")
+        done = job("notebook", "--run-dir", run, "--name", "02_finetuning", "--backbone", "vgg16")
+    finally:
+        path.write_bytes(whole_file)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    told = [line for line in done.stderr.splitlines() if line.startswith("notebook 02_finetuning_vgg16: ")]
+    assert len(told) == 1 and path.name in told[0] and "is not a readable slice stack" in told[0]
+    assert times((run / "nets").rglob("*.h5")) == times_before, "nothing is lost"
+
+
+# A full disk
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_full_disk_while_simulating(tmp_path):
+    assert job("start", "--run-dir", tmp_path).returncode == 0
+    before = contents(tmp_path)
+    done = job("simulate", "--run-dir", tmp_path, "--subject", "001", limit=8000)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1 and "cannot be written (File too large)" in done.stderr
+    assert not [path for path in tmp_path.rglob("*") if ".tmp-" in path.name]
+    assert {path: contents(tmp_path)[path] for path in before} == before
+    assert job("simulate", "--run-dir", tmp_path, "--subject", "001").returncode == 0
+
+
+def test_full_disk_while_preprocessing_excludes_nobody(whole, tmp_path):
+    """Even where a study goes on without faulty subjects: the disk is no fault of a subject."""
+    run, subject = whole / "run", participants(SMOKE)[1].id
+    settings = yaml.safe_load((ROOT / "config" / "smoke.yaml").read_text(encoding="utf-8"))
+    settings["cohort"]["on_fault"] = "skip"
+    config = tmp_path / "smoke.yaml"
+    config.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    before = {path: data for path, data in contents(qc_path(run, subject).parent).items() if "timing" not in path.name}
+    stack_path(run, subject).unlink()
+    done = job("preprocess", "--run-dir", run, "--subject", subject, limit=20_000, config=config)
+    assert done.returncode == 1, done.stderr
+    told = [line for line in done.stderr.splitlines() if "preprocessed again" not in line]
+    assert len(told) == 1 and told[0].startswith(f"sub-{subject}: ") and "cannot be written (File too large)" in told[0]
+    assert "excluded" not in qc_path(run, subject).read_text(encoding="utf-8")
+    assert job("preprocess", "--run-dir", run, "--subject", subject).returncode == 0
+    after = contents(qc_path(run, subject).parent)
+    assert {path: after[path] for path in before} == before
+
+
+def test_full_disk_while_publishing_leaves_the_old_results(whole):
+    before = contents(whole / "results")
+    done = job("publish", "--run-dir", whole / "run", "--results", whole / "results", limit=2000)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1 and "cannot be written (File too large)" in done.stderr
+    assert contents(whole / "results") == before
+
+
+# What is refused before anything runs
 
 
 def test_a_second_run_of_the_same_study_is_refused(tmp_path):
-    first = start(tmp_path / "run", tmp_path / "results")
+    first = start(tmp_path)
     try:
         while not (tmp_path / "run" / ".lock").exists():
+            assert first.poll() is None
             time.sleep(0.1)
-        status, output = finish(tmp_path / "run", tmp_path / "results")
+        (tmp_path / "second").mkdir()
+        (tmp_path / "second" / "run").symlink_to(tmp_path / "run")
+        status, output = finish(tmp_path / "second")
         assert status != 0
         assert "another snakemake is running this study" in output
     finally:
         os.killpg(first.pid, signal.SIGKILL)
-        first.communicate()
+        first.wait()
 
 
 def test_output_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("not a folder")
-    status, output = finish(tmp_path / "file" / "run", tmp_path / "results")
+    status, output = finish(tmp_path, run="file/run")
     assert status != 0
     assert f"{tmp_path / 'file' / 'run'}: cannot be written" in output
     assert "Traceback" not in output
 
 
 def test_unknown_study(tmp_path):
-    status, output = finish(tmp_path / "run", tmp_path / "results", study="nowhere")
+    status, output = finish(tmp_path, study="nowhere")
     assert status != 0
     assert "config/nowhere.yaml: cannot be read" in output
     assert "Traceback" not in output
 
+
+def test_real_patients_need_the_nets_of_the_study_before(tmp_path):
+    status, output = finish(tmp_path, study="open_ms")
+    assert status != 0
+    line = (f"{tmp_path}/simulated/nets/vgg16/subject/weights.weights.h5: no fitted net yet; study open_ms explains "
+            "the nets of study simulated: first run snakemake --config study=simulated")
+    assert line in output.splitlines()
+    assert "Traceback" not in output and not (tmp_path / "run" / "source").exists()
+
+
+def test_missing_weights_are_told_before_anything_is_computed(tmp_path):
+    settings = {"study": "own", "model": {"weights": "nowhere/vgg_notop.h5"}}
+    config = tmp_path / "own.yaml"
+    config.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    done = job("start", "--run-dir", tmp_path / "run", config=config)
+    assert done.returncode == 1
+    told = [line for line in done.stderr.splitlines() if line.startswith("model.weights: ")]
+    assert len(told) == 1 and "nowhere/vgg_notop.h5" in told[0] and "Traceback" not in done.stderr
+    assert not (tmp_path / "run" / "bids").exists()
+
+
+# What is checked in
 
 PUBLISHED = [path.parent.name for path in sorted((ROOT / "results").glob("*/provenance.json"))]
 
