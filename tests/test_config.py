@@ -1,11 +1,15 @@
 """Every mistake in a study's file is told in one line that names file, key, what is allowed and what was given."""
 
+import re
+
 import pytest
 import yaml
 from pydantic import ValidationError
 from repository import ROOT
 
+from mslib.cohort.people import LAWS
 from mslib.study import StudyError, load_config
+from mslib.study.config import SIMULATED_GROUPS
 
 CONFIGS = sorted((ROOT / "config").glob("*.yaml"))
 FAULTS = {  # text of the file, key, words that say what is allowed, what was given
@@ -123,3 +127,25 @@ def test_published_protocol():
     assert counts["control"] == 19 and counts["RRMS"] + counts["SPMS"] == 19
     assert (config.model.weights, config.model.image_size, config.prep.n_slices) == ("imagenet", (224, 224), 135)
     assert (config.training.augmentation.gain, config.training.augmentation.gamma) == (0, 0)
+
+
+def test_the_readers_steps_to_an_own_cohort_make_a_study(tmp_path):
+    """README, "Adapt it to your cohort", steps 3 and 4."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    steps = text.partition("## Adapt it to your cohort")[2].partition("\n## ")[0]
+    source = re.search(r"Copy `(config/\w+\.yaml)` to `config/mine\.yaml`", steps)[1]
+    settings = yaml.safe_load((ROOT / source).read_text(encoding="utf-8"))
+    settings |= {"study": "mine", "groups": ["control", "PPMS"], "cohort": {"source": "bids", "root": "path/to/bids"}}
+    path = tmp_path / "mine.yaml"
+    for weights in re.findall(r"`(imagenet|scratch)`", steps.partition("4. Choose")[2].partition("5. ")[0]):
+        settings["model"]["weights"] = weights
+        path.write_text(yaml.safe_dump(settings), encoding="utf-8")
+        assert load_config(path).model.weights == weights
+    settings["model"]["weights"] = "simulated"
+    path.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    with pytest.raises(StudyError, match=r"model\.weights: must be 'imagenet', a path or 'scratch' for groups other"):
+        load_config(path)
+
+
+def test_only_groups_that_the_phantom_knows_are_simulated():
+    assert set(SIMULATED_GROUPS) == set(LAWS)
