@@ -114,8 +114,8 @@ def raw_files(wildcards):
     return [str(bids_root(STUDY, RUN) / file) for file in files if file]
 
 
-def code(*steps):
-    return code_digest(*steps)
+def code(*steps, **options):
+    return code_digest(*steps, **options)
 
 
 def memory(mb):
@@ -152,7 +152,7 @@ checkpoint check:
     input: raw_cohort
     output: f"{RUN}/cohort.json"
     params: groups=STUDY.groups, sequences=STUDY.sequences, cohort=STUDY.cohort.model_dump_json(),
-        code=code("mslib.cohort.bids")
+        code=code("mslib.cohort.bids", without="mslib/study")
     resources: mem_mb=memory(1500)
     message: "Cohort: check every subject"
     shell: f"{MSLIB} check {JOB}"
@@ -160,7 +160,7 @@ checkpoint check:
 rule preprocess:
     input: f"{RUN}/cohort.json", raw_files
     output: f"{RUN}/derivatives/mslib/sub-{{id}}/anat/sub-{{id}}_desc-qc.json"
-    params: prep=STUDY.prep.model_dump_json(), size=STUDY.model.image_size, mm=STUDY.model.pixel_mm, code=code("mslib.prep")
+    params: prep=STUDY.prep.model_dump_json(), size=STUDY.model.image_size, mm=STUDY.model.pixel_mm, code=code("mslib.prep", without="mslib/study")
     resources: mem_mb=memory(1500)
     message: "Preprocess sub-{wildcards.id}: bias field, co-registration, slices"
     shell: f"{MSLIB} preprocess {JOB} --subject {{wildcards.id}}"

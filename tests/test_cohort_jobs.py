@@ -68,7 +68,7 @@ def test_a_cohort_of_other_settings_is_made_anew(made, tmp_path, monkeypatch, wh
         laws = {"study": COUNTS | {"control": 4}, "independent": {}, "voxel_mm": 8.0}
         config = simulated(cohort={"simulated": laws})
     if what == "code":
-        monkeypatch.setattr(cohort, "code_digest", lambda *_: "other code")
+        monkeypatch.setattr(cohort, "code_digest", lambda *_, **__: "other code")
     people = cohort.ensure_cohort(config, tmp_path)
     assert made[9:] == [one.id for one in people] == [one.id for one in cohort.participants(config)]
 
@@ -158,7 +158,7 @@ def test_derivatives_of_other_code_are_removed(made, tmp_path, monkeypatch):
     old = write_text(cohort.stack_path(tmp_path, "001"), "made by the code as it was")
     cohort.preprocess(config, tmp_path, "001")
     assert old.exists()
-    monkeypatch.setattr(cohort, "code_digest", lambda *_: "changed")
+    monkeypatch.setattr(cohort, "code_digest", lambda *_, **__: "changed")
     cohort.preprocess(config, tmp_path, "001")
     assert not old.exists()
 

@@ -42,6 +42,10 @@ FAULTS = {  # text of the file, key, words that say what is allowed, what was gi
                 "at least 3", "{'RRMS': 2, 'SPMS': 0}"),
     "no pre-training": ("study: a\nmodel: {weights: simulated}", "training.pretraining_subjects", "at least 3",
                         "{'control': 0"),
+    "frozen from random": ("study: a\ntraining: {slice: {frozen_blocks: 4}}", "training.slice",
+                           "frozen_blocks must be 0 where weights start at random", "4"),
+    "frozen stage": ("study: a\nmodel: {weights: imagenet}\ntraining: {pretraining: [{frozen_blocks: 1}]}",
+                     "training.pretraining", "frozen_blocks must be 0 where weights start at random", "1"),
     "no root": ("study: a\ncohort: {source: bids}", "cohort.root", "must name a BIDS folder", "nothing"),
     "section": ("study: a\nmodel: vgg16", "model", "valid dictionary", "'vgg16'"),
 }

@@ -17,8 +17,12 @@ from mslib.nets import (
     train_protocol,
     training,
 )
+from mslib.nets import pretraining as pretraining_module
 from mslib.nets.data import balanced_draw
+from mslib.nets.frozen import frozen_activations, split_net
+from mslib.nets.pretraining import pretrained_weights
 from mslib.nets.training import Recipe, fit, refresh_batch_norm
+from mslib.nets.vgg import build_classifier, build_trainable
 from mslib.study import StudyConfig, StudyError
 from mslib.study.config import Augmentation, Schedule
 
@@ -316,6 +320,85 @@ def test_permuted_labels_go_with_the_subject(tmp_path, monkeypatch):
     assert not set(seen["train"]) & set(seen["validation"])
     merged = table.merge(seen["table"], on=["subject", "slice"])
     assert (merged["target_x"] == merged["target_y"]).all(), "tested with the labels that it was trained with"
+
+
+# Frozen blocks
+
+
+@pytest.mark.parametrize("build", [lambda: build_trainable("vgg16", 3, (32, 32, 3), "float32"),
+                                   lambda: build_classifier("vgg19", 3, (32, 32, 3))])
+@pytest.mark.parametrize("blocks", [1, 4])
+def test_a_net_is_its_lower_and_upper_part(build, blocks):
+    model, images = build(), np.random.default_rng(0).uniform(size=(2, 32, 32, 3)).astype("float32")
+    lower, upper = split_net(model, blocks)
+    np.testing.assert_array_equal(upper(lower(images)), model(images))
+    assert not {layer.name for layer in upper.layers} & {f"block{b}_conv1" for b in range(1, blocks + 1)}
+    assert upper.get_layer(f"block{blocks + 1}_conv1") is model.get_layer(f"block{blocks + 1}_conv1")
+
+
+def test_activations_of_frozen_blocks_are_made_once(tmp_path, monkeypatch):
+    slices = make_slices(n=4, size=32)
+    lower, _ = split_net(build_trainable("vgg16", 3, (32, 32, 3), "float32"), 4)
+    found = frozen_activations(lower, slices, tmp_path / "frozen")
+    expected = lower(slices.batch(np.arange(len(slices.table)))).numpy()
+    np.testing.assert_allclose(found.images, expected, rtol=1e-3, atol=1e-4)
+    assert found.images.shape == (len(slices.table), 2, 2, 512) and found.table is slices.table
+    kept = (tmp_path / "frozen" / "activations.npy").stat().st_mtime_ns
+    permuted = SliceSet(slices.images, slices.table.assign(target=0))
+    frozen_activations(lower, permuted, tmp_path / "frozen")
+    assert (tmp_path / "frozen" / "activations.npy").stat().st_mtime_ns == kept, "labels change no activation"
+    other = SliceSet(slices.images[:, ::-1], slices.table)
+    again = frozen_activations(lower, other, tmp_path / "frozen")
+    assert not np.allclose(again.images, found.images, atol=1e-2), "other slices, other activations"
+
+
+def test_frozen_blocks_stay_as_pretrained_and_the_rest_learns(tmp_path, monkeypatch):
+    start = build_trainable("vgg16", 3, (32, 32, 3), "float32")
+    weights = start.get_weights()
+    monkeypatch.setattr(protocols, "pretrained_weights", lambda *_: weights)
+    slices = make_slices(n=4, size=32)
+    one = {"epochs": 2, "slices_per_subject": 4, "learning_rate": 1e-3, "frozen_blocks": 4}
+    config = study(slice=one, pretraining_subjects=9).model_dump() | {"model": {"image_size": (32, 32),
+                                                                                "weights": "simulated"}}
+    config = StudyConfig(**config)
+    train_protocol("slice", "vgg16", slices, config, tmp_path)
+    assert net_facts(tmp_path, "vgg16", "slice")["frozen_blocks"] == 4
+    start.set_weights(weights)
+    before, after = protocols._finished(start), load_net(tmp_path, "vgg16", config, "slice")
+    for layer in before.layers:
+        if layer.weights and layer.name[:6] in ("block1", "block2", "block3", "block4"):
+            np.testing.assert_array_equal(layer.get_weights()[0], after.get_layer(layer.name).get_weights()[0])
+    moved = [np.abs(before.get_layer(name).get_weights()[0] - after.get_layer(name).get_weights()[0]).max()
+             for name in ("block5_conv1", "block5_conv3", "logits")]
+    assert min(moved) > 1e-4
+
+
+# Stages of pre-training
+
+
+def test_stages_go_on_from_each_other_and_protocols_start_from_their_pixels(tmp_path, monkeypatch):
+    starts, shapes = [], []
+
+    def no_training(model, slices, train, validation, folder, recipe, label, head):
+        starts.append(model.get_weights())
+        shapes.append(slices.images.shape[1:3])
+        model.set_weights([weight + 1 for weight in model.get_weights()])
+        return pd.DataFrame({"val_loss": [1.0]})
+
+    monkeypatch.setattr(pretraining_module, "fit", no_training)
+    slices = make_slices(n=4, size=64)
+    monkeypatch.setattr(pretraining_module, "further_slices", lambda *_: SliceSet(
+        slices.images, slices.table, np.zeros((len(slices.table), 2), "float32")))
+    stages = [{"shrink": 2}, {"shrink": 1}]
+    config = StudyConfig(**study(pretraining_subjects=12, pretraining=stages).model_dump()
+                         | {"model": {"image_size": (64, 64), "weights": "simulated"}})
+    fine, coarse = pretrained_weights("vgg16", config, tmp_path), pretrained_weights("vgg16", config, tmp_path, 2)
+    assert shapes == [(32, 32), (64, 64), (32, 32)], "what trains on coarse pixels starts from the coarse stage"
+    for first, second, third, last, early in zip(*starts, fine, coarse):
+        np.testing.assert_array_equal(second, first + 1)
+        np.testing.assert_array_equal(last, second + 1)
+        np.testing.assert_array_equal(early, third + 1)
+        np.testing.assert_array_equal(third, first)
 
 
 def test_what_is_not_there(tmp_path):

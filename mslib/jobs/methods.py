@@ -39,13 +39,18 @@ def _prep(config):
             f"{config.model.image_size[1]} pixels of {config.model.pixel_mm:g} mm.")
 
 
+def _frozen(facts):
+    blocks = facts["frozen_blocks"]
+    return f"blocks 1 to {blocks} frozen and no augmentation, " if blocks else ""
+
+
 def _nets(config, run_dir):
     told = []
     for backbone in config.model.backbones:
         for protocol, facts in net_records(config, run_dir, backbone).items():
             told.append(f"{backbone.upper()}, {protocol.replace('_', ' ')}: {facts['epochs']} epochs at most, "
                         f"{facts['slices_per_subject']} slices a subject and epoch, {facts['pixel_mm']:g} mm pixels, "
-                        f"{facts['training_precision']}.")
+                        f"{_frozen(facts)}{facts['training_precision']}.")
     sequences = ", ".join(config.sequences)
     fused = (f"the three sequences ({sequences}) as channels" if config.model.input == "fused"
              else f"{config.model.input} alone, three times")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -13,6 +14,7 @@ from mslib.study import StudyConfig, StudyError, atomic_path, stamped_folder, wr
 from mslib.study.provenance import ROOT, code_digest
 
 from .data import SliceSet
+from .frozen import frozen_activations, split_net
 from .further import CODE
 from .pretraining import pretrained_weights
 from .splits import permute_groups, refuse_leakage, split_slices, split_subjects
@@ -81,6 +83,18 @@ def training_facts(config: StudyConfig, slices: SliceSet) -> dict:
     return {"settings": settings, "code": code_digest("mslib.nets.protocols", **CODE), "slices": slices.digest()}
 
 
+def _fit(model, slices, index, folder, recipe, label):
+    """Train all of the net, or what lies above its frozen blocks."""
+    blocks = recipe.schedule.frozen_blocks
+    trained = model
+    if blocks:
+        lower, trained = split_net(model, blocks)
+        kept = folder.with_name(f"frozen{blocks}_shrink{recipe.schedule.shrink}")
+        slices = frozen_activations(lower, slices, kept, recipe.channels, f"{model.name} blocks 1 to {blocks}")
+        recipe = replace(recipe, augmentation=None, channels=None)
+    fit(trained, slices, index["train"], index["validation"], folder, recipe, label)
+
+
 def train_protocol(protocol: str, backbone: str, slices: SliceSet, config: StudyConfig,
                    run_dir: str | Path) -> pd.DataFrame:
     """Train one net under one protocol (or take up a finished or unfinished earlier run).
@@ -121,7 +135,7 @@ def train_protocol(protocol: str, backbone: str, slices: SliceSet, config: Study
     shape = (*slices.images.shape[1:3], len(config.sequences))
     model, origin, precision = _start(backbone, config, run_dir, shape, schedule.shrink)
     recipe = _recipe(protocol, config)
-    fit(model, slices, index["train"], index["validation"], folder, recipe, f"{backbone} {protocol}")
+    _fit(model, slices, index, folder, recipe, f"{backbone} {protocol}")
     plain = _finished(model)
     with atomic_path(folder / "weights.weights.h5") as temporary:
         plain.save_weights(str(temporary))
@@ -136,7 +150,7 @@ def train_protocol(protocol: str, backbone: str, slices: SliceSet, config: Study
         "backbone": backbone, "protocol": protocol, "weights": origin, "training_precision": precision,
         "input": config.model.input, "pixel_mm": config.model.pixel_mm * schedule.shrink, "epochs": schedule.epochs,
         "slices_per_subject": schedule.slices_per_subject, "learning_rate": schedule.learning_rate,
-        "batch_size": config.training.batch_size})
+        "frozen_blocks": schedule.frozen_blocks, "batch_size": config.training.batch_size})
     return pd.read_csv(predictions, dtype={"subject": str})
 
 

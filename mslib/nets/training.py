@@ -19,10 +19,10 @@ from .data import SliceSet, balanced_draw, make_augmenter
 
 @dataclass(frozen=True)
 class Recipe:
-    """What `fit` needs besides net and slices."""
+    """What `fit` needs besides net and slices (no augmentation: slices stay as they are)."""
 
     schedule: Schedule
-    augmentation: Augmentation
+    augmentation: Augmentation | None
     batch_size: int
     weight_decay: float
     patience: int
@@ -192,7 +192,7 @@ def fit(model: keras.Model, slices: SliceSet, train: np.ndarray, validation: np.
     epochs = recipe.schedule.epochs
     optimizer = _optimizer(recipe, steps * epochs)
     trainer = _trainer(model, facts_head, optimizer)
-    augment = make_augmenter(recipe.augmentation)
+    augment = make_augmenter(recipe.augmentation) if recipe.augmentation else _unchanged
     history = _load_state(folder, trainer, optimizer)
     if len(history) < epochs and history:
         print(f"{label}: goes on after epoch {len(history)} of {epochs}")
@@ -217,6 +217,10 @@ def fit(model: keras.Model, slices: SliceSet, train: np.ndarray, validation: np.
     bar.close()
     _load_weights(folder / "best.npz", model)
     return pd.DataFrame(history)
+
+
+def _unchanged(images, seed):
+    return images
 
 
 def _stopped(history, patience):

@@ -109,12 +109,16 @@ class Augmentation(Section):
 
 
 class Schedule(Section):
-    """How long, with how many slices and on how coarse pixels (`shrink` times the stack's) a protocol trains."""
+    """How long, with how many slices and on how coarse pixels (`shrink` times the stack's) a protocol trains.
+
+    With `frozen_blocks` the first blocks stay as they were, and slices are not augmented.
+    """
 
     epochs: PositiveInt = 8
     slices_per_subject: PositiveInt = 36
     learning_rate: Positive = 1e-3
     shrink: Annotated[int, Field(ge=1, le=4)] = 1
+    frozen_blocks: Annotated[int, Field(ge=0, le=4)] = 0
 
 
 class Training(Section):
@@ -197,6 +201,17 @@ class StudyConfig(Section):
             few = {group: of_group.get(group, 0) for group in self.groups if of_group.get(group, 0) < MIN_PER_GROUP}
             if few:
                 raise ValueError(f"{key}: must give every group at least {MIN_PER_GROUP} subjects (got {few})")
+        return self
+
+    @model_validator(mode="after")
+    def _frozen_blocks_know_something(self):
+        stages = {"training.pretraining": max(stage.frozen_blocks for stage in self.training.pretraining)}
+        if self.model.weights == "scratch":
+            stages |= {f"training.{name}": getattr(self.training, name).frozen_blocks
+                       for name in ("subject", "slice", "permuted")}
+        for key, blocks in stages.items():
+            if blocks:
+                raise ValueError(f"{key}: frozen_blocks must be 0 where weights start at random (got {blocks})")
         return self
 
     @model_validator(mode="after")
