@@ -160,7 +160,9 @@ checkpoint check:
 rule preprocess:
     input: f"{RUN}/cohort.json", raw_files
     output: f"{RUN}/derivatives/mslib/sub-{{id}}/anat/sub-{{id}}_desc-qc.json"
-    params: prep=STUDY.prep.model_dump_json(), size=STUDY.model.image_size, mm=STUDY.model.pixel_mm, code=code("mslib.prep", without="mslib/study")
+    params:
+        prep=STUDY.prep.model_dump_json(), size=STUDY.model.image_size, mm=STUDY.model.pixel_mm,
+        code=code("mslib.prep", without="mslib/study")
     resources: mem_mb=memory(1500)
     message: "Preprocess sub-{wildcards.id}: bias field, co-registration, slices"
     shell: f"{MSLIB} preprocess {JOB} --subject {{wildcards.id}}"

@@ -1,13 +1,20 @@
 """Our bias correction and rigid registration beside ANTs's, on the same scans in one run.
 
-    python benchmarks/registration.py --bids runs/simulated/bids [--subjects 4]      simulated: error against the truth
     MSLIB_DATA=... python benchmarks/registration.py                                 real: distance to the authors' own
+    python benchmarks/registration.py --bids runs/simulated/bids [--subjects 4]      simulated: error against the truth
 
-ANTs is measured where `ants` can be imported (``pip install -e ".[bench]"``); otherwise its columns stay empty.
+ANTs runs where `ants` can be imported, in this Python or in the one that `--ants-python` names (its own environment:
+``python3.11 -m venv ants && ants/bin/pip install antspyx``); both sides may use `--threads` threads. Seconds are those
+of N4 and registration, with our own brain mask where none is given; reading and writing files is left out. CPU
+seconds are listed beside wall seconds, for a machine that is not quiet. Good: errors not above ANTs's, in at most a
+quarter of its time.
 """
 
 import argparse
+import json
 import os
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -16,9 +23,8 @@ import numpy as np
 import pandas as pd
 import SimpleITK as sitk
 
-from mslib.prep import brain_mask, edge_agreement
+from mslib.prep import align, brain_mask, edge_agreement
 from mslib.prep.images import apply_points, array_of
-from mslib.prep.pipeline import _align_all
 from mslib.study.config import Prep
 
 SESSIONS = (("patient01", 1), ("patient01", 2), ("patient03", 2))
@@ -70,49 +76,51 @@ def distance(found, reference, points):
     return float(np.linalg.norm(apply_points(found, points) - apply_points(reference, points), axis=1).mean())
 
 
-def edges(images, mask, name, transform):
-    """Independent measure: agreement of edges, which neither registration optimises."""
+def on_one_grid(images, mask, name, transform):
+    """T1w, another scan placed by `transform`, and the brain, on a 1 mm grid."""
     t1w = images["T1w"]
     grid = sitk.Resample(t1w, [round(n * s) for n, s in zip(t1w.GetSize(), t1w.GetSpacing())], sitk.Transform(),
                          sitk.sitkLinear, t1w.GetOrigin(), (1.0, 1.0, 1.0), t1w.GetDirection())
     brain = array_of(sitk.Resample(mask, grid, sitk.Transform(), sitk.sitkNearestNeighbor)) > 0
     moved = sitk.Resample(images[name], grid, transform, sitk.sitkLinear)
-    values = [array_of(image) / np.percentile(array_of(image)[brain], 99.8) for image in (grid, moved)]
-    return edge_agreement(*values, brain)
+    return [array_of(image) / np.percentile(array_of(image)[brain], 99.8) for image in (grid, moved)], brain
 
 
-def ours(files, mask):
-    """Transforms, log bias fields and seconds; a missing mask is made (and counted) as in the study."""
-    began = time.perf_counter()
-    images = {name: sitk.ReadImage(str(file), sitk.sitkFloat32) for name, file in files.items()}
+def agreement(images, mask, name, transform):
+    """Two measures of a transform that need no truth: edges, which no registration here optimises, and MI (nats)."""
+    (first, second), brain = on_one_grid(images, mask, name, transform)
+    table = np.histogram2d(first[brain], second[brain], bins=64, range=((0, 1.2), (0, 1.2)))[0]
+    joint = table / table.sum()
+    apart = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
+    full = joint > 0
+    return edge_agreement(first, second, brain), float((joint[full] * np.log(joint[full] / apart[full])).sum())
+
+
+def ours(images, mask, threads):
+    """Transforms, log bias fields, brain and seconds; a missing mask is made (and counted) as in the study."""
+    wall, cpu = time.perf_counter(), time.process_time()
     brain = brain_mask(images["T1w"]) if mask is None else sitk.ReadImage(str(mask), sitk.sitkUInt8)
-    aligned = _align_all(images, brain, Prep(), seed=0, threads=2)
-    seconds = time.perf_counter() - began
-    fields = {name: sitk.Log(images[name] / (aligned[name].image + 1e-6) + 1e-6) for name in files}
+    aligned = align(images, brain, Prep(), threads=threads)
+    seconds = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
     transforms = {name: aligned[name].registration.transform for name in ("T2w", "FLAIR")}
-    return transforms, fields, seconds, brain, images
+    return transforms, {name: one.log_field for name, one in aligned.items()}, seconds, brain
 
 
-def ants_rigid(files):
+def ants_rigid(files, images, python, threads):
     """ANTs: N4 of all three (its defaults), then rigid registration of the corrected images."""
-    import ants
-    began = time.perf_counter()
-    images, fields, transforms = {}, {}, {}
-    for name, file in files.items():
-        raw = ants.image_read(str(file))
-        images[name] = ants.n4_bias_field_correction(raw)
-    bias_seconds, began = time.perf_counter() - began, time.perf_counter()
-    for name in ("T2w", "FLAIR"):
-        found = ants.registration(images["T1w"], images[name], type_of_transform="Rigid", random_seed=1)
-        transforms[name] = sitk.ReadTransform(found["fwdtransforms"][0])
-    seconds = time.perf_counter() - began
+    environment = os.environ | {"ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": str(threads)}
     with tempfile.TemporaryDirectory() as folder:
-        for name, file in files.items():
-            ants.image_write(images[name], f"{folder}/{name}.nii.gz")
+        request = Path(folder) / "request.json"
+        request.write_text(json.dumps({"images": {name: str(file) for name, file in files.items()}, "out": folder}))
+        subprocess.run([python, Path(__file__).with_name("ants_rigid.py"), request], check=True, env=environment)
+        transforms = {name: sitk.ReadTransform(f"{folder}/{name}.mat") for name in ("T2w", "FLAIR")}
+        fields = {}
+        for name, image in images.items():
             corrected = sitk.ReadImage(f"{folder}/{name}.nii.gz", sitk.sitkFloat32)
-            raw = sitk.ReadImage(str(file), sitk.sitkFloat32)
-            fields[name] = sitk.Log(sitk.Maximum(raw, 1e-3) / sitk.Maximum(corrected, 1e-3))
-    return transforms, fields, bias_seconds, seconds
+            corrected.CopyInformation(image)
+            fields[name] = sitk.Log(sitk.Maximum(image, 1e-3) / sitk.Maximum(corrected, 1e-3))
+        seconds = json.loads((Path(folder) / "seconds.json").read_text())
+    return transforms, fields, {clock: seconds[f"n4_{clock}"] + seconds[f"rigid_{clock}"] for clock in ("wall", "cpu")}
 
 
 def bias_correlation(found, truth, brain, transform):
@@ -120,53 +128,61 @@ def bias_correlation(found, truth, brain, transform):
     return float(np.corrcoef(array_of(found)[inside], np.log(array_of(truth)[inside]))[0, 1])
 
 
-def compare(label, files, mask, truth, fields, with_ants):
+def compare(label, files, mask, truth, fields, python, threads):
     """One row per sequence."""
-    found, our_fields, seconds, brain, images = ours(files, mask)
+    images = {name: sitk.ReadImage(str(file), sitk.sitkFloat32) for name, file in files.items()}
+    found, our_fields, seconds, brain = ours(images, mask, threads)
     points = brain_points(brain)
-    peer, peer_fields, peer_bias, peer_rigid = ants_rigid(files) if with_ants else ({}, {}, np.nan, np.nan)
+    sides = {"ours": (found, our_fields)}
+    times = {f"ours_{clock}_s": value for clock, value in seconds.items()}
+    if python:
+        *peer, peer_seconds = ants_rigid(files, images, python, threads)
+        sides["ants"] = peer
+        times |= {f"ants_{clock}_s": value for clock, value in peer_seconds.items()}
+        times |= {f"{clock}_ratio": seconds[clock] / peer_seconds[clock] for clock in seconds}
     for name in files:
-        row = {"scan": label, "sequence": name, "ours_s": seconds, "ants_n4_s": peer_bias, "ants_rigid_s": peer_rigid,
-               "time_ratio": seconds / (peer_bias + peer_rigid)}
+        row = {"scan": label, "sequence": name}
         if name in truth:
-            rigid = nearest_rigid(truth[name], points)
-            floor = np.linalg.norm(apply_points(truth[name], points) - rigid, axis=1).mean()
-            row |= {"ours_mm": distance(found[name], truth[name], points), "floor_mm": floor,
-                    "ours_edges": edges(images, brain, name, found[name])}
-            if not fields:
-                row["authors_edges"] = edges(images, brain, name, truth[name])
-            if peer:
-                row |= {"ants_mm": distance(peer[name], truth[name], points),
-                        "ants_edges": edges(images, brain, name, peer[name])}
+            nearest = nearest_rigid(truth[name], points)
+            row["floor_mm"] = np.linalg.norm(apply_points(truth[name], points) - nearest, axis=1).mean()
+            for side, (transforms, _) in sides.items():
+                row[f"{side}_mm"] = distance(transforms[name], truth[name], points)
+            for side, transforms in [("truth" if fields else "authors", truth), *((k, v[0]) for k, v in sides.items())]:
+                row[f"{side}_edges"], row[f"{side}_mi"] = agreement(images, brain, name, transforms[name])
         if fields:
             to_scan = truth.get(name, sitk.Transform(3, sitk.sitkIdentity))
-            row["ours_bias_r"] = bias_correlation(our_fields[name], fields[name], brain, to_scan)
-            if peer_fields:
-                row["ants_bias_r"] = bias_correlation(peer_fields[name], fields[name], brain, to_scan)
-        yield row
+            for side, (_, own) in sides.items():
+                row[f"{side}_bias_r"] = bias_correlation(own[name], fields[name], brain, to_scan)
+        yield row | times
+
+
+def python_with_ants(given):
+    """A Python that has `ants`, or None."""
+    python = given or sys.executable
+    return python if subprocess.run([python, "-c", "import ants"], capture_output=True).returncode == 0 else None
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bids", help="a simulated cohort; default: the real sessions under MSLIB_DATA")
     parser.add_argument("--subjects", type=int, default=4)
-    parser.add_argument("--without-ants", action="store_true")
-    parser.add_argument("--csv", help="also write the table here")
+    parser.add_argument("--ants-python", help="a Python that has ants; default: this one")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--csv", help="also write the table here, row by row")
     args = parser.parse_args()
     if not args.bids and not os.environ.get("MSLIB_DATA"):
         parser.error("give --bids, or set MSLIB_DATA to the folder of the real patients")
-    with_ants = not args.without_ants
-    if with_ants:
-        try:
-            import ants  # noqa: F401
-        except ImportError:
-            print('ants is not installed (pip install -e ".[bench]"): only our side is measured')
-            with_ants = False
+    python = python_with_ants(args.ants_python)
+    if not python:
+        print("ants is not installed (see the head of this file): only our side is measured")
     cases = simulated_subjects(args.bids, args.subjects) if args.bids else real_sessions(os.environ["MSLIB_DATA"])
-    table = pd.DataFrame([row for case in cases for row in compare(*case, with_ants)])
-    print(table.round(3).to_string(index=False))
-    if args.csv:
-        table.to_csv(args.csv, index=False)
+    rows = []
+    for case in cases:
+        rows += compare(*case, python, args.threads)
+        if args.csv:
+            pd.DataFrame(rows).to_csv(args.csv, index=False)
+    table = pd.DataFrame(rows).set_index(["scan", "sequence"])
+    print(table.round(3).T.to_string())
 
 
 if __name__ == "__main__":

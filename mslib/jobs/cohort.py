@@ -39,7 +39,8 @@ def template_cache(run_dir: str | Path) -> Path:
 
 def raw_facts(config: StudyConfig) -> dict:
     """What decides the raw data: where it comes from, settings of the simulation, seed, the code that makes it."""
-    facts = {"source": config.cohort.source, "code": [code_digest(maker, without="mslib/study") for maker in MAKERS[config.cohort.source]]}
+    facts = {"source": config.cohort.source,
+             "code": [code_digest(maker, without="mslib/study") for maker in MAKERS[config.cohort.source]]}
     if config.cohort.source == "simulated":
         facts |= {"simulated": config.cohort.simulated.model_dump(mode="json"), "seed": config.seed}
     return facts
@@ -101,7 +102,8 @@ def check_cohort(config: StudyConfig, run_dir: str | Path) -> list[Subject]:
 def checked_facts(config: StudyConfig) -> dict:
     """What decides the checked cohort: raw data, the settings of the check, and the files of the user's own data."""
     facts = {"raw": raw_facts(config), "groups": config.groups, "sequences": list(config.sequences),
-             "cohort": config.cohort.model_dump(mode="json"), "code": code_digest("mslib.cohort.bids", without="mslib/study")}
+             "cohort": config.cohort.model_dump(mode="json"),
+             "code": code_digest("mslib.cohort.bids", without="mslib/study")}
     if config.cohort.source == "bids":
         root = ROOT / config.cohort.root
         images = [path for place in ("", "derivatives/truth/", "derivatives/brainmask/")
@@ -145,7 +147,8 @@ def preprocess(config: StudyConfig, run_dir: str | Path, subject: str) -> None:
     chosen = [person for person in subjects(config, run_dir) if person.id == subject]
     if not chosen:
         raise StudyError(f"sub-{subject}: is not in the checked cohort of study {config.study}")
-    folder = stamped_folder(subject_folder(run_dir, subject), {"code": code_digest("mslib.prep", without="mslib/study")})
+    made_by = {"code": code_digest("mslib.prep", without="mslib/study")}
+    folder = stamped_folder(subject_folder(run_dir, subject), made_by)
     try:
         preprocess_subject(chosen[0], folder.parent, config.prep, config.sequences, config.model.image_size,
                            config.model.pixel_mm)
