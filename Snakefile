@@ -99,7 +99,8 @@ def stacks(wildcards):
 def raw_cohort(wildcards):
     if SOURCE == "bids":
         root = Path(STUDY.cohort.root)
-        images = sorted(str(path) for path in root.glob("sub-*/**/anat/*.nii*"))
+        images = sorted(str(path) for place in ("", "derivatives/truth/", "derivatives/brainmask/")
+                        for path in root.glob(f"{place}sub-*/**/anat/*.nii*"))
         return [f"{RUN}/started.txt", *(str(path) for path in [root / "participants.tsv"] if path.exists()), *images]
     if SOURCE == "open_ms":
         return [f"{RUN}/started.txt"]
@@ -136,7 +137,7 @@ rule all:
 
 rule start:
     output: touch(f"{RUN}/started.txt")
-    params: facts=RAW
+    params: facts=RAW, weights=STUDY.model.weights
     message: "Cohort: describe the dataset"
     shell: f"{MSLIB} start {JOB}"
 
@@ -158,7 +159,7 @@ checkpoint check:
     shell: f"{MSLIB} check {JOB}"
 
 rule preprocess:
-    input: f"{RUN}/cohort.json", raw_files
+    input: ancient(f"{RUN}/cohort.json"), raw_files  # another subject in the list changes nothing for this one
     output: f"{RUN}/derivatives/mslib/sub-{{id}}/anat/sub-{{id}}_desc-qc.json"
     params:
         prep=STUDY.prep.model_dump_json(), size=STUDY.model.image_size, mm=STUDY.model.pixel_mm,
@@ -219,7 +220,7 @@ rule notebook_summary:
 
 rule publish:
     input: METRICS, NETS if TRAINS else [], f"{RUN}/metrics/07_summary.json"
-    output: f"{RESULTS}/provenance.json"
+    output: update(f"{RESULTS}/provenance.json")  # what is published stays until the new is whole
     params: code=code("mslib.jobs.publish"), settings=STUDY.model_dump_json()
     message: "Publish the light part to {RESULTS}"
     shell: f"{MSLIB} publish {JOB} --results {shlex.quote(RESULTS)}"

@@ -42,6 +42,8 @@ FAULTS = {  # text of the file, key, words that say what is allowed, what was gi
                 "at least 3", "{'RRMS': 2, 'SPMS': 0}"),
     "no pre-training": ("study: a\nmodel: {weights: simulated}", "training.pretraining_subjects", "at least 3",
                         "{'control': 0"),
+    "few pixels": ("study: a\nmodel: {image_size: [64, 56]}\ntraining: {permuted: {shrink: 2}}", "training.permuted",
+                   "must leave at least 32 pixels a side", "28"),
     "frozen from random": ("study: a\ntraining: {slice: {frozen_blocks: 4}}", "training.slice",
                            "frozen_blocks must be 0 where weights start at random", "4"),
     "frozen stage": ("study: a\nmodel: {weights: imagenet}\ntraining: {pretraining: [{frozen_blocks: 1}]}",

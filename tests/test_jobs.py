@@ -6,14 +6,15 @@ import subprocess
 import sys
 
 import nbformat
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
 from repository import ROOT
 
 from mslib.__main__ import main
-from mslib.jobs import claims, cohort, depth, maps, report, words
-from mslib.jobs.lobes import LOBES, TEMPLATE_PLACE, lobe_labels, lobe_shares
+from mslib.jobs import claims, cohort, depth, finetuning, maps, report, words
+from mslib.jobs.lobes import LOBES, TEMPLATE_PLACE, brain_top, lobe_labels, lobe_shares
 from mslib.jobs.publish import clean_notebook, executed_notebooks, publish
 from mslib.jobs.record import interval_text, record
 from mslib.study import StudyConfig, StudyError, load_config, write_table, write_text
@@ -307,6 +308,23 @@ def test_lobes_follow_the_head_wherever_it_lies():
     (stack, _), (moved, _) = ellipsoid(), ellipsoid(shift=(30.0, -12.0, 55.0))
     np.testing.assert_array_equal(lobe_labels(stack), lobe_labels(moved))
     assert TEMPLATE_PLACE.shape == (3,)
+
+
+def test_a_stack_that_does_not_reach_the_top_is_put_in_place_by_the_mask():
+    stack, _ = ellipsoid()
+    whole = lobe_labels(stack)
+    volume = np.transpose(stack["brain"], (2, 1, 0)).astype("uint8")
+    top = brain_top(nib.Nifti1Image(volume, stack["affine"]))
+    kept = slice(0, np.flatnonzero(stack["brain"].any((1, 2)))[-1] - 4)
+    low = {"brain": stack["brain"][kept], "affine": stack["affine"]}
+    np.testing.assert_array_equal(lobe_labels(low, top), whole[kept])
+    assert (lobe_labels(low) != whole[kept]).any()
+
+
+def test_chance_is_the_share_of_the_largest_tested_class():
+    table = pd.DataFrame({"part": ["train", "test", "test", "test", "test"], "target": [1, 0, 0, 0, 1]})
+    found = finetuning.chance_levels({"subject": table, "independent": table.drop(columns="part"), "slice": table[:0]})
+    assert found == {finetuning.TITLES["subject"]: 0.75, finetuning.TITLES["independent"]: 0.6}
 
 
 def test_no_heat_has_no_lobe():

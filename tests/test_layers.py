@@ -13,8 +13,7 @@ BELOW = {
     "show": {"study"},
     "explain": set(),
     "measure": set(),
-    "sleep": set(),
-    "jobs": {"study", "cohort", "prep", "nets", "show", "explain", "measure", "sleep"},
+    "jobs": {"study", "cohort", "prep", "nets", "show", "explain", "measure"},
 }
 MEETING_PLACES = {"mslib/__main__.py", "mslib/__init__.py"}
 IMAGING = {"nibabel", "nilearn", "SimpleITK", "ants"}

@@ -277,7 +277,7 @@ def test_report_is_reproducible(tmp_path):
 
 @pytest.mark.parametrize(("panel", "message"), [
     (show.Panel("A", image=b"\x89PNG\r\n\x1a\n"), r"panel 'A': an image needs its text"),
-    (show.Panel("A", image=b"GIF89a", alt="a"), "must be a PNG or JPEG"),
+    (show.Panel("A", image=b"GIF89a", alt="a"), "must be a PNG, JPEG or WebP"),
     (show.Panel("A", image="absent.png", alt="a"), r"absent\.png: figure of panel 'A' cannot be read")])
 def test_report_refuses_bad_images(panel, message, tmp_path):
     with pytest.raises(StudyError, match=message):

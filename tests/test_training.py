@@ -380,6 +380,7 @@ def test_stages_go_on_from_each_other_and_protocols_start_from_their_pixels(tmp_
     starts, shapes = [], []
 
     def no_training(model, slices, train, validation, folder, recipe, label, head):
+        assert recipe.channels == [2, 2, 2], "pre-training sees what training will see"
         starts.append(model.get_weights())
         shapes.append(slices.images.shape[1:3])
         model.set_weights([weight + 1 for weight in model.get_weights()])
@@ -391,7 +392,7 @@ def test_stages_go_on_from_each_other_and_protocols_start_from_their_pixels(tmp_
         slices.images, slices.table, np.zeros((len(slices.table), 2), "float32")))
     stages = [{"shrink": 2}, {"shrink": 1}]
     config = StudyConfig(**study(pretraining_subjects=12, pretraining=stages).model_dump()
-                         | {"model": {"image_size": (64, 64), "weights": "simulated"}})
+                         | {"model": {"image_size": (64, 64), "weights": "simulated", "input": "FLAIR"}})
     fine, coarse = pretrained_weights("vgg16", config, tmp_path), pretrained_weights("vgg16", config, tmp_path, 2)
     assert shapes == [(32, 32), (64, 64), (32, 32)], "what trains on coarse pixels starts from the coarse stage"
     for first, second, third, last, early in zip(*starts, fine, coarse):

@@ -124,6 +124,13 @@ def schedule_table(config: StudyConfig, run_dir: str | Path, backbone: str) -> p
     return pd.DataFrame(rows)
 
 
+def chance_levels(predictions: dict[str, pd.DataFrame]) -> dict[str, float]:
+    """Accuracy without knowledge, by protocol title: share of the largest class of the tested rows."""
+    tested = {name: table[table["part"] == "test"] if "part" in table else table
+              for name, table in predictions.items() if len(table)}
+    return {TITLES[name]: float(table["target"].value_counts(normalize=True).max()) for name, table in tested.items()}
+
+
 def accuracy_rows(reports: dict[str, ClassificationReport], backbone: str) -> pd.DataFrame:
     """Accuracy and balanced accuracy of every protocol as rows: protocol, backbone, level, measure, value, interval."""
     tables = [report.measures.assign(protocol=protocol) for protocol, report in reports.items()]

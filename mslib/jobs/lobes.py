@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+import nibabel as nib
 import numpy as np
 from nilearn.datasets import fetch_coords_dosenbach_2010
 from scipy.spatial import cKDTree
@@ -33,7 +34,12 @@ def _coordinates() -> tuple[cKDTree, np.ndarray]:
     return cKDTree(points), lobe
 
 
-def lobe_labels(stack: dict) -> np.ndarray:
+def brain_top(mask: nib.Nifti1Image) -> float:
+    """Height of the highest voxel of a brain mask, mm (RAS)."""
+    return float(nib.affines.apply_affine(mask.affine, np.argwhere(np.asarray(mask.dataobj) > 0))[:, 2].max())
+
+
+def lobe_labels(stack: dict, top_mm: float | None = None) -> np.ndarray:
     """Lobe of every brain pixel of a slice stack: that of the nearest labelled coordinate.
 
     Coarse by design: 160 coordinates, and the brain is put in place by its bounding box (centre in plane, top).
@@ -42,6 +48,8 @@ def lobe_labels(stack: dict) -> np.ndarray:
     ----------
     stack : dict
         ``brain`` (n, H, W) and ``affine`` as from `mslib.prep.slice_stack`.
+    top_mm : float, optional
+        Top of the brain (`brain_top`), which a stack may not reach; default: that of the stack.
 
     Returns
     -------
@@ -52,7 +60,8 @@ def lobe_labels(stack: dict) -> np.ndarray:
     slices, rows, columns = np.nonzero(brain)
     points = np.stack([columns, rows, slices, np.ones(len(slices))], 1) @ affine.T[:, :3]
     low, high = points.min(0), points.max(0)
-    points = points - [*(low + high)[:2] / 2, high[2]] + TEMPLATE_PLACE
+    top_mm = high[2] if top_mm is None else top_mm
+    points = points - [*(low + high)[:2] / 2, top_mm] + TEMPLATE_PLACE
     tree, lobe = _coordinates()
     labels = np.full(brain.shape, -1, np.int8)
     labels[slices, rows, columns] = lobe[tree.query(points)[1]]

@@ -19,7 +19,7 @@ from mslib.study import StudyConfig, StudyError, atomic_path, progress, stamped_
 from mslib.study.provenance import code_digest, file_sha256
 
 from .cohort import qc_path, stack_path, subject_folder, usable_subjects
-from .lobes import lobe_labels, lobe_shares
+from .lobes import brain_top, lobe_labels, lobe_shares
 from .words import nets_folder, patient_groups
 
 #: Slices of the published figures, counted from 1 at the bottom of the 135 (Hong and Zhang 2021, figures 3 and 4).
@@ -98,7 +98,7 @@ def _target(person, config):
     return config.groups.index(person.group)
 
 
-def _measure_subject(model, person, stack, config) -> pd.DataFrame:
+def _measure_subject(model, person, stack, config, top_mm=None) -> pd.DataFrame:
     """Measures of every explained slice, layer and method of one patient (the patient's own class)."""
     index = _slices(person, stack)
     if not len(index):
@@ -106,7 +106,7 @@ def _measure_subject(model, person, stack, config) -> pd.DataFrame:
     targets = np.full(len(index), _target(person, config))
     cams = layer_cams(model, _images(stack, index, config), targets, methods=config.explain.methods, upsample=False)
     lesion, brain = stack["lesion"][index], stack["brain"][index]
-    lobes = lobe_labels(stack)[index]
+    lobes = lobe_labels(stack, top_mm)[index]
     tables = []
     for method, of_layer in cams.items():
         for layer, raw in of_layer.items():
@@ -126,7 +126,8 @@ def measure_subject(model, backbone: str, person, config: StudyConfig, run_dir: 
     """Measures of one patient, taken up from ``maps/<backbone>/sub-<id>.csv`` where they are finished."""
     path = Path(run_dir) / "maps" / backbone / f"sub-{person.id}.csv"
     if not path.exists():
-        table = _measure_subject(model, person, stack_of(run_dir, person.id), config)
+        mask = subject_folder(run_dir, person.id) / "anat" / f"sub-{person.id}_space-T1w_desc-brain_mask.nii.gz"
+        table = _measure_subject(model, person, stack_of(run_dir, person.id), config, brain_top(nib.load(mask)))
         write_table(path, table, float_format="%.6g")
     try:
         return pd.read_csv(path, dtype={"subject": str})
@@ -190,9 +191,12 @@ def write_volume(model, backbone: str, person, config: StudyConfig, run_dir: str
     """Grad-CAM of all slices in T1w space: 4-D over layers, with a JSON file that names them."""
     path = volume_path(backbone, run_dir, person.id)
     sidecar = path.with_name(path.name.replace(".nii.gz", ".json"))
-    weights = file_sha256(weights_path(config, run_dir, backbone))
-    if path.exists() and sidecar.exists() and json.loads(sidecar.read_text(encoding="utf-8"))["Weights"] == weights:
-        return path
+    made_of = {"Weights": file_sha256(weights_path(config, run_dir, backbone)), "Code": code_digest("mslib.jobs.maps"),
+               "Subject": file_sha256(qc_path(run_dir, person.id))}
+    if path.exists() and sidecar.exists():
+        stored = json.loads(sidecar.read_text(encoding="utf-8"))
+        if all(stored.get(key) == value for key, value in made_of.items()):
+            return path
     stack = stack_of(run_dir, person.id)
     index = np.arange(len(stack["images"]))
     cams = layer_cams(model, _images(stack, index, config), np.full(len(index), _target(person, config)))["gradcam"]
@@ -203,8 +207,8 @@ def write_volume(model, backbone: str, person, config: StudyConfig, run_dir: str
     with atomic_path(path) as temporary:
         image.to_filename(temporary)
     write_json(sidecar, {"Description": "Grad-CAM, raw values, not normalised; modality-blind",
-                         "Layers": list(cams), "Class": person.group, "Backbone": backbone, "Weights": weights,
-                         "Sources": [reference.name]})
+                         "Layers": list(cams), "Class": person.group, "Backbone": backbone, "Sources": [reference.name],
+                         **made_of})
     return path
 
 

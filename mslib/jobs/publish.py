@@ -85,7 +85,8 @@ def publish(config: StudyConfig, config_path: str | Path, run_dir: str | Path, r
         The results folder cannot be written, or holds something that no study has published; a notebook has not run.
     """
     run_dir, results = Path(run_dir), Path(results)
-    if results.exists() and any(results.iterdir()) and not (results / "provenance.json").is_file():
+    published = any((results / name).is_file() for name in ("provenance.json", "metrics.json"))
+    if results.exists() and any(results.iterdir()) and not published:
         raise StudyError(f"{results}: holds files that no study has published; name another results folder")
     building = results.with_name(f".{results.name}.new")
     try:

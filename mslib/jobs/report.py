@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pandas as pd
 
 from mslib.show.report import Panel, Section, build_report, compressed
 from mslib.show.viewers import write_viewer
-from mslib.study import StudyConfig
+from mslib.study import StudyConfig, progress
 from mslib.study.provenance import versions
 
 from .claims import metrics
@@ -80,7 +82,7 @@ def _registration(config, run_dir) -> list[Panel]:
                       "co-registration; known lesions outlined.", "The same anatomy at the same place in every row.",
                       "Example slices of three sequences and the groups")
     people = usable_subjects(config, run_dir)
-    for person in people:
+    for person in progress(people, desc="pictures for the report", unit="subject"):
         path = subject_folder(run_dir, person.id) / "figures" / f"sub-{person.id}_desc-registration_qc.png"
         picture = compressed(path, PICTURES_BYTES // len(people))
         panels.append(Panel(f"sub-{person.id} ({person.group})", "Edges of T1w over T2w and FLAIR, before and after.",
@@ -187,7 +189,10 @@ def write_report(config: StudyConfig, run_dir: str | Path, claims: pd.DataFrame)
 
 
 def write_viewers(config: StudyConfig, run_dir: str | Path, layer: str | None) -> list[Path]:
-    """3-D viewers of a layer's Grad-CAM (default: the last convolution) over FLAIR, one file per chosen patient."""
+    """3-D viewers of a layer's Grad-CAM (default: the last convolution) over FLAIR, one file per chosen patient.
+
+    A patient whose map is blank has no viewer, and is named.
+    """
     backbone = config.model.backbones[-1]
     layer = layer or last_convolution(backbone)
     kind = "simulated" if config.cohort.source == "simulated" else "real"
@@ -195,6 +200,9 @@ def write_viewers(config: StudyConfig, run_dir: str | Path, layer: str | None) -
     for person in volume_subjects(config, run_dir)[: config.explain.viewer_subjects]:
         volume = volume_path(backbone, run_dir, person.id)
         names = pd.read_json(volume.with_name(volume.name.replace(".nii.gz", ".json")), typ="series")["Layers"]
+        if not np.asarray(nib.load(volume).dataobj[..., list(names).index(layer)]).max() > 0:
+            print(f"sub-{person.id}: the Grad-CAM of {backbone} at {layer} is blank; no viewer")
+            continue
         background = volume.with_name(f"sub-{person.id}_space-T1w_desc-preproc_FLAIR.nii.gz")
         paths.append(write_viewer(
             Path(run_dir) / "viewers" / f"sub-{person.id}_{backbone}_{layer}.html", background, volume,

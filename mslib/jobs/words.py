@@ -45,8 +45,8 @@ def weights_sentence(config: StudyConfig, run_dir: str | Path) -> str:
     text = f"Origin of the nets' weights: {told}."
     if "simulated" in told:
         text += (" Those subjects carry the same class labels and, as extra targets, the area of lesions and of black "
-                 "holes in every slice. That is more than ImageNet gives: accuracy and maps of these nets are an upper "
-                 "bound of what a cohort of this size could give.")
+                 "holes in every slice. That is more than ImageNet gives: accuracy and maps of these nets are not what "
+                 "a cohort of this size alone would give.")
     return text
 
 

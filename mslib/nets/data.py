@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from mslib.study.config import Augmentation
+from mslib.study.config import Augmentation, StudyConfig
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,13 @@ def gather(stacks: dict[str, np.ndarray], groups: pd.Series, classes: list[str],
     table["target"] = table["group"].map({name: i for i, name in enumerate(classes)}).astype(int)
     known = None if facts is None else np.concatenate([facts[subject] for subject in subjects]).astype("float32")
     return SliceSet(np.concatenate([stacks[subject] for subject in subjects]), table, known)
+
+
+def channels_of(config: StudyConfig) -> list[int] | None:
+    """Which channels of a stack go into the net: all (None) or one sequence three times."""
+    if config.model.input == "fused":
+        return None
+    return [config.sequences.index(config.model.input)] * len(config.sequences)
 
 
 def balanced_draw(targets: np.ndarray, index: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:

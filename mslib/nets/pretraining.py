@@ -16,6 +16,7 @@ import pandas as pd
 from mslib.study import StudyConfig, stamped_folder, write_table
 from mslib.study.provenance import code_digest
 
+from .data import channels_of
 from .further import CODE, further_slices
 from .splits import split_subjects
 from .training import Recipe, choose_precision, fit
@@ -28,7 +29,7 @@ VALIDATION_STEP = 3
 def _stage(model, slices, parts, folder, schedule, config, label):
     training = config.training
     recipe = Recipe(schedule, training.augmentation, training.batch_size, training.weight_decay, schedule.epochs,
-                    config.seed, None)
+                    config.seed, channels_of(config))
     validation = np.flatnonzero(parts == "validation")[::VALIDATION_STEP]
     return fit(model, slices.shrunk(schedule.shrink), np.flatnonzero(parts != "validation"), validation, folder, recipe,
                label, keras.layers.Dense(slices.facts.shape[1], name="facts"))
@@ -58,6 +59,7 @@ def pretrained_weights(backbone: str, config: StudyConfig, run_dir: str | Path, 
     slices = further_slices(config, run_dir)
     settings = {"split", "augmentation", "precision", "batch_size", "weight_decay"}
     facts = {"training": json.loads(training.model_dump_json(include=settings)), "seed": config.seed,
+             "input": config.model.input,
              "slices": slices.digest(), "code": code_digest("mslib.nets.pretraining", **CODE)}
     folder = Path(run_dir) / "nets" / backbone / "pretraining"
     groups = slices.table.groupby("subject")["group"].first()

@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 
 from mslib.study import StudyConfig, StudyError, atomic_path, stamped_folder, write_json, write_table
-from mslib.study.provenance import ROOT, code_digest
+from mslib.study.provenance import ROOT, code_digest, file_sha256
 
-from .data import SliceSet
+from .data import SliceSet, channels_of
 from .frozen import frozen_activations, split_net
 from .further import CODE
 from .pretraining import pretrained_weights
@@ -24,13 +24,6 @@ from .vgg import build_classifier, build_trainable, fold_batch_norm
 #: Protocol name to (split unit, labels permuted between subjects).
 PROTOCOLS = {"subject": ("subject", False), "slice": ("slice", False),
              "subject_permuted": ("subject", True), "slice_permuted": ("slice", True)}
-
-
-def channels_of(config: StudyConfig) -> list[int] | None:
-    """Which channels of a stack go into the net: all (None) or one sequence three times."""
-    if config.model.input == "fused":
-        return None
-    return [config.sequences.index(config.model.input)] * len(config.sequences)
 
 
 def assign_parts(protocol: str, slices: SliceSet, config: StudyConfig) -> pd.Series:
@@ -80,7 +73,9 @@ def _finished(model):
 def training_facts(config: StudyConfig, slices: SliceSet) -> dict:
     """What decides a fitted net: settings, code, slices."""
     settings = json.loads(config.model_dump_json(exclude={"explain", "statistics", "study"}))
-    return {"settings": settings, "code": code_digest("mslib.nets.protocols", **CODE), "slices": slices.digest()}
+    facts = {"settings": settings, "code": code_digest("mslib.nets.protocols", **CODE), "slices": slices.digest()}
+    given = ROOT / config.model.weights
+    return facts | {"weights": file_sha256(given)} if given.is_file() else facts
 
 
 def _fit(model, slices, index, folder, recipe, label):

@@ -51,7 +51,7 @@ def predict_logits(model: keras.Model, slices: SliceSet, index: np.ndarray, chan
     """Logits of the slices at `index`, shape (len(index), n_classes), streamed in batches."""
     forward = tf.function(lambda images: model(images, training=False), reduce_retracing=True)
     parts = [forward(tf.constant(slices.batch(index[start:start + batch_size], channels))).numpy()
-             for start in range(0, len(index), batch_size)]
+             for start in progress(range(0, len(index), batch_size), desc="predict", unit="batch")]
     return np.concatenate(parts).astype("float32")
 
 

@@ -149,7 +149,7 @@ def plot_learning_curves(history, *, protocols: Sequence[str] | None = None, cha
 
 @styled
 def plot_accuracies(table, *, protocols: Sequence[str] | None = None,
-                    levels: Sequence[str] = ("slice", "subject"), chance: float | None = None,
+                    levels: Sequence[str] = ("slice", "subject"), chance: float | Mapping[str, float] | None = None,
                     published: Mapping[str, float] | None = None, published_level: str = "slice",
                     measure: str = "accuracy", caption: str = "") -> Figure:
     """Accuracy with its interval for every protocol, control and baseline.
@@ -163,8 +163,8 @@ def plot_accuracies(table, *, protocols: Sequence[str] | None = None,
         Rows from top to bottom.
     levels : sequence of str
         Panels: accuracy over slices, over subjects.
-    chance : float, optional
-        Dotted line.
+    chance : float or mapping of protocol to float, optional
+        Dotted line: one for all, or one per row.
     published : mapping of backbone to accuracy, optional
         Dashed lines in the panel `published_level`: what Hong and Zhang report.
     published_level : str
@@ -194,8 +194,10 @@ def plot_accuracies(table, *, protocols: Sequence[str] | None = None,
             if row.protocol in protocols:
                 offset = (nets.index(row.backbone) - (len(nets) - 1) / 2) * 0.24
                 _interval_dot(ax, row, protocols.index(row.protocol) + offset, colours[row.backbone])
-        if chance is not None:
-            ax.axvline(chance, color="#888888", ls=":", lw=1)
+        for row, name in enumerate(protocols):
+            level_of_chance = chance.get(name) if isinstance(chance, Mapping) else chance
+            if level_of_chance is not None:
+                ax.plot([level_of_chance] * 2, [row - 0.5, row + 0.5], color="#888888", ls=":", lw=1)
         if published and level == published_level:
             for net, value in published.items():
                 ax.axvline(value, color=colours.get(net, "#444444"), ls="--", lw=1)

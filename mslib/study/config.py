@@ -1,14 +1,10 @@
-"""The study's configuration: one YAML file read into frozen, strict models; every fault is one line."""
+"""The study's configuration: frozen, strict models with defaults and allowed ranges."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-from .errors import StudyError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Sequence = Literal["T1w", "T2w", "FLAIR"]
 Group = Annotated[str, Field(pattern=r"^[A-Za-z0-9]+$")]
@@ -20,6 +16,8 @@ Percent = Annotated[float, Field(ge=0, le=100)]
 Weights = Annotated[str, Field(pattern=r"^(scratch|simulated|imagenet|.+\.h5)$")]
 #: A group must have a subject in each of the three parts of the subject-wise split.
 MIN_PER_GROUP = 3
+#: Shortest side that five poolings leave a pixel of.
+MIN_PIXELS = 32
 #: The groups that can be simulated.
 SIMULATED_GROUPS = ("control", "RRMS", "SPMS")
 
@@ -204,6 +202,21 @@ class StudyConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _pixels_for_five_poolings(self):
+        training = self.training
+        smallest = {f"training.{name}": min(self.model.image_size) // getattr(training, name).shrink
+                    for name in ("subject", "slice", "permuted")}
+        if self.model.weights == "simulated":
+            coarser = self.model.pixel_mm / training.pretraining_pixel_mm
+            smallest["training.pretraining"] = int(min(self.model.image_size) * coarser
+                                                   / max(stage.shrink for stage in training.pretraining))
+        for key, pixels in smallest.items():
+            if pixels < MIN_PIXELS:
+                raise ValueError(f"{key}: must leave at least {MIN_PIXELS} pixels a side of model.image_size, for five "
+                                 f"poolings (got {pixels})")
+        return self
+
+    @model_validator(mode="after")
     def _frozen_blocks_know_something(self):
         stages = {"training.pretraining": max(stage.frozen_blocks for stage in self.training.pretraining)}
         if self.model.weights == "scratch":
@@ -221,80 +234,3 @@ class StudyConfig(Section):
             if unknown and self.cohort.source == "simulated":
                 raise ValueError(f"cohort.simulated.{part}: must name groups in {self.groups} (got {sorted(unknown)})")
         return self
-
-
-def _allowed(error: dict) -> str:
-    kind, ctx = error["type"], error.get("ctx", {})
-    if kind == "extra_forbidden":
-        return "is not a known key"
-    if kind == "literal_error":
-        return f"must be {ctx['expected']}"
-    if kind == "value_error":
-        return str(ctx["error"])
-    return error["msg"][0].lower() + error["msg"][1:].replace("Input ", "").replace("input ", "")
-
-
-def fault_lines(path: str | Path, error: ValidationError) -> list[str]:
-    """One line per fault: file, key, what is allowed, what was given."""
-    lines = []
-    for fault in error.errors():
-        if fault["type"] == "value_error":
-            lines.append(f"{path}: {_allowed(fault)}")
-            continue
-        key = ".".join(str(part) for part in fault["loc"]) or "(file)"
-        given = "nothing" if fault["type"] == "missing" else repr(fault["input"])
-        lines.append(f"{path}: {key}: {_allowed(fault)} (got {given})")
-    return lines
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML in which a key that is given twice is a fault, not a silent replacement."""
-
-    def construct_mapping(self, node, deep=False):
-        """Keys and values of a mapping, each key once."""
-        mapping = super().construct_mapping(node, deep)
-        if len(mapping) < len(node.value):
-            keys = [self.construct_object(key, deep) for key, _ in node.value]
-            twice = next(key for number, key in enumerate(keys) if key in keys[:number])
-            raise yaml.constructor.ConstructorError(None, None, f"key {twice!r} is given twice", node.start_mark)
-        return mapping
-
-
-def _tuples(value):
-    """YAML has no tuples; strict models want them where a length is fixed."""
-    if isinstance(value, dict):
-        fixed = {"sequences", "percentiles", "image_size"}
-        return {k: tuple(v) if k in fixed and isinstance(v, list) else _tuples(v) for k, v in value.items()}
-    return value
-
-
-def load_config(path: str | Path) -> StudyConfig:
-    """Read and check a study's YAML file.
-
-    Parameters
-    ----------
-    path : str or Path
-        The file, for instance ``config/simulated.yaml``.
-
-    Returns
-    -------
-    StudyConfig
-
-    Raises
-    ------
-    StudyError
-        File absent, not YAML, or one line per faulty key (file, key, allowed, given).
-    """
-    path = Path(path)
-    try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except OSError as error:
-        raise StudyError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise StudyError(f"{path}: is not valid YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(raw, dict):
-        raise StudyError(f"{path}: must hold keys and values (got {type(raw).__name__})")
-    try:
-        return StudyConfig.model_validate(_tuples(raw))
-    except ValidationError as error:
-        raise StudyError("\n".join(fault_lines(path, error))) from error
