@@ -275,6 +275,21 @@ def test_numbers_that_are_none_are_recorded_as_such(tmp_path):
         "x": 0.33333, "n": 4, "none": None, "b": True, "t": [1, "a"]}
 
 
+def test_a_blank_map_has_no_viewer_and_is_named(tmp_path, monkeypatch, capsys):
+    for name, top in (("dark", 0), ("bright", 1)):
+        volume = tmp_path / f"sub-{name}_cam.nii.gz"
+        data = np.zeros((4, 4, 4, 2), "float32")
+        data[1, 1, 1, 1] = top
+        nib.save(nib.Nifti1Image(data, np.eye(4)), volume)
+        write_text(tmp_path / f"sub-{name}_cam.json", json.dumps({"Layers": ["block4_conv1", "block5_conv4"]}))
+    monkeypatch.setattr(report, "volume_subjects", lambda *_: [person(id="dark"), person(id="bright")])
+    monkeypatch.setattr(report, "volume_path", lambda backbone, run, subject: tmp_path / f"sub-{subject}_cam.nii.gz")
+    monkeypatch.setattr(report, "write_viewer", lambda path, *_, **__: path)
+    made = report.write_viewers(CONFIG, tmp_path, None)
+    assert [path.name for path in made] == ["sub-bright_vgg19_block5_conv4.html"]
+    assert capsys.readouterr().out == "sub-dark: the Grad-CAM of vgg19 at block5_conv4 is blank; no viewer\n"
+
+
 # Lobes
 
 

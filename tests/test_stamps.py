@@ -238,7 +238,7 @@ def trainings(monkeypatch):
     return made
 
 
-CONFIG = StudyConfig(study="test", model={"image_size": (8, 8)}, training={"precision": "float32"})
+CONFIG = StudyConfig(study="test", model={"image_size": (32, 32)}, training={"precision": "float32"})
 
 
 def test_a_fitted_net_is_taken_up_when_nothing_changed(trainings, tmp_path, capsys):
@@ -253,6 +253,16 @@ def test_a_fitted_net_is_taken_up_when_nothing_changed(trainings, tmp_path, caps
         train_protocol("subject", "vgg16", slices, CONFIG.model_copy(update={name: value}), tmp_path)
     assert trainings == ["vgg16 subject"], "what comes after training does not decide a net"
     assert "made anew" not in capsys.readouterr().out
+
+
+def test_a_file_of_weights_counts_by_its_content(tmp_path):
+    path = tmp_path / "own.weights.h5"
+    config = CONFIG.model_copy(update={"model": CONFIG.model.model_copy(update={"weights": str(path)})})
+    found = []
+    for data in (b"first", b"second", b"first"):
+        path.write_bytes(data)
+        found.append(protocols.training_facts(config, make_slices()))
+    assert found[0] == found[2] != found[1]
 
 
 def changed_slices(what):
