@@ -162,3 +162,11 @@ def test_every_folder_has_a_readme():
     folders |= {"/".join(parts[:2]) for path in known
                 if len(parts := path.split("/")) > 2 and parts[0] in ("mslib", "results")}
     assert sorted(folder for folder in folders if f"{folder}/README.md" not in known) == []
+
+
+def test_readme_quotes_the_results():
+    """The sentence that opens README.md is the one that the results found, number for number."""
+    gallery = (ROOT / "results" / "simulated" / "README.md").read_text(encoding="utf-8")
+    lead = next(block for block in gallery.split("\n\n") if block.startswith("On ") and "subjects" in block)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert " ".join(lead.split()) in " ".join(readme.split())
