@@ -338,14 +338,17 @@ def test_a_net_is_its_lower_and_upper_part(build, blocks):
 
 def test_activations_of_frozen_blocks_are_made_once(tmp_path, monkeypatch):
     slices = make_slices(n=4, size=32)
-    lower, _ = split_net(build_trainable("vgg16", 3, (32, 32, 3), "float32"), 4)
+    model = build_trainable("vgg16", 3, (32, 32, 3), "float32")
+    lower, _ = split_net(model, 4)
     found = frozen_activations(lower, slices, tmp_path / "frozen")
     expected = lower(slices.batch(np.arange(len(slices.table)))).numpy()
     np.testing.assert_allclose(found.images, expected, rtol=1e-3, atol=1e-4)
     assert found.images.shape == (len(slices.table), 2, 2, 512) and found.table is slices.table
     kept = (tmp_path / "frozen" / "activations.npy").stat().st_mtime_ns
     permuted = SliceSet(slices.images, slices.table.assign(target=0))
-    frozen_activations(lower, permuted, tmp_path / "frozen")
+    alike = build_trainable("vgg16", 3, (32, 32, 3), "float32")
+    alike.set_weights(model.get_weights())
+    frozen_activations(split_net(alike, 4)[0], permuted, tmp_path / "frozen")
     assert (tmp_path / "frozen" / "activations.npy").stat().st_mtime_ns == kept, "labels change no activation"
     other = SliceSet(slices.images[:, ::-1], slices.table)
     again = frozen_activations(lower, other, tmp_path / "frozen")

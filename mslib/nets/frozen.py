@@ -66,7 +66,7 @@ def frozen_activations(lower: keras.Model, slices: SliceSet, folder: str | Path,
         Activations, shape (n, h, w, filters), in the place of images.
     """
     pixels = SliceSet(slices.images, slices.table[["subject", "slice"]]).digest()
-    facts = {"slices": pixels, "weights": _weights_digest(lower), "border": lower.output.name, "channels": channels,
+    facts = {"slices": pixels, "weights": _weights_digest(lower), "border": lower.layers[-1].name, "channels": channels,
              "code": code_digest("mslib.nets.frozen", **CODE)}
     path = stamped_folder(folder, facts) / "activations.npy"
     if not path.exists():
