@@ -98,10 +98,11 @@ def test_every_image_is_interpolated_once(done, truths, tmp_path, monkeypatch):
     paths = preprocess_subject(subject, tmp_path, **SETTINGS)
     onto_grid = [c for c in calls if c == sitk.sitkLinear]
     assert len(onto_grid) <= 4            # two images, and two masks that only place N4
-    corrected, _ = pipeline.correct_bias(subject.images["T1w"], subject.brain_mask, 4, (10, 5))
+    prep = SETTINGS["prep"]
+    corrected, _ = pipeline.correct_bias(subject.images["T1w"], subject.brain_mask, prep.n4_shrink, prep.n4_iterations)
     native = sitk.GetArrayFromImage(sitk.DICOMOrient(corrected, "RAS")).transpose(2, 1, 0)
     brain = nib.load(paths["brain"]).get_fdata() > 0
-    low, high = np.percentile(native[brain], SETTINGS["prep"].percentiles)
+    low, high = np.percentile(native[brain], prep.percentiles)
     np.testing.assert_allclose(nib.load(paths["T1w"]).get_fdata()[brain],
                                np.clip((native[brain] - low) / (high - low), 0, 1), atol=1e-4)
 
