@@ -179,20 +179,16 @@ def test_a_damaged_derivative_is_made_again(whole):
     assert path.read_bytes() == whole_file
 
 
-def test_a_damaged_stack_ends_a_notebook_in_one_line(whole):
+def test_a_damaged_stack_is_made_again_for_a_notebook_run_alone(whole):
     run, subject = whole / "run", participants(SMOKE)[0].id
     path = stack_path(run, subject)
     whole_file, times_before = path.read_bytes(), times((run / "nets").rglob("*.h5"))
-    try:
-        path.write_bytes(b"")
-        done = job("notebook", "--run-dir", run, "--name", "02_finetuning", "--backbone", "vgg16")
-    finally:
-        path.write_bytes(whole_file)
-    assert done.returncode == 1
+    path.write_bytes(b"")
+    done = job("notebook", "--run-dir", run, "--name", "02_finetuning", "--backbone", "vgg16")
+    assert done.returncode == 0, done.stderr[-4000:]
     assert "Traceback" not in done.stderr
-    told = [line for line in done.stderr.splitlines() if line.startswith("notebook 02_finetuning_vgg16: ")]
-    assert len(told) == 1 and path.name in told[0] and "is not a readable slice stack" in told[0]
-    assert times((run / "nets").rglob("*.h5")) == times_before, "nothing is lost"
+    assert path.read_bytes() == whole_file
+    assert times((run / "nets").rglob("*.h5")) == times_before, "no net is trained again"
 
 
 # A full disk
@@ -233,18 +229,21 @@ def test_full_disk_while_preprocessing_excludes_nobody(whole, tmp_path):
 
 
 def test_publishing_again_replaces_what_was_published(whole):
+    assert job("publish", "--run-dir", whole / "run", "--results", whole / "results").returncode == 0
     before = contents(whole / "results")
     status, output = finish(whole, more=["--forcerun", "publish"])
     assert status == 0, output[-4000:]
     assert "Publish the light part" in output
-    assert contents(whole / "results") == before
+    after, provenance = contents(whole / "results"), whole / "results" / "provenance.json"
+    assert after.keys() == before.keys() and after[provenance] == before[provenance]
 
 
 def test_full_disk_while_publishing_leaves_the_old_results(whole):
     before = contents(whole / "results")
     done = job("publish", "--run-dir", whole / "run", "--results", whole / "results", limit=2000)
     assert done.returncode == 1
-    assert len(done.stderr.splitlines()) == 1 and "cannot be written (File too large)" in done.stderr
+    told = [line for line in done.stderr.splitlines() if str(whole) in line]  # TensorFlow has lines of its own
+    assert len(told) == 1 and "cannot be written (File too large)" in told[0] and "Traceback" not in done.stderr
     assert contents(whole / "results") == before
 
 
