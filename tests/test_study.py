@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -19,6 +20,8 @@ from mslib.jobs.publish import executed_notebooks, study_digests
 from mslib.study import load_config
 
 PATIENCE = 1800
+#: What importing TensorFlow writes, whatever its log level.
+OF_TENSORFLOW = re.compile(r"[IWE]\d{4} \d\d:\d\d:|WARNING: All log messages before absl|To enable the following instr")
 SMOKE = load_config(ROOT / "config" / "smoke.yaml")
 pytestmark = pytest.mark.study
 
@@ -229,21 +232,20 @@ def test_full_disk_while_preprocessing_excludes_nobody(whole, tmp_path):
 
 
 def test_publishing_again_replaces_what_was_published(whole):
-    assert job("publish", "--run-dir", whole / "run", "--results", whole / "results").returncode == 0
+    assert finish(whole)[0] == 0  # whatever the tests above have made newer
     before = contents(whole / "results")
     status, output = finish(whole, more=["--forcerun", "publish"])
     assert status == 0, output[-4000:]
     assert "Publish the light part" in output
-    after, provenance = contents(whole / "results"), whole / "results" / "provenance.json"
-    assert after.keys() == before.keys() and after[provenance] == before[provenance]
+    assert contents(whole / "results") == before
 
 
 def test_full_disk_while_publishing_leaves_the_old_results(whole):
     before = contents(whole / "results")
     done = job("publish", "--run-dir", whole / "run", "--results", whole / "results", limit=2000)
     assert done.returncode == 1
-    told = [line for line in done.stderr.splitlines() if str(whole) in line]  # TensorFlow has lines of its own
-    assert len(told) == 1 and "cannot be written (File too large)" in told[0] and "Traceback" not in done.stderr
+    told = [line for line in done.stderr.splitlines() if not OF_TENSORFLOW.match(line)]
+    assert len(told) == 1 and "cannot be written (File too large)" in told[0]
     assert contents(whole / "results") == before
 
 

@@ -336,7 +336,7 @@ def test_a_net_is_its_lower_and_upper_part(build, blocks):
     assert upper.get_layer(f"block{blocks + 1}_conv1") is model.get_layer(f"block{blocks + 1}_conv1")
 
 
-def test_activations_of_frozen_blocks_are_made_once(tmp_path, monkeypatch):
+def test_activations_of_frozen_blocks_are_made_once(tmp_path):
     slices = make_slices(n=4, size=32)
     model = build_trainable("vgg16", 3, (32, 32, 3), "float32")
     lower, _ = split_net(model, 4)
