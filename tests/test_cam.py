@@ -123,9 +123,13 @@ def test_equals_tf_keras_vis_at_every_layer(case, method):
 @pytest.mark.parametrize("method", explain.CAM_METHODS)
 @pytest.mark.parametrize("layer", ["block4_pool", "block5_conv1", "block5_pool"])
 def test_equals_slow_restatement(case, method, layer):
+    """Within rounding of the terms summed: with |g| none of them cancel, with g most of Grad-CAM's at block 4 do."""
     model, images, targets, maps = case
-    slow = [loop_map(method, *parts) for parts in plain_tape(model, images, targets, layer)]
-    assert relative(maps[method][layer], np.stack(slow)) < 1e-5
+    parts = plain_tape(model, images, targets, layer)
+    slow = np.stack([loop_map(method, *part) for part in parts])
+    terms = slow if method == "gradcam++" else np.stack([loop_map(method, a, np.abs(g), y) for a, g, y in parts])
+    assert np.abs(maps[method][layer] - slow).max() < 1e-6 * terms.max()
+    assert slow.max() > 1e-3 * terms.max()
 
 
 def test_weights_of_the_last_block_are_the_output_weights(case):
