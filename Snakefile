@@ -10,9 +10,9 @@ from pathlib import Path
 import snakemake
 from snakemake.scheduling.job_scheduler import JobScheduler
 
-from mslib.jobs.cohort import bids_root, participants, raw_facts
+from mslib.jobs.cohort import bids_root, own_files, participants, raw_facts
 from mslib.study import StudyError, load_config
-from mslib.study.provenance import code_digest
+from mslib.study.provenance import code_digest, made_by
 
 NAME = str(config.get("study", "simulated"))
 CONFIG = f"config/{NAME}.yaml"
@@ -98,10 +98,7 @@ def stacks(wildcards):
 
 def raw_cohort(wildcards):
     if SOURCE == "bids":
-        root = Path(STUDY.cohort.root)
-        images = sorted(str(path) for place in ("", "derivatives/truth/", "derivatives/brainmask/")
-                        for path in root.glob(f"{place}sub-*/**/anat/*.nii*"))
-        return [f"{RUN}/started.txt", *(str(path) for path in [root / "participants.tsv"] if path.exists()), *images]
+        return [f"{RUN}/started.txt", *map(str, own_files(STUDY))]
     if SOURCE == "open_ms":
         return [f"{RUN}/started.txt"]
     return expand(f"{RUN}/bids/derivatives/truth/sub-{{id}}/anat/sub-{{id}}_truth.json", id=simulated_ids())
@@ -113,10 +110,6 @@ def raw_files(wildcards):
     person = next(row for row in listing if row["id"] == wildcards.id)
     files = [*person["images"].values(), person["brain_mask"], person["lesion_mask"]]
     return [str(bids_root(STUDY, RUN) / file) for file in files if file]
-
-
-def code(*steps, **options):
-    return code_digest(*steps, **options)
 
 
 def memory(mb):
@@ -153,7 +146,7 @@ checkpoint check:
     input: raw_cohort
     output: f"{RUN}/cohort.json"
     params: groups=STUDY.groups, sequences=STUDY.sequences, cohort=STUDY.cohort.model_dump_json(),
-        code=code("mslib.cohort.bids", without="mslib/study")
+        code=made_by("mslib.cohort.bids")
     resources: mem_mb=memory(1500)
     message: "Cohort: check every subject"
     shell: f"{MSLIB} check {JOB}"
@@ -163,7 +156,7 @@ rule preprocess:
     output: f"{RUN}/derivatives/mslib/sub-{{id}}/anat/sub-{{id}}_desc-qc.json"
     params:
         prep=STUDY.prep.model_dump_json(), size=STUDY.model.image_size, mm=STUDY.model.pixel_mm,
-        code=code("mslib.prep", without="mslib/study")
+        code=made_by("mslib.prep")
     resources: mem_mb=memory(1500)
     message: "Preprocess sub-{wildcards.id}: bias field, co-registration, slices"
     shell: f"{MSLIB} preprocess {JOB} --subject {{wildcards.id}}"
@@ -172,7 +165,7 @@ rule notebook_cohort:
     input: stacks, f"{RUN}/cohort.json", source="notebooks/00_cohort.ipynb"
     output: f"{RUN}/metrics/00_cohort.json", f"{RUN}/made/00_cohort.json"
     log: notebook=f"{RUN}/notebooks/00_cohort.ipynb"
-    params: code=code("notebooks/00_cohort.ipynb"), settings=STUDY.model_dump_json()
+    params: code=code_digest("notebooks/00_cohort.ipynb"), settings=STUDY.model_dump_json()
     resources: mem_mb=memory(2500)
     message: "Notebook 00: the cohort"
     shell: notebook("00_cohort")
@@ -181,7 +174,7 @@ rule notebook_coregistration:
     input: stacks, source="notebooks/01_coregistration.ipynb"
     output: f"{RUN}/metrics/01_coregistration.json", f"{RUN}/made/01_coregistration.json"
     log: notebook=f"{RUN}/notebooks/01_coregistration.ipynb"
-    params: code=code("notebooks/01_coregistration.ipynb"), settings=STUDY.model_dump_json()
+    params: code=code_digest("notebooks/01_coregistration.ipynb"), settings=STUDY.model_dump_json()
     resources: mem_mb=memory(2500)
     message: "Notebook 01: co-registration"
     shell: notebook("01_coregistration")
@@ -191,7 +184,7 @@ if TRAINS:
         input: stacks, source="notebooks/02_finetuning.ipynb"
         output: f"{RUN}/metrics/02_finetuning_{{backbone}}.json", f"{RUN}/made/02_finetuning_{{backbone}}.json"
         log: notebook=f"{RUN}/notebooks/02_finetuning_{{backbone}}.ipynb"
-        params: code=code("notebooks/02_finetuning.ipynb"), settings=STUDY.model_dump_json()
+        params: code=code_digest("notebooks/02_finetuning.ipynb"), settings=STUDY.model_dump_json()
         threads: CORES or 8  # the whole machine: nothing runs beside training
         resources: mem_mb=memory(6000)
         message: "Notebook 02: fine-tuning {wildcards.backbone}"
@@ -201,7 +194,7 @@ rule notebook_gradcam:
     input: stacks, NETS, source="notebooks/03_gradcam_layers.ipynb"
     output: f"{RUN}/metrics/03_gradcam_layers.json", f"{RUN}/made/03_gradcam_layers.json"
     log: notebook=f"{RUN}/notebooks/03_gradcam_layers.ipynb"
-    params: code=code("notebooks/03_gradcam_layers.ipynb"), settings=STUDY.model_dump_json()
+    params: code=code_digest("notebooks/03_gradcam_layers.ipynb"), settings=STUDY.model_dump_json()
     threads: CORES or 8
     resources: mem_mb=memory(6000)
     message: "Notebook 03: Grad-CAM at every layer"
@@ -213,7 +206,7 @@ rule notebook_summary:
     input: METRICS, NETS if TRAINS else [], source="notebooks/07_summary.ipynb"
     output: f"{RUN}/metrics/07_summary.json", f"{RUN}/made/07_summary.json"
     log: notebook=f"{RUN}/notebooks/07_summary.ipynb"
-    params: code=code("notebooks/07_summary.ipynb"), settings=STUDY.model_dump_json()
+    params: code=code_digest("notebooks/07_summary.ipynb"), settings=STUDY.model_dump_json()
     resources: mem_mb=memory(2500)
     message: "Notebook 07: summary and report"
     shell: notebook("07_summary")
@@ -221,6 +214,6 @@ rule notebook_summary:
 rule publish:
     input: METRICS, NETS if TRAINS else [], f"{RUN}/metrics/07_summary.json"
     output: update(f"{RESULTS}/provenance.json")  # what is published stays until the new is whole
-    params: code=code("mslib.jobs.publish"), settings=STUDY.model_dump_json()
+    params: code=code_digest("mslib.jobs.publish"), settings=STUDY.model_dump_json()
     message: "Publish the light part to {RESULTS}"
     shell: f"{MSLIB} publish {JOB} --results {shlex.quote(RESULTS)}"

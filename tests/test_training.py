@@ -21,7 +21,7 @@ from mslib.nets import pretraining as pretraining_module
 from mslib.nets.data import balanced_draw
 from mslib.nets.frozen import frozen_activations, split_net
 from mslib.nets.pretraining import pretrained_weights
-from mslib.nets.training import Recipe, fit, refresh_batch_norm
+from mslib.nets.training import Recipe, fit, refresh_batch_norm, stream
 from mslib.nets.vgg import build_classifier, build_trainable
 from mslib.study import StudyConfig, StudyError
 from mslib.study.config import Augmentation, Schedule
@@ -205,7 +205,7 @@ def test_refreshing_changes_moving_statistics_alone(slices, parts):
 def test_prediction_does_not_depend_on_the_batch(slices):
     model, index = small_net(), np.arange(0, len(slices.table), 3)
     at_once = predict_logits(model, slices, index)
-    np.testing.assert_allclose(predict_logits(model, slices, index, batch_size=5), at_once, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(stream(model, slices, index, batch_size=5), at_once, rtol=1e-5, atol=1e-6)
     assert at_once.dtype == "float32" and at_once.shape == (len(index), 3)
 
 

@@ -12,7 +12,7 @@ from mslib.cohort import Cohort, Subject, openms, phantom
 from mslib.cohort.listing import read_listing, write_listing
 from mslib.prep import preprocess_subject
 from mslib.study import StudyConfig, StudyError, WriteError, progress, stamped_folder, write_json, write_text
-from mslib.study.provenance import ROOT, code_digest
+from mslib.study.provenance import ROOT, made_by
 
 #: Code that makes the raw data, by source; the user's own data no code makes.
 MAKERS = {"simulated": ["mslib.cohort.phantom"], "open_ms": ["mslib.cohort.openms"], "bids": []}
@@ -40,7 +40,7 @@ def template_cache(run_dir: str | Path) -> Path:
 def raw_facts(config: StudyConfig) -> dict:
     """What decides the raw data: where it comes from, settings of the simulation, seed, the code that makes it."""
     facts = {"source": config.cohort.source,
-             "code": [code_digest(maker, without="mslib/study") for maker in MAKERS[config.cohort.source]]}
+             "code": [made_by(maker) for maker in MAKERS[config.cohort.source]]}
     if config.cohort.source == "simulated":
         facts |= {"simulated": config.cohort.simulated.model_dump(mode="json"), "seed": config.seed}
     return facts
@@ -99,17 +99,21 @@ def check_cohort(config: StudyConfig, run_dir: str | Path) -> list[Subject]:
     return list(cohort)
 
 
+def own_files(config: StudyConfig) -> list[Path]:
+    """Files of the user's own cohort that decide it: table of participants, images, masks."""
+    root = ROOT / config.cohort.root
+    images = [path for place in ("", "derivatives/truth/", "derivatives/brainmask/")
+              for path in root.glob(f"{place}sub-*/**/anat/*.nii*")]
+    return [path for path in sorted([root / "participants.tsv", *images]) if path.is_file()]
+
+
 def checked_facts(config: StudyConfig) -> dict:
     """What decides the checked cohort: raw data, the settings of the check, and the files of the user's own data."""
     facts = {"raw": raw_facts(config), "groups": config.groups, "sequences": list(config.sequences),
              "cohort": config.cohort.model_dump(mode="json"),
-             "code": code_digest("mslib.cohort.bids", without="mslib/study")}
+             "code": made_by("mslib.cohort.bids")}
     if config.cohort.source == "bids":
-        root = ROOT / config.cohort.root
-        images = [path for place in ("", "derivatives/truth/", "derivatives/brainmask/")
-                  for path in root.glob(f"{place}sub-*/**/anat/*.nii*")]
-        stats = {path.relative_to(root).as_posix(): path.stat()
-                 for path in sorted([root / "participants.tsv", *images]) if path.is_file()}
+        stats = {path.relative_to(ROOT / config.cohort.root).as_posix(): path.stat() for path in own_files(config)}
         facts["files"] = {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
     return facts
 
@@ -147,8 +151,7 @@ def preprocess(config: StudyConfig, run_dir: str | Path, subject: str) -> None:
     chosen = [person for person in subjects(config, run_dir) if person.id == subject]
     if not chosen:
         raise StudyError(f"sub-{subject}: is not in the checked cohort of study {config.study}")
-    made_by = {"code": code_digest("mslib.prep", without="mslib/study")}
-    folder = stamped_folder(subject_folder(run_dir, subject), made_by)
+    folder = stamped_folder(subject_folder(run_dir, subject), {"code": made_by("mslib.prep")})
     try:
         preprocess_subject(chosen[0], folder.parent, config.prep, config.sequences, config.model.image_size,
                            config.model.pixel_mm)

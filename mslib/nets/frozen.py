@@ -11,13 +11,12 @@ from pathlib import Path
 
 import keras
 import numpy as np
-import tensorflow as tf
 
-from mslib.study import atomic_path, progress, stamped_folder
-from mslib.study.provenance import code_digest
+from mslib.study import atomic_path, stamped_folder
+from mslib.study.provenance import made_by
 
 from .data import SliceSet
-from .further import CODE
+from .training import stream
 
 
 def split_net(model: keras.Model, frozen_blocks: int) -> tuple[keras.Model, keras.Model]:
@@ -47,7 +46,7 @@ def _weights_digest(model):
 
 
 def frozen_activations(lower: keras.Model, slices: SliceSet, folder: str | Path, channels: list[int] | None = None,
-                       label: str = "frozen blocks", batch_size: int = 64) -> SliceSet:
+                       label: str = "frozen blocks") -> SliceSet:
     """What frozen blocks make of all slices, in evaluation mode; kept in `folder` for nets that start alike.
 
     Parameters
@@ -67,13 +66,10 @@ def frozen_activations(lower: keras.Model, slices: SliceSet, folder: str | Path,
     """
     pixels = SliceSet(slices.images, slices.table[["subject", "slice"]]).digest()
     facts = {"slices": pixels, "weights": _weights_digest(lower), "border": lower.layers[-1].name, "channels": channels,
-             "code": code_digest("mslib.nets.frozen", **CODE)}
+             "code": made_by("mslib.nets.frozen")}
     path = stamped_folder(folder, facts) / "activations.npy"
     if not path.exists():
-        forward = tf.function(lambda images: tf.cast(lower(images, training=False), tf.float32), reduce_retracing=True)
-        index = np.arange(len(slices.table))
-        parts = [forward(tf.constant(slices.batch(index[start:start + batch_size], channels))).numpy().astype("float16")
-                 for start in progress(range(0, len(index), batch_size), desc=label, unit="batch")]
+        made = stream(lower, slices, np.arange(len(slices.table)), channels, label, "float16")
         with atomic_path(path) as temporary, temporary.open("wb") as file:
-            np.save(file, np.concatenate(parts))
+            np.save(file, made)
     return SliceSet(np.load(path, allow_pickle=False), slices.table)

@@ -14,7 +14,7 @@ from mslib.cohort import phantom
 from mslib.cohort.acquisition import bias_field
 from mslib.prep import select_slices, slice_stack
 from mslib.study import StudyConfig, atomic_path, progress, stamped_folder
-from mslib.study.provenance import code_digest
+from mslib.study.provenance import made_by
 
 from .data import SliceSet, gather
 
@@ -24,8 +24,6 @@ FURTHER_SEED = 1_000_003
 FACT_MM2 = 20.0
 #: Share of a bias field that is left in preprocessed images, and noise SD over the 99th percentile of the brain.
 BIAS_LEFT, NOISE = 0.3, (0.005, 0.02)
-#: What decides nets beside settings (which stamps hold): all code they reach but the study wing's.
-CODE = {"without": "mslib/study"}
 
 
 def _scan(image, scan, brain, mm, rng):
@@ -70,7 +68,7 @@ def _further_arrays(config: StudyConfig, run_dir: str | Path) -> tuple[list, dic
     """People and arrays of ``further/slices.npz``, made once per run."""
     facts = {"settings": json.loads(config.model_dump_json(include={"seed", "groups", "sequences", "prep", "model"})),
              "subjects": config.training.pretraining_subjects, "pixel_mm": config.training.pretraining_pixel_mm,
-             "code": code_digest("mslib.nets.further", **CODE)}
+             "code": made_by("mslib.nets.further")}
     path = stamped_folder(Path(run_dir) / "further", facts) / "slices.npz"
     per_group = config.training.pretraining_subjects // len(config.groups)
     people = phantom.draw_participants(dict.fromkeys(config.groups, per_group), config.seed + FURTHER_SEED, prefix="P")

@@ -14,10 +14,10 @@ import numpy as np
 import pandas as pd
 
 from mslib.study import StudyConfig, stamped_folder, write_table
-from mslib.study.provenance import code_digest
+from mslib.study.provenance import made_by
 
 from .data import channels_of
-from .further import CODE, further_slices
+from .further import further_slices
 from .splits import split_subjects
 from .training import Recipe, choose_precision, fit
 from .vgg import build_trainable
@@ -60,7 +60,7 @@ def pretrained_weights(backbone: str, config: StudyConfig, run_dir: str | Path, 
     settings = {"split", "augmentation", "precision", "batch_size", "weight_decay"}
     facts = {"training": json.loads(training.model_dump_json(include=settings)), "seed": config.seed,
              "input": config.model.input,
-             "slices": slices.digest(), "code": code_digest("mslib.nets.pretraining", **CODE)}
+             "slices": slices.digest(), "code": made_by("mslib.nets.pretraining")}
     folder = Path(run_dir) / "nets" / backbone / "pretraining"
     groups = slices.table.groupby("subject")["group"].first()
     parts = slices.table["subject"].map(split_subjects(groups, training.split, config.seed)).to_numpy()

@@ -11,11 +11,10 @@ import numpy as np
 import pandas as pd
 
 from mslib.study import StudyConfig, StudyError, atomic_path, stamped_folder, write_json, write_table
-from mslib.study.provenance import ROOT, code_digest, file_sha256
+from mslib.study.provenance import ROOT, file_sha256, made_by
 
 from .data import SliceSet, channels_of
 from .frozen import frozen_activations, split_net
-from .further import CODE
 from .pretraining import pretrained_weights
 from .splits import permute_groups, refuse_leakage, split_slices, split_subjects
 from .training import Recipe, choose_precision, fit, predict_logits
@@ -73,7 +72,7 @@ def _finished(model):
 def training_facts(config: StudyConfig, slices: SliceSet) -> dict:
     """What decides a fitted net: settings, code, slices."""
     settings = json.loads(config.model_dump_json(exclude={"explain", "statistics", "study"}))
-    facts = {"settings": settings, "code": code_digest("mslib.nets.protocols", **CODE), "slices": slices.digest()}
+    facts = {"settings": settings, "code": made_by("mslib.nets.protocols"), "slices": slices.digest()}
     given = ROOT / config.model.weights
     return facts | {"weights": file_sha256(given)} if given.is_file() else facts
 

@@ -46,13 +46,18 @@ def choose_precision(wanted: str) -> str:
     return "bfloat16" if "amx_bf16" in flags or "avx512_bf16" in flags else "float32"
 
 
-def predict_logits(model: keras.Model, slices: SliceSet, index: np.ndarray, channels=None,
-                   batch_size: int = 64) -> np.ndarray:
-    """Logits of the slices at `index`, shape (len(index), n_classes), streamed in batches."""
-    forward = tf.function(lambda images: model(images, training=False), reduce_retracing=True)
-    parts = [forward(tf.constant(slices.batch(index[start:start + batch_size], channels))).numpy()
-             for start in progress(range(0, len(index), batch_size), desc="predict", unit="batch")]
-    return np.concatenate(parts).astype("float32")
+def stream(model: keras.Model, slices: SliceSet, index: np.ndarray, channels=None, label: str = "predict",
+           dtype: str = "float32", batch_size: int = 64) -> np.ndarray:
+    """Output of a net in evaluation mode for the slices at `index`, batch by batch, with a bar."""
+    forward = tf.function(lambda images: tf.cast(model(images, training=False), tf.float32), reduce_retracing=True)
+    parts = [forward(tf.constant(slices.batch(index[start:start + batch_size], channels))).numpy().astype(dtype)
+             for start in progress(range(0, len(index), batch_size), desc=label, unit="batch")]
+    return np.concatenate(parts)
+
+
+def predict_logits(model: keras.Model, slices: SliceSet, index: np.ndarray, channels=None) -> np.ndarray:
+    """Logits of the slices at `index`, shape (len(index), n_classes)."""
+    return stream(model, slices, index, channels)
 
 
 def refresh_batch_norm(model: keras.Model, slices: SliceSet, index: np.ndarray, recipe: Recipe,

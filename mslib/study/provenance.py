@@ -105,8 +105,7 @@ def code_digest(*steps: str, without: str | None = None) -> str:
     *steps : str
         Notebook paths relative to the project (``notebooks/00_cohort.ipynb``) or modules (``mslib.jobs.cohort``).
     without : str, optional
-        Folder of the project whose modules do not count (``mslib/study``: files, bars and the models of settings whose
-        values a stamp holds anyway).
+        Folder of the project whose modules do not count.
 
     Returns
     -------
@@ -126,6 +125,19 @@ def code_digest(*steps: str, without: str | None = None) -> str:
         digest.update(path.relative_to(ROOT).as_posix().encode())
         digest.update(_without_docstrings(ast.parse(path.read_text(encoding="utf-8"))).encode())
     return digest.hexdigest()[:16]
+
+
+def made_by(step: str) -> str:
+    """Digest of the code that makes data: all that a module reaches but the study wing.
+
+    Files, bars and the models of settings are there, whose values a stamp holds anyway.
+
+    Parameters
+    ----------
+    step : str
+        Module, as in `code_digest`.
+    """
+    return code_digest(step, without="mslib/study")
 
 
 def file_sha256(path: str | Path) -> str:
