@@ -362,7 +362,7 @@ def test_frozen_blocks_stay_as_pretrained_and_the_rest_learns(tmp_path, monkeypa
     slices = make_slices(n=4, size=32)
     one = {"epochs": 2, "slices_per_subject": 4, "learning_rate": 1e-3, "frozen_blocks": 4}
     config = study(pretraining_subjects=9).model_dump() | {"model": {"image_size": (32, 32), "weights": "simulated"}}
-    config["training"]["slice"] = one
+    config["training"] |= {"slice": one, "pretraining_pixel_mm": 1.5}
     config = StudyConfig(**config)
     train_protocol("slice", "vgg16", slices, config, tmp_path)
     assert net_facts(tmp_path, "vgg16", "slice")["frozen_blocks"] == 4
