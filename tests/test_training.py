@@ -394,7 +394,7 @@ def test_stages_go_on_from_each_other_and_protocols_start_from_their_pixels(tmp_
     monkeypatch.setattr(pretraining_module, "further_slices", lambda *_: SliceSet(
         slices.images, slices.table, np.zeros((len(slices.table), 2), "float32")))
     stages = [{"shrink": 2}, {"shrink": 1}]
-    config = StudyConfig(**study(pretraining_subjects=12, pretraining=stages).model_dump()
+    config = StudyConfig(**study(pretraining_subjects=12, pretraining=stages, pretraining_pixel_mm=1.5).model_dump()
                          | {"model": {"image_size": (64, 64), "weights": "simulated", "input": "FLAIR"}})
     fine, coarse = pretrained_weights("vgg16", config, tmp_path), pretrained_weights("vgg16", config, tmp_path, 2)
     assert shapes == [(32, 32), (64, 64), (32, 32)], "what trains on coarse pixels starts from the coarse stage"
