@@ -13,7 +13,7 @@ import pytest
 from repository import ROOT
 
 from mslib.__main__ import main
-from mslib.jobs import claims, cohort, depth, finetuning, maps, report, words
+from mslib.jobs import claims, cohort, depth, explained, finetuning, maps, report, words
 from mslib.jobs.lobes import LOBES, TEMPLATE_PLACE, brain_top, lobe_labels, lobe_shares
 from mslib.jobs.publish import clean_notebook, executed_notebooks, publish
 from mslib.jobs.record import interval_text, record
@@ -378,33 +378,33 @@ def person(**changes):
 @pytest.fixture
 def two_people(monkeypatch):
     people = [person(id="001", group="CIS"), person(id="002", group="RRMS"), person(id="003", lesion_mask=None)]
-    monkeypatch.setattr(maps, "usable_subjects", lambda *_: people)
+    monkeypatch.setattr(explained, "usable_subjects", lambda *_: people)
     return people
 
 
 def test_real_patients_of_a_type_that_no_net_knows_are_left_out(two_people, tmp_path):
     config = StudyConfig(study="real", cohort={"source": "open_ms"})
-    assert [one.id for one in maps.explained_subjects(config, tmp_path)] == ["002"]
+    assert [one.id for one in explained.explained_subjects(config, tmp_path)] == ["002"]
 
 
 def test_training_subjects_are_not_explained(two_people, tmp_path):
     with pytest.raises(StudyError, match="no fitted nets yet"):
-        maps.explained_subjects(CONFIG, tmp_path)
+        explained.explained_subjects(CONFIG, tmp_path)
     path = tmp_path / "nets" / "vgg19" / "subject" / "predictions.csv"
     write_table(path, pd.DataFrame({"subject": ["002", "003"], "part": ["test", "validation"]}))
-    assert [one.id for one in maps.explained_subjects(CONFIG, tmp_path)] == ["002"]
+    assert [one.id for one in explained.explained_subjects(CONFIG, tmp_path)] == ["002"]
     write_table(path, pd.DataFrame({"subject": ["009"], "part": ["test"]}))
     with pytest.raises(StudyError, match="no patient outside training and validation") as caught:
-        maps.explained_subjects(CONFIG, tmp_path)
+        explained.explained_subjects(CONFIG, tmp_path)
     assert len(str(caught.value).splitlines()) == 1
 
 
 def test_patients_without_lesion_masks_are_explained_where_none_has_one(two_people, tmp_path):
     path = tmp_path / "nets" / "vgg19" / "subject" / "predictions.csv"
     write_table(path, pd.DataFrame({"subject": ["002", "003"], "part": "test"}))
-    assert [one.id for one in maps.explained_subjects(CONFIG, tmp_path)] == ["002"], "with masks: those alone"
+    assert [one.id for one in explained.explained_subjects(CONFIG, tmp_path)] == ["002"], "with masks: those alone"
     write_table(path, pd.DataFrame({"subject": ["003"], "part": ["test"]}))
-    assert [one.id for one in maps.explained_subjects(CONFIG, tmp_path)] == ["003"]
+    assert [one.id for one in explained.explained_subjects(CONFIG, tmp_path)] == ["003"]
 
 
 def test_patients_are_all_groups_but_the_controls():

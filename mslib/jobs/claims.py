@@ -12,6 +12,7 @@ from mslib.measure import MIN_SUBJECTS
 from mslib.study import StudyConfig
 
 from .depth import compromise, last_convolution, layer_difference, layer_trend, patient_interval, rank_sums
+from .predictions import chance_level, read_predictions
 from .record import interval_text
 
 PUBLISHED_ACCURACY = {"vgg16": 0.93, "vgg19": 0.95}
@@ -55,15 +56,8 @@ def _row(claim, backbone, evidence, holds):
     return {"published claim": claim, "net": backbone, "our evidence": evidence, "holds?": holds}
 
 
-def majority_share(run_dir: str | Path, backbone: str, protocol: str) -> float:
-    """Share of the largest class among the tested slices of a protocol: all that a net without knowledge can reach."""
-    table = pd.read_csv(Path(run_dir) / "nets" / backbone / protocol / "predictions.csv")
-    tested = table[table["part"] == "test"] if "part" in table else table
-    return float(tested["target"].value_counts(normalize=True).max())
-
-
 def _permuted_row(run_dir, backbone, protocol, accuracy):
-    chance = majority_share(run_dir, backbone, protocol)
+    chance = chance_level(read_predictions(run_dir, backbone, protocol))
     told = f"accuracy over slices with permuted labels {interval_text(*accuracy['slice'])}, chance {chance:.2f}"
     found = verdict(*accuracy["slice"][1:], chance, "chance")
     if protocol == "slice_permuted":
@@ -91,7 +85,7 @@ def accuracy_claims(run_dir: str | Path) -> list[dict]:
                  for protocol in ("slice_permuted", "subject_permuted") if protocol in ours]
         fresh = "independent" if "independent" in ours else "subject"
         where = "independent cohort" if fresh == "independent" else "test part of the split of subjects"
-        found, chance = ours[fresh]["subject"], majority_share(run_dir, backbone, fresh)
+        found, chance = ours[fresh]["subject"], chance_level(read_predictions(run_dir, backbone, fresh))
         rows.append(_row("(not published) The net tells the groups of new subjects apart better than chance", backbone,
                          f"{where}, subjects: {interval_text(*found)}, chance {chance:.2f}",
                          verdict(*found[1:], chance, "chance")))

@@ -13,6 +13,8 @@ from .lobes import LOBES
 #: Measures of the curves over depth and how figures label them.
 MEASURES = {"auprc": "AUPRC", "pointing": "pointing game", "mass_share": "heat inside lesions", "iou": "IoU",
             "half_heat_share": "brain share with half of the heat"}
+#: Likeness of maps under randomisation and how figures label it.
+LIKENESS = {"spearman": "rank correlation (Spearman)", "ssim": "structural similarity (SSIM)"}
 
 
 def layers_of(table: pd.DataFrame) -> list[str]:

@@ -24,7 +24,8 @@ from mslib.study import StudyConfig, progress, stamped_folder, write_table
 from mslib.study.provenance import file_sha256
 
 from .cohort import usable_subjects
-from .maps import stack_of
+from .explained import stack_of
+from .predictions import chance_level, predictions_path, read_predictions, tested
 from .truth import truth_table
 
 #: What readers see for each protocol.
@@ -57,10 +58,11 @@ def predict_independent(config: StudyConfig, run_dir: str | Path, backbone: str)
     slices = load_slices(config, run_dir, "independent")
     weights = Path(run_dir) / "nets" / backbone / "subject" / "weights.weights.h5"
     facts = {"slices": slices.digest(), "net": file_sha256(weights), "input": config.model.input}
-    path = stamped_folder(Path(run_dir) / "nets" / backbone / "independent", facts) / "predictions.csv"
+    path = predictions_path(run_dir, backbone, "independent")
+    stamped_folder(path.parent, facts)
     if not path.exists():
         write_table(path, predict_cohort(load_net(run_dir, backbone, config), slices, config))
-    return pd.read_csv(path, dtype={"subject": str})
+    return read_predictions(run_dir, backbone, "independent")
 
 
 def evaluate(predictions: pd.DataFrame, config: StudyConfig) -> ClassificationReport:
@@ -73,9 +75,7 @@ def evaluate(predictions: pd.DataFrame, config: StudyConfig) -> ClassificationRe
 
 def evaluate_all(predictions: dict[str, pd.DataFrame], config: StudyConfig) -> dict[str, ClassificationReport]:
     """Report per protocol, of the test part where a table holds several parts."""
-    tested = {name: table[table["part"] == "test"] if "part" in table else table
-              for name, table in predictions.items() if len(table)}
-    return {name: evaluate(table, config) for name, table in tested.items()}
+    return {name: evaluate(tested(table), config) for name, table in predictions.items() if len(table)}
 
 
 def baseline_predictions(config: StudyConfig, run_dir: str | Path) -> dict[str, pd.DataFrame]:
@@ -93,11 +93,11 @@ def baseline_predictions(config: StudyConfig, run_dir: str | Path) -> dict[str, 
     study = table[table["cohort"] == "study"].set_index("subject")
     parts = split_subjects(study["group"], config.training.split, config.seed)
     train, independent = study[parts == "train"], table[table["cohort"] == "independent"]
-    tested = {"subject": (train, study[parts == "test"].reset_index()), "independent": (train, independent)}
+    pairs = {"subject": (train, study[parts == "test"].reset_index()), "independent": (train, independent)}
     if config.model.weights == "simulated":
-        tested["independent_further"] = further_truth(config, run_dir), independent
+        pairs["independent_further"] = further_truth(config, run_dir), independent
     result = {}
-    for name, (train, test) in tested.items():
+    for name, (train, test) in pairs.items():
         if len(test):
             logits = baseline_logits(train, test, config.groups)
             target = test["group"].map({group: i for i, group in enumerate(config.groups)})
@@ -126,9 +126,7 @@ def schedule_table(config: StudyConfig, run_dir: str | Path, backbone: str) -> p
 
 def chance_levels(predictions: dict[str, pd.DataFrame]) -> dict[str, float]:
     """Accuracy without knowledge, by protocol title: share of the largest class of the tested rows."""
-    tested = {name: table[table["part"] == "test"] if "part" in table else table
-              for name, table in predictions.items() if len(table)}
-    return {TITLES[name]: float(table["target"].value_counts(normalize=True).max()) for name, table in tested.items()}
+    return {TITLES[name]: chance_level(table) for name, table in predictions.items() if len(table)}
 
 
 def accuracy_rows(reports: dict[str, ClassificationReport], backbone: str) -> pd.DataFrame:
@@ -172,16 +170,14 @@ def figure2_panels(config: StudyConfig, run_dir: str | Path) -> dict:
     panels: dict = {"matrices": [], "classes": config.groups, "titles": [], "accuracies": [], "sizes": []}
     reports = {}
     for backbone in config.model.backbones:
-        folder = Path(run_dir) / "nets" / backbone
-        tables = {name: pd.read_csv(folder / name / "predictions.csv", dtype={"subject": str})
-                  for name in ("slice", "subject")}
+        tables = {name: read_predictions(run_dir, backbone, name) for name in ("slice", "subject")}
         tables["independent"] = predict_independent(config, run_dir, backbone)
         reports[backbone] = evaluate_all(tables, config)
     for protocol in reports[config.model.backbones[0]]:
         for backbone, found in reports.items():
             report = found[protocol]
             panels["matrices"].append(report.slice_confusion.to_numpy())
-            panels["titles"].append(f"{backbone.upper()} + GAP, {TITLES[protocol]}")
+            panels["titles"].append(f"{backbone.upper()} + GAP\n{TITLES[protocol]}")
             panels["accuracies"].append(accuracy_of(report, "slice"))
             n_slices = int(report.slice_confusion.to_numpy().sum())
             panels["sizes"].append(f"{n_slices:,} slices, {len(report.subjects)} subjects")

@@ -14,13 +14,21 @@ import pandas as pd
 from mslib.explain import cascading_randomisation, layer_cams, upsample_maps
 from mslib.measure import measure_maps
 from mslib.nets import channels_of, load_net
-from mslib.prep import load_stack, plane_to_volume
+from mslib.prep import plane_to_volume
 from mslib.study import StudyConfig, StudyError, atomic_path, progress, stamped_folder, write_json, write_table
 from mslib.study.provenance import code_digest, file_sha256
 
-from .cohort import qc_path, stack_path, subject_folder, usable_subjects
+from .cohort import qc_path, subject_folder, usable_subjects
+from .explained import (
+    example_subject,
+    explained_slices,
+    explained_subjects,
+    stack_of,
+    volume_path,
+    volume_subjects,
+)
 from .lobes import brain_top, lobe_labels, lobe_shares
-from .words import nets_folder, patient_groups
+from .words import nets_folder
 
 #: Slices of the published figures, counted from 1 at the bottom of the 135 (Hong and Zhang 2021, figures 3 and 4).
 PUBLISHED_SLICES = (57, 58, 59)
@@ -34,56 +42,6 @@ def weights_path(config: StudyConfig, run_dir: str | Path, backbone: str) -> Pat
 def net(config: StudyConfig, run_dir: str | Path, backbone: str):
     """The net that is explained: that of the subject-wise split."""
     return load_net(nets_folder(config, run_dir), backbone, config)
-
-
-def stack_of(run_dir: str | Path, subject: str) -> dict:
-    """Slice stack of a preprocessed subject."""
-    return load_stack(stack_path(run_dir, subject))
-
-
-def explained_subjects(config: StudyConfig, run_dir: str | Path) -> list:
-    """Patients (`mslib.jobs.words.patient_groups`) whom no explained net has trained or stopped on.
-
-    The independent cohort and the test part of the subject-wise split; real patients: all whose type of MS the nets
-    know. Where any of them has a lesion mask, those without are left out; where none has, all are explained, and
-    nothing is measured against lesions.
-
-    Raises
-    ------
-    StudyError
-        No net has been fitted yet, or there is no such patient.
-    """
-    people = _explained_subjects(config, run_dir)
-    if not people:
-        raise StudyError(f"{run_dir}: no patient outside training and validation (groups {patient_groups(config)}); "
-                         "notebook 03 explains only subjects that the nets have not learnt from")
-    return [person for person in people if person.lesion_mask] or people
-
-
-def _explained_subjects(config, run_dir):
-    people = [person for person in usable_subjects(config, run_dir) if person.group in patient_groups(config)]
-    if config.cohort.source == "open_ms":
-        return people
-    path = nets_folder(config, run_dir) / "nets" / config.model.backbones[0] / "subject" / "predictions.csv"
-    if not path.is_file():
-        raise StudyError(f"{path}: no fitted nets yet; run notebook 02 first")
-    predictions = pd.read_csv(path, dtype={"subject": str})
-    tested = set(predictions.loc[predictions["part"] == "test", "subject"])
-    return [person for person in people if person.cohort == "independent" or person.id in tested]
-
-
-def example_subject(config: StudyConfig, run_dir: str | Path):
-    """The patient of the figures: the first SPMS patient of the test part (real patients: the largest load)."""
-    people = explained_subjects(config, run_dir)
-    chosen = [person for person in people if person.group == "SPMS" and person.cohort == "study"]
-    if chosen or config.cohort.source != "open_ms":
-        return (chosen or people)[0]
-    return max(people, key=lambda person: int(stack_of(run_dir, person.id)["lesion"].sum()))
-
-
-def _slices(person, stack) -> np.ndarray:
-    """Slices that are explained: those with lesions; all where no lesion mask is known."""
-    return np.flatnonzero(stack["lesion"].any(axis=(1, 2))) if person.lesion_mask else np.arange(len(stack["images"]))
 
 
 def _images(stack, index, config):
@@ -100,7 +58,7 @@ def _target(person, config):
 
 def _measure_subject(model, person, stack, config, top_mm=None) -> pd.DataFrame:
     """Measures of every explained slice, layer and method of one patient (the patient's own class)."""
-    index = _slices(person, stack)
+    index = explained_slices(person, stack)
     if not len(index):
         return pd.DataFrame()
     targets = np.full(len(index), _target(person, config))
@@ -175,18 +133,6 @@ def example_sentence(examples: dict[str, dict]) -> str:
             f"left to right: {'; '.join(told)}.")
 
 
-def volume_subjects(config: StudyConfig, run_dir: str | Path) -> list:
-    """Patients whose maps are kept as volumes: the example patient first, then the first others."""
-    example = example_subject(config, run_dir)
-    others = [person for person in explained_subjects(config, run_dir) if person.id != example.id]
-    return [example, *others][: config.explain.nifti_subjects]
-
-
-def volume_path(backbone: str, run_dir: str | Path, subject: str) -> Path:
-    """Where a patient's Grad-CAM volume of a net lies."""
-    return subject_folder(run_dir, subject) / "anat" / f"sub-{subject}_space-T1w_desc-{backbone}gradcam_cam.nii.gz"
-
-
 def write_volume(model, backbone: str, person, config: StudyConfig, run_dir: str | Path) -> Path:
     """Grad-CAM of all slices in T1w space: 4-D over layers, with a JSON file that names them."""
     path = volume_path(backbone, run_dir, person.id)
@@ -221,7 +167,7 @@ def randomisation_table(model, backbone: str, config: StudyConfig, run_dir: str 
         each = max(1, config.explain.randomisation_slices // len(people))
         for person in people:
             stack = stack_of(run_dir, person.id)
-            index = _slices(person, stack)
+            index = explained_slices(person, stack)
             index = index[np.linspace(0, len(index) - 1, min(each, len(index))).round().astype(int)]
             images.append(_images(stack, index, config))
             brains.append(stack["brain"][index])

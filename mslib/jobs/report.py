@@ -16,8 +16,9 @@ from mslib.study.provenance import versions
 from .claims import metrics
 from .cohort import exclusions, faults, subject_folder, usable_subjects
 from .depth import last_convolution
-from .maps import volume_path, volume_subjects
+from .explained import volume_path, volume_subjects
 from .methods import TERMS, methods_text
+from .predictions import predictions_path, read_predictions
 from .record import interval_text
 from .words import nets_folder, study_kind, weights_sentence
 
@@ -94,10 +95,10 @@ def _registration(config, run_dir) -> list[Panel]:
 
 def split_table(config: StudyConfig, run_dir: str | Path) -> pd.DataFrame:
     """Subjects per group and part of the split of subjects, and of the independent cohort; empty without training."""
-    path = nets_folder(config, run_dir) / "nets" / config.model.backbones[0] / "subject" / "predictions.csv"
-    if config.cohort.source == "open_ms" or not path.is_file():
+    place = nets_folder(config, run_dir), config.model.backbones[0], "subject"
+    if config.cohort.source == "open_ms" or not predictions_path(*place).is_file():
         return pd.DataFrame()
-    parts = pd.read_csv(path, dtype={"subject": str}).groupby("subject")["part"].first()
+    parts = read_predictions(*place).groupby("subject")["part"].first()
     people = usable_subjects(config, run_dir)
     part = ["independent" if one.cohort == "independent" else parts.get(one.id, "train") for one in people]
     table = pd.crosstab(pd.Series([one.group for one in people], name="group"), pd.Series(part))

@@ -24,6 +24,12 @@ def study_kind(config: StudyConfig) -> str:
             "bids": "Patients of the study's own cohort"}[config.cohort.source]
 
 
+def subjects_kind(config: StudyConfig) -> str:
+    """Whose scans a figure shows."""
+    return {"simulated": "Simulated subjects", "open_ms": "Real patients",
+            "bids": "Subjects of the study's own cohort"}[config.cohort.source]
+
+
 def nets_folder(config: StudyConfig, run_dir: str | Path) -> Path:
     """Run folder whose nets are explained: the study's own, or (real patients) the one they are taken from."""
     own = Path(run_dir)

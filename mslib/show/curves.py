@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from .figure import add_caption, colours_of, label_of, require_columns, styled
+from .figure import add_caption, colours_by_depth, colours_of, label_of, require_columns, styled
 
 CHANCE = {"color": "#777777", "ls": ":", "lw": 1.2}
 
@@ -29,11 +29,12 @@ def _draw_curve(ax, part, positions: Mapping[str, int], column: str, colour: str
     ax.fill_between(place, low, high, color=colour, alpha=0.18, lw=0)
 
 
-def _curves(table, column, steps, measures, row_column, hue, hues, labels, chance) -> Figure:
+def _curves(table, column, steps, measures, row_column, hue, hues, labels, chance,
+            colouring=colours_of) -> Figure:
     """Grid of curves with interval bands: one panel column per measure, one row per value of `row_column`."""
     panels, hues = _present(table, "measure", measures), _present(table, hue, hues)
     rows = _present(table, row_column, None) if row_column else [None]
-    colours = colours_of(hues)
+    colours = colouring(hues)
     fig, axes = plt.subplots(len(rows), len(panels), squeeze=False, sharex=True, sharey="col",
                              figsize=(2.6 * len(panels) + 0.9, 2.0 * len(rows) + 1.5))
     positions = {step: i for i, step in enumerate(steps)}
@@ -55,7 +56,7 @@ def _curves(table, column, steps, measures, row_column, hue, hues, labels, chanc
     keys = [Line2D([], [], color=colours[name], marker="o", ms=3.5, label=label_of(name)) for name in hues]
     if chance or "chance" in table.columns:
         keys.append(Line2D([], [], label="chance", **CHANCE))
-    fig.legend(handles=keys, loc="outside upper center", ncols=min(len(keys), 7))
+    fig.legend(handles=keys, loc="outside upper center", ncols=min(len(keys), max(2, int(fig.get_figwidth() / 1.35))))
     return fig
 
 
@@ -118,6 +119,8 @@ def plot_randomisation(table, steps: Sequence[str], *, measures: Sequence[str] |
                        labels: Mapping[str, str] | None = None, caption: str = "") -> Figure:
     """Likeness of a map to the original while the weights are randomised from the top down.
 
+    Layers are told apart by their depth: dark is shallow, light is deep.
+
     Parameters
     ----------
     table : pandas.DataFrame
@@ -144,7 +147,8 @@ def plot_randomisation(table, steps: Sequence[str], *, measures: Sequence[str] |
     """
     wanted = ["measure", "step", "value", "low", "high", hue] + ([rows] if rows else [])
     require_columns(table, wanted, "randomisation")
-    fig = _curves(table, "step", list(steps), measures, rows, hue, hues, labels, None)
+    colouring = colours_by_depth if hue == "layer" else colours_of
+    fig = _curves(table, "step", list(steps), measures, rows, hue, hues, labels, None, colouring)
     for ax in fig.axes:
         ax.axhline(0, color="#777777", lw=0.8)
     fig.axes[-1].set_xlabel("randomised from the output down to")

@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import Normalize, to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -92,6 +92,12 @@ def colours_of(names: Sequence[str]) -> dict[str, str]:
     unknown = [name for name in names if name not in COLOURS]
     given = {name: spare[i % len(spare)] for i, name in enumerate(unknown)}
     return {name: COLOURS.get(name) or given[name] for name in names}
+
+
+def colours_by_depth(names: Sequence[str]) -> dict[str, str]:
+    """Give each name its place on a scale from dark (first, shallow) to light (last, deep)."""
+    scale = plt.get_cmap("viridis")
+    return {name: to_hex(scale(0.92 * i / max(1, len(names) - 1))) for i, name in enumerate(names)}
 
 
 def label_of(name: str) -> str:

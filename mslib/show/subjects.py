@@ -47,7 +47,8 @@ def plot_cohort(table, groups: Sequence[str], measures: Mapping[str, str], *,
     require_columns(table, ["group", *measures], "cohort")
     rng = np.random.default_rng(seed)
     colours = colours_of(groups)
-    size = (0.8 * len(groups) * len(measures) + 0.6, 3.3)
+    reference = {measure: found for measure, found in (reference or {}).items() if measure in measures}
+    size = (max(4.6, 0.8 * len(groups) * len(measures) + 0.6), 3.3)
     fig, axes = plt.subplots(1, len(measures), squeeze=False, figsize=size)
     for ax, (measure, label) in zip(axes[0], measures.items()):
         for i, group in enumerate(groups):
@@ -56,7 +57,7 @@ def plot_cohort(table, groups: Sequence[str], measures: Mapping[str, str], *,
                     mec="none", color=colours[group])
             if len(values):
                 ax.plot([i - 0.32, i + 0.08], [np.median(values)] * 2, color=colours[group], lw=2)
-            if reference and group in reference.get(measure, {}):
+            if group in reference.get(measure, {}):
                 median, low, high = reference[measure][group]
                 ax.plot([i + 0.28] * 2, [low, high], color="black", lw=1.2)
                 ax.plot(i + 0.28, median, "D", color="black", ms=4)
