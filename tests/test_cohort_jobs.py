@@ -7,6 +7,7 @@ import nibabel as nib
 import pytest
 import test_bids as bids
 
+from mslib import prep
 from mslib.cohort import Cohort, Fault, Subject, phantom
 from mslib.jobs import cohort
 from mslib.study import StudyConfig, StudyError, WriteError, write_text
@@ -68,7 +69,7 @@ def test_a_cohort_of_other_settings_is_made_anew(made, tmp_path, monkeypatch, wh
         laws = {"study": COUNTS | {"control": 4}, "independent": {}, "voxel_mm": 8.0}
         config = simulated(cohort={"simulated": laws})
     if what == "code":
-        monkeypatch.setattr(cohort, "code_digest", lambda *_, **__: "other code")
+        monkeypatch.setattr(cohort, "made_by", lambda *_, **__: "other code")
     people = cohort.ensure_cohort(config, tmp_path)
     assert made[9:] == [one.id for one in people] == [one.id for one in cohort.participants(config)]
 
@@ -83,7 +84,7 @@ def test_other_classes_are_checked_but_not_simulated_anew(made, tmp_path):
 def test_every_subject_is_looked_at_again(made, tmp_path, monkeypatch):
     """Whether a subject is up to date is decided where it is preprocessed, by content, not by a file being there."""
     seen = []
-    monkeypatch.setattr(cohort, "preprocess_subject", lambda person, *_: seen.append(person.id))
+    monkeypatch.setattr(prep, "preprocess_subject", lambda person, *_: seen.append(person.id))
     for _ in range(2):
         cohort.ensure_preprocessed(simulated(), tmp_path)
     assert len(seen) == 18
@@ -124,7 +125,7 @@ def failing(monkeypatch):
             except StudyError as cause:
                 raise StudyError(f"sub-{person.id}: {cause}") from cause
 
-        monkeypatch.setattr(cohort, "preprocess_subject", preprocess_subject)
+        monkeypatch.setattr(prep, "preprocess_subject", preprocess_subject)
         monkeypatch.setattr(cohort, "subjects", lambda *_: [subject("1")])
 
     return fail
@@ -153,12 +154,12 @@ def test_a_full_disk_excludes_nobody(failing, tmp_path):
 def test_derivatives_of_other_code_are_removed(made, tmp_path, monkeypatch):
     config = simulated()
     cohort.ensure_cohort(config, tmp_path)
-    monkeypatch.setattr(cohort, "preprocess_subject", lambda *_: None)
+    monkeypatch.setattr(prep, "preprocess_subject", lambda *_: None)
     cohort.preprocess(config, tmp_path, "001")
     old = write_text(cohort.stack_path(tmp_path, "001"), "made by the code as it was")
     cohort.preprocess(config, tmp_path, "001")
     assert old.exists()
-    monkeypatch.setattr(cohort, "code_digest", lambda *_, **__: "changed")
+    monkeypatch.setattr(cohort, "made_by", lambda *_, **__: "changed")
     cohort.preprocess(config, tmp_path, "001")
     assert not old.exists()
 

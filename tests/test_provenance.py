@@ -7,7 +7,7 @@ import json
 import pytest
 
 from mslib.study import provenance
-from mslib.study.provenance import code_digest, file_sha256, module_closure, versions
+from mslib.study.provenance import code_digest, file_sha256, made_by, module_closure, versions
 
 PACKAGE = {
     "mslib/__init__.py": "",
@@ -84,6 +84,18 @@ def test_imports_inside_functions_count(package):
     before = code_digest("mslib.jobs.lazy")
     change(package, "wing/aside.py", "return 3", "return 4")
     assert code_digest("mslib.jobs.lazy") != before
+
+
+def test_the_study_wing_does_not_decide_data(package):
+    """A new bar or a new way to write files makes no data stale; a new formula does."""
+    (package / "mslib" / "study").mkdir()
+    (package / "mslib" / "study" / "__init__.py").write_text("def bar():\n    return 1\n")
+    change(package, "jobs/work.py", "return public()", "from mslib.study import bar\n    return public(bar())")
+    data, all_code = made_by("mslib.jobs.work"), code_digest("mslib.jobs.work")
+    change(package, "study/__init__.py", "return 1", "return 2")
+    assert made_by("mslib.jobs.work") == data and code_digest("mslib.jobs.work") != all_code
+    change(package, "tools.py", "x + 1", "x + 2")
+    assert made_by("mslib.jobs.work") != data
 
 
 def test_only_code_cells_of_a_notebook_count(package):

@@ -286,7 +286,7 @@ def test_a_fitted_net_is_made_anew_when_something_changed(trainings, tmp_path, c
         longer = CONFIG.training.model_copy(update={"slice": CONFIG.training.slice.model_copy(update={"epochs": 9})})
         config = CONFIG.model_copy(update={"training": longer})
     elif what == "code":
-        monkeypatch.setattr(protocols, "code_digest", lambda *_, **__: "other code")
+        monkeypatch.setattr(protocols, "made_by", lambda *_, **__: "other code")
     train_protocol("slice", "vgg16", changed_slices(what), config, tmp_path)
     assert trainings == ["vgg16 slice", "vgg16 subject", "vgg16 slice"]
     folder = tmp_path / "nets" / "vgg16" / "slice"

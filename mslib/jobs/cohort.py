@@ -10,7 +10,6 @@ import pandas as pd
 
 from mslib.cohort import Cohort, Subject, openms, phantom
 from mslib.cohort.listing import read_listing, write_listing
-from mslib.prep import preprocess_subject
 from mslib.study import StudyConfig, StudyError, WriteError, progress, stamped_folder, write_json, write_text
 from mslib.study.provenance import ROOT, made_by
 
@@ -148,6 +147,8 @@ def preprocess(config: StudyConfig, run_dir: str | Path, subject: str) -> None:
 
     With ``on_fault: skip`` a faulty subject is marked excluded instead of failing; a full disk always fails.
     """
+    from mslib.prep import preprocess_subject  # the Snakefile and other jobs start faster without it
+
     chosen = [person for person in subjects(config, run_dir) if person.id == subject]
     if not chosen:
         raise StudyError(f"sub-{subject}: is not in the checked cohort of study {config.study}")
