@@ -321,6 +321,16 @@ def test_truth_of_simulated_subjects_is_tabled(simulated):
     assert row["ventricle_volume_ml"] == told["ventricle_volume_ml"] and "volumes" not in row
 
 
+def test_lesion_load_of_other_subjects_is_that_of_their_mask(simulated, tmp_path):
+    """The mask of the simulated subject, without the file that tells the truth about it."""
+    run, _ = simulated
+    shutil.copytree(run, tmp_path / "run")
+    (truth.truth_folder(study(), tmp_path / "run", "001") / "sub-001_truth.json").unlink()
+    row = truth.truth_table(study(), tmp_path / "run").iloc[0]
+    assert row["lesion_load_ml"] == pytest.approx(truth.truth_table(study(), run).iloc[0]["lesion_load_ml"])
+    assert "ventricle_volume_ml" not in row
+
+
 @pytest.mark.parametrize("power, correlation", [(1.0, 1.0), (0.4, 1.0), (-1.0, -1.0)])
 def test_bias_fields_are_compared_by_their_logarithms(simulated, power, correlation):
     """The known field to a power, on coarser voxels, written as found: correlation is that of the logarithms."""

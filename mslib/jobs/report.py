@@ -173,7 +173,7 @@ def write_report(config: StudyConfig, run_dir: str | Path, claims: pd.DataFrame)
     sections = {
         "summary": Section([Panel("Published claims and our evidence", table=claims),
                             Panel("What the words mean", table=terms)], f"{lead}\n\n{study_kind(config)}. {origin}"),
-        "cohort": Section([*_figure(run_dir, "cohort", "Who was studied", "One dot per subject; black: real patients.",
+        "cohort": Section([*_figure(run_dir, "cohort", "Who was studied", "One dot per subject; the caption says what black is.",
                                     "Groups overlap as real ones do.", "Lesion load, volumes and age by group"),
                            *([Panel("Split: subjects per part", table=split)] if len(split) else []),
                            Panel("Subjects", table=cohort.fillna(""))]),

@@ -27,7 +27,7 @@ def truth_folder(config: StudyConfig, run_dir: str | Path, subject: str) -> Path
 
 
 def truth_table(config: StudyConfig, run_dir: str | Path) -> pd.DataFrame:
-    """One row per subject: participant facts and, where simulated, ``truth.json`` flattened."""
+    """One row per subject: participant facts, and ``truth.json`` flattened or the lesion load of a mask, if any."""
     rows = []
     for person in progress(usable_subjects(config, run_dir), desc="facts", unit="subject"):
         row = {"subject": person.id, "group": person.group, "cohort": person.cohort, "age": person.age,
@@ -35,6 +35,9 @@ def truth_table(config: StudyConfig, run_dir: str | Path) -> pd.DataFrame:
         path = truth_folder(config, run_dir, person.id) / f"sub-{person.id}_truth.json"
         if path.is_file():
             row |= {key: value for key, value in json.loads(path.read_text()).items() if not isinstance(value, dict)}
+        elif person.lesion_mask:
+            mask = nib.load(person.lesion_mask)
+            row["lesion_load_ml"] = np.count_nonzero(mask.dataobj) * np.prod(mask.header.get_zooms()[:3]) / 1000
         rows.append(row)
     return pd.DataFrame(rows)
 
