@@ -89,14 +89,14 @@ def test_differences_are_paired():
 
 
 @pytest.mark.parametrize("q95,holds", [((1.0, 2.0), "holds"), ((2.0, 1.0), "does not hold"),
-                                       ((1.0, 1.0), "not testable")])
+                                       ((1.0, 1.0), "undecided")])
 def test_direction_of_the_percentile_comparison(q95, holds):
     measures = make_measures(q95=q95, seed=3)
     table = depth.percentile_comparison(measures, CONFIG)
     row = table[table["layer"] == "block5_conv4"].iloc[0]
     assert (row["n_more"], row["n_less"]) == (8, 8)
     assert (table["p_holm"] >= table["p"]).all()
-    if holds == "not testable":
+    if holds == "undecided":
         assert row["low"] < row["auc"] == 0.5 < row["high"]
     else:
         assert row["auc"] == (holds == "holds") and (row["p"] < 0.001) == (holds == "holds")
@@ -118,7 +118,7 @@ def test_correction_decides_about_the_percentile():
     """A p value that falls above the level when corrected for the layers does not make the claim hold."""
     row = {"backbone": "vgg19", "layer": "block5_conv4", "auc": 0.8, "low": 0.6, "high": 0.95, "p": 0.02,
            "n_more": 8, "n_less": 8}
-    for p_holm, holds in ((0.04, "holds"), (0.2, "not testable: undecided, Holm p = 0.2")):
+    for p_holm, holds in ((0.04, "holds"), (0.2, "undecided: Holm p = 0.2")):
         table = pd.DataFrame([row | {"p_holm": p_holm}])
         found = claims.group_claims(table, depth.lobe_table(make_measures(), LAST, CONFIG), CONFIG)
         assert found[0]["holds?"] == holds
@@ -143,7 +143,7 @@ def verdicts(measures):
 
 def test_claims_of_depth():
     """Shallower is more local, meets lesions better; last convolution best compromise; block4_conv4 hardly readable."""
-    yes, no, none = "holds", "does not hold", "not testable"
+    yes, no, none = "holds", "does not hold", "undecided"
     assert verdicts(make_measures()) == [yes, no, no, yes]
     last_best = {"auprc": [0.1, 0.2, 0.3, 0.6, 0.35], "half_heat_share": [0.2, 0.21, 0.22, 0.1, 0.3]}
     assert verdicts(make_measures(last_best))[2:] == [yes, yes]
@@ -221,13 +221,13 @@ def fitted(run, shares=(19, 10, 9)):
     write_table(run / "nets" / "vgg19" / "independent" / "predictions.csv", pd.DataFrame({"target": [0, 1, 2]}))
 
 
-ABOVE, FALLS, OPEN = "holds", "does not hold", "not testable"
+ABOVE, FALLS, EVEN, OPEN = "holds", "does not hold", "undecided", "not testable"
 
 
 @pytest.mark.parametrize("values,expected", [
     (([0.97, 0.96, 0.99], [0.8, 0.7, 0.9], [0.95, 0.92, 1.0]), [ABOVE, FALLS, FALLS, ABOVE, ABOVE]),
-    (([0.90, 0.85, 0.94], [0.45, 0.4, 0.6], [0.6, 0.4, 0.8]), [FALLS, OPEN, ABOVE, ABOVE, FALLS]),
-    (([0.96, 0.93, 0.98], [0.45, 0.4, 0.6], [0.93, 0.8, 0.98]), [OPEN, OPEN, ABOVE, ABOVE, OPEN]),
+    (([0.90, 0.85, 0.94], [0.45, 0.4, 0.6], [0.6, 0.4, 0.8]), [FALLS, EVEN, EVEN, ABOVE, FALLS]),
+    (([0.96, 0.93, 0.98], [0.45, 0.4, 0.6], [0.93, 0.8, 0.98]), [EVEN, EVEN, EVEN, ABOVE, EVEN]),
     (([0.96, None, None], [0.45, None, None], [0.3, 0.2, 0.4]), [OPEN, OPEN, OPEN, OPEN, FALLS])])
 def test_claims_of_accuracy(tmp_path, values, expected):
     record(tmp_path, "02_finetuning_vgg19", {"accuracy": accuracy(*values)})
@@ -235,7 +235,40 @@ def test_claims_of_accuracy(tmp_path, values, expected):
     rows = claims.accuracy_claims(tmp_path)
     assert [row["holds?"].split(":")[0] for row in rows] == expected
     assert interval_text(*values[0]) in rows[0]["our evidence"] and "0.90 (0.80 to 1.00)" in rows[4]["our evidence"]
+    assert claims.yardstick_accuracy({"accuracy": accuracy(*values)}, "independent") == [0.9, 0.8, 1.0]
     assert "chance 0.50" in rows[1]["our evidence"] and "chance 0.33" in rows[3]["our evidence"]
+
+
+def test_the_yardstick_knows_the_subjects_of_pretraining_where_there_are_any():
+    numbers = {"accuracy": {"logistic": {"independent": {"subject": [0.8]}, "independent_further": {"subject": [0.9]}}}}
+    assert claims.yardstick_accuracy(numbers, "independent") == [0.9]
+    assert claims.yardstick_accuracy({"accuracy": {}}, "independent") is None
+
+
+def likeness(lows=(-0.3, -0.1), values=(0.0, 0.1)):
+    rows = [{"backbone": "vgg19", "layer": layer, "number": number, "step": step, "measure": "spearman",
+             "value": value if number else 1.0, "low": low if number else 1.0, "high": 1.0}
+            for layer, low, value in zip(LAYERS, lows, values) for number, step in enumerate(["none", "block4_conv1"])]
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize("lows,holds,told", [
+    ((-0.3, -0.1), "holds", "0.10 (-0.10 to 1.00) at block4_pool; above 0 at 0 of 2 layers"),
+    ((-0.3, 0.05), "does not hold", "above 0 at 1 of 2 layers: block4_pool"),
+    ((np.nan, np.nan), "not testable: too few subjects for an interval", "")])
+def test_maps_that_keep_their_likeness_fail_the_sanity_check(lows, holds, told):
+    """Judged where all layers are random, not on the way there."""
+    row, = claims.sanity_claims(likeness(lows), CONFIG)
+    assert row["holds?"] == holds and row["our evidence"].endswith(told)
+
+
+@pytest.mark.parametrize("best,chosen", [
+    ("block4_conv1", [1, 3, 5, 6, 8]), ("block4_conv2", [1, 2, 5, 6, 8]), (None, [1, 3, 5, 6, 8]),
+    ("block5_pool", [1, 3, 5, 6, 8])])
+def test_the_headline_goes_from_shallow_to_deep_with_the_best_layer(best, chosen):
+    layers = [f"block{block}_{kind}" for block in (4, 5) for kind in ("conv1", "conv2", "conv3", "conv4", "pool")]
+    convolutions = [layer for layer in layers if "pool" not in layer]
+    assert depth.headline_layers(layers, best) == [convolutions[number - 1] for number in chosen]
 
 
 @pytest.mark.parametrize("numbers,text", [
@@ -256,7 +289,7 @@ def test_the_table_of_claims_is_put_together(tmp_path):
     record(tmp_path, "02_finetuning_vgg19", {"accuracy": accuracy([.9, .8, 1], [.9, .8, 1], [.9, .8, 1])})
     for name, table in (("depth_curves", depth.depth_table(measures, CONFIG)),
                         ("percentile_comparison", depth.percentile_comparison(measures, CONFIG)),
-                        ("lobes", depth.lobe_table(measures, LAST, CONFIG))):
+                        ("lobes", depth.lobe_table(measures, LAST, CONFIG)), ("randomisation", likeness())):
         write_table(tmp_path / "tables" / f"{name}.csv", table)
     for subject, part in measures.groupby("subject"):
         write_table(tmp_path / "maps" / "vgg19" / f"sub-{subject}.csv", part.drop(columns="backbone"))
@@ -266,7 +299,7 @@ def test_the_table_of_claims_is_put_together(tmp_path):
     pd.testing.assert_frame_equal(loaded[measures.columns], measures.sort_values("subject", kind="stable",
                                                                                  ignore_index=True))
     table = claims.claims_table(tmp_path, loaded, CONFIG)
-    assert list(table) == ["published claim", "net", "our evidence", "holds?"] and len(table) == 5 + 4 + 3
+    assert list(table) == ["published claim", "net", "our evidence", "holds?"] and len(table) == 5 + 4 + 3 + 1
 
 
 def test_numbers_that_are_none_are_recorded_as_such(tmp_path):

@@ -20,7 +20,7 @@ from mslib.jobs import truth
 from mslib.jobs.cohort import qc_path, subject_folder
 from mslib.jobs.methods import methods_text
 from mslib.jobs.record import record
-from mslib.jobs.report import findings, lead_sentence, split_table, write_report
+from mslib.jobs.report import PRETRAINED, findings, lead_sentence, split_table, write_report
 from mslib.show.report import SECTIONS, compressed
 from mslib.study import StudyConfig, StudyError, write_json, write_table
 
@@ -95,22 +95,33 @@ def run(tmp_path):
 
 CLAIMS = pd.DataFrame({"published claim": [EVIL], "net": "vgg19", "our evidence": "0.97 (0.95 to 0.99)",
                        "holds?": "holds"})
-PLACE = ("Grad-CAM of VGG19 meets lesions best at block5_conv1: AUPRC 0.61 (95 % interval 0.50 to 0.70), chance 0.05 "
-         "(16 patients, 80 slices)")
+PLACE = ("he highest mean AUPRC of Grad-CAM of VGG19 against lesions is 0.61 (95 % interval 0.50 to 0.70), at "
+         "block5_conv1 (1 would be perfect, chance 0.05; 16 patients, 80 slices, the layer chosen on the same ones)")
 
 
-def trained(folder, **cohorts):
-    record(folder, "02_finetuning_vgg19", {"accuracy": {"vgg19": {
-        name: {"slice": [0.5, 0.4, 0.6], "subject": list(values)} for name, values in cohorts.items()}}})
+def trained(folder, chance=None, logistic=None, **cohorts):
+    accuracy = {"vgg19": {name: {"slice": [0.5, 0.4, 0.6], "subject": list(values)}
+                          for name, values in cohorts.items()}}
+    record(folder, "02_finetuning_vgg19", {"accuracy": accuracy | ({"logistic": logistic} if logistic else {})}
+           | ({"chance": {"independent": chance}} if chance else {}))
 
 
 def test_lead_sentence_says_where_and_how_well(run):
-    assert lead_sentence(study(), run) == PLACE + "."
+    assert lead_sentence(study(), run) == f"T{PLACE}."
     trained(run, subject=(0.8, 0.6, 1.0))
-    assert lead_sentence(study(), run) == PLACE + ".", "accuracy of the study's own test part is not the result"
+    assert lead_sentence(study(), run) == f"T{PLACE}.", "accuracy of the study's own test part is not the result"
     trained(run, subject=(0.8, 0.6, 1.0), independent=(0.9, 0.8, 0.967))
-    assert lead_sentence(study(), run) == ("On 1 independent simulated subjects VGG19 is right in 0.90 (95 % interval "
-                                           f"0.80 to 0.97) of subjects; {PLACE}.")
+    found = "On 1 independent simulated subjects VGG19 names the group in 0.90 (95 % interval 0.80 to 0.97) of them"
+    assert lead_sentence(study(), run) == f"{found}; t{PLACE}."
+    trained(run, chance=1 / 3, logistic={"independent": {"subject": [0.85, 0.7, 0.95]}}, independent=(0.9, 0.8, 0.967))
+    assert lead_sentence(study(), run) == (f"{found} (chance 0.33, logistic regression on true lesion load and "
+                                           f"ventricle volume 0.85); t{PLACE}.")
+
+
+def test_lead_sentence_says_what_the_nets_were_told_beforehand(run):
+    pretrained = study(model={"weights": "simulated"}, training={"pretraining_subjects": 3})
+    assert lead_sentence(pretrained, run) == f"T{PLACE}. {PRETRAINED}"
+    assert PRETRAINED not in lead_sentence(study("open_ms", model={"weights": "simulated"}), run)
 
 
 def test_real_independent_subjects_are_not_called_simulated(run):
@@ -123,8 +134,8 @@ def test_lead_sentence_of_real_patients_says_transfer_and_no_interval(run):
     record(run, "03_gradcam_layers", {"patients": 2, "slices": 99, "best_layer_auprc": {"vgg19": LAST},
                                       "auprc": {"vgg19": {LAST: [0.3, None, None, 0.054]}}})
     sentence = lead_sentence(study("open_ms"), run)
-    assert sentence.startswith("Real patients, transfer from simulation: Grad-CAM of VGG19")
-    assert "AUPRC 0.30 (no 95 % interval: n < 5 subjects, or all alike)" in sentence
+    assert sentence.startswith("Real patients, transfer from simulation: the highest mean AUPRC of Grad-CAM of VGG19")
+    assert "0.30 (no 95 % interval: n < 5 subjects, or all alike)" in sentence
 
 
 def test_lead_sentence_without_lesion_masks(run):
@@ -134,12 +145,14 @@ def test_lead_sentence_without_lesion_masks(run):
 
 def test_findings_are_lines_with_numbers(run):
     trained(run, subject=(0.8, 0.6, 1.0), independent=(0.9, None, None))
-    record(run, "07_summary", {"claims": [{"holds?": "holds"}, {"holds?": "not testable: few"}, {"holds?": "holds"}]})
+    record(run, "07_summary", {"claims": [
+        {"published claim": name, "holds?": verdict} for name, verdict in (
+            ("a", "holds"), ("a", "not testable: few"), ("b", "holds"), ("(control) c", "holds"))]})
     lines = findings(StudyConfig(study="test", model={"backbones": ["vgg19"]}), run)
-    assert lines["03_gradcam_layers"] == PLACE
+    assert lines["03_gradcam_layers"] == f"t{PLACE}"
     assert lines["02_finetuning_vgg19"] == ("accuracy: independent cohort 0.90 (no interval: n < 5 subjects, or all "
                                             "alike) of subjects")
-    assert lines["07_summary"] == "2 rows: holds, 1 rows: not testable"
+    assert lines["07_summary"] == "published claims, once per net: 2 holds, 1 not testable"
 
 
 def test_split_is_tabled(run):

@@ -28,8 +28,13 @@ def metrics(run_dir: str | Path) -> dict:
 
 
 def untestable(why: str) -> str:
-    """The third verdict, with its reason."""
+    """The verdict on what cannot be tested, with its reason."""
     return f"not testable: {why}"
+
+
+def undecided(why: str) -> str:
+    """The verdict on what was tested and is not settled, with its reason."""
+    return f"undecided: {why}"
 
 
 def verdict(low: float | None, high: float | None, border: float = 0.0, name: str = "0") -> str:
@@ -38,7 +43,7 @@ def verdict(low: float | None, high: float | None, border: float = 0.0, name: st
         return untestable("too few subjects for an interval")
     if low > border:
         return HOLDS
-    return FAILS if high < border else untestable(f"the interval includes {name}")
+    return FAILS if high < border else undecided(f"the interval includes {name}")
 
 
 def _of_patients(values: pd.Series, config: StudyConfig, sign: int = 1) -> tuple[str, str]:
@@ -61,12 +66,30 @@ def _permuted_row(run_dir, backbone, protocol, accuracy):
     told = f"accuracy over slices with permuted labels {interval_text(*accuracy['slice'])}, chance {chance:.2f}"
     found = verdict(*accuracy["slice"][1:], chance, "chance")
     if protocol == "slice_permuted":
+        not_shown = undecided("labels without meaning are not learnt here; a longer training might learn them")
         return _row("(control) A split of slices measures the disease, not the subject", backbone, told,
-                    FAILS if found == HOLDS else untestable("labels without meaning are not learnt here; a longer "
-                                                            "training might learn them"))
-    above = {HOLDS: FAILS}.get(found, HOLDS if accuracy["slice"][1] is not None else found)
+                    FAILS if found == HOLDS else not_shown if accuracy["slice"][1] is not None else found)
+    above = {HOLDS: FAILS, FAILS: HOLDS}.get(found, found)
     return _row("(control) A split of subjects does not reward labels without meaning (not above chance)", backbone,
                 told, above)
+
+
+def yardstick_accuracy(numbers: dict, protocol: str) -> list | None:
+    """Accuracy of the logistic yardstick beside a net: fitted to the subjects of its pre-training, if there were any.
+
+    Parameters
+    ----------
+    numbers : dict
+        What notebook 02 recorded.
+    protocol : str
+
+    Returns
+    -------
+    list or None
+        Value, low, high, over subjects; None without known truth.
+    """
+    logistic = numbers["accuracy"].get("logistic", {})
+    return logistic.get(f"{protocol}_further", logistic.get(protocol, {})).get("subject")
 
 
 def accuracy_claims(run_dir: str | Path) -> list[dict]:
@@ -89,7 +112,7 @@ def accuracy_claims(run_dir: str | Path) -> list[dict]:
         rows.append(_row("(not published) The net tells the groups of new subjects apart better than chance", backbone,
                          f"{where}, subjects: {interval_text(*found)}, chance {chance:.2f}",
                          verdict(*found[1:], chance, "chance")))
-        base = numbers["accuracy"].get("logistic", {}).get(fresh, {}).get("subject")
+        base = yardstick_accuracy(numbers, fresh)
         beside = f"; logistic yardstick {interval_text(*base)}" if base else ""
         rows.append(_row("(not published) At least 90 % of new subjects are right", backbone,
                          f"{where}, subjects: {interval_text(*found)}{beside}", verdict(*found[1:], 0.9, "90 %")))
@@ -144,7 +167,7 @@ def _percentile_verdict(one) -> str:
         return untestable("fewer than 5 patients in a group")
     if one["p_holm"] <= LEVEL and one["auc"] > 0.5:
         return HOLDS
-    return FAILS if one["p"] >= 1 - LEVEL else untestable(f"undecided, Holm p = {one['p_holm']:.2g}")
+    return FAILS if one["p"] >= 1 - LEVEL else undecided(f"Holm p = {one['p_holm']:.2g}")
 
 
 def group_claims(comparison: pd.DataFrame, lobes: pd.DataFrame, config: StudyConfig) -> list[dict]:
@@ -162,28 +185,50 @@ def group_claims(comparison: pd.DataFrame, lobes: pd.DataFrame, config: StudyCon
                              _percentile_verdict(one)))
         part = lobes[(lobes["group"] == "SPMS") & (lobes["backbone"] == backbone)]
         for lobe in ("frontal", "temporal"):
-            claim = f"{lobe.capitalize()} emphasis in SPMS"
+            claim = f"{lobe.capitalize()} emphasis in SPMS (more than even heat)"
             if part.empty:
                 rows.append(_row(claim, backbone, "", untestable("no such group (SPMS) among the explained patients")))
                 continue
             one = part[part["lobe"] == lobe].iloc[0]
+            others = lobes.query("group == 'RRMS' and backbone == @backbone and lobe == @lobe")["value"]
+            beside = f" (RRMS {others.iloc[0]:.2f})" if len(others) else ""
             rows.append(_row(claim, backbone,
-                             f"share of the heat {interval_text(one['value'], one['low'], one['high'])}, of the brain "
-                             f"{one['brain']:.2f}",
+                             f"share of the heat {interval_text(one['value'], one['low'], one['high'])}{beside}, of "
+                             f"the brain {one['brain']:.2f}",
                              verdict(one["low"], one["high"], one["brain"], "the brain's share")))
+    return rows
+
+
+def sanity_claims(likeness: pd.DataFrame, config: StudyConfig) -> list[dict]:
+    """Cascading randomisation: with all layers random, no layer's map keeps its likeness to the original."""
+    rows = []
+    for backbone in config.model.backbones:
+        part = likeness[(likeness["backbone"] == backbone) & (likeness["measure"] == "spearman")]
+        end = part[part["number"] == part["number"].max()].set_index("layer")
+        claim = "(sanity check) Grad-CAM forgets the image when all layers of blocks 4 and 5 are random"
+        if end["low"].isna().all():
+            rows.append(_row(claim, backbone, "", untestable("too few subjects for an interval")))
+            continue
+        kept = list(end.index[end["low"] > 0])
+        most = end["value"].idxmax()
+        rows.append(_row(claim, backbone, "rank correlation with the original map, one random draw: largest "
+                         f"{interval_text(*end.loc[most, ['value', 'low', 'high']])} at {most}; above 0 at {len(kept)} "
+                         f"of {len(end)} layers{': ' if kept else ''}{', '.join(kept)}", FAILS if kept else HOLDS))
     return rows
 
 
 def claims_table(run_dir: str | Path, measures: pd.DataFrame, config: StudyConfig) -> pd.DataFrame:
     """All claims as a table: published claim, net, our evidence, holds?"""
     tables = Path(run_dir) / "tables"
-    read = {name: pd.read_csv(tables / f"{name}.csv") for name in ("depth_curves", "percentile_comparison", "lobes")}
+    read = {name: pd.read_csv(tables / f"{name}.csv")
+            for name in ("depth_curves", "percentile_comparison", "lobes", "randomisation")}
     trained = accuracy_claims(run_dir) if config.cohort.source != "open_ms" else [
         _row("Test accuracy 93 % (VGG16) and 95 % (VGG19)", backbone, "",
              untestable("nothing is trained on these patients; there are no healthy controls"))
         for backbone in config.model.backbones]
     rows = [*trained, *depth_claims(measures, read["depth_curves"], config),
-            *group_claims(read["percentile_comparison"], read["lobes"], config)]
+            *group_claims(read["percentile_comparison"], read["lobes"], config),
+            *sanity_claims(read["randomisation"], config)]
     return pd.DataFrame(rows)
 
 

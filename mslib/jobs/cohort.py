@@ -38,8 +38,7 @@ def template_cache(run_dir: str | Path) -> Path:
 
 def raw_facts(config: StudyConfig) -> dict:
     """What decides the raw data: where it comes from, settings of the simulation, seed, the code that makes it."""
-    facts = {"source": config.cohort.source,
-             "code": [made_by(maker) for maker in MAKERS[config.cohort.source]]}
+    facts = {"source": config.cohort.source, "code": [made_by(maker) for maker in MAKERS[config.cohort.source]]}
     if config.cohort.source == "simulated":
         facts |= {"simulated": config.cohort.simulated.model_dump(mode="json"), "seed": config.seed}
     return facts
@@ -147,7 +146,7 @@ def preprocess(config: StudyConfig, run_dir: str | Path, subject: str) -> None:
 
     With ``on_fault: skip`` a faulty subject is marked excluded instead of failing; a full disk always fails.
     """
-    from mslib.prep import preprocess_subject  # the Snakefile and other jobs start faster without it
+    from mslib.prep import preprocess_subject  # its libraries load slowly, and most jobs need none
 
     chosen = [person for person in subjects(config, run_dir) if person.id == subject]
     if not chosen:

@@ -29,9 +29,9 @@ from .predictions import chance_level, predictions_path, read_predictions, teste
 from .truth import truth_table
 
 #: What readers see for each protocol.
-TITLES = {"slice": "(a) slice-wise split, as published", "subject": "(b) subject-wise split",
+TITLES = {"slice": "(a) slice-wise split", "subject": "(b) subject-wise split",
           "independent": "(c) independent cohort",
-          "independent_further": "(c), learnt from the further subjects",
+          "independent_further": "(c), yardstick fitted to the further subjects",
           "slice_permuted": "slice-wise, permuted labels", "subject_permuted": "subject-wise, permuted labels"}
 
 

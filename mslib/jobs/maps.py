@@ -133,6 +133,24 @@ def example_sentence(examples: dict[str, dict]) -> str:
             f"left to right: {'; '.join(told)}.")
 
 
+def headline_sentence(backbone: str, one: dict, index: int) -> str:
+    """What the picture of one slice and one net shows, and whether the net is right about that slice.
+
+    Parameters
+    ----------
+    backbone : str
+    one : dict
+        From `example_maps`.
+    index : int
+        Which of its slices is shown.
+    """
+    group, predicted = str(one["group"]), str(one["predicted"][index])
+    return (f"Slice {one['slices'][index] + 1} of patient sub-{one['subject']}, {group}. Left: FLAIR. Then Grad-CAM "
+            f"of {backbone.upper()} for the class {group}, from shallow to deep, each scaled to its own maximum; "
+            f"the net takes this slice for {predicted} ({'right' if predicted == group else 'wrong'}). Good: bright on "
+            "lesions, dark elsewhere.")
+
+
 def write_volume(model, backbone: str, person, config: StudyConfig, run_dir: str | Path) -> Path:
     """Grad-CAM of all slices in T1w space: 4-D over layers, with a JSON file that names them."""
     path = volume_path(backbone, run_dir, person.id)

@@ -15,7 +15,8 @@ TERMS = {
                            "for all sequences.",
     "AUPRC": "Area under the precision-recall curve: are hotter pixels lesion more often than cooler ones? 1 is "
              "perfect; chance is the share of the brain that is lesion.",
-    "pointing game": "Share of slices whose hottest pixel lies in a lesion; chance is again the lesions' share.",
+    "pointing game": "Share of slices whose hottest pixel of the brain lies in a lesion; chance is again the lesions' "
+                     "share.",
     "heat inside lesions": "Share of all heat in the brain that lies in lesions (also called FP, feature portion, or "
                            "mass share); chance is the lesions' share.",
     "IoU": "Overlap of lesions with the hotter half of the map: shared pixels over pixels in either; chance is as many "

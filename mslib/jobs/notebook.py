@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import sys
 from pathlib import Path
 
 import papermill
@@ -17,8 +16,7 @@ from mslib.study.provenance import ROOT
 def execute_notebook(name: str, config_path: str | Path, run_dir: str | Path, backbone: str | None = None) -> Path:
     """Run ``notebooks/<name>.ipynb`` into ``<run_dir>/notebooks/``, for one backbone where one is given.
 
-    Waits for a process that a killed run may have left at the same notebook. What the notebook warns of is told on
-    the terminal too.
+    Waits for a process that a killed run may have left at the same notebook.
 
     Raises
     ------
@@ -35,7 +33,7 @@ def execute_notebook(name: str, config_path: str | Path, run_dir: str | Path, ba
         fcntl.flock(lock, fcntl.LOCK_EX)
         try:
             papermill.execute_notebook(str(folder / f"{name}.ipynb"), str(target), parameters, cwd=str(folder),
-                                       start_timeout=300, stderr_file=sys.stderr)
+                                       start_timeout=300)
         except PapermillExecutionError as error:
             if error.ename in ("StudyError", "WriteError"):
                 raise StudyError(f"notebook {target.stem}: {error.evalue}") from error

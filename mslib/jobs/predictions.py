@@ -13,7 +13,13 @@ def predictions_path(run_dir: str | Path, backbone: str, protocol: str) -> Path:
 
 
 def read_predictions(run_dir: str | Path, backbone: str, protocol: str) -> pd.DataFrame:
-    """Predictions of a net, one row per slice: ``subject, slice, group, target``, logits, ``part`` after a split."""
+    """Predictions of a net, one row per slice of validation and test.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``subject, slice, group, target, part, logit_<class>``; no ``part`` for the independent cohort.
+    """
     return pd.read_csv(predictions_path(run_dir, backbone, protocol), dtype={"subject": str})
 
 

@@ -15,11 +15,12 @@ from mslib.study.provenance import ROOT, code_digest, file_sha256, versions
 from . import report
 from .claims import metrics
 from .cohort import read_json
+from .words import attribution
 
 #: Notebook, question, figure of the gallery.
 GALLERY = {
-    "00_cohort": ("Who is studied, and how close are they to real patients?", "cohort"),
-    "01_coregistration": ("Do the sequences show the same place at the same pixel?", "figure1_examples"),
+    "00_cohort": ("Who is studied, and is every scan usable?", "cohort"),
+    "01_coregistration": ("Do the sequences show the same place at the same pixel?", "registration_errors"),
     "02_finetuning_vgg16": ("How much of VGG16's accuracy is real?", "accuracy_vgg16"),
     "02_finetuning_vgg19": ("How much of VGG19's accuracy is real?", "accuracy_vgg19"),
     "03_gradcam_layers": ("At which depth does a heat map point at the lesions?", "depth_curves"),
@@ -125,7 +126,8 @@ def _gallery(config, run_dir, folder, executed) -> None:
     more = {"report.html": "everything in one offline file", "metrics.json": "every recorded number",
             "provenance.json": "settings, code digests, versions"}
     viewers = sorted((folder / "viewers").glob("*"))
-    more |= {f"viewers/{path.name}": "scroll through a heat map in 3-D" for path in viewers}
-    write_gallery(folder, f"Results of study {config.study}", entries, lead=report.lead_sentence(config, run_dir),
-                  simulated=config.cohort.source == "simulated",
-                  headline=drawn("headline"), more=more)
+    scroll = "scroll through Grad-CAM over FLAIR in 3-D (nothing drawn below a fifth of its maximum)"
+    more |= {f"viewers/{path.name}": scroll for path in viewers}
+    write_gallery(folder, f"Results of study {config.study}", entries, headline=drawn("headline"), more=more,
+                  lead=f"{report.lead_sentence(config, run_dir)} {attribution(config)}",
+                  simulated=config.cohort.source == "simulated")

@@ -13,17 +13,22 @@ from mslib.show.viewers import write_viewer
 from mslib.study import StudyConfig, progress
 from mslib.study.provenance import versions
 
-from .claims import metrics
+from .claims import metrics, yardstick_accuracy
 from .cohort import exclusions, faults, subject_folder, usable_subjects
 from .depth import last_convolution
 from .explained import volume_path, volume_subjects
 from .methods import TERMS, methods_text
 from .predictions import predictions_path, read_predictions
 from .record import interval_text
-from .words import nets_folder, study_kind, weights_sentence
+from .words import attribution, nets_folder, study_kind, weights_sentence
 
 #: Bytes of a figure, and of the co-registration pictures of all subjects together (base64 adds a third).
 FIGURE_BYTES, PICTURES_BYTES = 60_000, 800_000
+
+
+#: What a reader of one sentence has to know about the weights.
+PRETRAINED = ("The nets were pre-trained on further simulated subjects of the same groups and told the area, not the "
+              "place, of lesions in their slices.")
 
 
 def _figure(run_dir, name, title, see, good, alt, caption="") -> list[Panel]:
@@ -71,12 +76,15 @@ def _layers(config, run_dir) -> list[Panel]:
                  "Bars beyond the dotted lines are emphasis.",
                  "Bars of heat per lobe and group, the brain's share as dotted lines"),
         *_figure(run_dir, "randomisation", "Cascading randomisation", "Likeness to the original map.",
-                 "It falls towards 0 as layers are randomised.", "Curves of likeness per randomised layer")]
+                 "Near 0 at the right end; the table of claims says where it is not.",
+                 "Curves of likeness per randomised layer")]
 
 
 def _registration(config, run_dir) -> list[Panel]:
     """Error figure, then the before and after picture of every subject and the numbers of all."""
-    panels = _figure(run_dir, "registration_errors", "Error against known truth",
+    title = ("Distance to the transforms of the data's authors" if config.cohort.source == "open_ms"
+             else "Error against known truth")
+    panels = _figure(run_dir, "registration_errors", title,
                      "Error before and after, one dot per image.", "Below the red lines (dashed: target of the median, "
                      "dotted: of the worst).", "Registration errors before and after, targets as red lines")
     panels += _figure(run_dir, "figure1_examples", "Figure 1: example slices", "Three sequences by group, after "
@@ -110,10 +118,16 @@ def _accuracy_sentence(config, run_dir, backbone) -> str:
     accuracy = metrics(run_dir).get(f"02_finetuning_{backbone}", {}).get("accuracy", {}).get(backbone, {})
     if "independent" not in accuracy or config.cohort.source == "open_ms":
         return ""
+    numbers = metrics(run_dir)[f"02_finetuning_{backbone}"]
     number = sum(person.cohort == "independent" for person in usable_subjects(config, run_dir))
     kind = "simulated " if config.cohort.source == "simulated" else ""
-    return (f"On {number} independent {kind}subjects {backbone.upper()} is right in "
-            f"{interval_text(*accuracy['independent']['subject'], name=_interval(config))} of subjects; ")
+    known = {"chance": numbers.get("chance", {}).get("independent"),
+             "logistic regression on true lesion load and ventricle volume":
+                 (yardstick_accuracy(numbers, "independent") or [None])[0]}
+    beside = ", ".join(f"{name} {value:.2f}" for name, value in known.items() if value is not None)
+    return (f"On {number} independent {kind}subjects {backbone.upper()} names the group in "
+            f"{interval_text(*accuracy['independent']['subject'], name=_interval(config))} of them"
+            f"{beside and f' ({beside})'}; ")
 
 
 def _interval(config):
@@ -126,15 +140,19 @@ def _place(config, run_dir, backbone) -> str:
     if layer is None:
         return f"Grad-CAM of {backbone.upper()} was drawn ({size}), but no lesion outlines are known to hold it against"
     value, low, high, chance = maps["auprc"][backbone][layer]
-    return (f"Grad-CAM of {backbone.upper()} meets lesions best at {layer}: AUPRC "
-            f"{interval_text(value, low, high, name=_interval(config))}, chance {chance:.2f} ({size})")
+    return (f"the highest mean AUPRC of Grad-CAM of {backbone.upper()} against lesions is "
+            f"{interval_text(value, low, high, name=_interval(config))}, at {layer} (1 would be perfect, chance "
+            f"{chance:.2f}; {size}, the layer chosen on the same ones)")
 
 
 def lead_sentence(config: StudyConfig, run_dir: str | Path) -> str:
     """The study's result in one sentence, with numbers and intervals."""
     backbone = config.model.backbones[-1]
     text = f"{_accuracy_sentence(config, run_dir, backbone)}{_place(config, run_dir, backbone)}."
-    return f"Real patients, transfer from simulation: {text}" if config.cohort.source == "open_ms" else text
+    if config.cohort.source == "open_ms":
+        return f"Real patients, transfer from simulation: {text}"
+    text = text[0].upper() + text[1:]
+    return f"{text} {PRETRAINED}" if config.model.weights == "simulated" else text
 
 
 def findings(config: StudyConfig, run_dir: str | Path) -> dict[str, str]:
@@ -144,10 +162,12 @@ def findings(config: StudyConfig, run_dir: str | Path) -> dict[str, str]:
         if name == "00_cohort":
             lines[name] = f"{numbers['subjects']} subjects, {numbers['faults']} faults listed"
         elif name == "01_coregistration":
+            against = ("distance to the transforms of the data's authors, which err themselves"
+                       if config.cohort.source == "open_ms" else "error against known truth")
             errors = "; ".join(f"{sequence} median {error['median']:.2f} mm, worst {error['worst']:.2f} mm"
                                for sequence, error in numbers.get("error_mm", {}).items())
             lines[name] = f"{numbers['subjects']} subjects, {numbers['flagged']} flagged" + (
-                f"; error against known truth: {errors}" if errors else "")
+                f"; {against}: {errors}" if errors else "")
         elif name.startswith("02_finetuning_"):
             backbone = name.removeprefix("02_finetuning_")
             ours = numbers["accuracy"][backbone]
@@ -159,8 +179,10 @@ def findings(config: StudyConfig, run_dir: str | Path) -> dict[str, str]:
         elif name == "03_gradcam_layers":
             lines[name] = "; ".join(_place(config, run_dir, backbone) for backbone in config.model.backbones)
         elif name == "07_summary":
-            verdicts = pd.Series([row["holds?"].split(":")[0] for row in numbers["claims"]]).value_counts()
-            lines[name] = ", ".join(f"{count} rows: {verdict}" for verdict, count in verdicts.sort_index().items())
+            published = [row for row in numbers["claims"] if not row["published claim"].startswith("(")]
+            verdicts = pd.Series([row["holds?"].split(":")[0] for row in published]).value_counts()
+            lines[name] = "published claims, once per net: " + ", ".join(
+                f"{count} {verdict}" for verdict, count in verdicts.sort_index().items())
     return lines
 
 
@@ -170,10 +192,12 @@ def write_report(config: StudyConfig, run_dir: str | Path, claims: pd.DataFrame)
     split = split_table(config, run_dir)
     terms = pd.DataFrame({"term": list(TERMS), "meaning": list(TERMS.values())})
     lead, origin = lead_sentence(config, run_dir), weights_sentence(config, run_dir)
+    intro = f"{lead}\n\n{study_kind(config)}. {origin} {attribution(config)}"
     sections = {
         "summary": Section([Panel("Published claims and our evidence", table=claims),
-                            Panel("What the words mean", table=terms)], f"{lead}\n\n{study_kind(config)}. {origin}"),
-        "cohort": Section([*_figure(run_dir, "cohort", "Who was studied", "One dot per subject; the caption says what black is.",
+                            Panel("What the words mean", table=terms)], intro),
+        "cohort": Section([*_figure(run_dir, "cohort", "Who was studied",
+                                    "One dot per subject; black, where drawn: real patients.",
                                     "Groups overlap as real ones do.", "Lesion load, volumes and age by group"),
                            *([Panel("Split: subjects per part", table=split)] if len(split) else []),
                            Panel("Subjects", table=cohort.fillna(""))]),

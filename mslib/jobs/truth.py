@@ -1,4 +1,4 @@
-"""What is known beforehand about simulated subjects (all of it) and real patients (their authors' transforms)."""
+"""What is known beforehand about simulated subjects (all) and real ones (lesion masks, their authors' transforms)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,14 @@ def truth_folder(config: StudyConfig, run_dir: str | Path, subject: str) -> Path
 
 
 def truth_table(config: StudyConfig, run_dir: str | Path) -> pd.DataFrame:
-    """One row per subject: participant facts, and ``truth.json`` flattened or the lesion load of a mask, if any."""
+    """One row per subject: facts about the person, and what is known about lesions and volumes.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``subject, group, cohort, age, sex, edss``; simulated: ``truth.json`` flattened (``lesion_load_ml``,
+        ``ventricle_volume_ml``, ...); others with a lesion mask: ``lesion_load_ml``.
+    """
     rows = []
     for person in progress(usable_subjects(config, run_dir), desc="facts", unit="subject"):
         row = {"subject": person.id, "group": person.group, "cohort": person.cohort, "age": person.age,
@@ -37,7 +44,8 @@ def truth_table(config: StudyConfig, run_dir: str | Path) -> pd.DataFrame:
             row |= {key: value for key, value in json.loads(path.read_text()).items() if not isinstance(value, dict)}
         elif person.lesion_mask:
             mask = nib.load(person.lesion_mask)
-            row["lesion_load_ml"] = np.count_nonzero(mask.dataobj) * np.prod(mask.header.get_zooms()[:3]) / 1000
+            voxel_ml = np.prod(mask.header.get_zooms()[:3]) / 1000
+            row["lesion_load_ml"] = np.count_nonzero(np.asanyarray(mask.dataobj) > 0) * voxel_ml
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -112,13 +120,26 @@ def bias_correlations(config: StudyConfig, run_dir: str | Path, most: int = 24) 
     return pd.DataFrame(rows, columns=["subject", "sequence", "correlation"])
 
 
-def cohort_reference() -> dict[str, dict[str, tuple[float, float, float]]]:
+def cohort_reference(config: StudyConfig, table: pd.DataFrame) -> dict[str, dict[str, tuple[float, float, float]]]:
     """Median and range of real patients' lesion load and number: open_ms_data, 24 RRMS and 2 SPMS.
 
     Quoted from the description of the expert masks of all 30 patients (Lesjak et al. 2017; see DATA.md).
+
+    Parameters
+    ----------
+    config : StudyConfig
+    table : pandas.DataFrame
+        From `truth_table`: what it does not hold has no reference. Nor have the real patients themselves.
+
+    Returns
+    -------
+    dict of measure to dict of group to (median, low, high)
     """
-    return {"lesion_load_ml": {"RRMS": (14.9, 0.66, 52.6), "SPMS": (45.3, 40.7, 50.0)},
-            "lesion_count": {"RRMS": (82, 15, 350), "SPMS": (215, 106, 324)}}
+    known = {"lesion_load_ml": {"RRMS": (14.9, 0.66, 52.6), "SPMS": (45.3, 40.7, 50.0)},
+             "lesion_count": {"RRMS": (82, 15, 350), "SPMS": (215, 106, 324)}}
+    groups = set() if config.cohort.source == "open_ms" else set(table["group"])
+    return {measure: found for measure, of_group in known.items() if measure in table
+            and (found := {group: values for group, values in of_group.items() if group in groups})}
 
 
 def group_examples(config: StudyConfig, run_dir: str | Path) -> dict:

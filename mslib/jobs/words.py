@@ -26,8 +26,16 @@ def study_kind(config: StudyConfig) -> str:
 
 def subjects_kind(config: StudyConfig) -> str:
     """Whose scans a figure shows."""
-    return {"simulated": "Simulated subjects", "open_ms": "Real patients",
+    return {"simulated": "Simulated subjects", "open_ms": "Scan sessions of real patients",
             "bids": "Subjects of the study's own cohort"}[config.cohort.source]
+
+
+def attribution(config: StudyConfig) -> str:
+    """Whose data a study of real patients shows, and what was done to them (their licence asks for both)."""
+    if config.cohort.source != "open_ms":
+        return ""
+    return ("Data: open_ms_data (Lesjak et al. 2016 and 2017), CC-BY; corrected for bias fields, aligned, masked to "
+            "the brain, scaled and resampled by this project.")
 
 
 def nets_folder(config: StudyConfig, run_dir: str | Path) -> Path:

@@ -58,6 +58,8 @@ def frozen_activations(lower: keras.Model, slices: SliceSet, folder: str | Path,
         Gets ``activations.npy`` (float16).
     channels : list of int, optional
         As in `SliceSet.batch`.
+    label : str
+        Text of the bar.
 
     Returns
     -------

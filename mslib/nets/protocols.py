@@ -102,7 +102,7 @@ def train_protocol(protocol: str, backbone: str, slices: SliceSet, config: Study
     config : StudyConfig
     run_dir : path
         Writes ``nets/<backbone>/<protocol>/``: ``weights.weights.h5`` (folded, plain net), ``history.csv``,
-        ``predictions.csv`` (every slice with its part and logits), ``net.json`` (origin of weights, precision).
+        ``predictions.csv`` (slices of validation and test), ``net.json`` (origin of weights, precision).
 
     Returns
     -------

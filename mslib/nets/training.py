@@ -48,7 +48,25 @@ def choose_precision(wanted: str) -> str:
 
 def stream(model: keras.Model, slices: SliceSet, index: np.ndarray, channels=None, label: str = "predict",
            dtype: str = "float32", batch_size: int = 64) -> np.ndarray:
-    """Output of a net in evaluation mode for the slices at `index`, batch by batch, with a bar."""
+    """Output of a net in evaluation mode for the slices at `index`, streamed in batches, with a bar.
+
+    Parameters
+    ----------
+    model : keras.Model
+    slices : SliceSet
+    index : ndarray of int
+    channels : list of int, optional
+        As in `SliceSet.batch`.
+    label : str
+        Text of the bar.
+    dtype : str
+        Type that the output is kept in.
+    batch_size : int
+
+    Returns
+    -------
+    ndarray, shape (len(index), ...)
+    """
     forward = tf.function(lambda images: tf.cast(model(images, training=False), tf.float32), reduce_retracing=True)
     parts = [forward(tf.constant(slices.batch(index[start:start + batch_size], channels))).numpy().astype(dtype)
              for start in progress(range(0, len(index), batch_size), desc=label, unit="batch")]

@@ -19,12 +19,17 @@ def _present(table, column: str, order: Sequence[str] | None) -> list:
     return [name for name in order if name in found] if order else found
 
 
-def _draw_curve(ax, part, positions: Mapping[str, int], column: str, colour: str) -> None:
+def _line(name: str) -> str:
+    """Dashed for layers of block 4, solid for all else."""
+    return "--" if name.startswith("block4") else "-"
+
+
+def _draw_curve(ax, part, positions: Mapping[str, int], column: str, colour: str, line: str) -> None:
     part = part[part[column].isin(list(positions))]
     place = part[column].map(positions).to_numpy()
     order = np.argsort(place)
     place, part = place[order], part.iloc[order]
-    ax.plot(place, part["value"], "o-", color=colour, ms=3.5)
+    ax.plot(place, part["value"], marker="o", ls=line, color=colour, ms=3.5)
     low, high = part["low"].to_numpy(float), part["high"].to_numpy(float)
     ax.fill_between(place, low, high, color=colour, alpha=0.18, lw=0)
 
@@ -44,7 +49,7 @@ def _curves(table, column, steps, measures, row_column, hue, hues, labels, chanc
             part = table[table["measure"] == measure]
             part = part if row_column is None else part[part[row_column] == row]
             for name in hues:
-                _draw_curve(ax, part[part[hue] == name], positions, column, colours[name])
+                _draw_curve(ax, part[part[hue] == name], positions, column, colours[name], _line(name))
             _draw_chance(ax, part, measure, chance, positions, column)
             ax.grid(axis="y")
             ax.set_xticks(range(len(steps)), [step.replace("_", " ") for step in steps], rotation=60,
@@ -53,10 +58,12 @@ def _curves(table, column, steps, measures, row_column, hue, hues, labels, chanc
                 ax.set_title((labels or {}).get(measure, measure.replace("_", " ")))
         if row_column is not None:
             axes[i, 0].set_ylabel(label_of(row), fontweight="bold")
-    keys = [Line2D([], [], color=colours[name], marker="o", ms=3.5, label=label_of(name)) for name in hues]
+    keys = [Line2D([], [], color=colours[name], marker="o", ls=_line(name), ms=3.5, label=label_of(name))
+            for name in hues]
     if chance or "chance" in table.columns:
         keys.append(Line2D([], [], label="chance", **CHANCE))
-    fig.legend(handles=keys, loc="outside upper center", ncols=min(len(keys), max(2, int(fig.get_figwidth() / 1.35))))
+    inches = 1.35  # an entry of the legend
+    fig.legend(handles=keys, loc="outside upper center", ncols=min(len(keys), max(2, int(fig.get_figwidth() / inches))))
     return fig
 
 
@@ -119,7 +126,7 @@ def plot_randomisation(table, steps: Sequence[str], *, measures: Sequence[str] |
                        labels: Mapping[str, str] | None = None, caption: str = "") -> Figure:
     """Likeness of a map to the original while the weights are randomised from the top down.
 
-    Layers are told apart by their depth: dark is shallow, light is deep.
+    Where `hue` is ``layer``, colours go from dark (first of `hues`) to light (last); block 4 is dashed.
 
     Parameters
     ----------

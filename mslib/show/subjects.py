@@ -47,7 +47,8 @@ def plot_cohort(table, groups: Sequence[str], measures: Mapping[str, str], *,
     require_columns(table, ["group", *measures], "cohort")
     rng = np.random.default_rng(seed)
     colours = colours_of(groups)
-    reference = {measure: found for measure, found in (reference or {}).items() if measure in measures}
+    reference = {measure: found for measure, found in (reference or {}).items()
+                 if measure in measures and set(found) & set(groups)}
     size = (max(4.6, 0.8 * len(groups) * len(measures) + 0.6), 3.3)
     fig, axes = plt.subplots(1, len(measures), squeeze=False, figsize=size)
     for ax, (measure, label) in zip(axes[0], measures.items()):

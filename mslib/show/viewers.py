@@ -46,7 +46,8 @@ def _stable_offline(page: str) -> str:
 
 def write_viewer(path: str | Path, background: str | Path, overlay: str | Path, *, index: int | None = None,
                  title: str = "", resolution_mm: float = 2.0, threshold: float = 0.2) -> Path:
-    """Write a heat map over a scan as one HTML file that opens without a network; the patient's left is left.
+    """Write a heat map over a scan as one HTML file that opens without a network; the patient's right is left,
+    as in all figures.
 
     Parameters
     ----------
@@ -84,7 +85,7 @@ def write_viewer(path: str | Path, background: str | Path, overlay: str | Path, 
     view = view_img(heat, bg_img=scan, threshold=threshold, vmin=0, vmax=1, symmetric_cmap=False,
                     cmap="inferno", colorbar=True, black_bg=True, dim=0, opacity=0.7,
                     resampling_interpolation="continuous",
-                    title=title.replace("<", "‹").replace(">", "›"))
+                    radiological=True, title=title.replace("<", "‹").replace(">", "›"))
     page = _stable_offline(view.get_standalone())
     if EXTERNAL.search(page):
         raise StudyError(f"{path}: the viewer would load something from elsewhere and is not written")

@@ -136,6 +136,11 @@ def made_by(step: str) -> str:
     ----------
     step : str
         Module, as in `code_digest`.
+
+    Returns
+    -------
+    str
+        As of `code_digest`.
     """
     return code_digest(step, without="mslib/study")
 
