@@ -1,6 +1,8 @@
 """The wings of mslib import downwards only (DESIGN: nets -> prep -> cohort -> study; show -> study)."""
 
 import ast
+import subprocess
+import sys
 
 import pytest
 from repository import ROOT, modules, name
@@ -82,6 +84,12 @@ def test_wing_says_what_is_public(wing):
                   and getattr(node.targets[0], "id", "") == "__all__")
     assert public and set(public) <= bound
     assert not [public_name for public_name in public if public_name.startswith("_")]
+
+
+@pytest.mark.parametrize("module,absent", [("mslib.jobs.publish", "tensorflow"), ("mslib.jobs.cohort", "mslib.prep")])
+def test_light_jobs_start_without_what_loads_slowly(module, absent):
+    code = f"import sys, {module}; sys.exit({absent!r} in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
 def test_the_check_sees_an_upward_import(tmp_path):

@@ -119,7 +119,7 @@ def test_lead_sentence_says_where_and_how_well(run):
 
 
 def test_lead_sentence_says_what_the_nets_were_told_beforehand(run):
-    pretrained = study(model={"weights": "simulated"}, training={"pretraining_subjects": 3})
+    pretrained = study(model={"weights": "simulated"}, training={"pretraining_subjects": 9})
     assert lead_sentence(pretrained, run) == f"T{PLACE}. {PRETRAINED}"
     assert PRETRAINED not in lead_sentence(study("open_ms", model={"weights": "simulated"}), run)
 

@@ -9,11 +9,13 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
 from mslib import show
+from mslib.show.figure import colours_by_depth
 from mslib.study import StudyError
 
 GROUPS = ["control", "RRMS", "SPMS"]
@@ -136,6 +138,27 @@ def test_figure_bytes_depend_on_the_figure_alone(plot, tmp_path):
 def test_every_public_plot_is_tested():
     shown = {plot for plot in show.__all__ if plot.startswith("plot_")}
     assert shown == {f"plot_{plot.__name__}" for plot in PLOTS}
+
+
+def test_layers_are_told_apart_and_their_legend_fits():
+    layers = [f"block{block}_{kind}" for block in (4, 5) for kind in ("conv1", "conv2", "conv3", "conv4", "pool")]
+    light = [np.dot(to_rgb(colour), (0.2126, 0.7152, 0.0722)) for colour in colours_by_depth(layers).values()]
+    assert (np.diff(light) > 0).all() and light[-1] < 0.7, "from dark to light, and seen on white"
+    table = pd.concat([interval_table(measure=[measure] * 2, step=["none", "logits"], layer=[layer] * 2)
+                       for measure in ("spearman", "ssim") for layer in layers])
+    figure = show.plot_randomisation(table, ["none", "logits"], hues=layers, rows=None)
+    figure.savefig(io.BytesIO())
+    box = figure.legends[0].get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.x1
+
+
+def test_no_reference_no_black():
+    table = pd.DataFrame({"group": ["control", "MS"], "lesion_load_ml": [0.0, 1.0]})
+    figure = show.plot_cohort(table, ["control", "MS"], {"lesion_load_ml": "load"},
+                              reference={"lesion_load_ml": {"RRMS": (14.9, 0.66, 52.6)}, "age": {"MS": (40, 30, 50)}})
+    assert not any("real" in text.get_text() for text in figure.legends[0].get_texts())
+    figure.savefig(io.BytesIO())
+    assert figure.legends[0].get_window_extent().x1 <= figure.bbox.x1, "one panel is wide enough for the legend"
 
 
 def test_large_figures_get_a_palette_and_stay_close(tmp_path):

@@ -393,16 +393,17 @@ def test_stages_go_on_from_each_other_and_protocols_start_from_their_pixels(tmp_
     slices = make_slices(n=4, size=64)
     monkeypatch.setattr(pretraining_module, "further_slices", lambda *_: SliceSet(
         slices.images, slices.table, np.zeros((len(slices.table), 2), "float32")))
-    stages = [{"shrink": 2}, {"shrink": 1}]
+    stages = [{"shrink": 2}, {"shrink": 2}, {"shrink": 1}]
     config = StudyConfig(**study(pretraining_subjects=12, pretraining=stages, pretraining_pixel_mm=1.5).model_dump()
                          | {"model": {"image_size": (64, 64), "weights": "simulated", "input": "FLAIR"}})
     fine, coarse = pretrained_weights("vgg16", config, tmp_path), pretrained_weights("vgg16", config, tmp_path, 2)
-    assert shapes == [(32, 32), (64, 64), (32, 32)], "what trains on coarse pixels starts from the coarse stage"
-    for first, second, third, last, early in zip(*starts, fine, coarse):
-        np.testing.assert_array_equal(second, first + 1)
-        np.testing.assert_array_equal(last, second + 1)
-        np.testing.assert_array_equal(early, third + 1)
-        np.testing.assert_array_equal(third, first)
+    assert shapes == [(32, 32), (32, 32), (64, 64), (32, 32), (32, 32)], "coarse nets start from coarse stages"
+    for one, two, three, again, twice, last, early in zip(*starts, fine, coarse):
+        np.testing.assert_array_equal(two, one + 1)
+        np.testing.assert_array_equal(three, two + 1)
+        np.testing.assert_array_equal(last, three + 1)
+        np.testing.assert_array_equal(again, one)
+        np.testing.assert_array_equal(early, twice + 1)
 
 
 def test_what_is_not_there(tmp_path):
