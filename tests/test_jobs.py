@@ -620,4 +620,5 @@ def test_simulated_participants_are_those_of_the_config():
     people = cohort.participants(config)
     counts = pd.Series([one.group for one in people if not one.id.startswith("T")]).value_counts().to_dict()
     assert counts == config.cohort.simulated.study
-    assert len({one.id for one in people}) == len(people) == sum(counts.values()) + sum(config.cohort.simulated.independent.values())
+    more = sum(config.cohort.simulated.independent.values())
+    assert len({one.id for one in people}) == len(people) == sum(counts.values()) + more
