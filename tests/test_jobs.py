@@ -255,6 +255,8 @@ def likeness(lows=(-0.3, -0.1), values=(0.0, 0.1)):
 @pytest.mark.parametrize("lows,holds,told", [
     ((-0.3, -0.1), "holds", "0.10 (-0.10 to 1.00) at block4_pool; above 0 at 0 of 2 layers"),
     ((-0.3, 0.05), "does not hold", "above 0 at 1 of 2 layers: block4_pool"),
+    ((np.nan, -0.1), "undecided: 1 of 2 layers without an interval", "above 0 at 0 of 1 layers"),
+    ((np.nan, 0.05), "does not hold", "above 0 at 1 of 1 layers: block4_pool"),
     ((np.nan, np.nan), "not testable: too few subjects for an interval", "")])
 def test_maps_that_keep_their_likeness_fail_the_sanity_check(lows, holds, told):
     """Judged where all layers are random, not on the way there."""

@@ -152,7 +152,7 @@ def test_findings_are_lines_with_numbers(run):
     assert lines["03_gradcam_layers"] == f"t{PLACE}"
     assert lines["02_finetuning_vgg19"] == ("accuracy: independent cohort 0.90 (no interval: n < 5 subjects, or all "
                                             "alike) of subjects")
-    assert lines["07_summary"] == "published claims, once per net: 2 holds, 1 not testable"
+    assert lines["07_summary"] == "published claims, once per net: holds 2, not testable 1"
 
 
 def test_split_is_tabled(run):

@@ -182,7 +182,7 @@ def findings(config: StudyConfig, run_dir: str | Path) -> dict[str, str]:
             published = [row for row in numbers["claims"] if not row["published claim"].startswith("(")]
             verdicts = pd.Series([row["holds?"].split(":")[0] for row in published]).value_counts()
             lines[name] = "published claims, once per net: " + ", ".join(
-                f"{count} {verdict}" for verdict, count in verdicts.sort_index().items())
+                f"{verdict} {count}" for verdict, count in verdicts.sort_index().items())
     return lines
 
 
