@@ -46,8 +46,9 @@ def _stable_offline(page: str) -> str:
 
 def write_viewer(path: str | Path, background: str | Path, overlay: str | Path, *, index: int | None = None,
                  title: str = "", resolution_mm: float = 2.0, threshold: float = 0.2) -> Path:
-    """Write a heat map over a scan as one HTML file that opens without a network; the patient's right is left,
-    as in all figures.
+    """Write a heat map over a scan as one HTML file that opens without a network.
+
+    The patient's right is at the left, as in all figures.
 
     Parameters
     ----------
