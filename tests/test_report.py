@@ -166,14 +166,15 @@ def test_split_is_tabled(run):
 
 def test_methods_are_those_of_the_config_and_of_the_nets(run):
     facts = {"weights": "pre-trained on 240 further simulated subjects", "epochs": 7, "slices_per_subject": 12,
-             "pixel_mm": 3.0, "training_precision": "bfloat16", "frozen_blocks": 4}
+             "pixel_mm": 3.0, "training_precision": "bfloat16", "frozen_blocks": 4,
+             "augmented": False}
     write_json(run / "nets" / "vgg16" / "subject" / "net.json", facts)
     write_json(run / "nets" / "vgg19" / "subject" / "net.json", facts)
     config = study(prep={"n4_iterations": [11, 12], "n_slices": 99}, model={"pixel_mm": 2.5, "input": "FLAIR"})
     text = methods_text(config, run)
     for words in ("11, 12 iterations", "99 slices", "2.5 mm", "FLAIR alone", "7 epochs", "3 mm pixels", "bfloat16",
                   "pre-trained on 240 further simulated subjects", "area of lesions and of black holes",
-                  "of this size alone", "blocks 1 to 4 frozen and no augmentation"):
+                  "of this size alone", "blocks 1 to 4 frozen, no augmentation, bfloat16"):
         assert words in text, words
     write_json(run / "nets" / "vgg16" / "subject" / "net.json", facts | {"weights": "ImageNet"})
     write_json(run / "nets" / "vgg19" / "subject" / "net.json", facts | {"weights": "ImageNet"})

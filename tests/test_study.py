@@ -1,5 +1,6 @@
 """The smoke study as a person runs it: whole, killed at several moments, again, and with what can go wrong."""
 
+import hashlib
 import json
 import os
 import resource
@@ -196,7 +197,7 @@ def test_a_damaged_stack_is_made_again_for_a_notebook_run_alone(whole):
 
 
 def contents(folder):
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_full_disk_while_simulating(tmp_path):

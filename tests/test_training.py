@@ -12,7 +12,6 @@ from mslib.nets import (
     load_net,
     net_facts,
     predict_cohort,
-    predict_logits,
     protocols,
     train_protocol,
     training,
@@ -90,7 +89,7 @@ def test_it_learns(slices, parts, whole):
     assert history["loss"].iloc[-1] < 0.7 * history["loss"].iloc[0]
     model = small_net()
     model.set_weights(weights)
-    right = predict_logits(model, slices, parts[1]).argmax(1) == slices.table["target"].to_numpy()[parts[1]]
+    right = stream(model, slices, parts[1]).argmax(1) == slices.table["target"].to_numpy()[parts[1]]
     assert right.mean() > 0.9
     assert right.mean() == pytest.approx(history.loc[history["val_loss"].idxmin(), "val_accuracy"])
 
@@ -204,7 +203,7 @@ def test_refreshing_changes_moving_statistics_alone(slices, parts):
 
 def test_prediction_does_not_depend_on_the_batch(slices):
     model, index = small_net(), np.arange(0, len(slices.table), 3)
-    at_once = predict_logits(model, slices, index)
+    at_once = stream(model, slices, index)
     np.testing.assert_allclose(stream(model, slices, index, batch_size=5), at_once, rtol=1e-5, atol=1e-6)
     assert at_once.dtype == "float32" and at_once.shape == (len(index), 3)
 
@@ -252,7 +251,7 @@ def test_the_net_itself_keeps_one_output(slices, parts, of_facts):
     with np.load(folder / "best.npz") as best, np.load(folder / "state.npz") as state:
         assert len(best) == len(model.get_weights())
         assert sum(name.startswith("weight_") for name in state) == len(best) + len(head.weights)
-    right = predict_logits(model, with_facts(slices), parts[1]).argmax(1)
+    right = stream(model, with_facts(slices), parts[1]).argmax(1)
     right = right == slices.table["target"].to_numpy()[parts[1]]
     assert right.mean() == pytest.approx(history.loc[history["val_loss"].idxmin(), "val_accuracy"])
     assert right.mean() > 0.8, "the class is learned beside"
@@ -365,7 +364,8 @@ def test_frozen_blocks_stay_as_pretrained_and_the_rest_learns(tmp_path, monkeypa
     config["training"] |= {"slice": one, "pretraining_pixel_mm": 1.5}
     config = StudyConfig(**config)
     train_protocol("slice", "vgg16", slices, config, tmp_path)
-    assert net_facts(tmp_path, "vgg16", "slice")["frozen_blocks"] == 4
+    facts = net_facts(tmp_path, "vgg16", "slice")
+    assert facts["frozen_blocks"] == 4 and not facts["augmented"]
     start.set_weights(weights)
     before, after = protocols._finished(start), load_net(tmp_path, "vgg16", config, "slice")
     for layer in before.layers:
@@ -380,10 +380,11 @@ def test_frozen_blocks_stay_as_pretrained_and_the_rest_learns(tmp_path, monkeypa
 
 
 def test_stages_go_on_from_each_other_and_protocols_start_from_their_pixels(tmp_path, monkeypatch):
-    starts, shapes = [], []
+    starts, shapes, recipes = [], [], []
 
     def no_training(model, slices, train, validation, folder, recipe, label, head):
         assert recipe.channels == [2, 2, 2], "pre-training sees what training will see"
+        recipes.append(recipe)
         starts.append(model.get_weights())
         shapes.append(slices.images.shape[1:3])
         model.set_weights([weight + 1 for weight in model.get_weights()])
@@ -393,7 +394,7 @@ def test_stages_go_on_from_each_other_and_protocols_start_from_their_pixels(tmp_
     slices = make_slices(n=4, size=64)
     monkeypatch.setattr(pretraining_module, "further_slices", lambda *_: SliceSet(
         slices.images, slices.table, np.zeros((len(slices.table), 2), "float32")))
-    stages = [{"shrink": 2}, {"shrink": 2}, {"shrink": 1}]
+    stages = [{"shrink": 2}, {"shrink": 2}, {"shrink": 1, "augmented": False, "batch_size": 5}]
     config = StudyConfig(**study(pretraining_subjects=12, pretraining=stages, pretraining_pixel_mm=1.5).model_dump()
                          | {"model": {"image_size": (64, 64), "weights": "simulated", "input": "FLAIR"}})
     fine, coarse = pretrained_weights("vgg16", config, tmp_path), pretrained_weights("vgg16", config, tmp_path, 2)
@@ -404,6 +405,10 @@ def test_stages_go_on_from_each_other_and_protocols_start_from_their_pixels(tmp_
         np.testing.assert_array_equal(last, three + 1)
         np.testing.assert_array_equal(again, one)
         np.testing.assert_array_equal(early, twice + 1)
+    assert len({recipe.seed for recipe in recipes[:3]}) == 3, "equal stages draw other slices"
+    assert [recipe.seed for recipe in recipes[3:]] == [recipe.seed for recipe in recipes[:2]]
+    assert [recipe.augmentation is None for recipe in recipes[:3]] == [False, False, True]
+    assert [recipe.batch_size for recipe in recipes[:3]] == [12, 12, 5]
 
 
 def test_what_is_not_there(tmp_path):

@@ -201,12 +201,11 @@ def headline_layers(layers: list[str], best: str | None, n: int = 5) -> list[str
     """Convolutions from the shallowest to the deepest of `layers`, evenly spread, the best layer among them."""
     convolutions = [layer for layer in layers if "pool" not in layer]
     chosen = {convolutions[round(i)] for i in np.linspace(0, len(convolutions) - 1, min(n, len(convolutions)))}
-    if best in convolutions and best not in chosen:
-        place = convolutions.index(best)
-        inner = sorted(chosen, key=convolutions.index)[1:-1]
-        chosen -= {min(inner, key=lambda layer: abs(convolutions.index(layer) - place))}
+    if best in layers and best not in chosen:
+        inner = sorted(chosen, key=layers.index)[1:-1]
+        chosen -= {min(inner, key=lambda layer: abs(layers.index(layer) - layers.index(best)))}
         chosen |= {best}
-    return [layer for layer in convolutions if layer in chosen]
+    return [layer for layer in layers if layer in chosen]
 
 
 def best_layer(depth: pd.DataFrame, backbone: str, measure: str = "auprc", method: str = "gradcam") -> str | None:

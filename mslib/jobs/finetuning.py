@@ -112,15 +112,16 @@ def schedule_table(config: StudyConfig, run_dir: str | Path, backbone: str) -> p
     rows = [{"protocol": f"pre-training, stage {number}",
              "starts from": "random weights" if number == 1 else "stage before",
              "pixel (mm)": config.training.pretraining_pixel_mm * stage.shrink, "frozen blocks": stage.frozen_blocks,
+             "augmented": stage.augmented and not stage.frozen_blocks,
              "epochs at most": stage.epochs, "slices per subject and epoch": stage.slices_per_subject,
-             "learning rate": stage.learning_rate}
+             "batch": stage.batch_size or config.training.batch_size, "learning rate": stage.learning_rate}
             for number, stage in enumerate(stages, start=1)]
     for protocol in PROTOCOLS:
         facts = net_facts(run_dir, backbone, protocol)
         rows.append({"protocol": TITLES[protocol], "starts from": facts["weights"], "pixel (mm)": facts["pixel_mm"],
-                     "frozen blocks": facts["frozen_blocks"], "epochs at most": facts["epochs"],
-                     "slices per subject and epoch": facts["slices_per_subject"],
-                     "learning rate": facts["learning_rate"]})
+                     "frozen blocks": facts["frozen_blocks"], "augmented": facts["augmented"],
+                     "epochs at most": facts["epochs"], "slices per subject and epoch": facts["slices_per_subject"],
+                     "batch": facts["batch_size"], "learning rate": facts["learning_rate"]})
     return pd.DataFrame(rows)
 
 

@@ -42,7 +42,7 @@ def _prep(config):
 
 def _frozen(facts):
     blocks = facts["frozen_blocks"]
-    return f"blocks 1 to {blocks} frozen and no augmentation, " if blocks else ""
+    return (f"blocks 1 to {blocks} frozen, " if blocks else "") + ("" if facts["augmented"] else "no augmentation, ")
 
 
 def _nets(config, run_dir):

@@ -115,10 +115,10 @@ def split_table(config: StudyConfig, run_dir: str | Path) -> pd.DataFrame:
 
 
 def _accuracy_sentence(config, run_dir, backbone) -> str:
-    accuracy = metrics(run_dir).get(f"02_finetuning_{backbone}", {}).get("accuracy", {}).get(backbone, {})
+    numbers = metrics(run_dir).get(f"02_finetuning_{backbone}", {})
+    accuracy = numbers.get("accuracy", {}).get(backbone, {})
     if "independent" not in accuracy or config.cohort.source == "open_ms":
         return ""
-    numbers = metrics(run_dir)[f"02_finetuning_{backbone}"]
     number = sum(person.cohort == "independent" for person in usable_subjects(config, run_dir))
     kind = "simulated " if config.cohort.source == "simulated" else ""
     known = {"chance": numbers.get("chance", {}).get("independent"),
@@ -160,7 +160,8 @@ def findings(config: StudyConfig, run_dir: str | Path) -> dict[str, str]:
     found, lines = metrics(run_dir), {}
     for name, numbers in found.items():
         if name == "00_cohort":
-            lines[name] = f"{numbers['subjects']} subjects, {numbers['faults']} faults listed"
+            who = "scan sessions" if config.cohort.source == "open_ms" else "subjects"
+            lines[name] = f"{numbers['subjects']} {who}; faults listed: {numbers['faults']}"
         elif name == "01_coregistration":
             against = ("distance to the transforms of the data's authors, which err themselves"
                        if config.cohort.source == "open_ms" else "error against known truth")
@@ -192,7 +193,7 @@ def write_report(config: StudyConfig, run_dir: str | Path, claims: pd.DataFrame)
     split = split_table(config, run_dir)
     terms = pd.DataFrame({"term": list(TERMS), "meaning": list(TERMS.values())})
     lead, origin = lead_sentence(config, run_dir), weights_sentence(config, run_dir)
-    intro = f"{lead}\n\n{study_kind(config)}. {origin} {attribution(config)}"
+    intro = f"{study_kind(config)}. {origin} {attribution(config)}".strip()
     sections = {
         "summary": Section([Panel("Published claims and our evidence", table=claims),
                             Panel("What the words mean", table=terms)], intro),
@@ -220,7 +221,7 @@ def write_viewers(config: StudyConfig, run_dir: str | Path, layer: str | None) -
     """
     backbone = config.model.backbones[-1]
     layer = layer or last_convolution(backbone)
-    kind = "simulated" if config.cohort.source == "simulated" else "real"
+    kind = "Simulated" if config.cohort.source == "simulated" else "Real"
     paths = []
     for person in volume_subjects(config, run_dir)[: config.explain.viewer_subjects]:
         volume = volume_path(backbone, run_dir, person.id)
@@ -231,5 +232,5 @@ def write_viewers(config: StudyConfig, run_dir: str | Path, layer: str | None) -
         background = volume.with_name(f"sub-{person.id}_space-T1w_desc-preproc_FLAIR.nii.gz")
         paths.append(write_viewer(
             Path(run_dir) / "viewers" / f"sub-{person.id}_{backbone}_{layer}.html", background, volume,
-            index=list(names).index(layer), title=f"{backbone} {layer}, {person.group} ({kind})"))
+            index=list(names).index(layer), title=f"{kind} {person.group}, {backbone} {layer}"))
     return paths

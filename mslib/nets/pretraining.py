@@ -16,7 +16,6 @@ import pandas as pd
 from mslib.study import StudyConfig, stamped_folder, write_table
 from mslib.study.provenance import made_by
 
-from .data import channels_of
 from .further import further_slices
 from .splits import split_subjects
 from .training import Recipe, choose_precision, fit
@@ -24,12 +23,12 @@ from .vgg import build_trainable
 
 #: Every how many-th slice of a validation subject is looked at after an epoch.
 VALIDATION_STEP = 3
+#: Seeds of a stage: its epochs draw other slices, and move them otherwise, than those of the stage before.
+STAGE_SEEDS = 1000
 
 
-def _stage(model, slices, parts, folder, schedule, config, label):
-    training = config.training
-    recipe = Recipe(schedule, training.augmentation, training.batch_size, training.weight_decay, schedule.epochs,
-                    config.seed, channels_of(config))
+def _stage(model, slices, parts, folder, schedule, config, label, seed):
+    recipe = Recipe.of(schedule, config, patience=schedule.epochs, seed=seed)
     validation = np.flatnonzero(parts == "validation")[::VALIDATION_STEP]
     return fit(model, slices.shrunk(schedule.shrink), np.flatnonzero(parts != "validation"), validation, folder, recipe,
                label, keras.layers.Dense(slices.facts.shape[1], name="facts"))
@@ -76,7 +75,7 @@ def pretrained_weights(backbone: str, config: StudyConfig, run_dir: str | Path, 
             model.set_weights(weights)
         facts["stages"] = [stage.model_dump() for stage in training.pretraining[:number]]
         curve = _stage(model, slices, parts, stamped_folder(folder / f"stage{number}", facts), schedule, config,
-                       f"{backbone} pre-training, stage {number}")
+                       f"{backbone} pre-training, stage {number}", config.seed + STAGE_SEEDS * (number - 1))
         curves.append(curve.assign(stage=number))
         weights = model.get_weights()
     if len(curves) == len(training.pretraining):

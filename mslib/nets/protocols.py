@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -17,7 +16,7 @@ from .data import SliceSet, channels_of
 from .frozen import frozen_activations, split_net
 from .pretraining import pretrained_weights
 from .splits import permute_groups, refuse_leakage, split_slices, split_subjects
-from .training import Recipe, choose_precision, fit, predict_logits
+from .training import Recipe, choose_precision, fit, stream
 from .vgg import build_classifier, build_trainable, fold_batch_norm
 
 #: Protocol name to (split unit, labels permuted between subjects).
@@ -40,12 +39,6 @@ def _schedule(protocol, config):
     if PROTOCOLS[protocol][1]:
         return config.training.permuted
     return getattr(config.training, protocol)
-
-
-def _recipe(protocol, config):
-    training = config.training
-    return Recipe(_schedule(protocol, config), training.augmentation, training.batch_size, training.weight_decay,
-                  training.patience, config.seed, channels_of(config))
 
 
 def _start(backbone, config, run_dir, shape, shrink):
@@ -77,15 +70,14 @@ def training_facts(config: StudyConfig, slices: SliceSet) -> dict:
     return facts | {"weights": file_sha256(given)} if given.is_file() else facts
 
 
-def _fit(model, slices, index, folder, recipe, label):
+def _fit(model, slices, index, folder, recipe, channels, label):
     """Train all of the net, or what lies above its frozen blocks."""
     blocks = recipe.schedule.frozen_blocks
     trained = model
     if blocks:
         lower, trained = split_net(model, blocks)
         kept = folder.with_name(f"frozen{blocks}_shrink{recipe.schedule.shrink}")
-        slices = frozen_activations(lower, slices, kept, recipe.channels, f"{model.name} blocks 1 to {blocks}")
-        recipe = replace(recipe, augmentation=None, channels=None)
+        slices = frozen_activations(lower, slices, kept, channels, f"{model.name} blocks 1 to {blocks}")
     fit(trained, slices, index["train"], index["validation"], folder, recipe, label)
 
 
@@ -128,14 +120,14 @@ def train_protocol(protocol: str, backbone: str, slices: SliceSet, config: Study
     keras.utils.set_random_seed(config.seed)
     shape = (*slices.images.shape[1:3], len(config.sequences))
     model, origin, precision = _start(backbone, config, run_dir, shape, schedule.shrink)
-    recipe = _recipe(protocol, config)
-    _fit(model, slices, index, folder, recipe, f"{backbone} {protocol}")
+    recipe, channels = Recipe.of(schedule, config), channels_of(config)
+    _fit(model, slices, index, folder, recipe, channels, f"{backbone} {protocol}")
     plain = _finished(model)
     with atomic_path(folder / "weights.weights.h5") as temporary:
         plain.save_weights(str(temporary))
     shown = slices.table.assign(part=parts.to_numpy())
     shown = shown[shown["part"] != "train"].reset_index()
-    logits = predict_logits(plain, slices, shown["index"].to_numpy(), recipe.channels)
+    logits = stream(plain, slices, shown["index"].to_numpy(), channels)
     table = pd.concat([shown.drop(columns="index"), logit_table(logits, config.groups)], axis=1)
     write_table(predictions, table)
     for name in ("state.npz", "best.npz"):
@@ -144,7 +136,8 @@ def train_protocol(protocol: str, backbone: str, slices: SliceSet, config: Study
         "backbone": backbone, "protocol": protocol, "weights": origin, "training_precision": precision,
         "input": config.model.input, "pixel_mm": config.model.pixel_mm * schedule.shrink, "epochs": schedule.epochs,
         "slices_per_subject": schedule.slices_per_subject, "learning_rate": schedule.learning_rate,
-        "frozen_blocks": schedule.frozen_blocks, "batch_size": config.training.batch_size})
+        "frozen_blocks": schedule.frozen_blocks, "augmented": recipe.augmentation is not None,
+        "batch_size": recipe.batch_size})
     return pd.read_csv(predictions, dtype={"subject": str})
 
 
@@ -176,6 +169,6 @@ def net_facts(run_dir: str | Path, backbone: str, protocol: str) -> dict:
 
 def predict_cohort(model: keras.Model, slices: SliceSet, config: StudyConfig) -> pd.DataFrame:
     """Predictions of a fitted net for every slice of another cohort."""
-    logits = predict_logits(model, slices, np.arange(len(slices.table)), channels_of(config))
+    logits = stream(model, slices, np.arange(len(slices.table)), channels_of(config))
     return pd.concat([slices.table, logit_table(logits, config.groups)], axis=1)
 

@@ -12,9 +12,9 @@ import pandas as pd
 import tensorflow as tf
 
 from mslib.study import StudyError, atomic_path, progress, write_table
-from mslib.study.config import Augmentation, Schedule
+from mslib.study.config import Augmentation, Schedule, StudyConfig
 
-from .data import SliceSet, balanced_draw, make_augmenter
+from .data import SliceSet, balanced_draw, channels_of, make_augmenter
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,16 @@ class Recipe:
     patience: int
     seed: int
     channels: list[int] | None = None
+
+    @classmethod
+    def of(cls, schedule: Schedule, config: StudyConfig, **changes) -> Recipe:
+        """A schedule with the settings that all trainings of a study share, and `changes` of them."""
+        training = config.training
+        shared = {"augmentation": training.augmentation if schedule.augmented and not schedule.frozen_blocks else None,
+                  "batch_size": schedule.batch_size or training.batch_size, "weight_decay": training.weight_decay,
+                  "patience": training.patience, "seed": config.seed,
+                  "channels": None if schedule.frozen_blocks else channels_of(config)}
+        return cls(schedule, **shared | changes)
 
 
 def choose_precision(wanted: str) -> str:
@@ -71,11 +81,6 @@ def stream(model: keras.Model, slices: SliceSet, index: np.ndarray, channels=Non
     parts = [forward(tf.constant(slices.batch(index[start:start + batch_size], channels))).numpy().astype(dtype)
              for start in progress(range(0, len(index), batch_size), desc=label, unit="batch")]
     return np.concatenate(parts)
-
-
-def predict_logits(model: keras.Model, slices: SliceSet, index: np.ndarray, channels=None) -> np.ndarray:
-    """Logits of the slices at `index`, shape (len(index), n_classes)."""
-    return stream(model, slices, index, channels)
 
 
 def refresh_batch_norm(model: keras.Model, slices: SliceSet, index: np.ndarray, recipe: Recipe,
@@ -142,7 +147,7 @@ def _load_state(folder, model, optimizer):
 
 
 def _evaluate(model, slices, index, recipe):
-    logits = predict_logits(model, slices, index, recipe.channels)
+    logits = stream(model, slices, index, recipe.channels)
     targets = slices.table["target"].to_numpy()[index]
     loss = keras.losses.sparse_categorical_crossentropy(targets, logits, from_logits=True).numpy().mean()
     return float(loss), float((logits.argmax(1) == targets).mean())

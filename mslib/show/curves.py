@@ -19,27 +19,29 @@ def _present(table, column: str, order: Sequence[str] | None) -> list:
     return [name for name in order if name in found] if order else found
 
 
-def _line(name: str) -> str:
-    """Dashed for layers of block 4, solid for all else."""
-    return "--" if name.startswith("block4") else "-"
+def _styles(names: Sequence[str], hue: str) -> dict[str, dict[str, str]]:
+    """Colour and line of every curve: layers by depth, block 4 dashed; all else in the order given, solid."""
+    if hue != "layer":
+        return {name: {"color": colour, "ls": "-"} for name, colour in colours_of(names).items()}
+    return {name: {"color": colour, "ls": "--" if name.startswith("block4") else "-"}
+            for name, colour in colours_by_depth(names).items()}
 
 
-def _draw_curve(ax, part, positions: Mapping[str, int], column: str, colour: str, line: str) -> None:
+def _draw_curve(ax, part, positions: Mapping[str, int], column: str, style: Mapping[str, str]) -> None:
     part = part[part[column].isin(list(positions))]
     place = part[column].map(positions).to_numpy()
     order = np.argsort(place)
     place, part = place[order], part.iloc[order]
-    ax.plot(place, part["value"], marker="o", ls=line, color=colour, ms=3.5)
+    ax.plot(place, part["value"], marker="o", ms=3.5, **style)
     low, high = part["low"].to_numpy(float), part["high"].to_numpy(float)
-    ax.fill_between(place, low, high, color=colour, alpha=0.18, lw=0)
+    ax.fill_between(place, low, high, color=style["color"], alpha=0.18, lw=0)
 
 
-def _curves(table, column, steps, measures, row_column, hue, hues, labels, chance,
-            colouring=colours_of) -> Figure:
+def _curves(table, column, steps, measures, row_column, hue, hues, labels, chance) -> Figure:
     """Grid of curves with interval bands: one panel column per measure, one row per value of `row_column`."""
     panels, hues = _present(table, "measure", measures), _present(table, hue, hues)
     rows = _present(table, row_column, None) if row_column else [None]
-    colours = colouring(hues)
+    styles = _styles(hues, hue)
     fig, axes = plt.subplots(len(rows), len(panels), squeeze=False, sharex=True, sharey="col",
                              figsize=(2.6 * len(panels) + 0.9, 2.0 * len(rows) + 1.5))
     positions = {step: i for i, step in enumerate(steps)}
@@ -49,7 +51,7 @@ def _curves(table, column, steps, measures, row_column, hue, hues, labels, chanc
             part = table[table["measure"] == measure]
             part = part if row_column is None else part[part[row_column] == row]
             for name in hues:
-                _draw_curve(ax, part[part[hue] == name], positions, column, colours[name], _line(name))
+                _draw_curve(ax, part[part[hue] == name], positions, column, styles[name])
             _draw_chance(ax, part, measure, chance, positions, column)
             ax.grid(axis="y")
             ax.set_xticks(range(len(steps)), [step.replace("_", " ") for step in steps], rotation=60,
@@ -58,8 +60,7 @@ def _curves(table, column, steps, measures, row_column, hue, hues, labels, chanc
                 ax.set_title((labels or {}).get(measure, measure.replace("_", " ")))
         if row_column is not None:
             axes[i, 0].set_ylabel(label_of(row), fontweight="bold")
-    keys = [Line2D([], [], color=colours[name], marker="o", ls=_line(name), ms=3.5, label=label_of(name))
-            for name in hues]
+    keys = [Line2D([], [], marker="o", ms=3.5, label=label_of(name), **styles[name]) for name in hues]
     if chance or "chance" in table.columns:
         keys.append(Line2D([], [], label="chance", **CHANCE))
     inches = 1.35  # an entry of the legend
@@ -154,8 +155,7 @@ def plot_randomisation(table, steps: Sequence[str], *, measures: Sequence[str] |
     """
     wanted = ["measure", "step", "value", "low", "high", hue] + ([rows] if rows else [])
     require_columns(table, wanted, "randomisation")
-    colouring = colours_by_depth if hue == "layer" else colours_of
-    fig = _curves(table, "step", list(steps), measures, rows, hue, hues, labels, None, colouring)
+    fig = _curves(table, "step", list(steps), measures, rows, hue, hues, labels, None)
     for ax in fig.axes:
         ax.axhline(0, color="#777777", lw=0.8)
     fig.axes[-1].set_xlabel("randomised from the output down to")

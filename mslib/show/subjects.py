@@ -126,6 +126,7 @@ def plot_registration_errors(table, *, targets: Mapping[str, float] | None = Non
             ax.text(-0.42, value, f"{label} {value:g} mm", color="#B00020", fontsize=6, va="bottom")
         ax.set_yscale("log")
         ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        ax.yaxis.set_minor_formatter("")
         ax.set_xticks([0, 1], ["before", "after"])
         ax.set_xlim(-0.45, 1.5)
         worst = pairs[:, 1].max()

@@ -109,7 +109,8 @@ class Augmentation(Section):
 class Schedule(Section):
     """How long, with how many slices and on how coarse pixels (`shrink` times the stack's) a protocol trains.
 
-    With `frozen_blocks` the first blocks stay as they were, and slices are not augmented.
+    With `frozen_blocks` the first blocks stay as they were, and slices are not augmented; nor are they without
+    `augmented`. A `batch_size` of its own replaces that of the training.
     """
 
     epochs: PositiveInt = 8
@@ -117,6 +118,8 @@ class Schedule(Section):
     learning_rate: Positive = 1e-3
     shrink: Annotated[int, Field(ge=1, le=4)] = 1
     frozen_blocks: Annotated[int, Field(ge=0, le=4)] = 0
+    augmented: bool = True
+    batch_size: PositiveInt | None = None
 
 
 class Training(Section):
