@@ -1,11 +1,13 @@
-"""Where does a net look? Class activation maps of every layer; knows Keras, nothing of MRI."""
+"""Where does a net look? Class activation maps of every layer, attributions; knows Keras, nothing of MRI."""
 
+from .baselines import BASELINES, baseline_images
 from .cam import CAM_METHODS, activations_and_gradients, layer_cams
 from .maps import blank_maps, fuse_layercam, upsample_maps
+from .methods import METHODS, Method, attribute, completeness_gap
 from .model import check_inputs, check_model, resolve_layers, spatial_layers, to_logits
 from .randomisation import cascading_randomisation
 
 __all__ = [
-    "CAM_METHODS", "activations_and_gradients", "blank_maps", "cascading_randomisation", "check_inputs",
-    "check_model", "fuse_layercam", "layer_cams", "resolve_layers", "spatial_layers", "to_logits",
-    "upsample_maps"]
+    "BASELINES", "CAM_METHODS", "METHODS", "Method", "activations_and_gradients", "attribute", "baseline_images",
+    "blank_maps", "cascading_randomisation", "check_inputs", "check_model", "completeness_gap", "fuse_layercam",
+    "layer_cams", "resolve_layers", "spatial_layers", "to_logits", "upsample_maps"]

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 
 import keras
 import numpy as np
 
+#: What an input of so many axes is.
+INPUTS = {4: "images (N, H, W, M)", 3: "signals (N, T, M)"}
 PROBABILITY_HEADS = ("softmax", "sigmoid", "log_softmax", "hard_sigmoid")
 #: The layers that the study explains: convolutions and pools of the two deepest blocks of a VGG.
 DEFAULT_LAYERS = re.compile(r"block[45]_(conv\d+|pool)")
 
 
-def check_model(model: keras.Model) -> None:
-    """Raise unless a model is flat, float32, has one image input and one logit output.
+def check_model(model: keras.Model, axes: Collection[int] = (4,)) -> None:
+    """Raise unless a model is flat, float32, has one input of images (or signals) and one logit output.
 
     Parameters
     ----------
     model : keras.Model
-        (N, H, W, M) images to (N, n_classes) logits.
+        (N, H, W, M) images, or (N, T, M) signals, to (N, n_classes) logits.
+    axes : collection of {3, 4}
+        How many axes its input may have.
 
     Raises
     ------
@@ -38,8 +43,9 @@ def check_model(model: keras.Model) -> None:
     if len(model.inputs) != 1 or len(model.outputs) != 1:
         raise ValueError(f"model: must have one input and one output (got {len(model.inputs)} and "
                          f"{len(model.outputs)}); build keras.Model(image, logits)")
-    if len(model.inputs[0].shape) != 4 or len(model.outputs[0].shape) != 2:
-        raise ValueError(f"model: must map images (N, H, W, M) to logits (N, n_classes) (got "
+    if len(model.inputs[0].shape) not in axes or len(model.outputs[0].shape) != 2:
+        wanted = " or ".join(text for n, text in INPUTS.items() if n in axes)
+        raise ValueError(f"model: must map {wanted} to logits (N, n_classes) (got "
                          f"{model.inputs[0].shape} to {model.outputs[0].shape})")
     head = _head(model)
     activation = getattr(getattr(head, "activation", None), "__name__", type(head).__name__).lower()
@@ -121,7 +127,7 @@ def check_inputs(model: keras.Model, images, targets) -> tuple[np.ndarray, np.nd
     Parameters
     ----------
     model : keras.Model
-    images : array-like, (N, H, W, M)
+    images : array-like, (N, H, W, M) or (N, T, M)
     targets : array-like of int, (N,)
 
     Returns
@@ -136,12 +142,13 @@ def check_inputs(model: keras.Model, images, targets) -> tuple[np.ndarray, np.nd
     """
     images, targets = np.asarray(images, np.float32), np.asarray(targets)
     expected = model.inputs[0].shape
-    fits = images.ndim == 4 and all(want in (None, got) for want, got in zip(expected[1:], images.shape[1:]))
+    fits = images.ndim == len(expected) and all(want in (None, got)
+                                                for want, got in zip(expected[1:], images.shape[1:]))
     if not fits or not len(images):
         shape = ", ".join("any" if size is None else str(size) for size in expected[1:])
         raise ValueError(f"images: must be a non-empty (N, {shape}) array as the model's input "
                          f"(got {images.shape})")
-    finite = np.isfinite(images).all(axis=(1, 2, 3))
+    finite = np.isfinite(images).all(axis=tuple(range(1, images.ndim)))
     if not finite.all():
         raise ValueError(f"images: {np.count_nonzero(~finite)} of {len(images)} hold NaN or infinity (first: "
                          f"index {int(np.argmin(finite))}); replace them before explaining")

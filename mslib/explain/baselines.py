@@ -1,0 +1,54 @@
+"""What an image is compared with, or what takes the place of what is removed: baselines with a name."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import ndimage
+
+BASELINES = ("zero", "mean", "blurred", "noise")
+#: Blur of a blurred baseline, as a share of the image's size along an axis.
+BLUR = 0.1
+
+
+def baseline_images(images, baseline="zero", seed: int = 0) -> np.ndarray:
+    """One baseline per image.
+
+    Parameters
+    ----------
+    images : array-like, (N, H, W, M) or (N, T, M)
+    baseline : {"zero", "mean", "blurred", "noise"}, float, or array-like
+        ``mean``: each modality's mean over the image. ``blurred``: Gaussian, SD a tenth of the size. ``noise``: normal,
+        with the mean and SD of each modality of the image. A number fills everything; an array has the shape of
+        `images` or of one image.
+    seed : int
+        Of the noise.
+
+    Returns
+    -------
+    ndarray of float32, shape of `images`
+
+    Raises
+    ------
+    ValueError
+        Unknown name, or an array of another shape or with values that are not finite.
+    """
+    images = np.asarray(images, np.float32)
+    space = tuple(range(1, images.ndim - 1))
+    if isinstance(baseline, str):
+        if baseline not in BASELINES:
+            raise ValueError(f"baseline: must be a number, an array or one of {', '.join(BASELINES)} "
+                             f"(got {baseline!r})")
+        mean = images.mean(space, keepdims=True)
+        made = {"zero": lambda: np.zeros_like(images), "mean": lambda: mean + np.zeros_like(images),
+                "blurred": lambda: ndimage.gaussian_filter(
+                    images, [0, *(BLUR * size for size in images.shape[1:-1]), 0], mode="nearest"),
+                "noise": lambda: mean + images.std(space, keepdims=True) * np.random.default_rng(seed).standard_normal(
+                    images.shape)}
+        return made[baseline]().astype(np.float32)
+    given = np.asarray(baseline, np.float32)
+    if given.ndim and given.shape not in (images.shape, images.shape[1:]):
+        raise ValueError(f"baseline: must have the shape of the images {images.shape} or of one of them "
+                         f"(got {given.shape})")
+    if not np.isfinite(given).all():
+        raise ValueError("baseline: holds NaN or infinity")
+    return np.broadcast_to(given, images.shape).copy()

@@ -1,0 +1,141 @@
+"""The same net with another way back through its ReLUs and max-pools, from which gradient methods are made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import keras
+import tensorflow as tf
+
+MAX_POOLS = (keras.layers.MaxPooling1D, keras.layers.MaxPooling2D, keras.layers.GlobalMaxPooling1D,
+             keras.layers.GlobalMaxPooling2D)
+#: Differences below which a ratio of differences is replaced by the derivative.
+TINY = 1e-6
+
+
+@tf.custom_gradient
+def guided_relu(z):
+    """ReLU whose gradient passes where both it and the input are positive (Springenberg et al. 2015)."""
+    return tf.nn.relu(z), lambda g: tf.where(z > 0, tf.nn.relu(g), 0.0)
+
+
+@tf.custom_gradient
+def deconvolution_relu(z):
+    """ReLU whose gradient passes where it is positive, whatever the input (Zeiler and Fergus 2014)."""
+    return tf.nn.relu(z), tf.nn.relu
+
+
+@tf.custom_gradient
+def rescale_relu(z):
+    """ReLU of a batch of images followed by their baselines; its gradient is DeepLift's multiplier.
+
+    Shrikumar et al. 2017, section 3.5.1 (rescale rule): difference of the outputs over difference of the inputs.
+    """
+    y = tf.nn.relu(z)
+
+    def back(g):
+        (z1, z0), (y1, y0) = tf.split(z, 2), tf.split(y, 2)
+        small = tf.abs(z1 - z0) < TINY
+        ratio = tf.where(small, tf.cast(z1 > 0, z.dtype), (y1 - y0) / tf.where(small, 1.0, z1 - z0))
+        return g * tf.concat([ratio, ratio], 0)
+
+    return y, back
+
+
+def rescale_max_pool(pool: Callable) -> Callable:
+    """Max-pool of a batch of images followed by their baselines, with DeepLift's multiplier as its gradient.
+
+    Image and baseline may take their maximum from different cells. The difference of the outputs is split at the
+    larger of both: what the image has beyond the baseline's output is owed to the image's winner, what it lacks to
+    the baseline's. So the contributions of a window add up to the difference of its outputs.
+    """
+    @tf.custom_gradient
+    def rescaled(z):
+        y = pool(z)
+
+        def back(g):
+            with tf.GradientTape() as tape:
+                tape.watch(z)
+                again = pool(z)
+            (z1, z0), (y1, y0) = tf.split(z, 2), tf.split(y, 2)
+            top = tf.maximum(y1, y0)
+            owed = tape.gradient(again, z, g * tf.concat([top - y0, y1 - top], 0))
+            small = tf.abs(z1 - z0) < TINY
+            ratio = tf.where(small, 0.0, tf.add(*tf.split(owed, 2)) / tf.where(small, 1.0, z1 - z0))
+            return tf.concat([ratio, ratio], 0)
+
+        return y, back
+
+    return rescaled
+
+
+class _Function(keras.layers.Layer):
+    """A function in the place of a layer without weights."""
+
+    def __init__(self, function, name):
+        super().__init__(name=name)
+        self.function = function
+
+    def call(self, inputs):
+        return self.function(inputs)
+
+
+def is_plain_relu(layer: keras.layers.Layer) -> bool:
+    """Whether a layer is a ReLU layer without slope, threshold or ceiling."""
+    return (isinstance(layer, keras.layers.ReLU) and layer.max_value is None and not layer.negative_slope
+            and not layer.threshold)
+
+
+def _activation(layer):
+    """Name of what a layer does to its output value by value; ``linear`` for most layers."""
+    if is_plain_relu(layer):
+        return "relu"
+    if isinstance(layer, keras.layers.ReLU | keras.layers.LeakyReLU | keras.layers.PReLU | keras.layers.ELU
+                  | keras.layers.Softmax):
+        return type(layer).__name__
+    return getattr(getattr(layer, "activation", None), "__name__", "linear")
+
+
+def check_relu_net(model: keras.Model, method: str) -> None:
+    """Raise where a net bends its values otherwise than by ReLU.
+
+    Raises
+    ------
+    ValueError
+        Names the layer and its activation.
+    """
+    for layer in model.layers:
+        if _activation(layer) not in ("relu", "linear"):
+            raise ValueError(f"{method}: is defined for nets of ReLUs; layer '{layer.name}' uses {_activation(layer)}")
+
+
+def with_rules(model: keras.Model, relu: Callable, max_pool: Callable | None = None) -> keras.Model:
+    """A copy of a net with the same outputs and another gradient.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Flat net of ReLUs (see `check_relu_net`); left as it is.
+    relu : callable
+        Takes the place of every ReLU, fused ones too.
+    max_pool : callable, optional
+        Takes a max-pool layer, gives the function in its place.
+
+    Returns
+    -------
+    keras.Model
+        With weights of its own.
+    """
+    def rebuilt(layer):
+        if max_pool is not None and isinstance(layer, MAX_POOLS):
+            return _Function(max_pool(layer.__class__.from_config(layer.get_config())), layer.name)
+        if is_plain_relu(layer):
+            return _Function(relu, layer.name)
+        copy = layer.__class__.from_config(layer.get_config())
+        if getattr(getattr(copy, "activation", None), "__name__", "") == "relu":
+            copy.activation = relu
+        return copy
+
+    clone = keras.models.clone_model(model, clone_function=rebuilt)
+    clone.set_weights(model.get_weights())
+    return clone
