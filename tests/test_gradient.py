@@ -1,4 +1,4 @@
-"""Gradient attributions against captum, shap, a dense re-statement and what must hold exactly."""
+"""Attribution methods: those of gradients against captum, shap, a dense re-statement and what must hold exactly."""
 
 import keras
 import numpy as np
@@ -10,8 +10,10 @@ from mslib.explain import METHODS, attribute, baseline_images, completeness_gap
 
 FIXTURE = ROOT / "tests" / "fixtures" / "attribution" / "nets.npz"
 ALL = sorted(METHODS)
-ON_SIGNALS = [name for name in ALL if 3 in METHODS[name].axes]
-SMALL = {"smoothgrad": {"samples": 2}, "integrated_gradients": {"steps": 4}, "gradient_shap": {"samples": 2}}
+ON_SIGNALS = [name for name in ALL if METHODS[name].family == "gradient"]
+SMALL = {"smoothgrad": {"samples": 2}, "integrated_gradients": {"steps": 4}, "gradient_shap": {"samples": 2},
+         "occlusion": {"window": 5}, "lime": {"samples": 200}, "shapley_sampling": {"permutations": 2},
+         "feature_permutation": {"permutations": 1}}
 
 
 def convolutional(name, fused=True):
@@ -268,6 +270,8 @@ def test_named_baselines():
     ({"smooth": 1}, "gradient: unknown parameter 'smooth'; allowed: batch_size"),
     ({"method": "smoothgrad", "samples": 0}, "smoothgrad: samples must be a whole number from 1 on (got 0)"),
     ({"method": "integrated_gradients", "steps": 2.5}, "steps must be a whole number from 1 on (got 2.5)"),
+    ({"method": "occlusion", "stride": 0}, "occlusion: stride must be a whole number from 1 on (got 0)"),
+    ({"method": "lime", "groups": np.zeros((3, 3), int)}, "groups: must have the shape of the images"),
     ({"batch_size": -1}, "batch_size must be a whole number from 1 on"),
     ({"method": "deeplift", "baseline": "black"}, "baseline: must be a number, an array or one of zero, mean"),
     ({"method": "deeplift", "baseline": np.zeros((2, 2))}, "baseline: must have the shape of the images"),
@@ -316,6 +320,17 @@ def test_signals_have_no_gradcam_yet():
 
 def test_every_method_says_what_it_is():
     for name, method in METHODS.items():
-        assert method.citation and method.function.__doc__ and method.family in ("gradient", "activation"), name
+        assert method.citation and method.function.__doc__, name
+        assert method.family in ("gradient", "activation", "perturbation")
         assert "batch_size" in method.parameters
-    assert [name for name in METHODS if not METHODS[name].tells_modalities] == ["gradcam"]
+    assert [name for name in METHODS if not METHODS[name].tells_modalities] == ["gradcam", "feature_permutation"]
+    assert len(METHODS) == 16, "all of Jin et al. 2022"
+
+
+@pytest.mark.parametrize("method", [name for name in ALL if METHODS[name].family == "perturbation"])
+def test_signals_are_explained_by_removal_too(method):
+    model, images, targets, _ = case("1d")
+    maps = attribute(method, model, images, targets, **SMALL.get(method, {}))
+    assert maps.shape == images.shape and (maps != 0).any()
+    alike = (maps == maps[..., :1]).all()
+    assert alike == (not METHODS[method].tells_modalities)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 
-from . import gradient
+from . import gradient, perturbation
 from .model import check_inputs, check_model
 
 
@@ -25,7 +25,7 @@ class Method:
     function : callable
         (model, images, targets, *, parameters) to maps of the images' shape.
     family : str
-        ``gradient`` or ``activation``.
+        ``gradient``, ``activation`` or ``perturbation``.
     citation : str
     tells_modalities : bool
         False: one map stands for all modalities, so that it says nothing about any of them.
@@ -57,6 +57,13 @@ METHODS = {
     "gradient_shap": Method(gradient.gradient_shap, "gradient", "Lundberg and Lee 2017"),
     "gradcam": Method(gradient.gradcam, "activation", "Selvaraju et al. 2017", tells_modalities=False, axes=(4,)),
     "guided_gradcam": Method(gradient.guided_gradcam, "activation", "Selvaraju et al. 2017", axes=(4,)),
+    "occlusion": Method(perturbation.occlusion, "perturbation", "Zeiler and Fergus 2014"),
+    "feature_ablation": Method(perturbation.feature_ablation, "perturbation", "Kokhlikyan et al. 2020"),
+    "feature_permutation": Method(perturbation.feature_permutation, "perturbation", "Fisher et al. 2019",
+                                  tells_modalities=False),
+    "lime": Method(perturbation.lime, "perturbation", "Ribeiro et al. 2016"),
+    "shapley_sampling": Method(perturbation.shapley_sampling, "perturbation", "Strumbelj and Kononenko 2010"),
+    "kernel_shap": Method(perturbation.kernel_shap, "perturbation", "Lundberg and Lee 2017"),
 }
 
 
@@ -115,7 +122,7 @@ def _check_parameters(method, chosen, parameters):
     unknown = [name for name in parameters if name not in allowed]
     if unknown:
         raise ValueError(f"{method}: unknown parameter {', '.join(map(repr, unknown))}; allowed: {', '.join(allowed)}")
-    for name in ("samples", "steps", "batch_size"):
+    for name in ("samples", "steps", "permutations", "window", "stride", "batch_size"):
         value = parameters.get(name, 1)
         if not isinstance(value, int | np.integer) or value < 1:
             raise ValueError(f"{method}: {name} must be a whole number from 1 on (got {value!r})")

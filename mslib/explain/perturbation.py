@@ -1,0 +1,303 @@
+"""Attributions from what happens to a score when values are removed: one engine for all of them.
+
+A *coalition* says for every feature group whether it stays; what does not is replaced by a baseline. Images that are
+predicted are made batch by batch, so that memory does not grow with the number of samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import keras
+import numpy as np
+from sklearn.linear_model import LinearRegression
+
+from .baselines import baseline_images
+from .groups import check_groups, default_groups
+
+
+def score_batches(model: keras.Model, batches: Iterable[np.ndarray], target: int) -> np.ndarray:
+    """Score of one class for many images that come in batches.
+
+    Parameters
+    ----------
+    model : keras.Model
+    batches : iterable of ndarray, (n, ...)
+    target : int
+
+    Returns
+    -------
+    ndarray of float64
+    """
+    parts = [np.asarray(model.predict_on_batch(batch))[:, target] for batch in batches]
+    return np.concatenate(parts).astype(np.float64)
+
+
+def coalition_scores(model: keras.Model, image, base, groups, coalitions, target: int,
+                     batch_size: int = 64) -> np.ndarray:
+    """Score of a class with some feature groups replaced by their baseline.
+
+    Parameters
+    ----------
+    model : keras.Model
+    image, base : ndarray, (H, W, M) or (T, M)
+    groups : ndarray of int, shape of `image`
+        Values at -1 stay.
+    coalitions : ndarray of bool, (n, n_groups)
+        Which groups stay; a coalition that comes again is predicted once.
+    target : int
+    batch_size : int
+
+    Returns
+    -------
+    ndarray of float64, (n,)
+    """
+    once, places = np.unique(coalitions, axis=0, return_inverse=True)
+    stays = np.concatenate([once, np.ones((len(once), 1), bool)], 1)  # the last one answers to -1
+
+    def batches():
+        for start in range(0, len(stays), batch_size):
+            yield np.where(stays[start:start + batch_size][:, groups], image, base)
+
+    return score_batches(model, batches(), target)[places.ravel()]
+
+
+def _spread(values, groups):
+    """Values of groups at the places of their members; 0 where there is no group."""
+    return np.append(values, 0.0)[groups].astype(np.float32)
+
+
+def _by_coalitions(explain: Callable, model, images, targets, groups, baseline, seed):
+    """Attribution of every image by `explain` (image, base, groups, n_groups, target, rng) to values of groups."""
+    groups, n_groups = check_groups(default_groups(images) if groups is None else groups, images)
+    base = baseline_images(images, baseline, seed)
+    maps = np.empty(images.shape, np.float32)
+    for i, (image, one, own, target) in enumerate(zip(images, base, groups, targets)):
+        # Each image has a seed of its own: it is explained alike among any others.
+        maps[i] = _spread(explain(image, one, own, n_groups, int(target), np.random.default_rng([seed, i])), own)
+    return maps
+
+
+def feature_ablation(model: keras.Model, images, targets, *, groups=None, baseline="zero", seed: int = 0,
+                     batch_size: int = 64) -> np.ndarray:
+    """What the score loses when one feature group is replaced by the baseline.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Net with logit output.
+    images : ndarray of float32, (N, H, W, M) or (N, T, M)
+    targets : ndarray of int32, (N,)
+    groups : array-like of int, shape of `images` or of one image, optional
+        See `superpixels`, `window_groups`, `modality_groups`; -1 is never removed. Default: `default_groups`.
+    baseline : str, float or array-like
+        As in `baseline_images`.
+    seed : int
+        Of a noisy baseline.
+    batch_size : int
+        Images in one pass.
+
+    Returns
+    -------
+    ndarray of float32, shape of `images`
+        Every member of a group has the group's value.
+    """
+    def losses(image, base, own, n_groups, target, _):
+        coalitions = np.concatenate([np.ones((1, n_groups), bool), ~np.eye(n_groups, dtype=bool)])
+        scores = coalition_scores(model, image, base, own, coalitions, target, batch_size)
+        return scores[0] - scores[1:]
+
+    return _by_coalitions(losses, model, images, targets, groups, baseline, seed)
+
+
+def _windows(shape, window, stride):
+    """Slices of the windows over the axes of space, cut at the far edges."""
+    starts = [range(0, max(1, -(-(size - window) // stride) * stride + 1), stride) for size in shape]
+    for corner in np.stack(np.meshgrid(*starts, indexing="ij"), -1).reshape(-1, len(shape)):
+        yield tuple(slice(int(start), int(start) + window) for start in corner)
+
+
+def occlusion(model: keras.Model, images, targets, *, window: int = 11, stride: int = 5, baseline="zero",
+              seed: int = 0, batch_size: int = 64) -> np.ndarray:
+    """What the score loses when a window of one modality is covered (Zeiler and Fergus 2014), overlaps averaged.
+
+    Parameters
+    ----------
+    model, images, targets, baseline, seed, batch_size
+        As in `feature_ablation`.
+    window, stride : int
+        Size and step of the window along every axis of space.
+
+    Returns
+    -------
+    ndarray of float32, shape of `images`
+    """
+    base = baseline_images(images, baseline, seed)
+    places = [(*place, modality) for place in _windows(images.shape[1:-1], window, stride)
+              for modality in range(images.shape[-1])]
+    maps = np.empty(images.shape, np.float32)
+    for i, (image, one, target) in enumerate(zip(images, base, targets)):
+        def batches(image=image, one=one):
+            yield image[None]
+            for start in range(0, len(places), batch_size):
+                covered = np.repeat(image[None], len(places[start:start + batch_size]), 0)
+                for picture, place in zip(covered, places[start:start + batch_size]):
+                    picture[place] = one[place]
+                yield covered
+
+        whole, *scores = score_batches(model, batches(), int(target))
+        total, times = np.zeros(image.shape), np.zeros(image.shape)
+        for place, score in zip(places, scores):
+            total[place] += whole - score
+            times[place] += 1
+        maps[i] = total / np.maximum(times, 1)
+    return maps
+
+
+def feature_permutation(model: keras.Model, images, targets, *, groups=None, permutations: int = 8, seed: int = 0,
+                        batch_size: int = 64) -> np.ndarray:
+    """What the score loses when a feature group is taken from another image (Fisher et al. 2019).
+
+    Parameters
+    ----------
+    model, images, targets, batch_size
+        As in `feature_ablation`; two images at least.
+    groups : array-like of int, shape of one image, optional
+        The same for all images, because values change places between them. By default shared by the modalities, as
+        published: then the map tells none of them apart.
+    permutations : int
+        Over how many the loss is averaged.
+    seed : int
+
+    Returns
+    -------
+    ndarray of float32, shape of `images`
+
+    Raises
+    ------
+    ValueError
+        Fewer than two images, or groups of their own for every image.
+    """
+    if len(images) < 2:
+        raise ValueError("feature_permutation: needs two images at least, because values change places between them")
+    groups = default_groups(images, shared=True) if groups is None else groups
+    if np.shape(groups) != images.shape[1:]:
+        raise ValueError(f"feature_permutation: groups must be the same for all images, {images.shape[1:]} "
+                         f"(got {np.shape(groups)})")
+    own, n_groups = check_groups(groups, images)
+    rng, rows = np.random.default_rng(seed), np.arange(len(images))
+
+    def scores(batch):
+        parts = [model.predict_on_batch(batch[i:i + batch_size]) for i in range(0, len(batch), batch_size)]
+        return np.concatenate(parts)[rows, targets].astype(np.float64)
+
+    whole, losses = scores(images), np.zeros((len(images), n_groups))
+    for group in range(n_groups):
+        for _ in range(permutations):
+            other = images[rng.permutation(len(images))]
+            losses[:, group] += (whole - scores(np.where(own == group, other, images))) / permutations
+    return np.stack([_spread(loss, one) for loss, one in zip(losses, own)])
+
+
+def lime(model: keras.Model, images, targets, *, groups=None, samples: int = 500, width: float = 1.0, baseline="zero",
+         seed: int = 0, batch_size: int = 64) -> np.ndarray:
+    """Weights of a linear model of the score in random coalitions, near ones counting more (Ribeiro et al. 2016).
+
+    Parameters
+    ----------
+    model, images, targets, groups, baseline, batch_size
+        As in `feature_ablation`.
+    samples : int
+        Random coalitions; more than there are groups.
+    width : float
+        Of the kernel ``exp(-d^2 / (2 width^2))``, d the cosine distance between the coalition and all groups.
+    seed : int
+
+    Returns
+    -------
+    ndarray of float32, shape of `images`
+    """
+    def weights(image, base, own, n_groups, target, rng):
+        coalitions = rng.random((samples, n_groups)) < 0.5
+        scores = coalition_scores(model, image, base, own, coalitions, target, batch_size)
+        distance = 1 - np.sqrt(coalitions.mean(1))
+        near = np.exp(-(distance**2) / (2 * width**2))
+        return LinearRegression().fit(coalitions, scores, near).coef_
+
+    return _by_coalitions(weights, model, images, targets, groups, baseline, seed)
+
+
+def shapley_sampling(model: keras.Model, images, targets, *, groups=None, permutations: int = 25, baseline="zero",
+                     seed: int = 0, batch_size: int = 64) -> np.ndarray:
+    """Mean gain of a feature group over random orders in which groups join (Strumbelj and Kononenko 2010).
+
+    Parameters
+    ----------
+    model, images, targets, groups, baseline, batch_size
+        As in `feature_ablation`.
+    permutations : int
+        Random orders.
+    seed : int
+
+    Returns
+    -------
+    ndarray of float32, shape of `images`
+        Values of the groups add up to the score minus that of the baseline.
+    """
+    def gains(image, base, own, n_groups, target, rng):
+        orders = rng.permuted(np.tile(np.arange(n_groups), (permutations, 1)), axis=1)
+        ranks = orders.argsort(1)
+        joined = ranks[:, None] < np.arange(n_groups + 1)[:, None]
+        scores = coalition_scores(model, image, base, own, joined.reshape(-1, n_groups), target, batch_size)
+        steps = np.diff(scores.reshape(permutations, n_groups + 1), axis=1)
+        return np.take_along_axis(steps, ranks, 1).mean(0)
+
+    return _by_coalitions(gains, model, images, targets, groups, baseline, seed)
+
+
+def kernel_shap(model: keras.Model, images, targets, *, groups=None, samples: int = 300, baseline="zero", seed: int = 0,
+                batch_size: int = 64) -> np.ndarray:
+    """Shapley values by weighted regression over random coalitions (Lundberg and Lee 2017, theorem 2).
+
+    Parameters
+    ----------
+    model, images, targets, groups, baseline, batch_size
+        As in `feature_ablation`.
+    samples : int
+        Random coalitions, drawn in pairs of complements.
+    seed : int
+
+    Returns
+    -------
+    ndarray of float32, shape of `images`
+        Values of the groups add up to the score minus that of the baseline exactly.
+    """
+    def values(image, base, own, n_groups, target, rng):
+        ends = np.array([np.zeros(n_groups, bool), np.ones(n_groups, bool)])
+        nothing, everything = coalition_scores(model, image, base, own, ends, target, batch_size)
+        if n_groups == 1:
+            return np.array([everything - nothing])
+        coalitions = _kernel_coalitions(n_groups, samples, rng)
+        scores = coalition_scores(model, image, base, own, coalitions, target, batch_size)
+        return _efficient_regression(coalitions, scores - nothing, everything - nothing)
+
+    return _by_coalitions(values, model, images, targets, groups, baseline, seed)
+
+
+def _kernel_coalitions(n_groups, samples, rng):
+    """Coalitions drawn with the Shapley kernel's probability: sizes by ``1 / (k (n - k))``, then any of that size."""
+    sizes = np.arange(1, n_groups)
+    chance = 1 / (sizes * (n_groups - sizes))
+    drawn = rng.choice(sizes, -(-samples // 2), p=chance / chance.sum())
+    half = rng.random((len(drawn), n_groups)).argsort(1) < drawn[:, None]
+    return np.concatenate([half, ~half])[:samples]
+
+
+def _efficient_regression(coalitions, gains, total):
+    """Least squares of the gains under the condition that the coefficients add up to `total`.
+
+    The last coefficient is the rest, which leaves an ordinary regression for the others.
+    """
+    z = coalitions.astype(np.float64)
+    found = np.linalg.lstsq(z[:, :-1] - z[:, -1:], gains - total * z[:, -1], rcond=None)[0]
+    return np.append(found, total - found.sum())

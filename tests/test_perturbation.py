@@ -1,0 +1,232 @@
+"""Attributions by removal against loops written out, exact Shapley values and nets whose answer is known."""
+
+from itertools import combinations
+from math import factorial
+
+import keras
+import numpy as np
+import pytest
+
+from mslib.explain import perturbation
+from mslib.explain.groups import check_groups, modality_groups, superpixels, window_groups
+from mslib.explain.perturbation import coalition_scores
+
+IN_GROUPS = {"feature_ablation": {}, "lime": {"samples": 80}, "shapley_sampling": {"permutations": 6},
+             "kernel_shap": {"samples": 60}}
+
+
+@pytest.fixture(scope="module")
+def case():
+    """Two images of three modalities, quarters of every modality as groups, one corner in none; a small curved net."""
+    rng = np.random.default_rng(1)
+    inputs = keras.Input((8, 6, 3))
+    x = keras.layers.Conv2D(5, 3, activation="relu")(inputs)
+    x = keras.layers.Conv2D(6, 3, activation="relu")(x)
+    model = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(x)))
+    model.set_weights([rng.normal(0, 1, weight.shape) for weight in model.get_weights()])
+    images = rng.uniform(0, 1, (2, 8, 6, 3)).astype("float32")
+    own = np.repeat(np.repeat([[0, 1], [2, 3]], 4, 0), 3, 1)
+    groups = own[..., None] // np.array([1, 2, 4]) + np.array([0, 4, 6])  # 4, 2 and 1 groups
+    groups[0, 0] = -1
+    return model, images, np.array([1, 2]), groups
+
+
+@pytest.fixture(scope="module")
+def linear():
+    rng = np.random.default_rng(2)
+    inputs = keras.Input((8, 6, 3))
+    model = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Flatten()(inputs)))
+    model.set_weights([rng.normal(0, 1, weight.shape) for weight in model.get_weights()])
+    return model
+
+
+def score(model, image, target):
+    return float(np.asarray(model(image[None]))[0, target])
+
+
+def with_only(image, base, groups, stay):
+    """An image in which the groups that do not stay have become baseline, value by value."""
+    made = image.copy()
+    for place in np.ndindex(image.shape):
+        if groups[place] != -1 and groups[place] not in stay:
+            made[place] = base[place]
+    return made
+
+
+def exact_shapley(model, image, base, groups, target):
+    """Every coalition, weighted as Shapley 1953 does it."""
+    n = groups.max() + 1
+    worth = {stay: score(model, with_only(image, base, groups, stay), target)
+             for k in range(n + 1) for stay in combinations(range(n), k)}
+    values = np.zeros(n)
+    for one in range(n):
+        for k in range(n):
+            for stay in combinations([g for g in range(n) if g != one], k):
+                weight = factorial(k) * factorial(n - k - 1) / factorial(n)
+                values[one] += weight * (worth[tuple(sorted((*stay, one)))] - worth[stay])
+    return values
+
+
+def of_groups(values, groups):
+    """One value per group from a map; every member must have it, what is in no group must have none."""
+    found = []
+    for group in range(groups.max() + 1):
+        assert np.ptp(values[groups == group]) == 0
+        found.append(values[groups == group][0])
+    assert (values[groups == -1] == 0).all()
+    return np.array(found)
+
+
+def test_coalitions_in_batches(case):
+    model, images, _, groups = case
+    base, stays = images[1], np.random.default_rng(0).random((7, groups.max() + 1)) < 0.5
+    expected = [score(model, with_only(images[0], base, groups, np.flatnonzero(stay)), 2) for stay in stays]
+    for batch_size in (3, 64):
+        found = coalition_scores(model, images[0], base, groups, stays, 2, batch_size)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_feature_ablation_written_out(case):
+    model, images, targets, groups = case
+    maps = perturbation.feature_ablation(model, images, targets, groups=groups, baseline="mean")
+    for image, values, target in zip(images, maps, targets):
+        base = np.broadcast_to(image.mean((0, 1)), image.shape)
+        everyone = set(range(groups.max() + 1))
+        expected = [score(model, image, target) - score(model, with_only(image, base, groups, everyone - {g}), target)
+                    for g in sorted(everyone)]
+        np.testing.assert_allclose(of_groups(values, groups), expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("window,stride", [(3, 2), (4, 4), (11, 5), (1, 3)])
+def test_occlusion_written_out(case, window, stride):
+    model, images, targets, _ = case
+    maps = perturbation.occlusion(model, images, targets, window=window, stride=stride, baseline=0.5, batch_size=7)
+    for image, values, target in zip(images, maps, targets):
+        total, times = np.zeros(image.shape), np.zeros(image.shape)
+        for row in range(0, 8, stride):
+            for column in range(0, 6, stride):
+                if (row and row - stride + window >= 8) or (column and column - stride + window >= 6):
+                    continue  # the window before has reached the edge
+                for modality in range(3):
+                    covered = image.copy()
+                    covered[row:row + window, column:column + window, modality] = 0.5
+                    loss = score(model, image, target) - score(model, covered, target)
+                    total[row:row + window, column:column + window, modality] += loss
+                    times[row:row + window, column:column + window, modality] += 1
+        np.testing.assert_allclose(values, total / np.maximum(times, 1), rtol=1e-3, atol=1e-5)
+
+
+def test_shapley_methods_approach_the_exact_values_and_add_up(case):
+    model, images, targets, groups = case
+    sampled = perturbation.shapley_sampling(model, images, targets, groups=groups, permutations=2000)
+    regressed = perturbation.kernel_shap(model, images, targets, groups=groups, samples=4000)
+    for i, (image, target) in enumerate(zip(images, targets)):
+        exact = exact_shapley(model, image, np.zeros_like(image), groups, target)
+        nothing = with_only(image, np.zeros_like(image), groups, ())
+        owed = score(model, image, target) - score(model, nothing, target)
+        assert abs(exact.sum() - owed) < 1e-4
+        for values in (of_groups(sampled[i], groups), of_groups(regressed[i], groups)):
+            assert np.corrcoef(values, exact)[0, 1] > 0.999
+            assert abs(values.sum() - owed) < 1e-4 * max(1, abs(owed))
+
+
+@pytest.mark.parametrize("method", IN_GROUPS)
+def test_a_linear_net_owes_every_group_its_part(case, linear, method):
+    _, images, targets, groups = case
+    base = np.random.default_rng(4).uniform(0, 1, images.shape).astype("float32")
+    maps = getattr(perturbation, method)(linear, images, targets, groups=groups, baseline=base, **IN_GROUPS[method])
+    kernel = linear.get_weights()[0].reshape(8, 6, 3, 3)
+    for i, target in enumerate(targets):
+        parts = (images[i] - base[i]) * kernel[..., target]
+        expected = [parts[groups == group].sum() for group in range(groups.max() + 1)]
+        np.testing.assert_allclose(of_groups(maps[i], groups), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", [*IN_GROUPS, "occlusion"])
+def test_an_image_is_explained_alike_among_others_and_in_any_batch(case, method):
+    model, images, targets, groups = case
+    more = {} if method == "occlusion" else {"groups": groups, **IN_GROUPS[method]}
+    explain = getattr(perturbation, method)
+    whole = explain(model, images, targets, **more)
+    np.testing.assert_allclose(explain(model, images[:1], targets[:1], **more), whole[:1], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(explain(model, images, targets, batch_size=5, **more), whole, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["lime", "shapley_sampling", "kernel_shap"])
+def test_seeded(case, method):
+    model, images, targets, groups = case
+    explain, more = getattr(perturbation, method), IN_GROUPS[method]
+    one, same, other = (explain(model, images, targets, groups=groups, seed=seed, **more) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one, same)
+    assert not np.allclose(one, other, rtol=1e-4)
+
+
+def test_a_group_that_the_net_does_not_see_gets_nothing(case):
+    model, images, targets, groups = case
+    blind = keras.models.clone_model(model)
+    weights = model.get_weights()
+    weights[0] = weights[0].copy()
+    weights[0][:, :, 1] = 0
+    blind.set_weights(weights)
+    for method in ("feature_ablation", "shapley_sampling"):
+        maps = getattr(perturbation, method)(blind, images, targets, groups=groups, **IN_GROUPS[method])
+        assert np.abs(maps[..., 1]).max() < 1e-5 < np.abs(maps[..., 0]).max()
+
+
+def test_permutation_takes_values_from_other_images(linear):
+    rng = np.random.default_rng(0)
+    images, targets = rng.uniform(0, 1, (8, 8, 6, 3)).astype("float32"), rng.integers(0, 3, 8)
+    groups = modality_groups(images)[0]
+    maps = perturbation.feature_permutation(linear, images, targets, groups=groups, permutations=400)
+    kernel = linear.get_weights()[0].reshape(8, 6, 3, 3)
+    for modality in range(3):
+        worth = np.array([[(image * kernel[..., target])[..., modality].sum() for image in images]
+                          for target in targets])
+        expected = worth.diagonal() - worth.mean(1)  # the mean over all images, itself among them
+        found = maps[..., modality][:, 0, 0]
+        assert np.abs(found - expected).max() < 0.15 * np.abs(worth - worth.mean(1, keepdims=True)).max()
+
+
+# Groups
+
+
+def test_superpixels_keep_modalities_apart():
+    rng = np.random.default_rng(0)
+    images = rng.uniform(0.1, 1, (2, 40, 36, 3)).astype("float32")
+    images[:, :4] = 0
+    groups = superpixels(images, segments=12)
+    assert groups.shape == images.shape and (groups[:, :4] == -1).all() and (groups[:, 4:] >= 0).all()
+    for image in groups:
+        sets = [set(np.unique(image[4:, :, m])) for m in range(3)]
+        assert not sets[0] & sets[1] and not sets[1] & sets[2]
+        assert sorted(set.union(*sets)) == list(range(image.max() + 1))
+        assert all(6 <= len(one) <= 24 for one in sets)
+    shared = superpixels(images, segments=12, shared=True)
+    assert (shared == shared[..., :1]).all()
+    masked = superpixels(images, 6, mask=np.arange(40)[:, None] > np.zeros(36) + 20)
+    assert (masked[:, :21] == -1).all() and (masked[:, 21:] >= 0).all()
+
+
+def test_windows_and_modalities():
+    signals = np.zeros((2, 10, 3))
+    windows = window_groups(signals, 4)
+    assert windows[0, :, 0].tolist() == [0] * 4 + [1] * 4 + [2] * 2 and windows[1, 0].tolist() == [0, 3, 6]
+    assert modality_groups(signals)[1, 5].tolist() == [0, 1, 2]
+    assert check_groups(windows[0], signals)[1] == 9
+
+
+@pytest.mark.parametrize("call,message", [
+    (lambda x: check_groups(np.zeros((2, 2), int), x), "groups: must have the shape of the images"),
+    (lambda x: check_groups(np.zeros(x.shape), x), "groups: must be integers from -1"),
+    (lambda x: check_groups(np.full(x.shape, -1), x), "with one group at least"),
+    (lambda x: superpixels(x[0]), "superpixels: needs images (N, H, W, M)"),
+    (lambda x: superpixels(x, mask=np.ones((3, 3))), "mask: must be (2, 8, 6) or (8, 6)"),
+    (lambda x: superpixels(x, mask=np.zeros((8, 6))), "mask: nothing inside it in image 0"),
+    (lambda x: window_groups(x, 4), "window_groups: needs signals (N, T, M)"),
+    (lambda x: perturbation.feature_permutation(None, x[:1], [0], groups=modality_groups(x)[0]), "two images at least"),
+    (lambda x: perturbation.feature_permutation(None, x, [0, 1], groups=modality_groups(x)),
+     "groups must be the same for all images")])
+def test_unfit_groups_are_refused_in_one_line(call, message):
+    with pytest.raises(ValueError) as caught:
+        call(np.ones((2, 8, 6, 3), "float32"))
+    assert message in str(caught.value) and len(str(caught.value).splitlines()) == 1
