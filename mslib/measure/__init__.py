@@ -6,6 +6,7 @@ from .classification import (
     classification_report,
     confusion_measures,
 )
+from .faithfulness import area_under_removal, delta_aupc, removal_curve, removed_at, shuffled_maps
 from .localisation import (
     average_precision,
     half_heat_share,
@@ -14,6 +15,15 @@ from .localisation import (
     mass_share,
     measure_maps,
     pointing_game,
+)
+from .modality import (
+    correlation_by_chance,
+    feature_importance_score,
+    feature_portions,
+    importance_correlation,
+    modality_totals,
+    shapley_values,
+    subset_worths,
 )
 from .statistics import (
     MIN_SUBJECTS,
@@ -26,7 +36,9 @@ from .statistics import (
 )
 
 __all__ = [
-    "MIN_SUBJECTS", "ClassificationReport", "GroupComparison", "Interval", "adjust_p_values", "average_precision",
-    "bootstrap_classification", "bootstrap_subjects", "classification_report", "compare_groups",
-    "confusion_measures", "half_heat_share", "heat_quantile", "iou_at_median", "mass_share", "measure_maps",
-    "pointing_game", "proportion_interval"]
+    "MIN_SUBJECTS", "ClassificationReport", "GroupComparison", "Interval", "adjust_p_values", "area_under_removal",
+    "average_precision", "bootstrap_classification", "bootstrap_subjects", "classification_report", "compare_groups",
+    "confusion_measures", "correlation_by_chance", "delta_aupc", "feature_importance_score", "feature_portions",
+    "half_heat_share", "heat_quantile", "importance_correlation", "iou_at_median", "mass_share", "measure_maps",
+    "modality_totals", "pointing_game", "proportion_interval", "removal_curve", "removed_at", "shapley_values",
+    "shuffled_maps", "subset_worths"]

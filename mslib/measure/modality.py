@@ -1,0 +1,163 @@
+"""How much does each modality matter to a net, and does a map say the same?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import permutations
+from math import factorial
+
+import numpy as np
+from scipy.stats import kendalltau
+
+
+def subset_worths(worth: Callable[[tuple[int, ...]], float], modalities: int) -> np.ndarray:
+    """Worth of every subset of the modalities.
+
+    Parameters
+    ----------
+    worth : callable
+        Takes the modalities that are present, in order; gives accuracy, minus cross-entropy or another value.
+    modalities : int
+
+    Returns
+    -------
+    ndarray of float, (2 ** modalities,)
+        At place ``sum(2 ** m for m in subset)``; the first is the worth of nothing, the last of all.
+    """
+    return np.array([worth(tuple(m for m in range(modalities) if subset >> m & 1)) for subset in range(2**modalities)],
+                    float)
+
+
+def shapley_values(worths) -> np.ndarray:
+    """Exact Shapley value of every modality (Shapley 1953; Jin et al. 2022, eq. 1).
+
+    ``phi_m = sum over subsets c without m of |c|! (M - |c| - 1)! / M! (v(c + m) - v(c))``
+
+    Parameters
+    ----------
+    worths : array-like, (2 ** M,) or (2 ** M, ...)
+        As `subset_worths` orders them; further axes (fills, bootstrap draws) are kept.
+
+    Returns
+    -------
+    ndarray of float, (M,) or (M, ...)
+        Adds up to the worth of all minus that of nothing.
+
+    Raises
+    ------
+    ValueError
+        The number of worths is no power of two, or one is not finite.
+    """
+    worths = np.asarray(worths, float)
+    count = len(worths).bit_length() - 1 if worths.ndim else -1
+    if count < 1 or len(worths) != 2**count:
+        raise ValueError(f"worths: must be one for each subset, 2, 4, 8 ... (got {worths.shape})")
+    if not np.isfinite(worths).all():
+        raise ValueError("worths: hold NaN or infinity")
+    values = np.zeros((count, *worths.shape[1:]))
+    for subset in range(2**count):
+        size = subset.bit_count()
+        for m in range(count):
+            if not subset >> m & 1:
+                weight = factorial(size) * factorial(count - size - 1) / factorial(count)
+                values[m] += weight * (worths[subset | 1 << m] - worths[subset])
+    return values
+
+
+def modality_totals(maps) -> np.ndarray:
+    """Positive attribution of every modality.
+
+    Parameters
+    ----------
+    maps : array-like, (N, ..., M)
+
+    Returns
+    -------
+    ndarray of float64, (N, M)
+    """
+    maps = np.asarray(maps, np.float64)
+    return np.maximum(maps, 0).reshape(len(maps), -1, maps.shape[-1]).sum(1)
+
+
+def importance_correlation(totals, importance) -> np.ndarray:
+    """Kendall's tau-b between the modalities' shares of a map and their importance (MI correlation).
+
+    With M modalities it takes few values (M = 3: steps of a third); the mean over many maps is what can be read.
+
+    Parameters
+    ----------
+    totals : array-like, (N, M)
+        As from `modality_totals`.
+    importance : array-like, (M,)
+        As from `shapley_values`.
+
+    Returns
+    -------
+    ndarray of float, (N,)
+        NaN where all modalities of a map are alike, as in a map that cannot tell them apart.
+    """
+    return np.array([kendalltau(row, importance).statistic for row in np.asarray(totals)])
+
+
+def correlation_by_chance(modalities: int) -> np.ndarray:
+    """Kendall's tau of every order of the modalities against one: what a map without knowledge would give."""
+    order = np.arange(modalities)
+    return np.array([kendalltau(one, order).statistic for one in permutations(order)])
+
+
+def feature_portions(maps, features, inside=None) -> np.ndarray:
+    """Share of every modality's positive attribution that lies in its feature.
+
+    Parameters
+    ----------
+    maps : array-like, (N, H, W, M)
+    features : array-like of bool, (N, H, W, M)
+        Lesion masks, one per modality.
+    inside : array-like of bool, (N, H, W), optional
+        What counts (the brain). Default: everywhere.
+
+    Returns
+    -------
+    ndarray of float, (N, M)
+        NaN where a modality has no positive attribution.
+
+    Raises
+    ------
+    ValueError
+        Shapes differ.
+    """
+    heat, features = np.maximum(np.asarray(maps, np.float64), 0), np.asarray(features, bool)
+    if heat.shape != features.shape or heat.ndim != 4:
+        raise ValueError(f"features: must have the shape of the maps, (N, H, W, M) (got {features.shape} and "
+                         f"{heat.shape})")
+    if inside is not None:
+        heat = heat * np.asarray(inside, bool)[..., None]
+    total = heat.sum((1, 2))
+    return np.divide((heat * features).sum((1, 2)), total, out=np.full(total.shape, np.nan), where=total > 0)
+
+
+def feature_importance_score(portions, importance) -> np.ndarray:
+    """MSFI: feature portions, each weighted by its modality's importance (Jin et al. 2022, eq. 2).
+
+    Parameters
+    ----------
+    portions : array-like, (N, M)
+        As from `feature_portions`; a modality without attribution (NaN) counts as 0.
+    importance : array-like, (M,)
+        Negative values count as 0; one at least is positive.
+
+    Returns
+    -------
+    ndarray of float, (N,)
+        1: all attribution of the modalities that matter lies in their features. NaN: a map without attribution.
+
+    Raises
+    ------
+    ValueError
+        No modality matters.
+    """
+    portions, weights = np.asarray(portions, float), np.clip(np.asarray(importance, float), 0, None)
+    if not weights.sum() > 0:
+        raise ValueError(f"importance: one modality at least must have a positive one (got {importance})")
+    score = np.nan_to_num(portions) @ weights / weights.sum()
+    return np.where(np.isnan(portions).all(1), np.nan, score)

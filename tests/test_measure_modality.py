@@ -1,0 +1,147 @@
+"""Modality importance and faithfulness on games, maps and curves whose answer is known."""
+
+from itertools import permutations
+
+import numpy as np
+import pytest
+
+from mslib.measure import faithfulness
+from mslib.measure.modality import (
+    correlation_by_chance,
+    feature_importance_score,
+    feature_portions,
+    importance_correlation,
+    modality_totals,
+    shapley_values,
+    subset_worths,
+)
+
+# Shapley
+
+
+def by_orders(worth, modalities):
+    """Mean gain of every modality over all orders in which they can join."""
+    orders = list(permutations(range(modalities)))
+    values = np.zeros(modalities)
+    for order in orders:
+        for place, m in enumerate(order):
+            before, after = tuple(sorted(order[:place])), tuple(sorted(order[:place + 1]))
+            values[m] += (worth(after) - worth(before)) / len(orders)
+    return values
+
+
+@pytest.mark.parametrize("modalities", [1, 2, 3, 4])
+def test_shapley_is_the_mean_gain_over_all_orders(modalities):
+    table = np.random.default_rng(modalities).uniform(size=2**modalities)
+
+    def worth(subset):
+        return table[sum(2**m for m in subset)]
+
+    worths = subset_worths(worth, modalities)
+    np.testing.assert_array_equal(worths, table)
+    values = shapley_values(worths)
+    np.testing.assert_allclose(values, by_orders(worth, modalities), atol=1e-12)
+    assert values.sum() == pytest.approx(table[-1] - table[0])
+
+
+def test_shapley_of_known_games():
+    np.testing.assert_allclose(shapley_values(subset_worths(lambda s: float(0 in s), 3)), [1, 0, 0])
+    np.testing.assert_allclose(shapley_values(subset_worths(lambda s: float({0, 1} <= set(s)), 3)), [0.5, 0.5, 0])
+    np.testing.assert_allclose(shapley_values(subset_worths(lambda s: 0.2 * len(s), 3)), [0.2, 0.2, 0.2])
+
+
+def test_shapley_keeps_further_axes():
+    worths = np.random.default_rng(0).uniform(size=(8, 4))
+    values = shapley_values(worths)
+    assert values.shape == (3, 4)
+    np.testing.assert_allclose(values[:, 2], shapley_values(worths[:, 2]))
+
+
+@pytest.mark.parametrize("worths", [np.zeros(6), np.zeros(1), 3.0, [0, np.nan]])
+def test_worths_that_are_none(worths):
+    with pytest.raises(ValueError, match="worths: "):
+        shapley_values(worths)
+
+
+# Maps against importance
+
+
+def test_correlation_with_importance():
+    totals = [[3, 2, 1], [1, 2, 3], [1, 3, 2], [2, 2, 2]]
+    found = importance_correlation(totals, [0.6, 0.3, 0.1])
+    np.testing.assert_allclose(found[:3], [1, -1, -1 / 3])
+    assert np.isnan(found[3])
+    assert sorted(np.round(correlation_by_chance(3), 6)) == [-1, -0.333333, -0.333333, 0.333333, 0.333333, 1]
+
+
+def test_totals_are_of_what_is_positive():
+    maps = np.array([[[[1, -2], [3, 4]]]])
+    np.testing.assert_array_equal(modality_totals(maps), [[4, 4]])
+    np.testing.assert_array_equal(modality_totals(maps.reshape(1, 2, 2)), [[4, 4]])
+
+
+def test_portions_and_their_weighted_mean():
+    maps, features = np.zeros((2, 2, 2, 3)), np.zeros((2, 2, 2, 3), bool)
+    maps[0, ..., 0] = [[3, 1], [-5, 0]]
+    maps[0, ..., 1] = [[1, 1], [1, 1]]
+    features[0, 0, 0] = True
+    portions = feature_portions(maps, features)
+    np.testing.assert_allclose(portions[0], [0.75, 0.25, np.nan])
+    assert np.isnan(portions[1]).all()
+    inside = np.array([[[True, False], [True, True]]] * 2)
+    np.testing.assert_allclose(feature_portions(maps, features, inside)[0], [1, 1 / 3, np.nan])
+    scores = feature_importance_score(portions, [0.6, 0.2, -0.3])
+    assert scores[0] == pytest.approx((0.6 * 0.75 + 0.2 * 0.25) / 0.8) and np.isnan(scores[1])
+    assert feature_importance_score(portions, [0, 0, 1])[0] == 0, "the modality that matters got nothing"
+    with pytest.raises(ValueError, match="one modality at least"):
+        feature_importance_score(portions, [0, -1, 0])
+    with pytest.raises(ValueError, match="shape of the maps"):
+        feature_portions(maps, features[..., :2])
+
+
+# Removal
+
+
+def test_area_of_known_curves():
+    assert faithfulness.area_under_removal(np.ones(11)) == pytest.approx(1)
+    assert faithfulness.area_under_removal(np.linspace(1, 0, 11)) == pytest.approx(0.5)
+    assert faithfulness.area_under_removal([1] + [0] * 10) == pytest.approx(0.05)
+    assert faithfulness.area_under_removal([1, 0.5], [1, 0]) == pytest.approx(0.75)
+
+
+@pytest.fixture
+def ranked():
+    """One image of 100 ones; the map ranks its places."""
+    heat = np.arange(1.0, 101).reshape(1, 10, 10, 1)
+    return np.ones(heat.shape), heat, np.zeros(heat.shape)
+
+
+def test_removal_takes_the_hottest_first(ranked):
+    images, heat, base = ranked
+    curve = faithfulness.removal_curve(np.mean, images, heat, base)
+    np.testing.assert_allclose(curve, np.linspace(1, 0, 11), atol=0.011)
+    assert curve[0] == 1 and curve[-1] == 0
+    gone = faithfulness.removed_at(heat[0], 0.9)
+    assert gone.sum() == 10 and gone.ravel()[-10:].all()
+    assert not faithfulness.removed_at(-heat[0], 0.0).any(), "what is not positive stays"
+
+
+def test_only_what_is_inside_is_removed(ranked):
+    images, heat, base = ranked
+    inside = np.zeros(heat.shape, bool)
+    inside[:, :5] = True
+    curve = faithfulness.removal_curve(np.mean, images, heat, base, inside)
+    assert curve[-1] == pytest.approx(0.5)
+    shuffled = faithfulness.shuffled_maps(heat, inside)
+    np.testing.assert_array_equal(shuffled[~inside], heat[~inside])
+    assert sorted(shuffled[inside]) == sorted(heat[inside]) and (shuffled != heat).any()
+    np.testing.assert_array_equal(heat, np.arange(1.0, 101).reshape(heat.shape))
+
+
+def test_a_map_that_finds_the_deciding_place_beats_shuffled_ones(ranked):
+    images, heat, base = ranked
+    delta, area = faithfulness.delta_aupc(lambda x: x[0, -1, -1, 0], images, heat, base, draws=200)
+    assert area == pytest.approx(0.05)
+    assert delta == pytest.approx(0.45, abs=0.06), "a place is gone at a random level: area 0.5"
+    worst, area = faithfulness.delta_aupc(lambda x: x[0, 0, 0, 0], images, heat, base, draws=200)
+    assert area == pytest.approx(0.95) and worst < -0.35
