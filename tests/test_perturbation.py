@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from mslib.explain import perturbation
+from mslib.explain.coalitions import coalition_scores
 from mslib.explain.groups import check_groups, modality_groups, superpixels, window_groups
-from mslib.explain.perturbation import coalition_scores
 
 IN_GROUPS = {"feature_ablation": {}, "lime": {"samples": 80}, "shapley_sampling": {"permutations": 6},
              "kernel_shap": {"samples": 60}}

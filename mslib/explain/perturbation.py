@@ -1,81 +1,14 @@
-"""Attributions from what happens to a score when values are removed: one engine for all of them.
-
-A *coalition* says for every feature group whether it stays; what does not is replaced by a baseline. Images that are
-predicted are made batch by batch, so that memory does not grow with the number of samples.
-"""
+"""Attributions from what happens to a score when values are removed."""
 
 from __future__ import annotations
-
-from collections.abc import Callable, Iterable
 
 import keras
 import numpy as np
 from sklearn.linear_model import LinearRegression
 
 from .baselines import baseline_images
+from .coalitions import coalition_scores, explain_each, score_batches, spread_over_groups
 from .groups import check_groups, default_groups
-
-
-def score_batches(model: keras.Model, batches: Iterable[np.ndarray], target: int) -> np.ndarray:
-    """Score of one class for many images that come in batches.
-
-    Parameters
-    ----------
-    model : keras.Model
-    batches : iterable of ndarray, (n, ...)
-    target : int
-
-    Returns
-    -------
-    ndarray of float64
-    """
-    parts = [np.asarray(model.predict_on_batch(batch))[:, target] for batch in batches]
-    return np.concatenate(parts).astype(np.float64)
-
-
-def coalition_scores(model: keras.Model, image, base, groups, coalitions, target: int,
-                     batch_size: int = 64) -> np.ndarray:
-    """Score of a class with some feature groups replaced by their baseline.
-
-    Parameters
-    ----------
-    model : keras.Model
-    image, base : ndarray, (H, W, M) or (T, M)
-    groups : ndarray of int, shape of `image`
-        Values at -1 stay.
-    coalitions : ndarray of bool, (n, n_groups)
-        Which groups stay; a coalition that comes again is predicted once.
-    target : int
-    batch_size : int
-
-    Returns
-    -------
-    ndarray of float64, (n,)
-    """
-    once, places = np.unique(coalitions, axis=0, return_inverse=True)
-    stays = np.concatenate([once, np.ones((len(once), 1), bool)], 1)  # the last one answers to -1
-
-    def batches():
-        for start in range(0, len(stays), batch_size):
-            yield np.where(stays[start:start + batch_size][:, groups], image, base)
-
-    return score_batches(model, batches(), target)[places.ravel()]
-
-
-def _spread(values, groups):
-    """Values of groups at the places of their members; 0 where there is no group."""
-    return np.append(values, 0.0)[groups].astype(np.float32)
-
-
-def _by_coalitions(explain: Callable, model, images, targets, groups, baseline, seed):
-    """Attribution of every image by `explain` (image, base, groups, n_groups, target, rng) to values of groups."""
-    groups, n_groups = check_groups(default_groups(images) if groups is None else groups, images)
-    base = baseline_images(images, baseline, seed)
-    maps = np.empty(images.shape, np.float32)
-    for i, (image, one, own, target) in enumerate(zip(images, base, groups, targets)):
-        # Each image has a seed of its own: it is explained alike among any others.
-        maps[i] = _spread(explain(image, one, own, n_groups, int(target), np.random.default_rng([seed, i])), own)
-    return maps
 
 
 def feature_ablation(model: keras.Model, images, targets, *, groups=None, baseline="zero", seed: int = 0,
@@ -107,7 +40,7 @@ def feature_ablation(model: keras.Model, images, targets, *, groups=None, baseli
         scores = coalition_scores(model, image, base, own, coalitions, target, batch_size)
         return scores[0] - scores[1:]
 
-    return _by_coalitions(losses, model, images, targets, groups, baseline, seed)
+    return explain_each(losses, images, targets, groups, baseline, seed)
 
 
 def _windows(shape, window, stride):
@@ -196,7 +129,7 @@ def feature_permutation(model: keras.Model, images, targets, *, groups=None, per
         for _ in range(permutations):
             other = images[rng.permutation(len(images))]
             losses[:, group] += (whole - scores(np.where(own == group, other, images))) / permutations
-    return np.stack([_spread(loss, one) for loss, one in zip(losses, own)])
+    return np.stack([spread_over_groups(loss, one) for loss, one in zip(losses, own)])
 
 
 def lime(model: keras.Model, images, targets, *, groups=None, samples: int = 500, width: float = 1.0, baseline="zero",
@@ -224,7 +157,7 @@ def lime(model: keras.Model, images, targets, *, groups=None, samples: int = 500
         near = np.exp(-(distance**2) / (2 * width**2))
         return LinearRegression().fit(coalitions, scores, near).coef_
 
-    return _by_coalitions(weights, model, images, targets, groups, baseline, seed)
+    return explain_each(weights, images, targets, groups, baseline, seed)
 
 
 def shapley_sampling(model: keras.Model, images, targets, *, groups=None, permutations: int = 25, baseline="zero",
@@ -252,7 +185,7 @@ def shapley_sampling(model: keras.Model, images, targets, *, groups=None, permut
         steps = np.diff(scores.reshape(permutations, n_groups + 1), axis=1)
         return np.take_along_axis(steps, ranks, 1).mean(0)
 
-    return _by_coalitions(gains, model, images, targets, groups, baseline, seed)
+    return explain_each(gains, images, targets, groups, baseline, seed)
 
 
 def kernel_shap(model: keras.Model, images, targets, *, groups=None, samples: int = 300, baseline="zero", seed: int = 0,
@@ -281,7 +214,7 @@ def kernel_shap(model: keras.Model, images, targets, *, groups=None, samples: in
         scores = coalition_scores(model, image, base, own, coalitions, target, batch_size)
         return _efficient_regression(coalitions, scores - nothing, everything - nothing)
 
-    return _by_coalitions(values, model, images, targets, groups, baseline, seed)
+    return explain_each(values, images, targets, groups, baseline, seed)
 
 
 def _kernel_coalitions(n_groups, samples, rng):

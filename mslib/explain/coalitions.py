@@ -1,0 +1,78 @@
+"""The engine of the perturbation methods: what a net says while some feature groups are replaced by a baseline.
+
+A *coalition* says for every feature group whether it stays; what does not is replaced. Images that are predicted are
+made batch by batch, so that memory does not grow with the number of samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import keras
+import numpy as np
+
+from .baselines import baseline_images
+from .groups import check_groups, default_groups
+
+
+def score_batches(model: keras.Model, batches: Iterable[np.ndarray], target: int) -> np.ndarray:
+    """Score of one class for many images that come in batches.
+
+    Parameters
+    ----------
+    model : keras.Model
+    batches : iterable of ndarray, (n, ...)
+    target : int
+
+    Returns
+    -------
+    ndarray of float64
+    """
+    parts = [np.asarray(model.predict_on_batch(batch))[:, target] for batch in batches]
+    return np.concatenate(parts).astype(np.float64)
+
+
+def coalition_scores(model: keras.Model, image, base, groups, coalitions, target: int,
+                     batch_size: int = 64) -> np.ndarray:
+    """Score of a class with some feature groups replaced by their baseline.
+
+    Parameters
+    ----------
+    model : keras.Model
+    image, base : ndarray, (H, W, M) or (T, M)
+    groups : ndarray of int, shape of `image`
+        Values at -1 stay.
+    coalitions : ndarray of bool, (n, n_groups)
+        Which groups stay; a coalition that comes again is predicted once.
+    target : int
+    batch_size : int
+
+    Returns
+    -------
+    ndarray of float64, (n,)
+    """
+    once, places = np.unique(coalitions, axis=0, return_inverse=True)
+    stays = np.concatenate([once, np.ones((len(once), 1), bool)], 1)  # the last one answers to -1
+
+    def batches():
+        for start in range(0, len(stays), batch_size):
+            yield np.where(stays[start:start + batch_size][:, groups], image, base)
+
+    return score_batches(model, batches(), target)[places.ravel()]
+
+
+def spread_over_groups(values, groups):
+    """Values of groups at the places of their members; 0 where there is no group."""
+    return np.append(values, 0.0)[groups].astype(np.float32)
+
+
+def explain_each(explain: Callable, images, targets, groups, baseline, seed):
+    """Attribution of every image by `explain` (image, base, groups, n_groups, target, rng) to values of groups."""
+    groups, n_groups = check_groups(default_groups(images) if groups is None else groups, images)
+    base = baseline_images(images, baseline, seed)
+    maps = np.empty(images.shape, np.float32)
+    for i, (image, one, own, target) in enumerate(zip(images, base, groups, targets)):
+        # Each image has a seed of its own: it is explained alike among any others.
+        values = explain(image, one, own, n_groups, int(target), np.random.default_rng([seed, i]))
+        maps[i] = spread_over_groups(values, own)
+    return maps
