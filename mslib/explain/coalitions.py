@@ -72,7 +72,7 @@ def explain_each(explain: Callable, images, targets, groups, baseline, seed):
     base = baseline_images(images, baseline, seed)
     maps = np.empty(images.shape, np.float32)
     for i, (image, one, own, target) in enumerate(zip(images, base, groups, targets)):
-        # Each image has a seed of its own: it is explained alike among any others.
+        # A seed per place: alike among others, as long as no image has more groups than before.
         values = explain(image, one, own, n_groups, int(target), np.random.default_rng([seed, i]))
         maps[i] = spread_over_groups(values, own)
     return maps

@@ -89,7 +89,10 @@ def occlusion(model: keras.Model, images, targets, *, window: int = 11, stride: 
 
 def feature_permutation(model: keras.Model, images, targets, *, groups=None, permutations: int = 8, seed: int = 0,
                         batch_size: int = 64) -> np.ndarray:
-    """What the score loses when a feature group is taken from another image (Fisher et al. 2019).
+    """What the score loses when a feature group changes places between the images (Fisher et al. 2019).
+
+    A permutation may leave an image its own values, so that of N images a loss is (N - 1) / N of what other images'
+    values would cost.
 
     Parameters
     ----------
@@ -141,7 +144,7 @@ def lime(model: keras.Model, images, targets, *, groups=None, samples: int = 500
     model, images, targets, groups, baseline, batch_size
         As in `feature_ablation`.
     samples : int
-        Random coalitions; more than there are groups.
+        Random coalitions; several times the number of groups (not checked).
     width : float
         Of the kernel ``exp(-d^2 / (2 width^2))``, d the cosine distance between the coalition and all groups.
     seed : int
@@ -197,7 +200,8 @@ def kernel_shap(model: keras.Model, images, targets, *, groups=None, samples: in
     model, images, targets, groups, baseline, batch_size
         As in `feature_ablation`.
     samples : int
-        Random coalitions, drawn in pairs of complements.
+        Random coalitions, drawn in pairs of complements: at least twice the number of groups, because a pair says one
+        thing about them (not checked; fewer leave the values undetermined, and the smallest solution is taken).
     seed : int
 
     Returns

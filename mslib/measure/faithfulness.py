@@ -42,6 +42,7 @@ def removal_curve(performance: Callable[[np.ndarray], float], images, maps, base
     performance : callable
         Takes images, gives one number (accuracy).
     images, maps, base : array-like, (N, H, W, M) or (N, T, M)
+        Of one shape (not checked), maps finite.
     inside : array-like of bool, same shape, optional
         What may be removed.
     levels : sequence of float
@@ -61,7 +62,10 @@ def removal_curve(performance: Callable[[np.ndarray], float], images, maps, base
 
 
 def area_under_removal(curve, levels=LEVELS) -> float:
-    """AUPC: area under a removal curve over the share removed, by trapezoids; small where the map is needed."""
+    """AUPC: area under a removal curve over one minus the quantile, by trapezoids; small where the map is needed.
+
+    Of a map with few positive values little is ever removed: compare methods by `delta_aupc`, not by this.
+    """
     return float(np.trapezoid(np.asarray(curve, float), 1 - np.asarray(levels, float)))
 
 

@@ -82,7 +82,7 @@ def modality_totals(maps) -> np.ndarray:
 def importance_correlation(totals, importance) -> np.ndarray:
     """Kendall's tau-b between the modalities' shares of a map and their importance (MI correlation).
 
-    With M modalities it takes few values (M = 3: steps of a third); the mean over many maps is what can be read.
+    With M modalities it takes few values (M = 3: -1, -1/3, 1/3, 1); the mean over many maps is what can be read.
 
     Parameters
     ----------
