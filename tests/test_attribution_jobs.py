@@ -49,6 +49,9 @@ def test_importance_finds_the_sequence_that_decides(linear):
     known = table[(table["fill"] == "zero") & (table["worth"] == "accuracy")].set_index("modality")
     assert known.loc["FLAIR", "value"] == pytest.approx(0.5), "all right with it, one class of two without"
     np.testing.assert_array_equal(np.sign(scores.importance_of(table, CONFIG)), [0, 0, 1])
+    assert table[["low", "high"]].isna().all(axis=None), "four subjects have no interval"
+    more = scores.importance_table(*arguments(linear), linear["brain"], list("abcdefgh"), CONFIG, "net")
+    assert more.loc[more["modality"] == "FLAIR", "low"].notna().any()
 
 
 def test_a_perfect_map_has_all_its_heat_in_the_feature_and_an_even_one_what_chance_has(linear):
@@ -100,6 +103,7 @@ def test_informative_maps_are_better_where_the_net_is_right():
     assert found.loc["gradient", "rho"] == 1 and found.loc["gradient", "p_right"] < 0.01
     assert np.isnan(found.loc["lime", "rho"]) and found.loc["lime", "p_right"] > 0.4
     assert np.isnan(scores.informativeness(table.assign(right=True)).loc["gradient", "p_right"])
+    assert np.isnan(scores.informativeness(table[:2]).loc["gradient", "rho"]), "two maps have no correlation"
 
 
 def keep(folder, linear, methods, monkeypatch=None, seen=None, config=CONFIG):

@@ -19,6 +19,8 @@ from mslib.explain import (
 )
 from mslib.explain.model import batches_of, logits_of
 from mslib.measure import (
+    MIN_SUBJECTS,
+    Interval,
     area_under_removal,
     bootstrap_subjects,
     feature_importance_score,
@@ -37,8 +39,9 @@ from mslib.study import StudyConfig, progress
 SIGMA = 1.0
 #: What takes the place of a whole modality: in-painting would have nothing to start from.
 MODALITY_FILLS = ("zero", "mean", "noise")
-#: Methods whose values add up to the score's difference from a baseline of zeros.
-COMPLETE = ("integrated_gradients", "deeplift", "gradient_shap", "shapley_sampling", "kernel_shap")
+#: Methods whose maps add up, pixel by pixel, to the score's difference from a baseline of zeros. (Those of the Shapley
+#: methods repeat a superpixel's value in each of its pixels: its values add up, its pixels do not.)
+COMPLETE = ("integrated_gradients", "deeplift", "gradient_shap")
 
 
 def _scores(model, images):
@@ -82,6 +85,8 @@ def importance_table(model: keras.Model, images, targets, brain, subjects, confi
             resampled = shapley_values(outcome @ (draws / draws.sum(1, keepdims=True)).T)
             for modality, value, others in zip(config.sequences, values, resampled):
                 found = percentile_interval(value, others, config.statistics.confidence)
+                if len(names) < MIN_SUBJECTS:
+                    found = Interval(found.estimate, np.nan, np.nan)
                 rows.append({"net": label, "fill": fill, "worth": worth, "modality": modality, "value": value,
                              "low": found.low, "high": found.high, "nothing": outcome[0].mean(),
                              "all": outcome[-1].mean()})
@@ -193,12 +198,13 @@ def rank_agreement(table: pd.DataFrame) -> pd.DataFrame:
 def informativeness(scores: pd.DataFrame) -> pd.DataFrame:
     """Does a map tell a right prediction from a wrong one? By method: Spearman's rho of MSFI with the probability of
     the explained class, and the one-sided p of MSFI being larger where the net is right (NaN: all right or all wrong).
+    No rho of fewer than `MIN_SUBJECTS` maps.
     """
     rows = []
     for method, part in scores.groupby("method", sort=False):
         known = part[part["msfi"].notna()]
         right, wrong = known.loc[known["right"], "msfi"], known.loc[~known["right"], "msfi"]
-        varies = len(known) > 1 and np.ptp(known["msfi"]) > 0
+        varies = len(known) >= MIN_SUBJECTS and np.ptp(known["msfi"]) > 0
         rho = spearmanr(known["msfi"], known["probability"]).statistic if varies else np.nan
         p = mannwhitneyu(right, wrong, alternative="greater").pvalue if len(right) and len(wrong) else np.nan
         rows.append({"method": method, "rho": rho, "p_right": p})

@@ -182,7 +182,8 @@ def importance_caption(config: StudyConfig, run_dir: str | Path) -> str:
     """Whose slices the importance is of."""
     people = explained_subjects(config, run_dir)
     return (f"Exact Shapley values over the eight subsets of the sequences. Nets of the study: {study_kind(config)}, "
-            f"n = {len(people)} patients, up to {config.attribution.shapley_slices} slices each. "
+            f"n = {len(people)} patients, up to {config.attribution.shapley_slices} slices each (planted nets, "
+            "where there are any: slices of simulated controls). "
             f"{interval_sentence(len(people), config)} Cross-entropy: its negative, more is better.")
 
 
