@@ -40,8 +40,8 @@ class Protocol:
     """
 
     n_folds: int = 5
-    per_recording: int | None = 120
-    passes: int = 15
+    per_recording: int | None = 100
+    passes: int = 12
     batch_size: int = 32
     learning_rate: float = 1e-3
     patience: int = 5
