@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from .sleep import Sleep
+
 Sequence = Literal["T1w", "T2w", "FLAIR"]
 Group = Annotated[str, Field(pattern=r"^[A-Za-z0-9]+$")]
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -196,6 +198,7 @@ class StudyConfig(Section):
     training: Training = Training()
     explain: Explain = Explain()
     attribution: Attribution = Attribution()
+    sleep: Sleep | None = None
     statistics: Statistics = Statistics()
 
     @model_validator(mode="after")
