@@ -21,6 +21,7 @@ from .explained import volume_path, volume_subjects
 from .methods import TERMS, methods_text
 from .predictions import predictions_path, read_predictions
 from .record import interval_text
+from .sleep_report import sleep_finding, sleep_section
 from .words import attribution, nets_folder, study_kind, weights_sentence
 
 #: Bytes of a figure, and of the co-registration pictures of all subjects together (base64 adds a third).
@@ -223,6 +224,8 @@ def findings(config: StudyConfig, run_dir: str | Path) -> dict[str, str]:
             lines[name] = "; ".join(_place(config, run_dir, backbone) for backbone in config.model.backbones)
         elif name == "04_multimodal_attribution":
             lines[name] = _attribution_finding(numbers)
+        elif name == "06_sleep_staging":
+            lines[name] = sleep_finding(numbers)
         elif name == "07_summary":
             published = [row for row in numbers["claims"] if not row["published claim"].startswith("(")]
             verdicts = pd.Series([row["holds?"].split(":")[0] for row in published]).value_counts()
@@ -252,6 +255,8 @@ def write_report(config: StudyConfig, run_dir: str | Path, claims: pd.DataFrame)
         "methods": Section(intro=methods_text(config, run_dir))}
     if config.cohort.source != "open_ms":
         sections["training"] = Section(_training(run_dir, config), origin)
+    if config.sleep and "06_sleep_staging" in metrics(run_dir):
+        sections["sleep"] = sleep_section(run_dir, config, metrics(run_dir)["06_sleep_staging"])
     problems = [*faults(run_dir), *(f"sub-{subject}: excluded: {reason}"
                                     for subject, reason in exclusions(config, run_dir).items())]
     return build_report(Path(run_dir) / "report.html", f"Where does the network look? Study {config.study}", sections,

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+from logging import ERROR, getLogger
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from mslib.sleep import EpochSet, fetch_telemetry, read_cohort, simulate_cohort
+from mslib.sleep.files import read_json
 from mslib.sleep.folds import CrossValidation, Protocol, cross_validate, load_stager, train_fold
 from mslib.study import StudyConfig, StudyError, progress, write_json
+from mslib.study.provenance import file_sha256
 from mslib.study.sleep import Sleep
+
+getLogger("tensorflow").setLevel(ERROR)  # one net per fold: TensorFlow would warn of every new graph
 
 #: Epochs of 30 s in an hour.
 PER_HOUR = 120
@@ -76,9 +81,11 @@ def read_nights(config: StudyConfig, run_dir: str | Path) -> EpochSet:
     if people < own.folds:
         raise StudyError(f"{folder}: has nights of {people} subject{'s' * (people != 1)} that can be used, fewer than "
                          f"sleep.folds, {own.folds}; nobody may be in two folds")
-    write_json(sleep_folder(run_dir) / "nights.json", {
-        "recordings": int(epochs.table["recording"].nunique()), "subjects": people, "epochs": len(epochs),
-        "faults": list(epochs.faults), "facts": epochs.facts})
+    facts = {"recordings": int(epochs.table["recording"].nunique()), "subjects": people, "epochs": len(epochs),
+             "faults": list(epochs.faults), "facts": epochs.facts}
+    path = sleep_folder(run_dir) / "nights.json"
+    if read_json(path) != facts:  # every fold depends on this file: it changes only when the nights do
+        write_json(path, facts)
     return epochs
 
 
@@ -104,6 +111,7 @@ def fit_fold(config: StudyConfig, run_dir: str | Path, number: int) -> Path:
     except ValueError as error:
         raise StudyError(str(error)) from error
     fold_relevance(config, run_dir, epochs, place)
+    write_json(sleep_folder(run_dir) / f"{place.name}.json", {"weights": file_sha256(place / "weights.npz")})
     return place
 
 

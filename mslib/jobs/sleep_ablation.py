@@ -115,6 +115,14 @@ def ablation_table(named: pd.DataFrame, config: StudyConfig) -> pd.DataFrame:
                                           key=lambda column: column.map(lambda value: order.get(value, value)))
 
 
+def ablation_panels(summary: pd.DataFrame, ablated: pd.DataFrame, rule: str) -> dict[str, pd.DataFrame]:
+    """Panels of `mslib.show.plot_stage_shares`: relevance of right epochs above what every fill loses, in percent."""
+    part = summary[(summary["rule"] == rule) & (summary["kind"] == "absolute") & summary["right"]]
+    percent = ablated.assign(**{name: 100 * ablated[name] for name in ("value", "low", "high")})
+    return {f"relevance ({rule})": part} | {f"ablation: replaced by {name}": rows
+                                            for name, rows in percent.groupby("fill", sort=False)}
+
+
 def collapse_table(named: pd.DataFrame) -> pd.DataFrame:
     """Where the epochs go: the stage that is named most often without a modality, and how often.
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 
@@ -28,7 +26,6 @@ ORDERINGS = (
 EFFECT_CLAIMS = (("Medication goes with the relevance of EEG and EOG in NREM2", "drug", ("EEG", "EOG"), ("N2",)),
                  ("Sex goes with the relevance of EEG", "woman", ("EEG",), STAGES),
                  ("Age goes with the relevance of EOG", "decade", ("EOG",), STAGES))
-FILE = "sleep_claims.csv"
 
 
 def together(verdicts: list[str]) -> str:
@@ -134,15 +131,3 @@ def sleep_claims(subjects: pd.DataFrame, known: pd.DataFrame, consistent: dict, 
     if settings(config).source != "simulated":
         return table.rename(columns={"in the simulator's truth": "in the information of single modalities"})
     return table
-
-
-def sleep_rows(run_dir: str | Path, config: StudyConfig) -> list[dict]:
-    """Rows for the table of notebook 07; none where the study has no nights or notebook 06 has not run."""
-    path = Path(run_dir) / "tables" / FILE
-    if config.sleep is None or not path.is_file():
-        return []
-    table = pd.read_csv(path, keep_default_na=False)
-    kind = table.columns[-1]
-    return [{name: row[name] for name in ("published claim", "net", "holds?")}
-            | {"our evidence": row["our evidence"] + (f"; order {kind}: {row[kind]}" if row[kind] else "")}
-            for row in table.to_dict("records")]
