@@ -13,6 +13,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
+from sleep_plots import SLEEP_PLOTS
 
 from mslib import show
 from mslib.show.figure import colours_by_depth
@@ -139,7 +140,7 @@ def shares():
 
 PLOTS = [attributions, scores, importance, shares, examples, confusions, layer_block, layer_grid, registration,
          headline, learning_curves, accuracies, depth_curves, randomisation, groups, lobes, cohort, registration_errors,
-         qc_table]
+         qc_table, *SLEEP_PLOTS]
 
 
 def words(fig):
