@@ -68,7 +68,8 @@ def fold_relevance(config: StudyConfig, run_dir: str | Path, epochs: EpochSet, p
     if not path.exists():
         predictions = pd.read_csv(place / "predictions.tsv", sep="\t", dtype={"subject": str, "recording": str})
         drawn = draw_by_stage(predictions, own.explained_per_stage, config.seed)
-        compared = draw_by_stage(drawn.drop(columns="weight"), own.compared_per_stage, config.seed)
+        compared = draw_by_stage(drawn.rename(columns={"weight": "drawn"}), own.compared_per_stage, config.seed)
+        compared["weight"] *= compared["drawn"]
         model = load_stager(place)
         tables = [_shares(model, epochs, drawn, own.rule, own.rule, {})]
         for key, (rule, parameters) in VARIANTS.items():
