@@ -71,6 +71,10 @@ def _model(part, outcome, effects) -> pd.DataFrame:
     return found.assign(detectable=[detectable(*pair) for pair in zip(error, found["df"])])
 
 
+def _p_values(part, outcome, effects) -> pd.Series:
+    return mixed_effects(part, outcome, effects).set_index("term")["p"].loc[effects]
+
+
 def fit_effects(shares: pd.DataFrame) -> pd.DataFrame:
     """Effects of age, sex and drug on the share of every modality in every stage, by mixed models.
 
@@ -136,11 +140,10 @@ def simulate_effects(shares: pd.DataFrame, known: pd.DataFrame, fitted: pd.DataF
         table = shares.drop(columns=["subject", *effects]).join(shuffled(known, rng), on="recording")
         for stage, modality in outcomes.itertuples(index=False):
             part = table[table["stage"] == stage]
-            absent = _model(part, modality, effects).set_index("term")["p"]
+            null.append(_p_values(part, modality, effects).rename(run))
             size = np.array([sizes[stage, modality, name] for name in effects])
             present = part.assign(**{modality: part[modality] + part[effects].to_numpy() @ size})
-            null.append(absent.rename(run))
-            power.append(_model(present, modality, effects).set_index("term")["p"].rename(run))
+            power.append(_p_values(present, modality, effects).rename(run))
     return _rates(pd.DataFrame(null), pd.DataFrame(power), config) if null else pd.DataFrame()
 
 
