@@ -60,11 +60,12 @@ def methods_text(config: StudyConfig) -> str:
     own = config.sleep
     drawn = "all epochs" if own.epochs_per_recording is None else f"{own.epochs_per_recording} epochs"
     return (f"Nights: {own.source}. EEG, EOG and EMG at {own.rate:g} Hz, epochs of 30 s, standardised per recording "
-            f"and channel. A 1-D convolutional net (Ellis et al. 2021; pools of {own.pool}) per fold, {own.folds} folds by "
+            f"and channel. A 1-D CNN (Ellis et al. 2021; pools of {own.pool}) per fold, {own.folds} folds by "
             f"subject, {drawn} of every training and validation recording, at most {own.passes} passes of Adam "
             f"({own.learning_rate:g}), class weights, the weights of the lowest validation loss. Relevance: rule "
             f"{own.rule}, up to {own.explained_per_stage} epochs of every test recording and stage, for the stage that "
-            "the net names. Effects: mixed models with a random intercept per subject, Benjamini-Hochberg over all tests.")
+            "the net names. Effects: mixed models with a random intercept per subject, Benjamini-Hochberg over all "
+            "tests.")
 
 
 def sleep_section(run_dir: str | Path, config: StudyConfig, numbers: dict) -> Section:
