@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 LIBRARIES = ("tensorflow", "keras", "numpy", "scipy", "pandas", "SimpleITK", "nibabel", "nilearn", "scikit-image",
-             "scikit-learn", "statsmodels", "matplotlib", "seaborn", "snakemake", "papermill")
+             "scikit-learn", "statsmodels", "mne", "edfio", "matplotlib", "seaborn", "snakemake", "papermill")
 
 
 def _module_path(module: str) -> Path | None:
