@@ -32,6 +32,8 @@ from .words import nets_folder
 
 #: Slices of the published figures, counted from 1 at the bottom of the 135 (Hong and Zhang 2021, figures 3 and 4).
 PUBLISHED_SLICES = (57, 58, 59)
+#: Sections of the settings that decide maps.
+DECIDE = {"seed", "groups", "sequences", "cohort", "prep", "model", "explain"}
 
 
 def weights_path(config: StudyConfig, run_dir: str | Path, backbone: str) -> Path:
@@ -204,7 +206,7 @@ def map_facts(config: StudyConfig, run_dir: str | Path, backbone: str) -> dict:
     """What decides the maps of a net: its weights, settings, code, and the preprocessed subjects."""
     people = usable_subjects(config, run_dir)
     return {"weights": file_sha256(weights_path(config, run_dir, backbone)), "code": code_digest("mslib.jobs.maps"),
-            "settings": json.loads(config.model_dump_json(exclude={"statistics", "study", "training", "attribution"})),
+            "settings": json.loads(config.model_dump_json(include=DECIDE)),
             "subjects": {person.id: file_sha256(qc_path(run_dir, person.id)) for person in people}}
 
 
