@@ -16,6 +16,7 @@ from .localisation import (
     measure_maps,
     pointing_game,
 )
+from .mixed import mixed_effects
 from .modality import (
     correlation_by_chance,
     feature_importance_score,
@@ -40,5 +41,5 @@ __all__ = [
     "average_precision", "bootstrap_classification", "bootstrap_subjects", "classification_report", "compare_groups",
     "confusion_measures", "correlation_by_chance", "delta_aupc", "feature_importance_score", "feature_portions",
     "half_heat_share", "heat_quantile", "importance_correlation", "iou_at_median", "mass_share", "measure_maps",
-    "modality_totals", "pointing_game", "proportion_interval", "removal_curve", "removed_at", "shapley_values",
-    "shuffled_maps", "subset_worths"]
+    "mixed_effects", "modality_totals", "pointing_game", "proportion_interval", "removal_curve", "removed_at",
+    "shapley_values", "shuffled_maps", "subset_worths"]
