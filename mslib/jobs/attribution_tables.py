@@ -124,20 +124,25 @@ def planted_sweep(truths: dict[str, dict], importance: pd.DataFrame, config: Stu
     return pd.concat(tables, ignore_index=True)
 
 
+def sweep_repairs(sweep: pd.DataFrame, method: str) -> tuple[bool, str]:
+    """Whether the best layer of a method lies, in every net, surely above chance and above its last; and the means."""
+    rows = sweep[sweep["method"] == method]
+    mean = rows.groupby("layer", sort=False)["value"].mean()
+    last, best = mean.iloc[-1], mean.idxmax()
+    limits = rows[rows["layer"] == best]
+    beyond = rows.loc[rows["layer"] == mean.index[-1], "high"].to_numpy()
+    sure = (limits["low"] > limits["chance"]).to_numpy() & (limits["low"].to_numpy() > beyond)
+    return bool(sure.all()), (f"mean MSFI {last:.2f} at {mean.index[-1]}, highest {mean.max():.2f} at {best} (chance "
+                              f"{rows['chance'].mean():.2f}); intervals apart in {sure.sum()} of {len(sure)} nets")
+
+
 def sweep_sentence(sweep: pd.DataFrame) -> str:
     """Whether an earlier layer repairs Grad-CAM: its best layer against its last, over the planted nets."""
     told = []
     for method, name in (("gradcam", "Grad-CAM"), ("guided_gradcam", "Guided Grad-CAM")):
-        rows = sweep[sweep["method"] == method]
-        mean = rows.groupby("layer", sort=False)["value"].mean()
-        last, best = mean.iloc[-1], mean.idxmax()
-        limits = rows[rows["layer"] == best]
-        beyond = rows.loc[rows["layer"] == mean.index[-1], "high"].to_numpy()
-        repaired = (limits["low"] > limits["chance"]).all() and (limits["low"].to_numpy() > beyond).all()
-        told.append(f"{name}: mean MSFI {last:.2f} at {mean.index[-1]}, highest {mean.max():.2f} at {best} (chance "
-                    f"{rows['chance'].mean():.2f}). An earlier layer "
-                    f"{'repairs' if repaired else 'does not clearly repair'} it (repairs: its interval lies above "
-                    "chance and above the last layer's in every net).")
+        repaired, numbers = sweep_repairs(sweep, method)
+        told.append(f"{name}: {numbers}. An earlier layer {'repairs' if repaired else 'does not clearly repair'} it "
+                    "(repairs: its interval lies above chance and above the last layer's in every net).")
     return "\n".join(told)
 
 

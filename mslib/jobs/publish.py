@@ -25,6 +25,7 @@ GALLERY = {
     "02_finetuning_vgg19": ("How much of VGG19's accuracy is real?", "accuracy_vgg19"),
     "03_gradcam_layers": ("At which depth does a heat map point at the lesions?", "depth_curves"),
     "04_multimodal_attribution": ("Which method may be believed about which sequence?", "attribution_patient"),
+    "05_modality_relevance": ("Which sequence is a score made of?", "relevance_shares"),
     "07_summary": ("Which published claims hold?", "figure2_confusion")}
 
 

@@ -208,7 +208,7 @@ def effects_table(table: pd.DataFrame, config: StudyConfig, run_dir: str | Path)
     facts["male"] = facts["sex"].map({"M": 1.0, "F": 0.0}) if "sex" in facts else np.nan
     part = table[table["group"].isin(patient_groups(config))].copy()
     people = facts.reindex(part["subject"].unique())
-    known = [name for name in EFFECTS if name in people and people[name].notna().all() and people[name].nunique() > 1]
+    known = [name for name in EFFECTS if name in people and people[name].notna().all() and people[name].std() > 0]
     if not known or len(people) < len(known) + 3:
         return pd.DataFrame()
     for name in known:

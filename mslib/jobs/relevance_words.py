@@ -29,8 +29,8 @@ def planted_caption(known: pd.DataFrame, config: StudyConfig) -> str:
     """What the figure of the planted nets shows."""
     chance = known.loc[known["kind"] == "in its mark", "chance"].mean()
     return ("Simulated controls with planted marks, three nets. Upper rows: share of a sequence in the relevance "
-            "(dotted: a third). Last row: share of a sequence's positive relevance inside its own mark; by chance "
-            f"{chance:.0f} % (the dotted third does not apply). Lines: {config.statistics.confidence * 100:g} % interval "
+            "(dotted: a third). Last row: share of a sequence's positive relevance inside its own mark, by "
+            f"chance {chance:.0f} % (not the dotted third). Lines: {config.statistics.confidence * 100:g} % interval "
             "(bootstrap over subjects).")
 
 
@@ -107,7 +107,7 @@ def stability_sentence(stable: pd.DataFrame) -> str:
     told = []
     for backbone, rows in stable.groupby("backbone", sort=False):
         means = ", ".join(f"{row.modality} {row.first:.0f} and {row.second:.0f}" for row in rows.itertuples())
-        told.append(f"{backbone.upper()}: mean shares {means} %, a slice's two shares {rows['apart'].mean():.1f} points "
+        told.append(f"{backbone.upper()}: mean shares {means} %, a slice's two {rows['apart'].mean():.1f} points "
                     f"apart, rank correlation {rows['rho'].min():.2f} to {rows['rho'].max():.2f} (right about "
                     f"{rows['right_first'].iloc[0]:.0%} and {rows['right_second'].iloc[0]:.0%} of "
                     f"{rows['slices'].max()} slices)")
