@@ -82,7 +82,8 @@ def _registration(config, run_dir) -> list[Panel]:
              else "Error against known truth")
     panels = figure_panel(run_dir, "registration_errors", title,
                           "Error before and after, one dot per image.", "Below the red lines (dashed: target of the "
-                          "median, dotted: of the worst).", "Registration errors before and after, targets as red lines")
+                          "median, dotted: of the worst).",
+                          "Registration errors before and after, targets as red lines")
     panels += figure_panel(run_dir, "figure1_examples", "Figure 1: example slices", "Three sequences by group, after "
                            "co-registration; known lesions outlined.", "The same anatomy at the same place in every "
                            "row.", "Example slices of three sequences and the groups")
