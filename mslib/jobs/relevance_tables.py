@@ -46,7 +46,8 @@ def mean_shares(table: pd.DataFrame, by: list[str], config: StudyConfig) -> pd.D
     Returns
     -------
     pandas.DataFrame
-        The columns of `by`, ``kind, modality, value, low, high`` (percent, subject bootstrap), ``slices, subjects``.
+        The columns of `by`, ``kind, modality, value, low, high`` (percent, subject bootstrap), ``chance`` (if all
+        sequences had the same), ``slices, subjects``.
     """
     rows = []
     for key, part in table.groupby(by, sort=False):
@@ -54,6 +55,7 @@ def mean_shares(table: pd.DataFrame, by: list[str], config: StudyConfig) -> pd.D
             for sequence in config.sequences:
                 values = part[f"{kind}_{sequence}"]
                 rows.append({**dict(zip(by, key)), "kind": kind, "modality": sequence,
+                             "chance": 100 / len(config.sequences),
                              **_mean(values, part["subject"], config), "slices": int(values.notna().sum()),
                              "subjects": part.loc[values.notna(), "subject"].nunique()})
     return pd.DataFrame(rows)
@@ -109,7 +111,8 @@ def rule_shares(rules: pd.DataFrame, worths: pd.DataFrame, config: StudyConfig) 
     Returns
     -------
     pandas.DataFrame
-        ``backbone, kind, source, modality, value, low, high``. Shapley values are under both kinds, without limits.
+        ``backbone, kind, source, modality, value, low, high, chance``. Shapley values are under both kinds,
+        without limits.
     """
     lrps = mean_shares(rules, ["backbone", "rule"], config).rename(columns={"rule": "source"})
     rows = []
@@ -119,7 +122,8 @@ def rule_shares(rules: pd.DataFrame, worths: pd.DataFrame, config: StudyConfig) 
             values = np.clip(part.set_index("modality")["value"].reindex(list(config.sequences)).to_numpy(), 0, None)
             scaled = 100 * values / values.sum() if values.sum() > 0 else np.full(len(values), np.nan)
             rows += [{"backbone": backbone, "source": f"Shapley, {fill}", "kind": kind, "modality": sequence,
-                      "value": value} for kind in KINDS for sequence, value in zip(config.sequences, scaled)]
+                      "value": value, "chance": 100 / len(scaled)}
+                     for kind in KINDS for sequence, value in zip(config.sequences, scaled)]
     return pd.concat([lrps, pd.DataFrame(rows)], ignore_index=True)
 
 
@@ -149,8 +153,8 @@ def planted_shares(config: StudyConfig, run_dir: str | Path) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        ``experiment, role, modality, rule, kind, value, low, high`` (percent); for ``kind`` "in its mark" the share of
-        a sequence's positive relevance that lies inside its own mark, ``chance`` the mark's share of the brain.
+        ``experiment, role, modality, rule, kind, value, low, high, chance`` (percent); for ``kind`` "in its mark" the
+        share of a sequence's positive relevance inside its own mark, and by chance the mark's share of the brain.
     """
     slices, rows = planted.control_slices(config, run_dir), []
     for experiment in planted.experiments(config):
@@ -170,7 +174,8 @@ def planted_shares(config: StudyConfig, run_dir: str | Path) -> pd.DataFrame:
             owner = marked.slices.table["subject"]
             for m, sequence in enumerate(config.sequences):
                 common = {"experiment": experiment.name, "role": role_of[m], "modality": sequence, "rule": rule}
-                rows += [{**common, "kind": kind, **_mean(table[f"{kind}_role{m}"], owner, config)} for kind in KINDS]
+                rows += [{**common, "kind": kind, **_mean(table[f"{kind}_role{m}"], owner, config),
+                          "chance": 100 / len(config.sequences)} for kind in KINDS]
                 rows.append({**common, "kind": "in its mark", **_mean(inside[:, m], owner, config),
                              "chance": 100 * float(np.nanmean(even[:, m]))})
     return pd.DataFrame(rows)

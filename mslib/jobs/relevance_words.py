@@ -12,25 +12,26 @@ from .words import subjects_kind
 
 #: False discovery rate below which an effect is called one.
 LEVEL = 0.05
+#: How the two kinds of slices are called in figures.
+ANSWERS = {"right": "slices named rightly", "wrong": "slices named wrongly"}
 
 
-def who(table: pd.DataFrame, config: StudyConfig) -> str:
-    """Whose slices a figure is of: kind, numbers, what the intervals are."""
+def who(table: pd.DataFrame, config: StudyConfig, intervals: bool = True) -> str:
+    """Whose slices a figure is of: kind, numbers, and (where it shows any) what the intervals are."""
     subjects = table["subject"].nunique()
     per_net = len(table) // table["backbone"].nunique()
-    interval = f"No interval: n < {MIN_SUBJECTS} subjects"
-    if subjects >= MIN_SUBJECTS:
+    interval = f"No interval: n < {MIN_SUBJECTS} subjects" if intervals else "Bars: median"
+    if intervals and subjects >= MIN_SUBJECTS:
         interval = f"{config.statistics.confidence * 100:g} % interval (bootstrap over subjects)"
     return (f"{subjects_kind(config)} that the nets have not learnt from: n = {subjects}, {per_net} slices per net. "
             f"{interval}. Relevance of the class that the net names.")
 
 
-def planted_caption(known: pd.DataFrame, config: StudyConfig) -> str:
+def planted_caption(config: StudyConfig) -> str:
     """What the figure of the planted nets shows."""
-    chance = known.loc[known["kind"] == "in its mark", "chance"].mean()
     return ("Simulated controls with planted marks, three nets. Upper rows: share of a sequence in the relevance "
-            "(dotted: a third). Last row: share of a sequence's positive relevance inside its own mark, by "
-            f"chance {chance:.0f} % (not the dotted third). Lines: {config.statistics.confidence * 100:g} % interval "
+            "(dotted: a third). Last row: share of a sequence's positive relevance inside its own mark (dotted: the "
+            f"mark's share of the brain). Lines: {config.statistics.confidence * 100:g} % interval "
             "(bootstrap over subjects).")
 
 

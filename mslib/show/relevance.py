@@ -13,21 +13,20 @@ from .figure import add_caption, colours_of, label_of, require_columns, styled
 
 @styled
 def plot_share_bars(table, sequences: Sequence[str], *, row: str, column: str, bars: str,
-                    unit: str = "share of relevance [%]", even: float | None = None,
-                    labels: Mapping[str, str] | None = None, caption: str = "") -> Figure:
+                    unit: str = "share of relevance [%]", labels: Mapping[str, str] | None = None,
+                    caption: str = "") -> Figure:
     """Shares of the sequences as grouped bars with intervals.
 
     Parameters
     ----------
     table : DataFrame
-        Columns named by `row`, `column` and `bars`, and ``modality, value, low, high``.
+        Columns named by `row`, `column` and `bars`, and ``modality, value, low, high, chance`` (dotted: its mean over
+        a panel).
     sequences : sequence of str
         Order of the bars of a group.
     row, column, bars : str
         Columns whose values are the rows and columns of panels, and the groups along the axis.
     unit : str
-    even : float, optional
-        Share of every sequence if all had the same, drawn dotted.
     labels : mapping of str to str, optional
         How values of `row`, `column` and `bars` are written.
     caption : str
@@ -36,7 +35,7 @@ def plot_share_bars(table, sequences: Sequence[str], *, row: str, column: str, b
     -------
     matplotlib.figure.Figure
     """
-    require_columns(table, [row, column, bars, "modality", "value", "low", "high"], "shares")
+    require_columns(table, [row, column, bars, "modality", "value", "low", "high", "chance"], "shares")
     rows, columns = (list(dict.fromkeys(table[name])) for name in (row, column))
     groups = {name: list(dict.fromkeys(table.loc[table[column] == name, bars])) for name in columns}
     colours, labels = colours_of(sequences), labels or {}
@@ -52,8 +51,7 @@ def plot_share_bars(table, sequences: Sequence[str], *, row: str, column: str, b
                 place = np.arange(len(own)) + (k - (len(sequences) - 1) / 2) * 0.8 / len(sequences)
                 ax.bar(place, own["value"], 0.75 / len(sequences), color=colours[sequence], label=sequence)
                 ax.vlines(place, own["low"], own["high"], color="black", lw=1)
-            if even is not None:
-                ax.axhline(even, color="#777777", ls=":", lw=1)
+            ax.axhline(part["chance"].mean(), color="#777777", ls=":", lw=1)
             ax.set_xticks(range(len(groups[of_column])), [labels.get(name, label_of(name))
                                                            for name in groups[of_column]],
                           rotation=30 if most > 4 else 0, ha="right" if most > 4 else "center", fontsize=7.5)
