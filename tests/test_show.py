@@ -139,7 +139,8 @@ def shares():
 
 def share_bars():
     table = interval_table(modality=SEQUENCES * 2, group=["control"] * 3 + ["SPMS"] * 3)
-    return show.plot_share_bars(table.assign(backbone="vgg16", chance=.3), SEQUENCES, row="backbone", column="backbone", bars="group")
+    table = table.assign(backbone="vgg16", chance=.3)
+    return show.plot_share_bars(table, SEQUENCES, row="backbone", column="backbone", bars="group")
 
 
 def subject_shares():
