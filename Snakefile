@@ -242,8 +242,46 @@ rule notebook_relevance:
     message: "Notebook 05: relevance of the sequences"
     shell: notebook("05_modality_relevance")
 
+if STUDY.sleep:
+    NIGHTS = f"{RUN}/sleep/nights.json"
+    OWN_NIGHTS = sorted(str(path) for kind in ("nights.tsv", "**/*.edf") for path in Path(STUDY.sleep.root).glob(kind)
+                        ) if STUDY.sleep.source == "folder" else []
+    FOLDS = [f"{RUN}/sleep/fold-{number:02d}.json" for number in range(STUDY.sleep.folds)]
+
+    rule nights:
+        input: OWN_NIGHTS
+        output: NIGHTS
+        params: settings=STUDY.sleep.model_dump_json(), seed=STUDY.seed, code=made_by("mslib.sleep")
+        threads: 2
+        resources: mem_mb=memory(1500)
+        message: "Sleep: nights"
+        shell: f"{MSLIB} nights {JOB}"
+
+    rule sleep_fold:
+        input: NIGHTS
+        output: f"{RUN}/sleep/fold-{{number}}.json"
+        params:
+            settings=STUDY.sleep.model_dump_json(), seed=STUDY.seed,
+            code=made_by("mslib.sleep.folds") + made_by("mslib.explain.lrp"),
+            fold=lambda wildcards: int(wildcards.number)
+        threads: 2
+        resources: mem_mb=memory(3000)
+        message: "Sleep: fold {wildcards.number}"
+        shell: f"{MSLIB} fold {JOB} --number {{params.fold}}"
+
+    rule notebook_sleep:
+        input: FOLDS, NIGHTS, source="notebooks/06_sleep_staging.ipynb"
+        output: f"{RUN}/metrics/06_sleep_staging.json", f"{RUN}/made/06_sleep_staging.json"
+        log: notebook=f"{RUN}/notebooks/06_sleep_staging.ipynb"
+        params: code=code_digest("notebooks/06_sleep_staging.ipynb"), settings=STUDY.model_dump_json()
+        threads: CORES or 8
+        resources: mem_mb=memory(3000)
+        message: "Notebook 06: sleep staging"
+        shell: notebook("06_sleep_staging")
+
 METRICS = expand(f"{RUN}/metrics/{{name}}.json", name=["00_cohort", "01_coregistration", "03_gradcam_layers",
-                                                       "04_multimodal_attribution", "05_modality_relevance"])
+                                                       "04_multimodal_attribution", "05_modality_relevance",
+                                                       *(["06_sleep_staging"] if STUDY.sleep else [])])
 
 rule notebook_summary:
     input: METRICS, NETS if TRAINS else [], source="notebooks/07_summary.ipynb"

@@ -18,6 +18,8 @@ JOBS = {
     "maps": "Grad-CAM of every layer and its measures for one backbone",
     "patients": "choose the patients of notebook 04",
     "attribute": "maps of one patient by the methods of notebook 04",
+    "nights": "make, fetch or read the nights of notebook 06",
+    "fold": "train and explain the net of one fold of sleep staging (notebook 06)",
     "publish": "copy the light part of a run to results/",
 }
 PER_SUBJECT = {"simulate", "preprocess", "attribute"}
@@ -36,6 +38,8 @@ def _parser() -> argparse.ArgumentParser:
             job.add_argument("--name", required=True, help="for instance 00_cohort")
         if name in ("maps", "notebook", "attribute"):
             job.add_argument("--backbone", required=name != "notebook")
+        if name == "fold":
+            job.add_argument("--number", required=True, type=int, help="from 0 on")
         if name == "publish":
             job.add_argument("--results", required=True, type=Path)
     return parser
@@ -55,6 +59,12 @@ def _run(args: argparse.Namespace) -> None:
     elif args.job == "notebook":
         from mslib.jobs.notebook import execute_notebook
         execute_notebook(args.name, args.config, args.run_dir, args.backbone)
+    elif args.job == "nights":
+        from mslib.jobs.sleep import read_nights
+        read_nights(config, args.run_dir)
+    elif args.job == "fold":
+        from mslib.jobs.sleep import fit_fold
+        fit_fold(config, args.run_dir, args.number)
     elif args.job == "publish":
         from mslib.jobs.publish import publish
         publish(config, args.config, args.run_dir, args.results)

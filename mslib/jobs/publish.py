@@ -26,6 +26,7 @@ GALLERY = {
     "03_gradcam_layers": ("At which depth does a heat map point at the lesions?", "depth_curves"),
     "04_multimodal_attribution": ("Which method may be believed about which sequence?", "attribution_patient"),
     "05_modality_relevance": ("Which sequence is a score made of?", "relevance_shares"),
+    "06_sleep_staging": ("Which of EEG, EOG and EMG tells a net the stage of sleep?", "sleep_night"),
     "07_summary": ("Which published claims hold?", "figure2_confusion")}
 
 
@@ -61,7 +62,8 @@ def _stable_outputs(outputs):
 def executed_notebooks(config: StudyConfig) -> list[str]:
     """Names of a study's executed notebooks, in order: those of the gallery that its settings ask for."""
     tuned = [f"02_finetuning_{backbone}" for backbone in config.model.backbones if config.cohort.source != "open_ms"]
-    return [name for name in GALLERY if not name.startswith("02_") or name in tuned]
+    absent = () if config.sleep else ("06_sleep_staging",)
+    return [name for name in GALLERY if (not name.startswith("02_") or name in tuned) and name not in absent]
 
 
 def made_files(config: StudyConfig, run_dir: Path) -> list[str]:

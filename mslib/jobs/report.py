@@ -22,6 +22,7 @@ from .methods import TERMS, methods_text
 from .panels import attribution_panels, figure_panel, relevance_panels
 from .predictions import predictions_path, read_predictions
 from .record import interval_text
+from .sleep_report import sleep_finding, sleep_section
 from .words import attribution, nets_folder, study_kind, weights_sentence
 
 #: Bytes of the co-registration pictures of all subjects together (base64 adds a third).
@@ -200,6 +201,8 @@ def findings(config: StudyConfig, run_dir: str | Path) -> dict[str, str]:
             lines[name] = _attribution_finding(numbers)
         elif name == "05_modality_relevance":
             lines[name] = _relevance_finding(numbers)
+        elif name == "06_sleep_staging":
+            lines[name] = sleep_finding(numbers)
         elif name == "07_summary":
             published = [row for row in numbers["claims"] if not row["published claim"].startswith("(")]
             verdicts = pd.Series([row["holds?"].split(":")[0] for row in published]).value_counts()
@@ -230,6 +233,8 @@ def write_report(config: StudyConfig, run_dir: str | Path, claims: pd.DataFrame)
         "methods": Section(intro=methods_text(config, run_dir))}
     if config.cohort.source != "open_ms":
         sections["training"] = Section(_training(run_dir, config), origin)
+    if config.sleep and "06_sleep_staging" in metrics(run_dir):
+        sections["sleep"] = sleep_section(run_dir, config, metrics(run_dir)["06_sleep_staging"])
     problems = [*faults(run_dir), *(f"sub-{subject}: excluded: {reason}"
                                     for subject, reason in exclusions(config, run_dir).items())]
     return build_report(Path(run_dir) / "report.html", f"Where does the network look? Study {config.study}", sections,

@@ -26,6 +26,7 @@ SECTIONS = {
     "layers": "Grad-CAM layer by layer",
     "attribution": "Attribution per sequence",
     "relevance": "Relevance per modality",
+    "sleep": "Sleep staging",
     "methods": "Methods and versions",
     "faults": "Faults",
 }

@@ -139,6 +139,34 @@ def cross_validate(epochs: EpochSet, folder: str | Path, protocol: Protocol | No
                            pd.concat(histories, ignore_index=True), folds, folders)
 
 
+def train_fold(epochs: EpochSet, folder: str | Path, protocol: Protocol, number: int) -> Path:
+    """Train and test one fold of `cross_validate` on its own (one job per fold); a finished one is taken up.
+
+    Parameters
+    ----------
+    epochs, folder, protocol
+        As in `cross_validate`, which later takes the fold up.
+    number : int
+        0 to ``protocol.n_folds - 1``.
+
+    Returns
+    -------
+    Path
+        The fold's folder, for `load_stager`.
+
+    Raises
+    ------
+    ValueError
+        Too few subjects, or no such fold.
+    """
+    folds = make_folds(set(epochs.table["subject"]), protocol.n_folds, protocol.seed)
+    if not 0 <= number < len(folds):
+        raise ValueError(f"fold: must lie in 0..{len(folds) - 1} (got {number})")
+    place = Path(folder) / f"fold-{number:02d}"
+    _run_fold(epochs, place, protocol, folds[number], number)
+    return place
+
+
 def _run_fold(epochs, place, protocol, fold, number) -> bool:
     """Train and test one fold unless it is there already; whether it was."""
     stamp = {"version": VERSION, "protocol": asdict(protocol), "fold": [list(part) for part in fold],

@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from .sleep import Sleep
+
 Sequence = Literal["T1w", "T2w", "FLAIR"]
 Group = Annotated[str, Field(pattern=r"^[A-Za-z0-9]+$")]
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -212,6 +214,7 @@ class StudyConfig(Section):
     explain: Explain = Explain()
     attribution: Attribution = Attribution()
     relevance: Relevance = Relevance()
+    sleep: Sleep | None = None
     statistics: Statistics = Statistics()
 
     @model_validator(mode="after")

@@ -1,0 +1,133 @@
+"""The published claims on sleep staging (Ellis et al. 2021), each decided by an interval, beside the planted truth."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from mslib.measure import bootstrap_subjects
+from mslib.sleep import STAGES
+from mslib.study import StudyConfig
+
+from .claims import FAILS, HOLDS, LEVEL, undecided, untestable, verdict
+from .record import interval_text
+from .sleep import settings
+from .sleep_tables import OVERALL
+
+#: Claim, stage, pairs (more, less) that all have to hold.
+ORDERINGS = (
+    ("Overall relevance EEG > EOG > EMG", OVERALL, (("EEG", "EOG"), ("EOG", "EMG"))),
+    ("Awake: EEG and EOG above EMG", "W", (("EEG", "EMG"), ("EOG", "EMG"))),
+    ("NREM1: EEG and EOG above EMG", "N1", (("EEG", "EMG"), ("EOG", "EMG"))),
+    ("NREM2: EEG highest", "N2", (("EEG", "EOG"), ("EEG", "EMG"))),
+    ("NREM3: EEG highest", "N3", (("EEG", "EOG"), ("EEG", "EMG"))),
+    ("REM: EOG highest", "REM", (("EOG", "EEG"), ("EOG", "EMG"))))
+#: Claim, effect, stages (all where none is named).
+EFFECT_CLAIMS = (("Medication goes with the relevance of EEG and EOG in NREM2", "drug", ("EEG", "EOG"), ("N2",)),
+                 ("Sex goes with the relevance of EEG", "woman", ("EEG",), STAGES),
+                 ("Age goes with the relevance of EOG", "decade", ("EOG",), STAGES))
+
+
+def together(verdicts: list[str]) -> str:
+    """The verdict on a claim of several parts: holds if all do, not if one does not, else the first open reason."""
+    if FAILS in verdicts:
+        return FAILS
+    return next((one for one in verdicts if one != HOLDS), HOLDS)
+
+
+def _row(claim, evidence, holds, truth=""):
+    return {"published claim": claim, "net": "sleep", "our evidence": evidence, "holds?": holds,
+            "in the simulator's truth": truth}
+
+
+def _difference(part: pd.DataFrame, more: str, less: str, config: StudyConfig):
+    """Mean over subjects of the difference of two shares, percentage points, with interval."""
+    values = (part[more] - part[less]).dropna()
+    return bootstrap_subjects(values.to_numpy(), part.loc[values.index, "subject"], n=config.statistics.bootstrap,
+                              confidence=config.statistics.confidence, seed=config.seed)
+
+
+def truth_of(known: pd.DataFrame, stage: str, pairs) -> str:
+    """Whether single modalities tell a stage (all: the mean over stages) in the claimed order, with their AUC."""
+    part = known[known["stage"].isin(STAGES if stage == OVERALL else [stage])]
+    auc = part.groupby("modality")["auc"].mean()
+    names = list(dict.fromkeys(name for pair in pairs for name in pair))
+    if auc.reindex(names).isna().any():
+        return "not measured"
+    order = all(auc[more] > auc[less] for more, less in pairs)
+    return f"{'yes' if order else 'no'} (AUC {', '.join(f'{name} {auc[name]:.2f}' for name in names)})"
+
+
+def ordering_claims(subjects: pd.DataFrame, known: pd.DataFrame, config: StudyConfig) -> list[dict]:
+    """The published orderings, of right epochs.
+
+    Parameters
+    ----------
+    subjects : pandas.DataFrame
+        Of `mslib.jobs.sleep_tables.subject_shares`.
+    known : pandas.DataFrame
+        Of `mslib.jobs.sleep_tables.information`.
+    """
+    rule, rows = settings(config).rule, []
+    mine = subjects[(subjects["rule"] == rule) & (subjects["kind"] == "absolute") & subjects["right"]]
+    for claim, stage, pairs in ORDERINGS:
+        part, told, found = mine[mine["stage"] == stage], [], []
+        for more, less in pairs:
+            one = _difference(part, more, less, config)
+            told.append(f"{more} minus {less} {interval_text(*one, 1)}")
+            found.append(verdict(one.low, one.high))
+        evidence = (f"share of the relevance in percentage points, right epochs, {part['subject'].nunique()} subjects: "
+                    f"{'; '.join(told)}")
+        rows.append(_row(claim, evidence, together(found), truth_of(known, stage, pairs)))
+    return rows
+
+
+def consistency_claim(found: dict) -> dict:
+    """Shares agree between folds when the net is right, and not when it is wrong."""
+    told = (f"SD between folds {found['right']:.1f} percentage points where right, {found['wrong']:.1f} where wrong, "
+            f"as many epochs of the same subjects and stages ({found['epochs']} of each kind); difference "
+            f"{interval_text(found['difference'], found['low'], found['high'], 1)}")
+    if np.isnan(found["right"]):
+        return _row("Relevance is consistent over folds when right and not when wrong", "",
+                    untestable("too few folds with right and wrong epochs"))
+    return _row("Relevance is consistent over folds when right and not when wrong", told,
+                verdict(found["low"], found["high"]))
+
+
+def effect_claims(fitted: pd.DataFrame) -> list[dict]:
+    """Published relations of relevance to medication, sex and age.
+
+    Parameters
+    ----------
+    fitted : pandas.DataFrame
+        Of `mslib.jobs.sleep_effects.fit_effects`.
+    """
+    rows = []
+    for claim, term, modalities, stages in EFFECT_CLAIMS:
+        part = fitted[(fitted["term"] == term) & fitted["modality"].isin(modalities) & fitted["stage"].isin(stages)]
+        part = part.dropna(subset=["p_fdr"])
+        if part.empty:
+            rows.append(_row(claim, "", untestable("not known of these nights, the same for all, or too few subjects")))
+            continue
+        first = part.sort_values("p_fdr").groupby("modality", sort=False).head(1)
+        told = "; ".join(f"{row.modality} in {row.stage} {interval_text(row.estimate, row.low, row.high, 2)} points, "
+                         f"corrected p {row.p_fdr:.2g}, would be seen from {row.detectable:.1f} on"
+                         for row in first.itertuples())
+        if (first["p_fdr"] <= LEVEL).all():
+            holds = HOLDS
+        else:
+            missing = first[first["p_fdr"] > LEVEL]
+            holds = undecided("corrected p above 5 % for " + ", ".join(missing["modality"]))
+        which = "" if len(stages) == 1 else " (strongest stage, corrected for all)"
+        rows.append(_row(claim, f"mixed model{which}: {told}", holds, ""))
+    return rows
+
+
+def sleep_claims(subjects: pd.DataFrame, known: pd.DataFrame, consistent: dict, fitted: pd.DataFrame,
+                 config: StudyConfig) -> pd.DataFrame:
+    """All claims on sleep staging as a table; empty column of the truth where nights are real."""
+    rows = [*ordering_claims(subjects, known, config), consistency_claim(consistent), *effect_claims(fitted)]
+    table = pd.DataFrame(rows)
+    if settings(config).source != "simulated":
+        return table.rename(columns={"in the simulator's truth": "in the information of single modalities"})
+    return table
