@@ -159,7 +159,7 @@ def flow():
 def effects():
     table = interval_table(modality=SEQUENCES * 2, label=["age"] * 3 + ["EDSS"] * 3)
     table = table.assign(backbone="vgg16", q=[.01, .5] * 3).rename(columns={"value": "estimate"})
-    return show.plot_effects(table, unit="points")
+    return show.plot_relations(table, unit="points")
 
 
 PLOTS = [attributions, scores, importance, shares, share_bars, subject_shares, flow, effects, examples, confusions,
@@ -283,7 +283,7 @@ def test_slices_are_drawn_with_the_patients_right_at_the_left():
      r"shares: the table lacks \['modality'"),
     (lambda: show.plot_subject_shares(pd.DataFrame({"group": []}), [], []), r"shares: the table lacks \['backbone'"),
     (lambda: show.plot_flow(pd.DataFrame({"layer": []}), None, []), r"flow: the table lacks \['backbone'"),
-    (lambda: show.plot_effects(pd.DataFrame({"q": []}), unit=""), r"effects: the table lacks \['backbone'"),
+    (lambda: show.plot_relations(pd.DataFrame({"q": []}), unit=""), r"effects: the table lacks \['backbone'"),
     (lambda: show.plot_headline(SLICES[0], {}, extra=[("x", SLICES[0], "odd")]), r"must be 'sequential' or 'diverg"),
     (lambda: show.plot_registration(SLICES[0], SLICES, SLICES, ["T2w"]), "one slice per sequence"),
     (lambda: show.plot_qc_table(pd.DataFrame({"a": [1]}), flags=pd.DataFrame({"a": [True, False]})), "flags: must be")])

@@ -156,7 +156,7 @@ def plot_flow(flow, shares, sequences: Sequence[str], *, caption: str = "") -> F
 
 
 @styled
-def plot_effects(table, *, row: str = "backbone", group: str = "label", colour: str = "modality", unit: str,
+def plot_relations(table, *, row: str = "backbone", group: str = "label", colour: str = "modality", unit: str,
                  level: float = 0.05, caption: str = "") -> Figure:
     """Effects with intervals; filled where the false discovery rate is below `level`.
 
