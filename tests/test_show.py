@@ -13,6 +13,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
+from sleep_plots import SLEEP_PLOTS
 
 from mslib import show
 from mslib.show.figure import colours_by_depth
@@ -156,15 +157,15 @@ def flow():
     return show.plot_flow(table, ends, SEQUENCES)
 
 
-def effects():
+def relations():
     table = interval_table(modality=SEQUENCES * 2, label=["age"] * 3 + ["EDSS"] * 3)
     table = table.assign(backbone="vgg16", q=[.01, .5] * 3).rename(columns={"value": "estimate"})
     return show.plot_relations(table, unit="points")
 
 
-PLOTS = [attributions, scores, importance, shares, share_bars, subject_shares, flow, effects, examples, confusions,
+PLOTS = [attributions, scores, importance, shares, share_bars, subject_shares, flow, relations, examples, confusions,
          layer_block, layer_grid, registration, headline, learning_curves, accuracies, depth_curves, randomisation,
-         groups, lobes, cohort, registration_errors, qc_table]
+         groups, lobes, cohort, registration_errors, qc_table, *SLEEP_PLOTS]
 
 
 def words(fig):

@@ -9,9 +9,8 @@ import pandas as pd
 from mslib.show.figure import label_of
 from mslib.study import StudyConfig
 
-from .attribution_tables import sweep_repairs
-from .planted_results import FAILS_ABOVE
 from .record import interval_text
+from .verdicts import FAILS_ABOVE, sweep_repairs
 
 GUIDED = ("guided_backprop", "guided_gradcam")
 HOLDS, FAILS = "holds", "does not hold"

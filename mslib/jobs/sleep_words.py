@@ -116,7 +116,7 @@ def rule_sentence(summary: pd.DataFrame, rule: str) -> str:
     wide = part.pivot_table(index=["rule", "stage"], columns="modality", values="value")
     told = []
     for other in [name for name in part["rule"].unique() if name != rule]:
-        stages = wide.loc[rule].index.intersection(wide.loc[other].index)
+        stages = [stage for stage in STAGES if {stage} <= set(wide.loc[rule].index) & set(wide.loc[other].index)]
         own, theirs = wide.loc[rule].loc[stages], wide.loc[other].loc[stages]
         changed = [stage for stage in stages if own.loc[stage].idxmax() != theirs.loc[stage].idxmax()]
         told.append(f"{other} moves the shares by {(theirs - own).abs().mean(axis=None):.1f} percentage points on "
