@@ -132,6 +132,7 @@ def _gallery(config, run_dir, folder, executed) -> None:
     viewers = sorted((folder / "viewers").glob("*"))
     scroll = "scroll through Grad-CAM over FLAIR in 3-D (nothing drawn below a fifth of its maximum)"
     more |= {f"viewers/{path.name}": scroll for path in viewers}
-    write_gallery(folder, f"Results of study {config.study}", entries, headline=drawn("headline"), more=more,
+    write_gallery(folder, f"Results of study {config.study}", entries, more=more,
+                  headline=drawn("headline_relevance") or drawn("headline"),
                   lead=f"{report.lead_sentence(config, run_dir)} {attribution(config)}",
                   simulated=config.cohort.source == "simulated")

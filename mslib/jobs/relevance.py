@@ -16,9 +16,10 @@ from mslib.study import StudyConfig, atomic_path, progress, stamped_folder, writ
 from mslib.study.provenance import file_sha256, made_by
 
 from .cohort import qc_path, subject_folder, usable_subjects
+from .depth import headline_layers
 from .explained import explained_subjects, stack_of, volume_subjects
 from .finetuning import load_slices
-from .maps import images_of, net, target_of, weights_path
+from .maps import example_maps, images_of, net, target_of, weights_path
 from .predictions import read_predictions, tested
 from .relevance_scores import relevance_table, spread_slices
 from .words import nets_folder
@@ -122,6 +123,32 @@ def flow_table(config: StudyConfig, run_dir: str | Path, backbone: str) -> pd.Da
     table = pd.DataFrame(rows)
     return table.assign(**{key: table[key] / table["sum"].iloc[0] for key in ("sum", "absolute")},
                         images=len(people), backbone=backbone)
+
+
+def headline_panels(config: StudyConfig, run_dir: str | Path, backbone: str, best: str | None) -> dict:
+    """Grad-CAM of three layers and the relevance of every sequence for one slice of the example patient.
+
+    Parameters
+    ----------
+    backbone : str
+    best : str or None
+        Layer that has to be among the three.
+
+    Returns
+    -------
+    dict
+        ``flair, lesion`` (H, W), ``maps`` (layer to map), ``extra`` (as `mslib.show.plot_headline` takes it),
+        ``example`` (of `mslib.jobs.maps.example_maps`). Maps and relevance are for the patient's own class.
+    """
+    model = net(config, run_dir, backbone)
+    example = example_maps(model, backbone, config, run_dir)
+    layers = [layer.name for layer in model.layers if layer.name in example]
+    chosen = headline_layers(layers, best, 3)
+    images = images_of(stack_of(run_dir, str(example["subject"])), example["slices"][1:2], config)
+    relevance = lrp(model, images, config.groups.index(str(example["group"])), config.relevance.rule)[0]
+    return {"flair": example["flair"][1], "lesion": example["lesion"][1],
+            "maps": {layer: example[layer][1] for layer in chosen}, "example": example,
+            "extra": [(f"LRP {name}", relevance[..., m], "diverging") for m, name in enumerate(config.sequences)]}
 
 
 def volume_file(backbone: str, run_dir: str | Path, subject: str) -> Path:

@@ -27,6 +27,17 @@ def who(table: pd.DataFrame, config: StudyConfig, intervals: bool = True) -> str
             f"{interval}. Relevance of the class that the net names.")
 
 
+def headline_sentence(backbone: str, shown: dict) -> str:
+    """What the wide picture shows, and whether the net is right about the slice."""
+    one = shown["example"]
+    group, predicted = str(one["group"]), str(one["predicted"][1])
+    return (f"Slice {one['slices'][1] + 1} of patient sub-{one['subject']}, {group}. Left: FLAIR. Then Grad-CAM of "
+            f"{backbone.upper()} for the class {group}, from shallow to deep, each scaled to its own maximum; right: "
+            f"relevance of the three sequences for {group} (LRP), red for it and blue against it, one scale. The net "
+            f"takes this slice for {predicted} ({'right' if predicted == group else 'wrong'}). Good: colour on lesions, "
+            "none elsewhere.")
+
+
 def planted_caption(config: StudyConfig) -> str:
     """What the figure of the planted nets shows."""
     return ("Simulated controls with planted marks, three nets. Upper rows: share of a sequence in the relevance "
