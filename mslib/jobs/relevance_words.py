@@ -34,8 +34,8 @@ def headline_sentence(backbone: str, shown: dict) -> str:
     return (f"Slice {one['slices'][1] + 1} of patient sub-{one['subject']}, {group}. Left: FLAIR. Then Grad-CAM of "
             f"{backbone.upper()} for the class {group}, from shallow to deep, each scaled to its own maximum; right: "
             f"relevance of the three sequences for {group} (LRP), red for it and blue against it, one scale. The net "
-            f"takes this slice for {predicted} ({'right' if predicted == group else 'wrong'}). Good: colour on lesions, "
-            "none elsewhere.")
+            f"takes this slice for {predicted} ({'right' if predicted == group else 'wrong'}). Good: colour on "
+            "lesions, none elsewhere.")
 
 
 def planted_caption(config: StudyConfig) -> str:
