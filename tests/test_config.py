@@ -49,6 +49,17 @@ FAULTS = {  # text of the file, key, words that say what is allowed, what was gi
     "frozen stage": ("study: a\nmodel: {weights: imagenet}\ntraining: {pretraining: [{frozen_blocks: 1}]}",
                      "training.pretraining", "frozen_blocks must be 0 where weights start at random", "1"),
     "no root": ("study: a\ncohort: {source: bids}", "cohort.root", "must name a BIDS folder", "nothing"),
+    "nights of nobody": ("study: a\nsleep: {source: folder}", "sleep.root", "must name a folder with nights.tsv",
+                         "nothing"),
+    "more folds than people": ("study: a\nsleep: {subjects: 4, folds: 5}", "sleep.folds", "at most sleep.subjects, 4",
+                               "5"),
+    "more people than telemetry": ("study: a\nsleep: {source: telemetry, subjects: 23}", "sleep.subjects",
+                                   "at most 22", "23"),
+    "two folds": ("study: a\nsleep: {folds: 2}", "sleep.folds", "greater than or equal to 3", "2"),
+    "rule for pictures": ("study: a\nsleep: {rule: epsilon_plus_flat}", "sleep.rule", "'epsilon_plus'",
+                          "'epsilon_plus_flat'"),
+    "channel": ("study: a\nsleep: {channels: {ECG: x}}", "sleep.channels.ECG", "is not a known key", "'x'"),
+    "mains": ("study: a\nsleep: {mains_hz: 55}", "sleep.mains_hz", "50 or 60", "55"),
     "section": ("study: a\nmodel: vgg16", "model", "valid dictionary", "'vgg16'"),
 }
 
@@ -69,6 +80,14 @@ def test_a_fault_is_one_line(tmp_path, case):
     assert lines[0].startswith(f"{path}: {key}: ")
     assert allowed in lines[0]
     assert f"(got {given}" in lines[0]
+
+
+def test_the_readers_example_of_a_study_of_sleep_is_one(tmp_path):
+    text = re.search(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL).group(1)
+    path = tmp_path / "mine.yaml"
+    path.write_text(text, encoding="utf-8")
+    own = load_config(path).sleep
+    assert own.source == "folder" and own.epochs_per_recording is None
 
 
 def test_several_faults_are_told_together(tmp_path):

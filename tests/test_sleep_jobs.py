@@ -5,12 +5,15 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+from repository import ROOT
 from statsmodels.stats.power import TTestPower
 
+from mslib.__main__ import main
 from mslib.jobs import sleep, sleep_ablation, sleep_claims, sleep_effects, sleep_relevance, sleep_report, sleep_tables
 from mslib.jobs import sleep_words as words
 from mslib.jobs.claims import FAILS, HOLDS
-from mslib.sleep import MODALITIES, STAGES, EpochSet
+from mslib.jobs.publish import executed_notebooks
+from mslib.sleep import MODALITIES, STAGES, EpochSet, write_hypnogram
 from mslib.sleep.folds import load_stager
 from mslib.sleep.staging import build_stager
 from mslib.study import StudyConfig, StudyError
@@ -58,6 +61,20 @@ def test_a_bad_recording_is_reported_and_the_others_go_on(run, tmp_path, capsys)
     recorded = sleep.read_json(tmp_path / "run" / "sleep" / "nights.json")
     assert len(recorded["faults"]) == 3 and recorded["recordings"] == 3
     assert "recordings left out as faulty: 3" in words.cohort_sentence(epochs, config)
+
+
+def test_hypnograms_of_another_length_are_reported_or_cut(run, tmp_path, capsys):
+    nights, config = own_recordings(run, tmp_path)
+    stages = np.tile([0, 1, 2, 3, 4], 20)
+    write_hypnogram(nights / "SIM01N1-Hypnogram.edf", stages[:70])
+    write_hypnogram(nights / "SIM02N1-Hypnogram.edf", stages[:50])
+    epochs = sleep.read_nights(config, tmp_path / "run")
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("left out: ")]
+    assert len(told) == 2 and "longer than the signal's 1800 s" in told[0] and "shorter than the signal" in told[1]
+    cut = config.model_copy(update={"sleep": config.sleep.model_copy(update={"mismatch": "cut"})})
+    whole = sleep.read_nights(cut, tmp_path / "run").table
+    assert set(whole["recording"]) - set(epochs.table["recording"]) == {"SIM01N1", "SIM02N1"}
+    assert (whole["recording"] == "SIM02N1").sum() == 50 and (whole["recording"] == "SIM01N1").sum() == 60
 
 
 @pytest.mark.parametrize("changes, message", [
@@ -123,6 +140,20 @@ def test_a_net_that_sees_one_modality_has_all_its_relevance_there(run):
     for rule, parameters in ((RULE, {}), *sleep_relevance.VARIANTS.values()):
         table = sleep_relevance._shares(model, run["epochs"], chosen, "x", rule, parameters)
         assert np.allclose(table["absolute_EOG"], 100) and np.allclose(table[["absolute_EEG", "absolute_EMG"]], 0)
+
+
+def test_exchanged_weights_give_the_relevance_of_a_net_of_its_own(run):
+    rows, targets = np.arange(4), np.array([0, 1, 2, 3])
+    found = []
+    for place in run["found"].folders[:2]:
+        shared = sleep_relevance.relevance_of(sleep.net_of(place), run["epochs"], rows, targets, RULE)
+        alone = sleep_relevance.relevance_of(load_stager(place), run["epochs"], rows, targets, RULE)
+        np.testing.assert_allclose(shared, alone, atol=1e-6)
+        found.append(shared)
+    assert sleep.net_of(run["found"].folders[0]) is sleep.net_of(run["found"].folders[1])
+    assert np.abs(found[0] - found[1]).max() > 1e-3
+    with pytest.raises(StudyError, match="holds no finished fold"):
+        sleep.net_of(run["folder"])
 
 
 def test_a_whole_night_and_examples_come_from_the_fold_that_tests_it(run):
@@ -203,6 +234,7 @@ def shares_by_hand(eeg=50.0, eog=30.0, subjects="abcdef", wrong_shift=0.0, noise
                     first = eeg + rng.normal(0, noise) + (0 if right else wrong_shift * (-1) ** fold)
                     rows.append({"recording": f"{subject}1", "subject": subject, "stage": stage, "fold": fold % 3,
                                  "predicted": stage if right else (stage + 1) % 5, "right": right, "rule": RULE,
+                                 "weight": 1.0,
                                  **{f"{kind}_{name}": value for kind in ("absolute", "positive") for name, value in
                                     zip(MODALITIES, (first, eog, 100 - first - eog))}})
     return pd.DataFrame(rows)
@@ -219,6 +251,9 @@ def test_shares_are_means_over_epochs_then_subjects():
     part = subjects[(subjects["kind"] == "absolute") & subjects["right"] & (subjects["subject"] == "a")]
     means = part.set_index("stage")["EEG"]
     assert means["W"] == 65 and means["N1"] == 50 and means["overall"] == pytest.approx(53)
+    often = sleep_tables.subject_shares(table.assign(weight=np.where(table["stage"] == 0, 6.0, 1.0)))
+    row = often[(often["stage"] == "overall") & often["right"] & (often["subject"] == "a")].iloc[0]
+    assert row["EEG"] == pytest.approx((6 * 65 + 4 * 50) / 10), "W stands for six times as many"
     summary = summary_of(table).set_index(["kind", "right", "stage", "modality"])
     row = summary.loc[("absolute", True, "W", "EEG")]
     assert row["value"] == pytest.approx(52.5) and row["low"] < 52.5 < row["high"] and row["n"] == 24
@@ -247,7 +282,9 @@ def test_as_many_right_as_wrong_epochs_are_compared():
 
 
 INFORMATION = pd.DataFrame([{"modality": modality, "stage": stage, "auc": auc, "auc_sd": 0.01} for stage in STAGES
-                            for modality, auc in (("EEG", 0.8), ("EOG", 0.9), ("EMG", 0.6), ("all", 0.95))])
+                            for modality, auc in (("EEG", 0.8), ("EOG", 0.9), ("EMG", 0.6), ("all", 0.95))] + [
+    {"modality": modality, "stage": "overall", "balanced_accuracy": value}
+    for modality, value in (("EEG", 0.7), ("EOG", 0.6), ("EMG", 0.4), ("all", 0.8))])
 
 
 def test_orderings_are_decided_by_intervals_and_held_against_the_truth():
@@ -258,6 +295,8 @@ def test_orderings_are_decided_by_intervals_and_held_against_the_truth():
     assert verdicts["REM: EOG highest"] == FAILS, "EEG has more"
     assert rows["NREM2: EEG highest"]["in the simulator's truth"] == "no (AUC EEG 0.80, EOG 0.90, EMG 0.60)"
     assert rows["REM: EOG highest"]["in the simulator's truth"].startswith("yes")
+    overall = rows["Overall relevance EEG > EOG > EMG"]["in the simulator's truth"]
+    assert overall == "yes (balanced accuracy EEG 0.70, EOG 0.60, EMG 0.40)"
     assert "EOG minus EEG -20" in rows["REM: EOG highest"]["our evidence"]
     equal = sleep_claims.ordering_claims(sleep_tables.subject_shares(shares_by_hand(40, 40)), INFORMATION, CONFIG)
     assert equal[3]["holds?"].startswith("undecided")
@@ -362,7 +401,8 @@ def test_planted_effects_come_back_from_signals():
     features = rng.normal(0, 0.02, (len(drawn), 3, 13))
     shift = -0.1 * drawn["age"] / 10 + 0.15 * (drawn["sex"] == "F") - 0.15 * (drawn["drug"] == "temazepam")
     features[:, 0, 1:3] += 2 * shift.to_numpy()[:, None]
-    epochs = EpochSet(None, drawn, facts={name: {"sd_uv": {"EEG": 20.0, "EOG": 30.0}} for name in known.index})
+    features += rng.normal(0, 0.5, (len(drawn), 3, 1))  # gains of channels
+    epochs = EpochSet(None, drawn)
     found = sleep_effects.signal_effects(drawn, features, epochs, planted).set_index(["component", "term"])
     waves = found.loc["slow waves (0.5 to 2 Hz)"]
     assert waves["inside"].all() and waves["sign"].all()
@@ -392,6 +432,25 @@ def test_rules_and_truth_in_words():
     assert agreed.loc[f"LRP {RULE}", "tau_information"] == pytest.approx(1 / 3)
 
 
+def test_notebook_06_belongs_to_studies_of_sleep():
+    assert "06_sleep_staging" in executed_notebooks(CONFIG)
+    assert "06_sleep_staging" not in executed_notebooks(StudyConfig(study="test"))
+
+
+@pytest.mark.parametrize("study, told", [("published", "cannot be fetched"),
+                                          ("open_ms", "has no section 'sleep'")])
+def test_a_job_that_cannot_be_done_ends_with_status_1_and_one_line(tmp_path, capsys, monkeypatch, study, told):
+    def offline(*_):
+        raise ValueError("Sleep-EDF telemetry cannot be fetched")
+
+    monkeypatch.setattr(sleep, "fetch_telemetry", offline)
+    arguments = ["--config", str(ROOT / "config" / f"{study}.yaml"), "--run-dir", str(tmp_path)]
+    for job in (["nights"], ["fold", "--number", "99"]):
+        assert main([*job, *arguments]) == 1
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1 and told in lines[0]
+
+
 def test_what_others_take_from_the_notebook(run, tmp_path):
     table = shares_by_hand()
     subjects, summary = sleep_tables.subject_shares(table), summary_of(table)
@@ -406,10 +465,10 @@ def test_what_others_take_from_the_notebook(run, tmp_path):
     claims.to_csv(tmp_path / "tables" / sleep_report.FILE, index=False)
     rows = sleep_report.sleep_rows(tmp_path, CONFIG)
     assert len(rows) == 10 and set(rows[0]) == {"published claim", "net", "our evidence", "holds?"}
-    assert rows[0]["our evidence"].endswith("order in the simulator's truth: no (AUC EEG 0.80, EOG 0.90, EMG 0.60)")
+    assert rows[3]["our evidence"].endswith("order in the simulator's truth: no (AUC EEG 0.80, EOG 0.90, EMG 0.60)")
     assert sleep_report.sleep_rows(tmp_path, StudyConfig(study="test")) == []
     line = sleep_report.sleep_finding(numbers)
     assert line.startswith("6 simulated nights, kappa") and "EEG 50" in line
     section = sleep_report.sleep_section(tmp_path, CONFIG, numbers | {"faults": ["recording 'x': is empty"]})
-    assert "Left out: recording 'x': is empty" in section.intro and len(section.panels) == 1
-    assert words.claim_truth_sentence(claims, CONFIG).count("AUC") == 4
+    assert "Left out: recording 'x': is empty" in section.intro and len(section.panels) == 2
+    assert words.claim_truth_sentence(claims, CONFIG).count("AUC") == 2, "N2 and N3"

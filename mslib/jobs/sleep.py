@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from logging import ERROR, getLogger
 from pathlib import Path
 
+import keras
 import numpy as np
 import pandas as pd
 
 from mslib.sleep import EpochSet, fetch_telemetry, read_cohort, simulate_cohort
 from mslib.sleep.files import read_json
-from mslib.sleep.folds import CrossValidation, Protocol, cross_validate, load_stager, train_fold
+from mslib.sleep.folds import CrossValidation, Protocol, cross_validate, train_fold
+from mslib.sleep.staging import build_stager, load_weights
 from mslib.study import StudyConfig, StudyError, progress, write_json
 from mslib.study.provenance import file_sha256
 from mslib.study.sleep import Sleep
@@ -125,10 +128,35 @@ def validate(config: StudyConfig, run_dir: str | Path, epochs: EpochSet) -> Cros
             raise StudyError(str(error)) from error
 
 
+@lru_cache(maxsize=1)
+def _one_net(shape: tuple[int, int], pool: int) -> keras.Model:
+    return build_stager(*shape, pool=pool)
+
+
+def net_of(place: str | Path) -> keras.Model:
+    """The net of a finished fold, until the next one is asked for.
+
+    All folds share one model whose weights are exchanged, so that what is traced for one of them (relevance,
+    gradients, predictions) serves all.
+
+    Raises
+    ------
+    StudyError
+        The fold is not finished, or its weights are damaged.
+    """
+    made = read_json(Path(place) / "fold.json")
+    if not made:
+        raise StudyError(f"{place}: holds no finished fold")
+    try:
+        return load_weights(Path(place) / "weights.npz", _one_net(tuple(made["shape"]), made["protocol"]["pool"]))
+    except ValueError as error:
+        raise StudyError(str(error)) from error
+
+
 def nets(found: CrossValidation):
-    """(fold number, net, rows of its test epochs in the predictions) one after the other."""
+    """(fold number, net, rows of its test epochs in the predictions) one after the other; see `net_of`."""
     for number, place in enumerate(found.folders):
-        yield number, load_stager(place), found.predictions[found.predictions["fold"] == number]
+        yield number, net_of(place), found.predictions[found.predictions["fold"] == number]
 
 
 def draw_by_stage(predictions: pd.DataFrame, per_stage: int, seed: int) -> pd.DataFrame:

@@ -48,14 +48,14 @@ def _difference(part: pd.DataFrame, more: str, less: str, config: StudyConfig):
 
 
 def truth_of(known: pd.DataFrame, stage: str, pairs) -> str:
-    """Whether single modalities tell a stage (all: the mean over stages) in the claimed order, with their AUC."""
-    part = known[known["stage"].isin(STAGES if stage == OVERALL else [stage])]
-    auc = part.groupby("modality")["auc"].mean()
-    names = list(dict.fromkeys(name for pair in pairs for name in pair))
-    if auc.reindex(names).isna().any():
+    """Whether single modalities tell a stage in the claimed order (AUC; all stages: balanced accuracy of the five)."""
+    measure, name = ("balanced_accuracy", "balanced accuracy") if stage == OVERALL else ("auc", "AUC")
+    worth = known[known["stage"] == stage].set_index("modality")[measure]
+    modalities = list(dict.fromkeys(one for pair in pairs for one in pair))
+    if worth.reindex(modalities).isna().any():
         return "not measured"
-    order = all(auc[more] > auc[less] for more, less in pairs)
-    return f"{'yes' if order else 'no'} (AUC {', '.join(f'{name} {auc[name]:.2f}' for name in names)})"
+    order = all(worth[more] > worth[less] for more, less in pairs)
+    return f"{'yes' if order else 'no'} ({name} {', '.join(f'{one} {worth[one]:.2f}' for one in modalities)})"
 
 
 def ordering_claims(subjects: pd.DataFrame, known: pd.DataFrame, config: StudyConfig) -> list[dict]:

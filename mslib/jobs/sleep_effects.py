@@ -15,13 +15,14 @@ from mslib.study import StudyConfig, progress
 #: Effects and their units.
 EFFECTS = {"decade": "per ten years of age", "woman": "women less men", "drug": "drug less placebo"}
 ALPHA, POWER = 0.05, 0.8
-#: Planted effects on the signals: component, stage, modality, bands of `mslib.sleep.band_features`, planted names.
+#: Planted effects on the signals: component, stage, modality, bands of `mslib.sleep.band_features`, bands that no
+#: effect is planted on (theta; noise of the EOG above the eye movements), planted names. Spindles come on top of sigma.
 COMPONENTS = (
-    ("slow waves (0.5 to 2 Hz)", "N3", "EEG", (1, 2),
+    ("slow waves (0.5 to 2 Hz)", "N3", "EEG", (1, 2), (4,),
      {"decade": "delta_per_decade", "woman": "delta_women", "drug": "delta_drug"}),
-    ("beta (16 to 30 Hz)", "N2", "EEG", (8, 9), {"drug": "beta_drug"}),
-    ("sigma (11 to 16 Hz)", "N2", "EEG", (6, 7), {"drug": "sigma_drug"}),
-    ("eye movements (0.5 to 4 Hz)", "REM", "EOG", (1, 2, 3), {"decade": "eye_movement_per_decade"}))
+    ("beta (16 to 30 Hz)", "N2", "EEG", (8, 9), (4,), {"drug": "beta_drug"}),
+    ("sigma (11 to 16 Hz)", "N2", "EEG", (6, 7), (4,), {"drug": "sigma_drug"}),
+    ("eye movements (0.5 to 4 Hz)", "REM", "EOG", (1, 2, 3), (8, 9), {"decade": "eye_movement_per_decade"}))
 
 
 def covariates(epochs: EpochSet) -> pd.DataFrame:
@@ -68,6 +69,10 @@ def _model(part, outcome, effects) -> pd.DataFrame:
     half = (found["high"] - found["low"]) / 2
     error = half / student.ppf(0.975, found["df"])
     return found.assign(detectable=[detectable(*pair) for pair in zip(error, found["df"])])
+
+
+def _p_values(part, outcome, effects) -> pd.Series:
+    return mixed_effects(part, outcome, effects).set_index("term")["p"].loc[effects]
 
 
 def fit_effects(shares: pd.DataFrame) -> pd.DataFrame:
@@ -135,11 +140,10 @@ def simulate_effects(shares: pd.DataFrame, known: pd.DataFrame, fitted: pd.DataF
         table = shares.drop(columns=["subject", *effects]).join(shuffled(known, rng), on="recording")
         for stage, modality in outcomes.itertuples(index=False):
             part = table[table["stage"] == stage]
-            absent = _model(part, modality, effects).set_index("term")["p"]
+            null.append(_p_values(part, modality, effects).rename(run))
             size = np.array([sizes[stage, modality, name] for name in effects])
             present = part.assign(**{modality: part[modality] + part[effects].to_numpy() @ size})
-            null.append(absent.rename(run))
-            power.append(_model(present, modality, effects).set_index("term")["p"].rename(run))
+            power.append(_p_values(present, modality, effects).rename(run))
     return _rates(pd.DataFrame(null), pd.DataFrame(power), config) if null else pd.DataFrame()
 
 
@@ -170,7 +174,6 @@ def signal_effects(drawn: pd.DataFrame, features: np.ndarray, epochs: EpochSet,
     drawn, features
         Of `mslib.jobs.sleep_tables.information`.
     epochs : EpochSet
-        Its facts hold the microvolts that the standardised signals had.
     planted : dict
         Of `mslib.jobs.sleep.planted`; nothing is tabled without it.
 
@@ -178,16 +181,15 @@ def signal_effects(drawn: pd.DataFrame, features: np.ndarray, epochs: EpochSet,
     -------
     pandas.DataFrame
         ``component, stage, modality, term, planted, estimate, low, high, p, subjects, n`` (change of the logarithm of
-        the amplitude), ``inside`` (the planted size lies in the interval), ``sign`` (the interval excludes 0 on the
-        planted side).
+        the amplitude, relative to bands without effect: gains of channels differ from night to night), ``inside`` (the
+        planted size lies in the interval), ``sign`` (the interval excludes 0 on the planted side).
     """
     known, rows = covariates(epochs), []
-    for component, stage, modality, bands, names in COMPONENTS if planted else ():
+    for component, stage, modality, bands, beside, names in COMPONENTS if planted else ():
         here = drawn["stage"].to_numpy() == STAGES.index(stage)
-        power = np.log(np.exp(features[here, MODALITIES.index(modality)][:, list(bands)]).mean(axis=1))
-        level = pd.Series(power / 2).groupby(drawn.loc[here, "recording"].to_numpy()).mean()
-        microvolt = pd.Series({name: facts["sd_uv"][modality] for name, facts in epochs.facts.items()})
-        table = known.assign(level=level + np.log(microvolt.reindex(level.index)))
+        part = np.exp(features[here, MODALITIES.index(modality)])
+        ratio = np.log(part[:, list(bands)].mean(axis=1) / part[:, list(beside)].mean(axis=1)) / 2
+        table = known.assign(level=pd.Series(ratio).groupby(drawn.loc[here, "recording"].to_numpy()).mean())
         found = _model(table.reset_index(), "level", [name for name in EFFECTS if name in known]).set_index("term")
         for term in [name for name in names if name in found.index]:
             size, row = planted["effects"][names[term]], found.loc[term]

@@ -9,11 +9,11 @@ import pandas as pd
 
 from mslib.explain import lrp, relevance_shares
 from mslib.sleep import MODALITIES, STAGES, EpochSet
-from mslib.sleep.folds import CrossValidation, load_stager
+from mslib.sleep.folds import CrossValidation
 from mslib.study import StudyConfig, atomic_path, progress, stamped_folder
 from mslib.study.provenance import code_digest, file_sha256
 
-from .sleep import draw_by_stage, settings, sleep_folder
+from .sleep import draw_by_stage, net_of, settings, sleep_folder
 
 #: Published variants of the rule (Ellis et al. 2021) that the study's own is held against: composite, parameters.
 VARIANTS = {"epsilon_0.01": ("epsilon", {"epsilon": 0.01}), "epsilon_100": ("epsilon", {"epsilon": 100.0}),
@@ -68,8 +68,9 @@ def fold_relevance(config: StudyConfig, run_dir: str | Path, epochs: EpochSet, p
     if not path.exists():
         predictions = pd.read_csv(place / "predictions.tsv", sep="\t", dtype={"subject": str, "recording": str})
         drawn = draw_by_stage(predictions, own.explained_per_stage, config.seed)
-        compared = draw_by_stage(drawn.drop(columns="weight"), own.compared_per_stage, config.seed)
-        model = load_stager(place)
+        compared = draw_by_stage(drawn.rename(columns={"weight": "drawn"}), own.compared_per_stage, config.seed)
+        compared["weight"] *= compared["drawn"]
+        model = net_of(place)
         tables = [_shares(model, epochs, drawn, own.rule, own.rule, {})]
         for key, (rule, parameters) in VARIANTS.items():
             if key != own.rule:
@@ -98,7 +99,7 @@ def night_shares(config: StudyConfig, epochs: EpochSet, found: CrossValidation, 
     """Shares of all epochs of one night, in the order of time."""
     own = settings(config)
     night = found.predictions[found.predictions["recording"] == recording].sort_values("onset")
-    model = load_stager(found.folders[int(night["fold"].iloc[0])])
+    model = net_of(found.folders[int(night["fold"].iloc[0])])
     return _shares(model, epochs, night.assign(weight=1.0), own.rule, own.rule, {})
 
 
@@ -120,7 +121,7 @@ def example_epochs(config: StudyConfig, epochs: EpochSet, found: CrossValidation
     logits = part[[f"logit_{stage}" for stage in STAGES]].to_numpy()
     exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
     part = part.assign(probability=(exponents / exponents.sum(axis=1, keepdims=True)).max(axis=1))
-    model, chosen = load_stager(found.folders[fold]), {}
+    model, chosen = net_of(found.folders[fold]), {}
     for number, stage in enumerate(STAGES):
         of_stage = part[part["stage"] == number]
         here = of_stage[of_stage["recording"] == recording]

@@ -55,6 +55,19 @@ def sleep_finding(numbers: dict) -> str:
             f"{shares or 'not measured'}; published claims that hold: {holds} of {len(numbers['claims'])}")
 
 
+def methods_text(config: StudyConfig) -> str:
+    """Methods of notebook 06 in words, from the study's settings."""
+    own = config.sleep
+    drawn = "all epochs" if own.epochs_per_recording is None else f"{own.epochs_per_recording} epochs"
+    return (f"Nights: {own.source}. EEG, EOG and EMG at {own.rate:g} Hz, epochs of 30 s, standardised per recording "
+            f"and channel. A 1-D CNN (Ellis et al. 2021; pools of {own.pool}) per fold, {own.folds} folds by "
+            f"subject, {drawn} of every training and validation recording, at most {own.passes} passes of Adam "
+            f"({own.learning_rate:g}), class weights, the weights of the lowest validation loss. Relevance: rule "
+            f"{own.rule}, up to {own.explained_per_stage} epochs of every test recording and stage, for the stage that "
+            "the net names. Effects: mixed models with a random intercept per subject, Benjamini-Hochberg over all "
+            "tests.")
+
+
 def sleep_section(run_dir: str | Path, config: StudyConfig, numbers: dict) -> Section:
     """Section of the report, from the figures that notebook 06 has left and the numbers that it recorded."""
     panels = []
@@ -65,6 +78,7 @@ def sleep_section(run_dir: str | Path, config: StudyConfig, numbers: dict) -> Se
     rows = sleep_rows(run_dir, config)
     if rows:
         panels.append(Panel("Published claims on sleep staging", table=pd.DataFrame(rows)))
+    panels.append(Panel("How it was done", text=methods_text(config)))
     kind = "Simulated nights" if numbers["source"] == "simulated" else "Real nights"
     faults = "".join(f"\n\nLeft out: {fault}" for fault in numbers["faults"])
     return Section(panels, f"{kind}. {sleep_finding(numbers)}. Shares by layer-wise relevance propagation, rule "

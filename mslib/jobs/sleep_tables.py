@@ -13,7 +13,7 @@ from mslib.study import StudyConfig
 from .sleep import draw_by_stage, settings
 from .sleep_relevance import KINDS
 
-#: All stages together, each counting the same, beside the five.
+#: All epochs together, each stage as often as it occurs, beside the five.
 OVERALL = "overall"
 #: Epochs of every recording and stage on which the information of the modalities is measured, and folds of it.
 INFORMATION_EPOCHS, INFORMATION_FOLDS = 10, 5
@@ -29,7 +29,7 @@ def interval_of(values: pd.Series, config: StudyConfig) -> Interval:
 
 
 def subject_shares(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean shares of every subject and stage, and over its stages (``overall``), for right and wrong epochs apart.
+    """Mean shares of every subject, by stage and over all its epochs (``overall``), right and wrong ones apart.
 
     Parameters
     ----------
@@ -39,17 +39,19 @@ def subject_shares(table: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        ``rule, kind, right, subject, fold, stage, EEG, EOG, EMG, n`` (epochs), shares in percent.
+        ``rule, kind, right, subject, fold, stage, EEG, EOG, EMG, n`` (epochs), shares in percent. Overall, epochs
+        count by their weight, so that stages of which few were drawn count as often as they occur.
     """
     known = table.assign(stage=table["stage"].map(dict(enumerate(STAGES))))
     keys = ["rule", "right", "subject", "fold", "stage"]
     tables = []
     for kind in KINDS:
         columns = [f"{kind}_{modality}" for modality in MODALITIES]
+        weighted = known.assign(**{name: known[name] * known["weight"] for name in columns}).groupby(keys[:-1])
+        merged = weighted[columns].sum().div(weighted["weight"].sum(), axis=0).assign(stage=OVERALL, n=weighted.size())
         groups = known.groupby(keys, sort=True)
-        means = groups[columns].mean().set_axis(list(MODALITIES), axis=1).assign(n=groups.size()).reset_index()
-        merged = means.groupby(keys[:-1], sort=True).agg({name: "mean" for name in MODALITIES} | {"n": "sum"})
-        tables += [part.assign(kind=kind) for part in (means, merged.reset_index().assign(stage=OVERALL))]
+        for part in (groups[columns].mean().assign(n=groups.size()), merged):
+            tables.append(part.reset_index().rename(columns=dict(zip(columns, MODALITIES))).assign(kind=kind))
     order = ["rule", "kind", "right", "subject", "fold", "stage", *MODALITIES, "n"]
     return pd.concat(tables, ignore_index=True)[order]
 

@@ -75,7 +75,8 @@ def night_title(found: CrossValidation, recording: str, config: StudyConfig) -> 
     """Which night is drawn, and how well it is staged."""
     night = found.predictions[found.predictions["recording"] == recording]
     right = (night["stage"] == night["predicted"]).mean()
-    return f"{nights_kind(config)}: {recording}, {right:.0%} of {len(night)} epochs right"
+    kind = {"simulated": "Simulated night"}.get(settings(config).source, "Real night")
+    return f"{kind} {recording}, {right:.0%} of {len(night)} epochs right"
 
 
 def example_titles(examples: dict) -> dict:
@@ -176,7 +177,8 @@ def effect_sentences(fitted: pd.DataFrame, simulated: pd.DataFrame, signals: pd.
     return told
 
 
-def ablation_sentences(ablated: pd.DataFrame, collapsed: pd.DataFrame, agreed: pd.DataFrame) -> list[str]:
+def ablation_sentences(ablated: pd.DataFrame, collapsed: pd.DataFrame, agreed: pd.DataFrame,
+                       beside: pd.DataFrame) -> list[str]:
     """Where taking a modality away and relevance part, and what unusual input does to the net."""
     told = []
     fills = list(dict.fromkeys(ablated["fill"]))
@@ -190,10 +192,13 @@ def ablation_sentences(ablated: pd.DataFrame, collapsed: pd.DataFrame, agreed: p
                 f"{row['share']:.0%} of the epochs {row['stage']}, {row['present']:.0%} with all modalities. What is "
                 "lost then says as much about the strange input as about the modality.")
     gained = ablated[ablated["high"] < 0]
+    first = {stage: part.set_index("modality")["auc"].idxmax()
+             for stage, part in beside.dropna(subset=["auc"]).groupby("stage")}
     if len(gained):
-        told.append("Stages that are named rightly more often without a modality (interval below 0), because the net "
-                    "falls back on that name: " + "; ".join(
-                        f"{row.stage} without {row.modality} ({row.fill})" for row in gained.itertuples()) + ".")
+        told.append("Named rightly more often without a modality (interval below 0): " + "; ".join(
+            f"{row.stage} without {row.modality} ({row.fill})"
+            f"{', though it alone tells this stage best' if first.get(row.stage) == row.modality else ''}"
+            for row in gained.itertuples()) + ". By its loss such a modality would seem to do harm.")
     order = agreed.sort_values("tau_information", ascending=False)
     told.append("Agreement with the information of single modalities (Kendall's tau, mean over stages): " + ", ".join(
         f"{row.source} {row.tau_information:.2f}" for row in order.itertuples()) + ".")

@@ -83,7 +83,7 @@ def plot_night(hours, scored, named, shares, stages: Sequence[str], modalities: 
     colours, below = colours_of(list(modalities)), np.zeros(len(hours))
     for column, modality in enumerate(modalities):
         above = below + shares[:, column]
-        band.stairs(above, edges, baseline=below, fill=True, color=colours[modality])
+        band.stairs(above, edges, baseline=below, fill=True, color=colours[modality], lw=0, antialiased=False)
         below = above
     band.set_ylim(0, 100)
     band.set_ylabel("share of\nrelevance (%)")
