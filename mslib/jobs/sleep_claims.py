@@ -22,6 +22,8 @@ ORDERINGS = (
     ("NREM2: EEG highest", "N2", (("EEG", "EOG"), ("EEG", "EMG"))),
     ("NREM3: EEG highest", "N3", (("EEG", "EOG"), ("EEG", "EMG"))),
     ("REM: EOG highest", "REM", (("EOG", "EEG"), ("EOG", "EMG"))))
+#: Published as "consistent when right, inconsistent when wrong"; what can be tested is the difference.
+CONSISTENT = "Relevance is more consistent over folds when right than when wrong"
 #: Claim, effect, stages (all where none is named).
 EFFECT_CLAIMS = (("Medication goes with the relevance of EEG and EOG in NREM2", "drug", ("EEG", "EOG"), ("N2",)),
                  ("Sex goes with the relevance of EEG", "woman", ("EEG",), STAGES),
@@ -88,9 +90,9 @@ def consistency_claim(found: dict) -> dict:
             f"as many epochs of the same subjects and stages ({found['epochs']} of each kind); difference "
             f"{interval_text(found['difference'], found['low'], found['high'], 1)}")
     if np.isnan(found["right"]):
-        return _row("Relevance is consistent over folds when right and not when wrong", "",
+        return _row(CONSISTENT, "",
                     untestable("too few folds with right and wrong epochs"))
-    return _row("Relevance is consistent over folds when right and not when wrong", told,
+    return _row(CONSISTENT, told,
                 verdict(found["low"], found["high"]))
 
 

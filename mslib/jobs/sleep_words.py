@@ -170,7 +170,8 @@ def effect_sentences(fitted: pd.DataFrame, simulated: pd.DataFrame, signals: pd.
                     f"{row['false_positive']:.1%} of the tests have p up to 5 % "
                     f"({row['false_low']:.1%} to {row['false_high']:.1%}), and {row['fdr_any']:.0%} of the runs any "
                     f"finding after correction. Of effects of the detectable size, planted into the same tables, "
-                    f"{row['power']:.0%} are found ({row['power_low']:.0%} to {row['power_high']:.0%}).")
+                    f"{row['power']:.0%} are found ({row['power_low']:.0%} to {row['power_high']:.0%}); whatever "
+                    "effects there are besides count as noise in this trial.")
     if len(signals):
         told.append(f"Planted effects on the signals themselves: {int(signals['inside'].sum())} of {len(signals)} "
                     f"intervals hold the planted size, {int(signals['sign'].sum())} exclude 0 on its side.")
