@@ -40,6 +40,8 @@ def test_shares_of_a_linear_net_are_its_terms(linear):
     for kind in relevance_scores.KINDS:
         np.testing.assert_allclose(table[[f"{kind}_{name}" for name in SEQUENCES]], [[20, 20, 60]] * 2, rtol=1e-4)
     np.testing.assert_allclose(table["kept"], 1, rtol=1e-4)
+    np.testing.assert_allclose(table[[f"bright_{name}" for name in SEQUENCES]],
+                               [[100 * value / 84 for value in (40, 20, 24)]] * 2, rtol=1e-4)
     assert table["right"].tolist() == [True, False] and not table["blank"].any() and "lesion_all" not in table
 
 
@@ -74,6 +76,7 @@ def made_table(subjects=12, slices=4, seed=0, **shares):
                    "right": number != 1, "blank": False, "kept": 0.9, "backbone": "vgg16", "rule": "epsilon_plus"}
             for name in SEQUENCES:
                 row[f"absolute_{name}"] = row[f"positive_{name}"] = mean[name] + rng.normal(0, 2)
+                row[f"bright_{name}"] = {"T1w": 50, "T2w": 15, "FLAIR": 35}[name]
             rows.append(row)
     return pd.DataFrame(rows)
 
@@ -82,7 +85,10 @@ def test_shares_by_class_and_answer_come_back_with_their_numbers():
     table = made_table(subjects=18)
     table.loc[0, [f"{kind}_T1w" for kind in relevance_scores.KINDS]] = np.nan
     shares = relevance_tables.class_shares(table, CONFIG)
-    assert len(shares) == 2 * 3 * 2 * 3
+    assert len(shares) == 2 * 3 * 3 * 3
+    lift = shares[shares["kind"] == relevance_tables.LIFT].groupby("modality")["value"].mean()
+    np.testing.assert_allclose(lift[list(SEQUENCES)], [1, 2, 20 / 35], atol=0.1)
+    assert (shares.loc[shares["modality"] == "T2w", "chance"].isin((15, 1))).all()
     control = shares[(shares["group"] == "control") & (shares["modality"] == "T1w") & (shares["kind"] == "absolute")]
     control = control.set_index("answer")
     assert control.loc["right", "slices"] == 6 * 3 - 1 and control.loc["wrong", "slices"] == 6
@@ -90,6 +96,7 @@ def test_shares_by_class_and_answer_come_back_with_their_numbers():
     assert "control 18 slices" in words.numbers_sentence(shares[shares["modality"] == "T2w"])
     order = words.order_sentence(table, relevance_tables.mean_shares(table, ["backbone"], CONFIG), "vgg16")
     assert order.index("T1w") < order.index("T2w") < order.index("FLAIR")
+    assert order.split("over brightness: ")[1].startswith("T2w 2.0"), "dark, and still with much relevance"
 
 
 def test_wrong_slices_that_scatter_are_said_to():
@@ -112,9 +119,11 @@ def test_agreement_with_shapley_values():
     shapley = shares[(shares["source"] == "Shapley, zero") & (shares["kind"] == "absolute")]
     np.testing.assert_allclose(shapley["value"], [75, 25, 0])
     same = relevance_tables.agreement(shares, worths(T1w=3, T2w=1, FLAIR=-4), CONFIG)
-    assert (same["tau"] == 1).all() and same["same_first"].all()
+    of_shares = same["kind"].isin(relevance_scores.KINDS)
+    assert (same.loc[of_shares, "tau"] == 1).all() and same.loc[of_shares, "same_first"].all()
+    assert not same.loc[~of_shares, "same_first"].any(), "over brightness T2w comes first"
     other = relevance_tables.agreement(shares, worths(T1w=-1, T2w=1, FLAIR=4), CONFIG)
-    assert (other["tau"] == -1).all() and not other["same_first"].any()
+    assert (other.loc[of_shares, "tau"] == -1).all() and not other["same_first"].any()
 
 
 def test_planted_nets_are_judged_by_their_deciding_sequence():
@@ -224,9 +233,10 @@ def test_claim_about_lrp(tmp_path, first, surely, verdict):
     write_planted(tmp_path, 0.5, 0.3, 0.05, 0.9)
     row = {"rule": "epsilon_plus", "kind": "absolute", "nets": 3, "first": first, "surely": surely, "deciding": 55.0}
     numbers = {"04_multimodal_attribution": {"planted_msfi": {}}, "05_modality_relevance": {
-        "planted": [row, row | {"rule": "epsilon"}]}}
-    found = attribution_claims.attribution_claims(tmp_path, numbers, CONFIG)[-1]
+        "planted": [row, row | {"rule": "epsilon"}, row | {"rule": "gamma", "kind": relevance_tables.LIFT}]}}
+    *_, found, beyond = attribution_claims.attribution_claims(tmp_path, numbers, CONFIG)
     assert "LRP (epsilon_plus)" in found["published claim"] and found["holds?"].startswith(verdict)
+    assert "LRP (gamma)" in beyond["published claim"] and "share of the brightness" in beyond["published claim"]
 
 
 def test_no_planted_nets_no_claims_about_them(tmp_path):

@@ -60,9 +60,10 @@ def relevance_table(model: keras.Model, images, targets, sequences, rule: str, l
     Returns
     -------
     pandas.DataFrame
-        ``target, predicted, right, logit``; ``kept``: sum of the relevance over the logit (1: nothing went to
-        biases); ``blank``; ``absolute_<sequence>`` and ``positive_<sequence>``: shares in percent;
-        ``lesion_<sequence>, lesion_all, lesion_area``: share of positive relevance inside lesions, and of the brain.
+        ``target, predicted, right, logit``; ``bright_<sequence>``: share of all intensity in percent; ``kept``: sum of
+        the relevance over the logit (1: nothing went to biases); ``blank``; ``absolute_<sequence>`` and
+        ``positive_<sequence>``: shares in percent; ``lesion_<sequence>, lesion_all, lesion_area``: share of positive
+        relevance inside lesions, and of the brain.
     """
     logits = np.asarray(model.predict(images, batch_size=16, verbose=0))
     predicted = logits.argmax(1)
@@ -71,6 +72,8 @@ def relevance_table(model: keras.Model, images, targets, sequences, rule: str, l
     table = pd.DataFrame({"target": targets, "predicted": predicted, "right": predicted == targets, "logit": logit,
                           "kept": relevance.sum((1, 2, 3), dtype=np.float64) / logit,
                           "blank": ~relevance.any((1, 2, 3))})
+    light = np.abs(images).sum((1, 2), dtype=np.float64)
+    table[[f"bright_{sequence}" for sequence in sequences]] = 100 * light / light.sum(1, keepdims=True)
     for kind, shares in relevance_shares(relevance, rule).items():
         table[[f"{kind}_{sequence}" for sequence in sequences]] = shares
     if lesion is not None:

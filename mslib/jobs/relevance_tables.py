@@ -22,6 +22,8 @@ from .words import patient_groups
 #: Facts about patients that relevance is held against, with their unit in the figure.
 EFFECTS = {"age": "age", "male": "male sex", "lesion_load_ml": "lesion load", "edss": "EDSS"}
 RIGHT, WRONG = "right", "wrong"
+#: Share of the relevance over share of the intensity: 1 where relevance follows brightness and nothing else.
+LIFT = "over brightness"
 #: What a sequence of a planted net is for: its mark shows the class always, in 70 %, or by chance.
 ROLES = ("decides", "agrees", "idle")
 
@@ -32,8 +34,19 @@ def _mean(values, subjects, config) -> dict:
     return {"value": found.estimate, "low": found.low, "high": found.high}
 
 
+def _values(table, kind, name) -> tuple[pd.Series, float]:
+    """Shares of a sequence (or, as `LIFT`, over those of the intensity), and what brightness alone would give."""
+    bright = table[f"bright_{name}"]
+    if kind == LIFT:
+        return table[f"absolute_{name}"] / bright.where(bright > 0), 1.0
+    return table[f"{kind}_{name}"], float(bright.mean())
+
+
 def mean_shares(table: pd.DataFrame, by: list[str], config: StudyConfig) -> pd.DataFrame:
-    """Mean share of every sequence, by what `by` names.
+    """Mean share of every sequence, by what `by` names, beside its share of the intensity.
+
+    A rule that spreads relevance over all that is bright gives a bright sequence much of it, whatever the net goes by.
+    So the share is also given over the share of the intensity (`LIFT`): 1 is what brightness alone would give.
 
     Parameters
     ----------
@@ -46,16 +59,15 @@ def mean_shares(table: pd.DataFrame, by: list[str], config: StudyConfig) -> pd.D
     Returns
     -------
     pandas.DataFrame
-        The columns of `by`, ``kind, modality, value, low, high`` (percent, subject bootstrap), ``chance`` (if all
-        sequences had the same), ``slices, subjects``.
+        The columns of `by`, ``kind`` (of `KINDS` in percent, or `LIFT`), ``modality, value, low, high`` (subject
+        bootstrap), ``chance`` (what brightness alone would give), ``slices, subjects``.
     """
     rows = []
     for key, part in table.groupby(by, sort=False):
-        for kind in KINDS:
+        for kind in (*KINDS, LIFT):
             for sequence in config.sequences:
-                values = part[f"{kind}_{sequence}"]
-                rows.append({**dict(zip(by, key)), "kind": kind, "modality": sequence,
-                             "chance": 100 / len(config.sequences),
+                values, chance = _values(part, kind, sequence)
+                rows.append({**dict(zip(by, key)), "kind": kind, "modality": sequence, "chance": chance,
                              **_mean(values, part["subject"], config), "slices": int(values.notna().sum()),
                              "subjects": part.loc[values.notna(), "subject"].nunique()})
     return pd.DataFrame(rows)
@@ -111,8 +123,8 @@ def rule_shares(rules: pd.DataFrame, worths: pd.DataFrame, config: StudyConfig) 
     Returns
     -------
     pandas.DataFrame
-        ``backbone, kind, source, modality, value, low, high, chance``. Shapley values are under both kinds,
-        without limits.
+        ``backbone, kind, source, modality, value, low, high, chance``. Shapley values are under both kinds
+        of shares, without limits.
     """
     lrps = mean_shares(rules, ["backbone", "rule"], config).rename(columns={"rule": "source"})
     rows = []
@@ -122,7 +134,7 @@ def rule_shares(rules: pd.DataFrame, worths: pd.DataFrame, config: StudyConfig) 
             values = np.clip(part.set_index("modality")["value"].reindex(list(config.sequences)).to_numpy(), 0, None)
             scaled = 100 * values / values.sum() if values.sum() > 0 else np.full(len(values), np.nan)
             rows += [{"backbone": backbone, "source": f"Shapley, {fill}", "kind": kind, "modality": sequence,
-                      "value": value, "chance": 100 / len(scaled)}
+                      "value": value}
                      for kind in KINDS for sequence, value in zip(config.sequences, scaled)]
     return pd.concat([lrps, pd.DataFrame(rows)], ignore_index=True)
 
@@ -153,8 +165,9 @@ def planted_shares(config: StudyConfig, run_dir: str | Path) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        ``experiment, role, modality, rule, kind, value, low, high, chance`` (percent); for ``kind`` "in its mark" the
-        share of a sequence's positive relevance inside its own mark, and by chance the mark's share of the brain.
+        ``experiment, role, modality, rule, kind, value, low, high, chance`` as `mean_shares`; besides, for ``kind``
+        "in its mark", the share (percent) of a sequence's positive relevance inside its own mark, and by chance the
+        mark's share of the brain.
     """
     slices, rows = planted.control_slices(config, run_dir), []
     for experiment in planted.experiments(config):
@@ -174,8 +187,9 @@ def planted_shares(config: StudyConfig, run_dir: str | Path) -> pd.DataFrame:
             owner = marked.slices.table["subject"]
             for m, sequence in enumerate(config.sequences):
                 common = {"experiment": experiment.name, "role": role_of[m], "modality": sequence, "rule": rule}
-                rows += [{**common, "kind": kind, **_mean(table[f"{kind}_role{m}"], owner, config),
-                          "chance": 100 / len(config.sequences)} for kind in KINDS]
+                for kind in (*KINDS, LIFT):
+                    values, chance = _values(table, kind, f"role{m}")
+                    rows.append({**common, "kind": kind, **_mean(values, owner, config), "chance": chance})
                 rows.append({**common, "kind": "in its mark", **_mean(inside[:, m], owner, config),
                              "chance": 100 * float(np.nanmean(even[:, m]))})
     return pd.DataFrame(rows)
@@ -184,7 +198,7 @@ def planted_shares(config: StudyConfig, run_dir: str | Path) -> pd.DataFrame:
 def planted_verdict(shares: pd.DataFrame) -> pd.DataFrame:
     """Per rule and kind: in how many planted nets the deciding sequence has the largest share, surely (intervals)."""
     rows = []
-    for (rule, kind), part in shares[shares["kind"].isin(KINDS)].groupby(["rule", "kind"], sort=False):
+    for (rule, kind), part in shares[shares["kind"].isin((*KINDS, LIFT))].groupby(["rule", "kind"], sort=False):
         first = sure = 0
         nets = part.groupby("experiment", sort=False)
         for _, one in nets:

@@ -8,6 +8,7 @@ from mslib.measure import MIN_SUBJECTS
 from mslib.study import StudyConfig
 
 from .record import interval_text
+from .relevance_tables import LIFT
 from .words import subjects_kind
 
 #: False discovery rate below which an effect is called one.
@@ -21,10 +22,11 @@ def who(table: pd.DataFrame, config: StudyConfig, intervals: bool = True) -> str
     subjects = table["subject"].nunique()
     per_net = len(table) // table["backbone"].nunique()
     interval = f"No interval: n < {MIN_SUBJECTS} subjects" if intervals else "Bars: median"
+    dotted = " Dotted: what brightness alone would give." if intervals else ""
     if intervals and subjects >= MIN_SUBJECTS:
         interval = f"{config.statistics.confidence * 100:g} % interval (bootstrap over subjects)"
     return (f"{subjects_kind(config)} that the nets have not learnt from: n = {subjects}, {per_net} slices per net. "
-            f"{interval}. Relevance of the class that the net names.")
+            f"{interval}. Relevance of the class that the net names.{dotted}")
 
 
 def headline_sentence(backbone: str, shown: dict) -> str:
@@ -40,10 +42,10 @@ def headline_sentence(backbone: str, shown: dict) -> str:
 
 def planted_caption(config: StudyConfig) -> str:
     """What the figure of the planted nets shows."""
-    return ("Simulated controls with planted marks, three nets. Upper rows: share of a sequence in the relevance "
-            "(dotted: a third). Last row: share of a sequence's positive relevance inside its own mark (dotted: the "
-            f"mark's share of the brain). Lines: {config.statistics.confidence * 100:g} % interval "
-            "(bootstrap over subjects).")
+    return ("Simulated controls with planted marks, three nets. First row: share of a sequence in the relevance [%] "
+            "(dotted: its share of the brightness). Second row: the one over the other (dotted: 1). Last row: share "
+            "[%] of a sequence's positive relevance inside its own mark (dotted: the mark's share of the brain). Lines: "
+            f"{config.statistics.confidence * 100:g} % interval (bootstrap over subjects).")
 
 
 def spread_sentence(table: pd.DataFrame, config: StudyConfig) -> str:
@@ -69,11 +71,16 @@ def numbers_sentence(shares: pd.DataFrame) -> str:
 
 def order_sentence(table: pd.DataFrame, shares: pd.DataFrame, backbone: str) -> str:
     """Mean shares of a net over all slices, largest first."""
-    rows = shares[(shares["backbone"] == backbone) & (shares["kind"] == "absolute")].sort_values(
-        "value", ascending=False)
-    told = ", ".join(f"{row.modality} {interval_text(row.value, row.low, row.high, 1)} %" for row in rows.itertuples())
+    own = shares[shares["backbone"] == backbone]
+    rows = own[own["kind"] == "absolute"].sort_values("value", ascending=False)
+    lift = own[own["kind"] == LIFT].set_index("modality")
+    told = ", ".join(f"{row.modality} {interval_text(row.value, row.low, row.high, 1)} %, {row.chance:.0f} % of the "
+                     f"brightness" for row in rows.itertuples())
+    beyond = ", ".join(f"{name} {interval_text(*lift.loc[name, ['value', 'low', 'high']])}"
+                       for name in lift["value"].sort_values(ascending=False).index)
     blank = int(table.loc[table["backbone"] == backbone, "blank"].sum())
-    return f"{backbone.upper()}: {told}{f'; {blank} slices without any relevance left out' if blank else ''}."
+    left = f" {blank} slices without any relevance left out." if blank else ""
+    return f"{backbone.upper()}: {told}. Share over brightness: {beyond}.{left}"
 
 
 def biases_sentence(table: pd.DataFrame) -> str:
@@ -87,9 +94,12 @@ def biases_sentence(table: pd.DataFrame) -> str:
 
 def planted_sentence(verdict: pd.DataFrame) -> str:
     """Which rules give the deciding sequence of the planted nets the largest share."""
-    told = [f"{row.rule} ({row.kind}) in {row.first} of {row.nets} nets, surely in {row.surely}, "
-            f"with {row.deciding:.0f} % on average" for row in verdict.itertuples()]
-    return "The deciding sequence has the largest share by " + "; ".join(told) + "."
+    lines = []
+    for kind, text in (("absolute", "largest share of the relevance"), (LIFT, "largest share over brightness")):
+        told = [f"{row.rule} in {row.first} of {row.nets} nets (intervals apart in {row.surely})"
+                for row in verdict[verdict["kind"] == kind].itertuples()]
+        lines.append(f"The deciding sequence has the {text} by {', '.join(told)}.")
+    return "\n".join(lines)
 
 
 def lesion_sentence(lesions: pd.DataFrame) -> str:

@@ -20,8 +20,7 @@ def plot_share_bars(table, sequences: Sequence[str], *, row: str, column: str, b
     Parameters
     ----------
     table : DataFrame
-        Columns named by `row`, `column` and `bars`, and ``modality, value, low, high, chance`` (dotted: its mean over
-        a panel).
+        Columns named by `row`, `column` and `bars`, and ``modality, value, low, high, chance`` (dotted, bar by bar).
     sequences : sequence of str
         Order of the bars of a group.
     row, column, bars : str
@@ -40,7 +39,7 @@ def plot_share_bars(table, sequences: Sequence[str], *, row: str, column: str, b
     groups = {name: list(dict.fromkeys(table.loc[table[column] == name, bars])) for name in columns}
     colours, labels = colours_of(sequences), labels or {}
     most = max(len(found) for found in groups.values())
-    fig, axes = plt.subplots(len(rows), len(columns), squeeze=False, sharey=True, sharex="col",
+    fig, axes = plt.subplots(len(rows), len(columns), squeeze=False, sharey="row", sharex="col",
                              figsize=(max(3.0, 0.62 * most + 0.6) * len(columns) + 0.6, 1.9 * len(rows) + 1.3))
     for i, of_row in enumerate(rows):
         for j, of_column in enumerate(columns):
@@ -51,13 +50,14 @@ def plot_share_bars(table, sequences: Sequence[str], *, row: str, column: str, b
                 place = np.arange(len(own)) + (k - (len(sequences) - 1) / 2) * 0.8 / len(sequences)
                 ax.bar(place, own["value"], 0.75 / len(sequences), color=colours[sequence], label=sequence)
                 ax.vlines(place, own["low"], own["high"], color="black", lw=1)
-            ax.axhline(part["chance"].mean(), color="#777777", ls=":", lw=1)
+                half = 0.4 / len(sequences)
+                ax.hlines(own["chance"], place - half, place + half, color="black", lw=1.3, ls=(0, (1.5, 1)))
             ax.set_xticks(range(len(groups[of_column])), [labels.get(name, label_of(name))
                                                            for name in groups[of_column]],
                           rotation=30 if most > 4 else 0, ha="right" if most > 4 else "center", fontsize=7.5)
             if i == 0:
                 ax.set_title(labels.get(of_column, label_of(of_column)))
-        axes[i, 0].set_ylabel(f"{labels.get(of_row, label_of(of_row))}\n{unit}", fontsize=8)
+        axes[i, 0].set_ylabel(f"{labels.get(of_row, label_of(of_row))}\n{unit}".strip(), fontsize=8)
     handles, names = axes[0, 0].get_legend_handles_labels()
     fig.legend(handles, names, loc="outside upper center", ncols=len(sequences))
     add_caption(fig, caption)
