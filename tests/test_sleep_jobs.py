@@ -13,7 +13,7 @@ from mslib.jobs import sleep, sleep_ablation, sleep_claims, sleep_effects, sleep
 from mslib.jobs import sleep_words as words
 from mslib.jobs.claims import FAILS, HOLDS
 from mslib.jobs.publish import executed_notebooks
-from mslib.sleep import MODALITIES, STAGES, EpochSet, write_hypnogram
+from mslib.sleep import MODALITIES, STAGES, Effects, EpochSet, write_hypnogram
 from mslib.sleep.folds import load_stager
 from mslib.sleep.staging import build_stager
 from mslib.study import StudyConfig, StudyError
@@ -346,7 +346,7 @@ def test_effects_that_cannot_be_told_are_said_to_be_so():
     assert sleep_claims.effect_claims(fitted)[0]["holds?"].startswith("not testable")
     assert sleep_effects.fit_effects(night_shares(covariates(), np.random.default_rng(0)).drop(
         columns=["decade", "woman", "drug"])).empty
-    assert words.effect_sentences(pd.DataFrame(), pd.DataFrame(), pd.DataFrame())[0].startswith("No mixed model")
+    assert words.effect_sentences(*[pd.DataFrame()] * 4)[0].startswith("No mixed model")
 
 
 def test_unknown_and_constant_covariates_are_left_out(run):
@@ -385,7 +385,7 @@ def test_error_rate_and_power_by_simulation():
     assert list(rates.index) == ["decade", "woman", "drug", "all"] and rates["tests"].eq(18).all()
     assert 0.01 < rates.loc["all", "false_positive"] < 0.10 and 0.65 < rates.loc["all", "power"] < 0.95
     assert (rates["false_low"] <= rates["false_positive"]).all() and rates["fdr_any"].max() < 0.2
-    told = words.effect_sentences(sleep_effects.fit_effects(shares), rates.reset_index(), pd.DataFrame())
+    told = words.effect_sentences(sleep_effects.fit_effects(shares), rates.reset_index(), *[pd.DataFrame()] * 2)
     assert any(f"{rates.loc['all', 'false_positive']:.1%} of the tests" in line for line in told)
 
 
@@ -409,6 +409,22 @@ def test_planted_effects_come_back_from_signals():
     absent = found.drop(index="slow waves (0.5 to 2 Hz)", level=0)
     assert not absent["inside"].any() and not absent["sign"].any(), "planted in name, not in these features"
     assert sleep_effects.signal_effects(drawn, features, epochs, {}).empty
+
+
+def test_planted_effects_are_asked_for_in_their_places():
+    planted = {"effects": Effects().as_dict()}
+    named = {name for _, _, names in sleep_effects.EXPECTED for parts in names.values() for name in parts}
+    assert named == set(planted["effects"]) - {"subject_sd", "night_sd"}, "every planted effect has a place"
+    shares = night_shares(covariates(), np.random.default_rng(0), drug=-4)
+    table = sleep_effects.planted_relevance(sleep_effects.fit_effects(shares), planted)
+    found = table[table["found"]]
+    assert len(table) == 8 and list(zip(found["stage"], found["modality"], found["term"])) == [("N2", "EEG", "drug")]
+    other = night_shares(covariates(), np.random.default_rng(0), drug=4)
+    table = sleep_effects.planted_relevance(sleep_effects.fit_effects(other), planted)
+    assert table["p_fdr"].min() < 0.05 and not table["found"].any(), "the wrong sign is no success"
+    assert "0 found." in words.effect_sentences(sleep_effects.fit_effects(other), pd.DataFrame(), pd.DataFrame(),
+                                                table)[-1]
+    assert sleep_effects.planted_relevance(sleep_effects.fit_effects(other), {}).empty
 
 
 def test_rules_and_truth_in_words():
@@ -458,7 +474,7 @@ def test_what_others_take_from_the_notebook(run, tmp_path):
     fitted = sleep_effects.fit_effects(night_shares(covariates(), np.random.default_rng(0), drug=4))
     claims = sleep_claims.sleep_claims(subjects, INFORMATION, consistent, fitted, CONFIG)
     numbers = words.recorded(run["found"], run["epochs"], summary, consistent, fitted, pd.DataFrame(), pd.DataFrame(),
-                             claims, CONFIG)
+                             pd.DataFrame(), claims, CONFIG)
     assert numbers["recordings"] == 6 and numbers["effects_found"] == 2 and len(numbers["claims"]) == 10
     (tmp_path / "tables").mkdir()
     assert sleep_report.sleep_rows(tmp_path, CONFIG) == []

@@ -25,6 +25,15 @@ COMPONENTS = (
     ("eye movements (0.5 to 4 Hz)", "REM", "EOG", (1, 2, 3), (8, 9), {"decade": "eye_movement_per_decade"}))
 
 
+#: Where every planted effect should be seen in the relevance: the modality whose sign of the stage it makes stronger
+#: or weaker. All effects of `mslib.sleep.Effects` are here, none is chosen.
+EXPECTED = (
+    ("N2", "EEG", {"decade": ("spindle_per_decade",), "woman": ("spindle_women",),
+                   "drug": ("spindle_rate_drug", "sigma_drug", "beta_drug")}),
+    ("N3", "EEG", {"decade": ("delta_per_decade",), "woman": ("delta_women",), "drug": ("delta_drug",)}),
+    ("REM", "EOG", {"decade": ("eye_movement_per_decade",), "drug": ("eye_movement_rate_drug",)}))
+
+
 def covariates(epochs: EpochSet) -> pd.DataFrame:
     """Subject and effects of every recording, as numbers.
 
@@ -103,6 +112,37 @@ def fit_effects(shares: pd.DataFrame) -> pd.DataFrame:
         return pd.DataFrame(columns=columns)
     table = pd.concat(rows, ignore_index=True)
     return table.assign(p_fdr=adjust_p_values(table["p"], "fdr_bh"))[columns]
+
+
+def planted_relevance(fitted: pd.DataFrame, planted: dict) -> pd.DataFrame:
+    """Do the planted effects come back in the relevance? A stronger sign should have a larger share.
+
+    Parameters
+    ----------
+    fitted : pandas.DataFrame
+        Of `fit_effects`.
+    planted : dict
+        Of `mslib.jobs.sleep.planted`; nothing is tabled without it.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per place of `EXPECTED`: ``stage, modality, term, planted`` (sum of the logarithms of amplitude or
+        rate), ``estimate, low, high, detectable`` (percentage points), ``p, p_fdr`` (corrected for these rows alone),
+        ``found`` (corrected p at most 5 % and the planted sign).
+    """
+    rows = []
+    for stage, modality, names in EXPECTED if planted else ():
+        for term, parts in names.items():
+            part = fitted[(fitted["stage"] == stage) & (fitted["modality"] == modality) & (fitted["term"] == term)]
+            size = sum(planted["effects"][name] for name in parts)
+            rows.append(part[["stage", "modality", "term", "estimate", "low", "high", "detectable", "p"]].assign(
+                planted=size))
+    if not rows:
+        return pd.DataFrame()
+    table = pd.concat(rows, ignore_index=True)
+    table["p_fdr"] = adjust_p_values(table["p"], "fdr_bh")
+    return table.assign(found=(table["p_fdr"] <= ALPHA) & (np.sign(table["estimate"]) == np.sign(table["planted"])))
 
 
 def shuffled(known: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:

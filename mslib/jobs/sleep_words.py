@@ -148,7 +148,8 @@ def claim_truth_sentence(claims: pd.DataFrame, config: StudyConfig) -> str:
     return f"Published orderings that are not those of {truth}: {told or 'none'}."
 
 
-def effect_sentences(fitted: pd.DataFrame, simulated: pd.DataFrame, signals: pd.DataFrame) -> list[str]:
+def effect_sentences(fitted: pd.DataFrame, simulated: pd.DataFrame, signals: pd.DataFrame,
+                     expected: pd.DataFrame) -> list[str]:
     """What the mixed models found, what they would have found, how often they err."""
     if fitted.empty:
         return ["No mixed model: age, sex and drug are unknown, or the same in all nights."]
@@ -175,6 +176,13 @@ def effect_sentences(fitted: pd.DataFrame, simulated: pd.DataFrame, signals: pd.
     if len(signals):
         told.append(f"Planted effects on the signals themselves: {int(signals['inside'].sum())} of {len(signals)} "
                     f"intervals hold the planted size, {int(signals['sign'].sum())} exclude 0 on its side.")
+    if len(expected):
+        seen = "; ".join(f"{row.modality} in {row.stage} {interval_text(row.estimate, row.low, row.high, 1)} points "
+                         f"{EFFECTS[row.term]}" for row in expected[expected["found"]].itertuples())
+        told.append(f"Planted effects in the relevance, asked for in their own places only ({len(expected)} tests, "
+                    f"corrected): {int(expected['found'].sum())} found{': ' if seen else ''}{seen}. A stronger sign "
+                    "need not have a larger share: signals are standardised within the night, and a sign that is "
+                    "there is there.")
     return told
 
 
@@ -207,7 +215,8 @@ def ablation_sentences(ablated: pd.DataFrame, collapsed: pd.DataFrame, agreed: p
 
 
 def recorded(found: CrossValidation, epochs: EpochSet, summary: pd.DataFrame, consistent: dict, fitted: pd.DataFrame,
-             simulated: pd.DataFrame, signals: pd.DataFrame, claims: pd.DataFrame, config: StudyConfig) -> dict:
+             simulated: pd.DataFrame, signals: pd.DataFrame, expected: pd.DataFrame, claims: pd.DataFrame,
+             config: StudyConfig) -> dict:
     """Numbers of the notebook for the summary, the report and the gallery."""
     rule = settings(config).rule
     part = summary[(summary["rule"] == rule) & (summary["kind"] == "absolute") & summary["right"]]
@@ -227,4 +236,6 @@ def recorded(found: CrossValidation, epochs: EpochSet, summary: pd.DataFrame, co
         numbers["simulation"] = {name: row[name] for name in ("runs", "tests", "false_positive", "power", "fdr_any")}
     if len(signals):
         numbers["planted_inside"] = [int(signals["inside"].sum()), len(signals)]
+    if len(expected):
+        numbers["planted_found"] = [int(expected["found"].sum()), len(expected)]
     return numbers
