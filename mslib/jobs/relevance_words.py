@@ -44,8 +44,8 @@ def planted_caption(config: StudyConfig) -> str:
     """What the figure of the planted nets shows."""
     return ("Simulated controls with planted marks, three nets. First row: share of a sequence in the relevance [%] "
             "(dotted: its share of the brightness). Second row: the one over the other (dotted: 1). Last row: share "
-            "[%] of a sequence's positive relevance inside its own mark (dotted: the mark's share of the brain). Lines: "
-            f"{config.statistics.confidence * 100:g} % interval (bootstrap over subjects).")
+            "[%] of a sequence's positive relevance inside its own mark (dotted: the mark's share of the brain). "
+            f"Lines: {config.statistics.confidence * 100:g} % interval (bootstrap over subjects).")
 
 
 def spread_sentence(table: pd.DataFrame, config: StudyConfig) -> str:
