@@ -232,6 +232,16 @@ rule notebook_attribution:
     message: "Notebook 04: sixteen attribution methods"
     shell: notebook("04_multimodal_attribution")
 
+rule notebook_relevance:
+    input: stacks, NETS, f"{RUN}/metrics/04_multimodal_attribution.json", source="notebooks/05_modality_relevance.ipynb"
+    output: f"{RUN}/metrics/05_modality_relevance.json", f"{RUN}/made/05_modality_relevance.json"
+    log: notebook=f"{RUN}/notebooks/05_modality_relevance.ipynb"
+    params: code=code_digest("notebooks/05_modality_relevance.ipynb"), settings=STUDY.model_dump_json()
+    threads: CORES or 8
+    resources: mem_mb=memory(6000)
+    message: "Notebook 05: relevance of the sequences"
+    shell: notebook("05_modality_relevance")
+
 if STUDY.sleep:
     NIGHTS = f"{RUN}/sleep/nights.json"
     OWN_NIGHTS = sorted(str(path) for kind in ("nights.tsv", "**/*.edf") for path in Path(STUDY.sleep.root).glob(kind)
@@ -270,7 +280,7 @@ if STUDY.sleep:
         shell: notebook("06_sleep_staging")
 
 METRICS = expand(f"{RUN}/metrics/{{name}}.json", name=["00_cohort", "01_coregistration", "03_gradcam_layers",
-                                                       "04_multimodal_attribution",
+                                                       "04_multimodal_attribution", "05_modality_relevance",
                                                        *(["06_sleep_staging"] if STUDY.sleep else [])])
 
 rule notebook_summary:

@@ -198,8 +198,8 @@ def test_report_has_every_section_in_order(run):
     path = write_report(study(), run, CLAIMS)
     assert path == run / "report.html"
     page = Reader(path.read_text(encoding="utf-8"))
-    assert page.sections == ["summary", "cohort", "registration", "training", "layers", "attribution", "methods",
-                             "faults"]
+    assert page.sections == ["summary", "cohort", "registration", "training", "layers", "attribution", "relevance",
+                             "methods", "faults"]
     assert page.text.count(PLACE) == 1, "said once, above the report"
     assert "Simulated data: every subject in this report is made by a phantom" in page.text
     for words in ("Where does the network look? Study test", "Published claims and our evidence", "0.97 (0.95 to 0.99)",

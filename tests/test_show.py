@@ -138,9 +138,34 @@ def shares():
     return show.plot_shares(interval_table(method=["deeplift", "lime"]).set_index("method"), chance=0.1, unit="share")
 
 
-PLOTS = [attributions, scores, importance, shares, examples, confusions, layer_block, layer_grid, registration,
-         headline, learning_curves, accuracies, depth_curves, randomisation, groups, lobes, cohort, registration_errors,
-         qc_table, *SLEEP_PLOTS]
+def share_bars():
+    table = interval_table(modality=SEQUENCES * 2, group=["control"] * 3 + ["SPMS"] * 3)
+    table = table.assign(backbone="vgg16", chance=.3)
+    return show.plot_share_bars(table, SEQUENCES, row="backbone", column="backbone", bars="group")
+
+
+def subject_shares():
+    table = pd.DataFrame({"backbone": "vgg16", "group": ["control", "SPMS"] * 3, "right": [0, 1] * 3,
+                          **{f"absolute_{name}": np.arange(6.0) for name in SEQUENCES}})
+    return show.plot_subject_shares(table, SEQUENCES, GROUPS, seed=1)
+
+
+def flow():
+    table = pd.DataFrame({"backbone": "vgg16", "layer": ["logits", "gap", "image"], "sum": [1, .9, .7],
+                          "absolute": [1, 2, 1.5]})
+    ends = pd.DataFrame({"backbone": "vgg16", "modality": SEQUENCES, "value": [50, 30, 20]})
+    return show.plot_flow(table, ends, SEQUENCES)
+
+
+def relations():
+    table = interval_table(modality=SEQUENCES * 2, label=["age"] * 3 + ["EDSS"] * 3)
+    table = table.assign(backbone="vgg16", q=[.01, .5] * 3).rename(columns={"value": "estimate"})
+    return show.plot_relations(table, unit="points")
+
+
+PLOTS = [attributions, scores, importance, shares, share_bars, subject_shares, flow, relations, examples, confusions,
+         layer_block, layer_grid, registration, headline, learning_curves, accuracies, depth_curves, randomisation,
+         groups, lobes, cohort, registration_errors, qc_table, *SLEEP_PLOTS]
 
 
 def words(fig):
@@ -255,6 +280,11 @@ def test_slices_are_drawn_with_the_patients_right_at_the_left():
     (lambda: show.plot_attributions(IMAGE, {"lime": SLICES}, SEQUENCES), "lime: must be finite, of the shape"),
     (lambda: show.plot_scores(pd.DataFrame({"a": [1]}), {"msfi": 1}), r"scores: the table lacks \['msfi'"),
     (lambda: show.plot_shares(pd.DataFrame({"value": [1]}), chance=0, unit=""), r"shares: the table lacks \['low'"),
+    (lambda: show.plot_share_bars(pd.DataFrame({"a": []}), [], row="a", column="a", bars="a"),
+     r"shares: the table lacks \['modality'"),
+    (lambda: show.plot_subject_shares(pd.DataFrame({"group": []}), [], []), r"shares: the table lacks \['backbone'"),
+    (lambda: show.plot_flow(pd.DataFrame({"layer": []}), None, []), r"flow: the table lacks \['backbone'"),
+    (lambda: show.plot_relations(pd.DataFrame({"q": []}), unit=""), r"effects: the table lacks \['backbone'"),
     (lambda: show.plot_headline(SLICES[0], {}, extra=[("x", SLICES[0], "odd")]), r"must be 'sequential' or 'diverg"),
     (lambda: show.plot_registration(SLICES[0], SLICES, SLICES, ["T2w"]), "one slice per sequence"),
     (lambda: show.plot_qc_table(pd.DataFrame({"a": [1]}), flags=pd.DataFrame({"a": [True, False]})), "flags: must be")])

@@ -16,6 +16,7 @@ from .attribution_scores import importance_of, importance_table, informativeness
 from .attributions import method_parameters
 from .explained import explained_slices, explained_subjects, stack_of
 from .maps import images_of, net, target_of
+from .verdicts import FAILS_ABOVE, sweep_repairs
 from .words import interval_sentence, study_kind
 
 #: Columns of the judgement with what is better (1: more), in the order of the figure.
@@ -79,7 +80,7 @@ def judgement(scores: pd.DataFrame, removal: pd.DataFrame, config: StudyConfig, 
     if random is not None:
         last = random[random["step"] == random["step"].max()]
         table["random"] = last.groupby("method")["likeness"].mean()
-        table["passes"] = table["random"] <= planted_results.FAILS_ABOVE
+        table["passes"] = table["random"] <= FAILS_ABOVE
     if repeat is not None:
         table["repeat"] = repeat.groupby("method")["likeness"].mean()
     return table.reindex(list(METHODS))
@@ -128,16 +129,9 @@ def sweep_sentence(sweep: pd.DataFrame) -> str:
     """Whether an earlier layer repairs Grad-CAM: its best layer against its last, over the planted nets."""
     told = []
     for method, name in (("gradcam", "Grad-CAM"), ("guided_gradcam", "Guided Grad-CAM")):
-        rows = sweep[sweep["method"] == method]
-        mean = rows.groupby("layer", sort=False)["value"].mean()
-        last, best = mean.iloc[-1], mean.idxmax()
-        limits = rows[rows["layer"] == best]
-        beyond = rows.loc[rows["layer"] == mean.index[-1], "high"].to_numpy()
-        repaired = (limits["low"] > limits["chance"]).all() and (limits["low"].to_numpy() > beyond).all()
-        told.append(f"{name}: mean MSFI {last:.2f} at {mean.index[-1]}, highest {mean.max():.2f} at {best} (chance "
-                    f"{rows['chance'].mean():.2f}). An earlier layer "
-                    f"{'repairs' if repaired else 'does not clearly repair'} it (repairs: its interval lies above "
-                    "chance and above the last layer's in every net).")
+        repaired, numbers = sweep_repairs(sweep, method)
+        told.append(f"{name}: {numbers}. An earlier layer {'repairs' if repaired else 'does not clearly repair'} it "
+                    "(repairs: its interval lies above chance and above the last layer's in every net).")
     return "\n".join(told)
 
 
@@ -223,12 +217,12 @@ def advice(table: pd.DataFrame | None, patients: pd.DataFrame, exposed: pd.DataF
     told = []
     if table is not None:
         deltas = [name for name in table if name.startswith("delta_") and name.endswith("_low")]
-        sound = table[(table["random"] <= planted_results.FAILS_ABOVE) & (table[deltas] > 0).all(axis=1)]
+        sound = table[(table["random"] <= FAILS_ABOVE) & (table[deltas] > 0).all(axis=1)]
         order = sound.sort_values("msfi", ascending=False)
         told.append(f"Nearest to the planted truth (MSFI): {_values(table['msfi'].nlargest(3))}; farthest: "
                     f"{_values(table['msfi'].nsmallest(3))}.")
-        failed = table[table["random"] > planted_results.FAILS_ABOVE].index
-        told.append(f"Fail the randomisation check (likeness above {planted_results.FAILS_ABOVE} with all weights "
+        failed = table[table["random"] > FAILS_ABOVE].index
+        told.append(f"Fail the randomisation check (likeness above {FAILS_ABOVE} with all weights "
                     f"random), so they show the image more than the net: {', '.join(failed) or 'none'}.")
         told.append("Pass it, and mark what the net needs under every fill (delta-AUPC surely above 0), best MSFI "
                     f"first: {_values(order['msfi'])}.")
@@ -253,7 +247,7 @@ def recorded(table, patients, nets, agreement, exposed, used, config: StudyConfi
                             for backbone in config.model.backbones}}
     if table is not None:
         found |= {"planted_msfi": table["msfi"].to_dict(), "planted_best": table["msfi"].idxmax(),
-                  "randomisation_fails": sorted(table.index[table["random"] > planted_results.FAILS_ABOVE]),
+                  "randomisation_fails": sorted(table.index[table["random"] > FAILS_ABOVE]),
                   "fill_agreement": agreement["tau"].tolist(),
                   "shortcut_learnt": learnt_shortcut(used),
                   "exposes_shortcut": sorted(exposed.index[exposed["exposed"]]),

@@ -11,6 +11,7 @@ import pandas as pd
 from mslib.measure import MIN_SUBJECTS
 from mslib.study import StudyConfig
 
+from .attribution_claims import attribution_claims
 from .depth import compromise, last_convolution, layer_difference, layer_trend, patient_interval, rank_sums
 from .predictions import chance_level, read_predictions
 from .record import interval_text
@@ -231,7 +232,8 @@ def claims_table(run_dir: str | Path, measures: pd.DataFrame, config: StudyConfi
         for backbone in config.model.backbones]
     rows = [*trained, *depth_claims(measures, read["depth_curves"], config),
             *group_claims(read["percentile_comparison"], read["lobes"], config),
-            *sanity_claims(read["randomisation"], config), *sleep_rows(run_dir, config)]
+            *sanity_claims(read["randomisation"], config), *attribution_claims(run_dir, metrics(run_dir), config),
+            *sleep_rows(run_dir, config)]
     return pd.DataFrame(rows)
 
 

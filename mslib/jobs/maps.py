@@ -16,7 +16,7 @@ from mslib.measure import measure_maps
 from mslib.nets import channels_of, load_net
 from mslib.prep import plane_to_volume
 from mslib.study import StudyConfig, StudyError, atomic_path, progress, stamped_folder, write_json, write_table
-from mslib.study.provenance import code_digest, file_sha256
+from mslib.study.provenance import file_sha256, made_by
 
 from .cohort import qc_path, subject_folder, usable_subjects
 from .explained import (
@@ -32,6 +32,8 @@ from .words import nets_folder
 
 #: Slices of the published figures, counted from 1 at the bottom of the 135 (Hong and Zhang 2021, figures 3 and 4).
 PUBLISHED_SLICES = (57, 58, 59)
+#: Sections of the settings that decide maps.
+DECIDE = {"seed", "groups", "sequences", "cohort", "prep", "model", "explain"}
 
 
 def weights_path(config: StudyConfig, run_dir: str | Path, backbone: str) -> Path:
@@ -157,7 +159,7 @@ def write_volume(model, backbone: str, person, config: StudyConfig, run_dir: str
     """Grad-CAM of all slices in T1w space: 4-D over layers, with a JSON file that names them."""
     path = volume_path(backbone, run_dir, person.id)
     sidecar = path.with_name(path.name.replace(".nii.gz", ".json"))
-    made_of = {"Weights": file_sha256(weights_path(config, run_dir, backbone)), "Code": code_digest("mslib.jobs.maps"),
+    made_of = {"Weights": file_sha256(weights_path(config, run_dir, backbone)), "Code": made_by("mslib.jobs.maps"),
                "Subject": file_sha256(qc_path(run_dir, person.id))}
     if path.exists() and sidecar.exists():
         stored = json.loads(sidecar.read_text(encoding="utf-8"))
@@ -203,8 +205,8 @@ def randomisation_table(model, backbone: str, config: StudyConfig, run_dir: str 
 def map_facts(config: StudyConfig, run_dir: str | Path, backbone: str) -> dict:
     """What decides the maps of a net: its weights, settings, code, and the preprocessed subjects."""
     people = usable_subjects(config, run_dir)
-    return {"weights": file_sha256(weights_path(config, run_dir, backbone)), "code": code_digest("mslib.jobs.maps"),
-            "settings": json.loads(config.model_dump_json(exclude={"statistics", "study", "training", "attribution"})),
+    return {"weights": file_sha256(weights_path(config, run_dir, backbone)), "code": made_by("mslib.jobs.maps"),
+            "settings": json.loads(config.model_dump_json(include=DECIDE)),
             "subjects": {person.id: file_sha256(qc_path(run_dir, person.id)) for person in people}}
 
 

@@ -25,6 +25,12 @@ TERMS = {
     "chance": "What a map or net that knows nothing would reach. For accuracy: the share of the largest class.",
     "interval": "Range that would cover the true value in 95 of 100 repetitions with other subjects (at a confidence "
                 f"of 95 %). Not given below {MIN_SUBJECTS} subjects.",
+    "attribution": "What a method says that every value of every sequence adds to the score of a class, or takes "
+                   "from it.",
+    "MSFI": "Share of a map inside what it should mark, each sequence weighed by how much it matters to the net; 1 is "
+            "perfect, chance is about the marks' share of the brain.",
+    "relevance (LRP)": "The score of a class handed down through the net until every value of the input has its part; "
+                       "the share of a sequence is the sum of its parts.",
     "likeness (Spearman, SSIM)": "Rank correlation and structural similarity with the original map; 1: the same map.",
 }
 
@@ -71,10 +77,15 @@ def methods_text(config: StudyConfig, run_dir: str | Path) -> str:
     str
         Paragraphs, separated by empty lines.
     """
-    statistics = config.statistics
+    statistics, given, own = config.statistics, config.attribution, config.relevance
     maps = (f"Class activation maps ({', '.join(config.explain.methods)}) come from one forward and one backward pass "
             "over all layers of blocks 4 and 5; the class is the patient's own. The explained nets are those of the "
             "split of subjects, and maps are shown of subjects outside their training and validation parts.")
+    maps += (f" Sixteen attribution methods explain one slice of each of up to {given.patients} patients "
+             f"({given.superpixels} superpixels per sequence, {given.samples} samples, {given.permutations} "
+             f"permutations, {given.steps} steps). Relevance is propagated by the rule {own.rule} for the class that a "
+             f"net names, on {own.slices_per_subject} slices of every subject outside training and validation, "
+             "controls too.")
     numbers = (f"Measures are means over slices with {statistics.confidence:.0%} intervals from {statistics.bootstrap} "
                "bootstrap draws of whole subjects; proportions of subjects have Wilson's interval. No interval is "
                f"given below {MIN_SUBJECTS} subjects, or where all subjects are alike. Seed {config.seed}.")

@@ -22,8 +22,6 @@ from .planted import Experiment, explained_set, planted_folder, planted_net
 RANDOMISED, STEPS = 8, {"logits": "logits", "block 5 and logits": "block5_conv1", "all layers": "block1_conv1"}
 #: Layers whose Grad-CAM is held against the truth.
 SWEPT = ("block3_conv", "block4_conv", "block5_conv")
-#: Mean rank correlation with the original map above which a method fails: it shows the image, not the net.
-FAILS_ABOVE = 0.5
 
 
 def planted_maps(experiment: Experiment, slices: dict[str, SliceSet], config: StudyConfig, run_dir: str | Path,

@@ -25,6 +25,7 @@ GALLERY = {
     "02_finetuning_vgg19": ("How much of VGG19's accuracy is real?", "accuracy_vgg19"),
     "03_gradcam_layers": ("At which depth does a heat map point at the lesions?", "depth_curves"),
     "04_multimodal_attribution": ("Which method may be believed about which sequence?", "attribution_patient"),
+    "05_modality_relevance": ("Which sequence is a score made of?", "relevance_shares"),
     "06_sleep_staging": ("Which of EEG, EOG and EMG tells a net the stage of sleep?", "sleep_night"),
     "07_summary": ("Which published claims hold?", "figure2_confusion")}
 
@@ -131,6 +132,7 @@ def _gallery(config, run_dir, folder, executed) -> None:
     viewers = sorted((folder / "viewers").glob("*"))
     scroll = "scroll through Grad-CAM over FLAIR in 3-D (nothing drawn below a fifth of its maximum)"
     more |= {f"viewers/{path.name}": scroll for path in viewers}
-    write_gallery(folder, f"Results of study {config.study}", entries, headline=drawn("headline"), more=more,
+    write_gallery(folder, f"Results of study {config.study}", entries, more=more,
+                  headline=drawn("headline_relevance") or drawn("headline"),
                   lead=f"{report.lead_sentence(config, run_dir)} {attribution(config)}",
                   simulated=config.cohort.source == "simulated")

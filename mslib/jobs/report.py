@@ -19,68 +19,35 @@ from .cohort import exclusions, faults, subject_folder, usable_subjects
 from .depth import last_convolution
 from .explained import volume_path, volume_subjects
 from .methods import TERMS, methods_text
+from .panels import attribution_panels, figure_panel, relevance_panels
 from .predictions import predictions_path, read_predictions
 from .record import interval_text
 from .sleep_report import sleep_finding, sleep_section
 from .words import attribution, nets_folder, study_kind, weights_sentence
 
-#: Bytes of a figure, and of the co-registration pictures of all subjects together (base64 adds a third).
-FIGURE_BYTES, PICTURES_BYTES = 60_000, 800_000
-
-
+#: Bytes of the co-registration pictures of all subjects together (base64 adds a third).
+PICTURES_BYTES = 800_000
 #: What a reader of one sentence has to know about the weights.
 PRETRAINED = ("The nets were pre-trained on further simulated subjects of the same groups and told the area, not the "
               "place, of lesions in their slices.")
-
-
-def _figure(run_dir, name, title, see, good, alt, caption="") -> list[Panel]:
-    path = Path(run_dir) / "figures" / f"{name}.png"
-    return [Panel(title, see, good, compressed(path, FIGURE_BYTES), alt, caption)] if path.exists() else []
 
 
 def _training(run_dir, config) -> list[Panel]:
     panels = []
     for backbone in config.model.backbones:
         name = backbone.upper()
-        panels += _figure(run_dir, f"accuracy_{backbone}", f"{name}: accuracy under every protocol",
-                          "Accuracy with its 95 % interval, slices left and subjects right; dotted: chance.",
-                          "The independent cohort close to the subject-wise split; permuted labels at chance.",
-                          f"Accuracies of {name} per protocol with intervals, chance as a dotted line")
-        panels += _figure(run_dir, f"confusion_{backbone}", f"{name}: confusion matrices",
-                          "True class in rows, predicted class in columns.", "Counts on the diagonal.",
-                          f"Confusion matrices of {name}")
-        panels += _figure(run_dir, f"learning_curves_{backbone}", f"{name}: learning curves",
-                          "Loss and accuracy per epoch; dashed: training, solid: validation.",
-                          "Training and validation move together.",
-                          f"Learning curves of {name}, training dashed and validation solid")
+        panels += figure_panel(run_dir, f"accuracy_{backbone}", f"{name}: accuracy under every protocol",
+                               "Accuracy with its 95 % interval, slices left and subjects right; dotted: chance.",
+                               "The independent cohort close to the subject-wise split; permuted labels at chance.",
+                               f"Accuracies of {name} per protocol with intervals, chance as a dotted line")
+        panels += figure_panel(run_dir, f"confusion_{backbone}", f"{name}: confusion matrices",
+                               "True class in rows, predicted class in columns.", "Counts on the diagonal.",
+                               f"Confusion matrices of {name}")
+        panels += figure_panel(run_dir, f"learning_curves_{backbone}", f"{name}: learning curves",
+                               "Loss and accuracy per epoch; dashed: training, solid: validation.",
+                               "Training and validation move together.",
+                               f"Learning curves of {name}, training dashed and validation solid")
     return panels
-
-
-def _attributions(run_dir) -> list[Panel]:
-    outlined = "Colour inside the outlines and, of planted marks, in FLAIR only."
-    return [
-        *_figure(run_dir, "attribution_scores_planted", "Methods judged against planted truth",
-                 "Simulated controls with marks of which one sequence decides. One row per method.",
-                 "Light cells; randomised near the bottom of its scale, everything else above chance (last row).",
-                 "Table of scores of sixteen attribution methods against planted truth"),
-        *_figure(run_dir, "attribution_planted", "Sixteen maps of a planted net",
-                 "Each block: T1w, T2w, FLAIR. Red speaks for the class, blue against it.", outlined,
-                 "Attribution maps of sixteen methods over a simulated slice with planted marks"),
-        *_figure(run_dir, "gradcam_msfi_by_layer", "Grad-CAM by layer against planted truth",
-                 "MSFI over depth, one row per planted net.", "A curve well above the dotted chance.",
-                 "Curves of MSFI of Grad-CAM and Guided Grad-CAM over the layers"),
-        *_figure(run_dir, "shortcut", "Which methods expose a shortcut",
-                 "Share of the positive attribution on a mark outside the head that the net goes by.",
-                 "Far to the right of the dotted line.", "Share of attribution on the shortcut per method"),
-        *_figure(run_dir, "modality_importance", "How much each sequence matters",
-                 "Exact Shapley values; bars of a panel add up to what the net gains from all sequences.",
-                 "Fills that agree.", "Bars of the importance of every sequence per net and fill"),
-        *_figure(run_dir, "attribution_patient", "Sixteen maps of a patient",
-                 "Each block: T1w, T2w, FLAIR. Outlines: lesions, where they are known.", outlined,
-                 "Attribution maps of sixteen methods over one slice of a patient"),
-        *_figure(run_dir, "attribution_scores_patients", "Methods judged on patients",
-                 "Lesions in the place of planted marks; a low score may be the net's and not the map's.",
-                 "Delta-AUPC above 0 under every fill.", "Table of scores of sixteen methods on patients")]
 
 
 def _layers(config, run_dir) -> list[Panel]:
@@ -88,37 +55,39 @@ def _layers(config, run_dir) -> list[Panel]:
     lesions = any(person.lesion_mask for person in usable_subjects(config, run_dir))
     good = "Heat on outlined lesions; blank maps are marked." if lesions else "No lesion outlines are known here."
     return [
-        *_figure(run_dir, "figure3_layers", "Figure 3, published layout", "Grad-CAM of three layers per net.",
-                 good, "Grad-CAM maps of three layers of each net over three FLAIR slices", shown),
-        *_figure(run_dir, "figure4_layers", "Figure 4, published layout", "Grad-CAM of three more layers of VGG19.",
-                 good, "Grad-CAM maps of three more layers of VGG19 over three FLAIR slices", shown),
-        *_figure(run_dir, "layer_grid", "Every layer", "All layers of blocks 4 and 5, shallow to deep.",
-                 good, "Grid of Grad-CAM maps of every layer over three FLAIR slices", shown),
-        *_figure(run_dir, "depth_curves", "Measures over depth",
-                 "How well heat meets lesions (where they are known), and how far it spreads.",
-                 "Above the dotted chance line; for the spread, below it.",
-                 "Curves of the measures over the layers, chance as a dotted line"),
-        *_figure(run_dir, "percentile_groups", "95th percentile by group", "One dot per patient.",
-                 "Whatever the groups are: the published claim is SPMS above RRMS.", "Dots per group"),
-        *_figure(run_dir, "lobes", "Heat per lobe",
-                 "Bars: share of the heat. Dotted lines: share of the brain, which even heat would reach.",
-                 "Bars beyond the dotted lines are emphasis.",
-                 "Bars of heat per lobe and group, the brain's share as dotted lines"),
-        *_figure(run_dir, "randomisation", "Cascading randomisation", "Likeness to the original map.",
-                 "Near 0 at the right end; the table of claims says where it is not.",
-                 "Curves of likeness per randomised layer")]
+        *figure_panel(run_dir, "figure3_layers", "Figure 3, published layout", "Grad-CAM of three layers per net.",
+                      good, "Grad-CAM maps of three layers of each net over three FLAIR slices", shown),
+        *figure_panel(run_dir, "figure4_layers", "Figure 4, published layout",
+                      "Grad-CAM of three more layers of VGG19.", good,
+                      "Grad-CAM maps of three more layers of VGG19 over three FLAIR slices", shown),
+        *figure_panel(run_dir, "layer_grid", "Every layer", "All layers of blocks 4 and 5, shallow to deep.",
+                      good, "Grid of Grad-CAM maps of every layer over three FLAIR slices", shown),
+        *figure_panel(run_dir, "depth_curves", "Measures over depth",
+                      "How well heat meets lesions (where they are known), and how far it spreads.",
+                      "Above the dotted chance line; for the spread, below it.",
+                      "Curves of the measures over the layers, chance as a dotted line"),
+        *figure_panel(run_dir, "percentile_groups", "95th percentile by group", "One dot per patient.",
+                      "Whatever the groups are: the published claim is SPMS above RRMS.", "Dots per group"),
+        *figure_panel(run_dir, "lobes", "Heat per lobe",
+                      "Bars: share of the heat. Dotted lines: share of the brain, which even heat would reach.",
+                      "Bars beyond the dotted lines are emphasis.",
+                      "Bars of heat per lobe and group, the brain's share as dotted lines"),
+        *figure_panel(run_dir, "randomisation", "Cascading randomisation", "Likeness to the original map.",
+                      "Near 0 at the right end; the table of claims says where it is not.",
+                      "Curves of likeness per randomised layer")]
 
 
 def _registration(config, run_dir) -> list[Panel]:
     """Error figure, then the before and after picture of every subject and the numbers of all."""
     title = ("Distance to the transforms of the data's authors" if config.cohort.source == "open_ms"
              else "Error against known truth")
-    panels = _figure(run_dir, "registration_errors", title,
-                     "Error before and after, one dot per image.", "Below the red lines (dashed: target of the median, "
-                     "dotted: of the worst).", "Registration errors before and after, targets as red lines")
-    panels += _figure(run_dir, "figure1_examples", "Figure 1: example slices", "Three sequences by group, after "
-                      "co-registration; known lesions outlined.", "The same anatomy at the same place in every row.",
-                      "Example slices of three sequences and the groups")
+    panels = figure_panel(run_dir, "registration_errors", title,
+                          "Error before and after, one dot per image.", "Below the red lines (dashed: target of the "
+                          "median, dotted: of the worst).",
+                          "Registration errors before and after, targets as red lines")
+    panels += figure_panel(run_dir, "figure1_examples", "Figure 1: example slices", "Three sequences by group, after "
+                           "co-registration; known lesions outlined.", "The same anatomy at the same place in every "
+                           "row.", "Example slices of three sequences and the groups")
     people = usable_subjects(config, run_dir)
     for person in progress(people, desc="pictures for the report", unit="subject"):
         path = subject_folder(run_dir, person.id) / "figures" / f"sub-{person.id}_desc-registration_qc.png"
@@ -198,6 +167,12 @@ def _attribution_finding(numbers) -> str:
     return "; ".join(told)
 
 
+def _relevance_finding(numbers) -> str:
+    told = [f"{backbone.upper()}: " + ", ".join(f"{name} {interval_text(*values, 0)} %" for name, values in of.items())
+            for backbone, of in numbers["shares"].items()]
+    return f"share of the relevance by sequence: {'; '.join(told)}"
+
+
 def findings(config: StudyConfig, run_dir: str | Path) -> dict[str, str]:
     """One line with numbers for every notebook that has run, by the notebook's stem (for the gallery)."""
     found, lines = metrics(run_dir), {}
@@ -224,6 +199,8 @@ def findings(config: StudyConfig, run_dir: str | Path) -> dict[str, str]:
             lines[name] = "; ".join(_place(config, run_dir, backbone) for backbone in config.model.backbones)
         elif name == "04_multimodal_attribution":
             lines[name] = _attribution_finding(numbers)
+        elif name == "05_modality_relevance":
+            lines[name] = _relevance_finding(numbers)
         elif name == "06_sleep_staging":
             lines[name] = sleep_finding(numbers)
         elif name == "07_summary":
@@ -244,14 +221,15 @@ def write_report(config: StudyConfig, run_dir: str | Path, claims: pd.DataFrame)
     sections = {
         "summary": Section([Panel("Published claims and our evidence", table=claims),
                             Panel("What the words mean", table=terms)], intro),
-        "cohort": Section([*_figure(run_dir, "cohort", "Who was studied",
-                                    "One dot per subject; black, where drawn: real patients.",
-                                    "Groups overlap as real ones do.", "Lesion load, volumes and age by group"),
+        "cohort": Section([*figure_panel(run_dir, "cohort", "Who was studied",
+                                         "One dot per subject; black, where drawn: real patients.",
+                                         "Groups overlap as real ones do.", "Lesion load, volumes and age by group"),
                            *([Panel("Split: subjects per part", table=split)] if len(split) else []),
                            Panel("Subjects", table=cohort.fillna(""))]),
         "registration": Section(_registration(config, run_dir)),
         "layers": Section(_layers(config, run_dir), origin),
-        "attribution": Section(_attributions(run_dir), origin),
+        "attribution": Section(attribution_panels(run_dir), origin),
+        "relevance": Section(relevance_panels(run_dir), origin),
         "methods": Section(intro=methods_text(config, run_dir))}
     if config.cohort.source != "open_ms":
         sections["training"] = Section(_training(run_dir, config), origin)

@@ -27,8 +27,8 @@ from .vgg import build_classifier, build_trainable, convolution_names
 AGREEMENT = (1.0, 0.7, 0.5)
 #: Radius of a mark and period of its stripes, mm; amplitude of the stripes as a share of the brain's range.
 RADIUS_MM, PERIOD_MM, AMPLITUDE = 20.0, 10.0, (0.3, 0.45)
-#: Side of the shortcut's square in the corner of the picture, mm, its brightness, and how often it shows the class.
-SHORTCUT_MM, SHORTCUT_VALUE, SHORTCUT_AGREEMENT = 12.0, 0.15, 1.0
+#: Side of the shortcut's square in the corner of the picture, mm, and its brightness (the brain's range is 1).
+SHORTCUT_MM, SHORTCUT_VALUE = 16.0, 0.3
 CLASSES = ("left-right", "front-back")
 
 
@@ -104,7 +104,7 @@ def plant(slices: SliceSet, deciding: int, pixel_mm: float, seed: int, agreement
     agreement : (float, float, float)
         Probability that the mark of the deciding, agreeing and idle sequence shows the class.
     shortcut : float, optional
-        Probability that a faint square in the corner of the deciding sequence tells the class (drawn for class 1 and
+        Probability that a grey square in the corner of the deciding sequence tells the class (drawn for class 1 and
         not for class 0). Default: never drawn.
 
     Returns

@@ -135,7 +135,8 @@ def plot_headline(flair, maps: Mapping[str, np.ndarray], *, lesion=None,
         Raw Grad-CAM maps, shown relative to each map's own maximum.
     lesion : (H, W) bool array, optional
     extra : sequence of (title, map, kind)
-        Further panels; `kind` is ``sequential`` (>= 0) or ``diverging`` (signed, symmetric about 0).
+        Further panels; `kind` is ``sequential`` (>= 0) or ``diverging`` (signed, symmetric about 0; all of them share
+        one scale, full colour at the 99.5th percentile of their magnitudes).
     pixel_mm : float, optional
     title, caption : str
 
@@ -151,6 +152,8 @@ def plot_headline(flair, maps: Mapping[str, np.ndarray], *, lesion=None,
     draw_slice(axes[0], flair, lesion=lesion, sides=True, pixel_mm=pixel_mm)
     axes[0].set_title("FLAIR" if lesion is None else "FLAIR, lesions outlined")
     panels = [(name, heat, "sequential") for name, heat in maps.items()] + list(extra)
+    signed = [np.abs(heat).ravel() for _, heat, kind in panels if kind == "diverging"]
+    full = (float(np.quantile(np.concatenate(signed), 0.995)) or float(np.concatenate(signed).max())) if signed else 0.0
     for ax, (name, heat, kind) in zip(axes[1:], panels, strict=True):
         draw_slice(ax, flair)
         ax.set_title(name)
@@ -158,7 +161,7 @@ def plot_headline(flair, maps: Mapping[str, np.ndarray], *, lesion=None,
         if not top > 0:
             ax.text(0.5, 0.5, "blank", transform=ax.transAxes, ha="center", color="white", fontweight="bold")
         elif kind == "diverging":
-            share = slice_array(heat, name) / top
+            share = np.clip(slice_array(heat, name) / full, -1, 1)
             ax.imshow(share, cmap=SIGNED_MAP, vmin=-1, vmax=1, alpha=np.clip(2 * np.abs(share), 0, 0.85))
         elif kind == "sequential":
             overlay_heat(ax, heat, top)
@@ -167,7 +170,7 @@ def plot_headline(flair, maps: Mapping[str, np.ndarray], *, lesion=None,
         if lesion is not None:
             outline(ax, lesion, width=0.6)
     if any(kind == "diverging" for _, _, kind in panels):
-        heat_bar(fig, list(axes), "signed: share of the largest", signed=True)
+        heat_bar(fig, list(axes), "signed: share of the full colour", signed=True)
     heat_bar(fig, list(axes), "share of the panel's maximum")
     if title:
         fig.suptitle(title, fontsize=10, fontweight="bold", x=0.01, ha="left")

@@ -178,6 +178,21 @@ class Attribution(Section):
     planted: Planted = Planted()
 
 
+Rule = Literal["epsilon_plus", "epsilon", "z_plus", "alpha1_beta0", "alpha2_beta1", "gamma", "epsilon_gamma",
+               "epsilon_alpha2_beta1"]
+
+
+class Relevance(Section):
+    """Notebook 05: how much relevance each sequence gets by LRP, of whom, by which rules."""
+
+    rule: Rule = "epsilon_plus"
+    compared: Annotated[list[Rule], Field(min_length=2)] = ["epsilon_plus", "epsilon", "alpha1_beta0", "alpha2_beta1",
+                                                            "gamma"]
+    slices_per_subject: Annotated[int, Field(ge=2)] = 8
+    compared_slices: PositiveInt = 2
+    volumes: PositiveInt = 1
+
+
 class Statistics(Section):
     """Intervals by bootstrap over subjects."""
 
@@ -198,6 +213,7 @@ class StudyConfig(Section):
     training: Training = Training()
     explain: Explain = Explain()
     attribution: Attribution = Attribution()
+    relevance: Relevance = Relevance()
     sleep: Sleep | None = None
     statistics: Statistics = Statistics()
 
