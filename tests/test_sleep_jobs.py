@@ -13,6 +13,7 @@ from mslib.jobs import sleep, sleep_ablation, sleep_claims, sleep_effects, sleep
 from mslib.jobs import sleep_words as words
 from mslib.jobs.claims import FAILS, HOLDS
 from mslib.jobs.publish import executed_notebooks
+from mslib.show import plot_confusions
 from mslib.sleep import MODALITIES, STAGES, Effects, EpochSet, write_hypnogram
 from mslib.sleep.folds import load_stager
 from mslib.sleep.staging import build_stager
@@ -208,6 +209,14 @@ def test_ablation_counts_what_is_lost_and_where_it_goes():
                                             sleep_ablation.ablation_table(named(rows), CONFIG), RULE)
     assert list(panels) == [f"relevance ({RULE})", "ablation: replaced by zero"]
     assert panels["ablation: replaced by zero"]["value"].max() == 75
+
+
+def test_confusion_counts_every_tested_epoch(run):
+    panel = sleep_tables.confusion_panel(run["found"], "Simulated nights")
+    assert panel["matrices"].sum() == len(run["epochs"]) == 360 and panel["sizes"] == ["360 epochs, 3 subjects"]
+    accuracy = run["found"].summary.set_index("measure").loc["accuracy", "mean"]
+    assert panel["accuracies"][0][0] == accuracy
+    assert "Simulated nights" in plot_confusions(**panel).axes[0].get_title(loc="left")
 
 
 def test_attribution_and_ablation_of_the_tiny_run(run):

@@ -176,11 +176,11 @@ def information_panels(summary: pd.DataFrame, known: pd.DataFrame, config: Study
     return {"relevance": part, f"{told}: how well one modality alone tells the stage": auc}
 
 
-def confusion_panel(found: CrossValidation) -> dict:
+def confusion_panel(found: CrossValidation, title: str) -> dict:
     """Arguments of `mslib.show.plot_confusions` for all folds together."""
     accuracy = found.summary[found.summary["measure"] == "accuracy"].iloc[0]
     people = found.predictions["subject"].nunique()
-    return {"matrices": found.confusion.to_numpy()[None], "classes": list(STAGES), "titles": ["all folds"],
+    return {"matrices": found.confusion.to_numpy()[None], "classes": list(STAGES), "titles": [title],
             "accuracies": [(accuracy["mean"], accuracy["low"], accuracy["high"])],
             "sizes": [f"{len(found.predictions)} epochs, {people} subjects"]}
 

@@ -15,7 +15,7 @@ from .figure import add_caption, colours_of, label_of, require_columns, styled
 @styled
 def plot_confusions(matrices, classes: Sequence[str], titles: Sequence[str], *,
                     accuracies: Sequence[tuple[float, float, float]] | None = None,
-                    sizes: Sequence[str] | None = None, n_columns: int | None = None,
+                    sizes: Sequence[str] | None = None, n_columns: int | None = None, inches: float = 3.1,
                     caption: str = "") -> Figure:
     """Figure 2: confusion matrices side by side, counts with the share of their row.
 
@@ -31,6 +31,8 @@ def plot_confusions(matrices, classes: Sequence[str], titles: Sequence[str], *,
         What the counts count, for instance ``"810 slices, 6 subjects"``.
     n_columns : int, optional
         Panels per row; by default all in one row.
+    inches : float
+        Width of a panel: larger for many classes or large counts.
     caption : str
 
     Returns
@@ -52,7 +54,8 @@ def plot_confusions(matrices, classes: Sequence[str], titles: Sequence[str], *,
                          f"(got {matrices.shape})")
     columns = n_columns or len(matrices)
     rows = -(-len(matrices) // columns)
-    fig, axes = plt.subplots(rows, columns, squeeze=False, figsize=(3.1 * columns + 0.4, 3.2 * rows + 0.3))
+    fig, axes = plt.subplots(rows, columns, squeeze=False,
+                             figsize=(inches * columns + 0.4, (inches + 0.1) * rows + 0.3))
     for ax in axes.ravel()[len(matrices):]:
         ax.set_axis_off()
     for i, (ax, counts) in enumerate(zip(axes.ravel(), matrices)):
