@@ -107,7 +107,7 @@ def lesion_sentence(lesions: pd.DataFrame) -> str:
     if lesions.empty:
         return "No lesion outlines are known here."
     told = [f"{row.backbone.upper()} {interval_text(row.value, row.low, row.high, 3)} against {row.brain:.3f} of the "
-            f"brain ({row.slices} slices of {row.subjects} patients)"
+            f"brain ({row.slices} slices of {row.subjects} subjects)"
             for row in lesions[lesions["where"] == "all"].itertuples()]
     return f"Share of the positive relevance inside lesions, on slices that show any: {'; '.join(told)}."
 
