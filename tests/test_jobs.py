@@ -1,5 +1,7 @@
 """Jobs on made-up runs: planted differences are found, claims decided rightly, results published alike twice."""
 
+import base64
+import io
 import json
 import os
 import subprocess
@@ -10,12 +12,13 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 from repository import ROOT
 
 from mslib.__main__ import main
 from mslib.jobs import claims, cohort, depth, explained, finetuning, maps, report, words
 from mslib.jobs.lobes import LOBES, TEMPLATE_PLACE, brain_top, lobe_labels, lobe_shares
-from mslib.jobs.publish import clean_notebook, executed_notebooks, publish
+from mslib.jobs.publish import clean_notebook, executed_notebooks, lighter, publish
 from mslib.jobs.record import interval_text, record
 from mslib.study import StudyConfig, StudyError, load_config, write_table, write_text
 
@@ -512,6 +515,25 @@ def test_two_runs_give_the_same_notebook(tmp_path):
     printed, result = notebook.cells[1].outputs
     assert (printed["text"], result["data"]["text/plain"]) == ("one\ntwo\n", "3")
     assert notebook.cells[1].metadata == {"tags": ["injected-parameters"]}
+
+
+def png(pixels):
+    Image.fromarray(pixels).save(drawn := io.BytesIO(), "PNG")
+    return base64.b64encode(drawn.getvalue()).decode()
+
+
+def test_large_pictures_of_published_notebooks_get_a_palette_and_small_ones_stay():
+    rows, columns = np.mgrid[:300, :400]
+    drawn = np.stack([rows * 250 // 299, columns * 250 // 399, 100 + 0 * rows], -1)
+    drawn = (drawn + np.random.default_rng(0).integers(0, 5, drawn.shape)).astype("uint8")
+    large, small = png(drawn), png(drawn[:20, :20])
+    assert lighter(small) == small
+    assert len(lighter(large)) < len(large) and lighter(large) == lighter(large)
+    with Image.open(io.BytesIO(base64.b64decode(lighter(large)))) as picture:
+        assert picture.mode == "P" and picture.size == (400, 300)
+        apart = np.abs(np.asarray(picture.convert("RGB"), int) - drawn)
+    assert apart.mean() < 8, "256 colours for a plane of 62,500"
+    assert lighter(lighter(large)) == lighter(large)
 
 
 @pytest.fixture

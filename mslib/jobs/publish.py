@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import shutil
 from pathlib import Path
 
 import nbformat
+from PIL import Image
 
 from mslib.show.gallery import GalleryEntry, write_gallery
 from mslib.study import StudyConfig, StudyError, write_json, write_text
@@ -17,6 +20,8 @@ from .claims import metrics
 from .cohort import read_json
 from .words import attribution
 
+#: Pictures of published notebooks below this size (bytes) stay as they are.
+LIGHT = 60_000
 #: Notebook, question, figure of the gallery.
 GALLERY = {
     "00_cohort": ("Who is studied, and is every scan usable?", "cohort"),
@@ -46,12 +51,25 @@ def clean_notebook(path: Path) -> str:
     return nbformat.writes(notebook) + "\n"
 
 
+def lighter(picture: str) -> str:
+    """A PNG (base64) with a palette of 256 colours where that is smaller; its figure stays in full colour beside it."""
+    drawn = base64.b64decode(picture)
+    with Image.open(io.BytesIO(drawn)) as image:
+        if len(drawn) < LIGHT or image.mode == "P":
+            return picture
+        small = image.convert("RGB").quantize(256, Image.Quantize.MEDIANCUT, kmeans=2, dither=Image.Dither.NONE)
+    small.save(encoded := io.BytesIO(), "PNG", optimize=True)
+    return base64.b64encode(min(drawn, encoded.getvalue(), key=len)).decode()
+
+
 def _stable_outputs(outputs):
     """Outputs without progress bars; printed text in one piece, however the kernel happened to cut it."""
     kept = []
     for output in outputs:
         if output.get("name") == "stderr" or "application/vnd.jupyter.widget-view+json" in output.get("data", {}):
             continue
+        if "image/png" in output.get("data", {}):
+            output["data"]["image/png"] = lighter(output["data"]["image/png"])
         if output.output_type == "stream" and kept and kept[-1].output_type == "stream":
             kept[-1]["text"] += output["text"]
         else:
