@@ -147,10 +147,11 @@ def agreement_sentence(agreed: pd.DataFrame) -> str:
 
 def recorded(overall, shares, verdict, lesions, effects, stable, agreed) -> dict:
     """Numbers of the notebook for the summary, the report and the gallery."""
-    found = {"shares": {}, "right_wrong": {}, "slices": {}}
-    for (backbone,), part in overall[overall["kind"] == "absolute"].groupby(["backbone"], sort=False):
-        found["shares"][backbone] = {row.modality: [row.value, row.low, row.high] for row in part.itertuples()}
-        found["slices"][backbone] = int(part["slices"].max())
+    found = {"shares": {}, "over_brightness": {}, "right_wrong": {}, "slices": {}}
+    for key, kind in (("shares", "absolute"), ("over_brightness", LIFT)):
+        for backbone, part in overall[overall["kind"] == kind].groupby("backbone", sort=False):
+            found[key][backbone] = {row.modality: [row.value, row.low, row.high] for row in part.itertuples()}
+            found["slices"][backbone] = int(part["slices"].max())
     for row in shares[shares["kind"] == "absolute"].itertuples():
         found["right_wrong"].setdefault(row.backbone, {})[f"{row.group}, {row.answer}, {row.modality}"] = row.value
     if verdict is not None:

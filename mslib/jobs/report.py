@@ -168,9 +168,12 @@ def _attribution_finding(numbers) -> str:
 
 
 def _relevance_finding(numbers) -> str:
-    told = [f"{backbone.upper()}: " + ", ".join(f"{name} {interval_text(*values, 0)} %" for name, values in of.items())
-            for backbone, of in numbers["shares"].items()]
-    return f"share of the relevance by sequence: {'; '.join(told)}"
+    told = []
+    for backbone, of_net in numbers["shares"].items():
+        beyond = numbers["over_brightness"][backbone]
+        told.append(f"{backbone.upper()}: " + ", ".join(
+            f"{name} {values[0]:.0f} % ({beyond[name][0]:.2f} times its brightness)" for name, values in of_net.items()))
+    return f"share of the relevance, which follows brightness first: {'; '.join(told)}"
 
 
 def findings(config: StudyConfig, run_dir: str | Path) -> dict[str, str]:
