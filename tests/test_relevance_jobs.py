@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mslib.jobs import attribution_claims, relevance_scores, relevance_tables
+from mslib.jobs import attribution_claims, relevance_scores, relevance_tables, report
 from mslib.jobs import relevance_words as words
 from mslib.jobs.relevance_scores import lesion_shares, relevance_table, spread_slices
 from mslib.nets import gather, protocols, train_protocol
@@ -199,6 +199,20 @@ def test_a_repeat_differs_from_the_first_net_and_is_taken_up(tmp_path, small_net
     assert not np.allclose(first, net), "another seed"
     second = train_repeat("vgg16", slices, study, tmp_path, repeat=2).predict(images, verbose=0)
     assert not np.allclose(first, second)
+
+
+def test_what_is_recorded_is_what_the_gallery_says():
+    table = made_table()
+    overall = relevance_tables.mean_shares(table, ["backbone"], CONFIG)
+    shapley = worths(T1w=3, T2w=1, FLAIR=-4)
+    agreed = relevance_tables.agreement(relevance_tables.rule_shares(table, shapley, CONFIG), shapley, CONFIG)
+    empty = pd.DataFrame()
+    found = words.recorded(overall, relevance_tables.class_shares(table, CONFIG), None, empty, empty, None, agreed)
+    assert found["shares"]["vgg16"]["T1w"][0] == pytest.approx(50, abs=2)
+    assert found["over_brightness"]["vgg16"]["T2w"][0] == pytest.approx(2, abs=0.2)
+    told = report._relevance_finding(found)
+    beyond = found["over_brightness"]["vgg16"]["T2w"][0]
+    assert f"T2w {found['shares']['vgg16']['T2w'][0]:.0f} % ({beyond:.2f} times its brightness)" in told
 
 
 # Claims about attribution

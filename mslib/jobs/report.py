@@ -172,7 +172,8 @@ def _relevance_finding(numbers) -> str:
     for backbone, of_net in numbers["shares"].items():
         beyond = numbers["over_brightness"][backbone]
         told.append(f"{backbone.upper()}: " + ", ".join(
-            f"{name} {values[0]:.0f} % ({beyond[name][0]:.2f} times its brightness)" for name, values in of_net.items()))
+            f"{name} {values[0]:.0f} % ({beyond[name][0]:.2f} times its brightness)"
+            for name, values in of_net.items()))
     return f"share of the relevance, which follows brightness first: {'; '.join(told)}"
 
 
