@@ -398,6 +398,20 @@ def test_error_rate_and_power_by_simulation():
     assert any(f"{rates.loc['all', 'false_positive']:.1%} of the tests" in line for line in told)
 
 
+def test_a_stage_of_a_handful_of_nights_is_left_out_of_the_simulation():
+    config = StudyConfig(study="test", sleep=TINY | {"simulations": 8})
+    known = covariates()
+    shares = night_shares(known, np.random.default_rng(3), stages=["N2", "REM"])
+    few = shares["subject"].isin(shares["subject"].unique()[:4])
+    short = shares[(shares["stage"] == "N2") | few]
+    fitted = sleep_effects.fit_effects(short)
+    assert fitted.loc[fitted["stage"] == "REM", "detectable"].isna().any()
+    rates = sleep_effects.simulate_effects(short, known, fitted, config)
+    assert (rates["tests"] == 9).all() and rates["power"].notna().all()
+    lone = [table[table["stage"] == "REM"] for table in (short, fitted)]
+    assert sleep_effects.simulate_effects(lone[0], known, lone[1], config).empty
+
+
 def test_planted_effects_come_back_from_signals():
     known, planted = covariates(18), {"effects": {
         "delta_per_decade": -0.1, "delta_women": 0.15, "delta_drug": -0.15, "beta_drug": 0.25, "sigma_drug": 0.2,

@@ -81,7 +81,11 @@ def _model(part, outcome, effects) -> pd.DataFrame:
 
 
 def _p_values(part, outcome, effects) -> pd.Series:
-    return mixed_effects(part, outcome, effects).set_index("term")["p"].loc[effects]
+    """p of every effect; NaN where shuffled covariates leave no model (two effects alike, in a handful of subjects)."""
+    try:
+        return mixed_effects(part, outcome, effects).set_index("term")["p"].loc[effects]
+    except ValueError:
+        return pd.Series(np.nan, index=effects)
 
 
 def fit_effects(shares: pd.DataFrame) -> pd.DataFrame:
@@ -173,12 +177,12 @@ def simulate_effects(shares: pd.DataFrame, known: pd.DataFrame, fitted: pd.DataF
         ``fdr_any`` (share of runs with any finding after correction over all tests), ``runs``, ``tests`` a run.
     """
     effects, rng = [name for name in EFFECTS if name in known], np.random.default_rng([config.seed, 29])
-    outcomes = fitted.dropna(subset=["detectable"]).drop_duplicates(["stage", "modality"])[["stage", "modality"]]
+    whole = fitted.groupby(["stage", "modality"], sort=False)["detectable"].apply(lambda sizes: sizes.notna().all())
     sizes = fitted.set_index(["stage", "modality", "term"])["detectable"]
     null, power = [], []
     for run in progress(range(config.sleep.simulations), desc="sleep: error rate and power", unit="run"):
         table = shares.drop(columns=["subject", *effects]).join(shuffled(known, rng), on="recording")
-        for stage, modality in outcomes.itertuples(index=False):
+        for stage, modality in whole.index[whole]:
             part = table[table["stage"] == stage]
             null.append(_p_values(part, modality, effects).rename(run))
             size = np.array([sizes[stage, modality, name] for name in effects])
@@ -196,7 +200,7 @@ def _rates(null, power, config) -> pd.DataFrame:
         row = {"effect": name, "runs": null.index.nunique(), "fdr_any": any_found.mean(), "tests": tests}
         for label, table in (("false_positive", null), ("power", power)):
             chosen = table if name == "all" else table[[name]]
-            of_run = (chosen <= ALPHA).mean(axis=1).groupby(level=0).mean()
+            of_run = (chosen <= ALPHA).where(chosen.notna()).astype(float).mean(axis=1).groupby(level=0).mean()
             half = student.ppf((1 + config.statistics.confidence) / 2, max(len(of_run) - 1, 1)) * of_run.std(
                 ddof=1) / np.sqrt(len(of_run))
             short = label.split("_")[0]
