@@ -7,7 +7,7 @@ from pathlib import Path
 from mslib.show.report import Panel, compressed
 
 #: Bytes of a figure (base64 adds a third).
-FIGURE_BYTES = 60_000
+FIGURE_BYTES = 50_000
 
 
 def figure_panel(run_dir: str | Path, name: str, title: str, see: str, good: str, alt: str,

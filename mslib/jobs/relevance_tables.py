@@ -108,10 +108,10 @@ def lesion_table(table: pd.DataFrame, config: StudyConfig) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def importance(config: StudyConfig, run_dir: str | Path, made: str = "04_multimodal_attribution") -> pd.DataFrame:
+def importance(config: StudyConfig, run_dir: str | Path) -> pd.DataFrame:
     """Exact Shapley values of the study's nets as notebook 04 left them (computed where it has not run)."""
     path = Path(run_dir) / "tables" / "modality_importance.csv"
-    if path.exists() and (Path(run_dir) / "made" / f"{made}.json").exists():
+    if path.exists() and (Path(run_dir) / "made" / "04_multimodal_attribution.json").exists():
         return pd.read_csv(path)
     return pd.concat([study_importance(config, run_dir, backbone) for backbone in config.model.backbones],
                      ignore_index=True)
