@@ -409,7 +409,8 @@ def test_a_stage_of_a_handful_of_nights_is_left_out_of_the_simulation():
     rates = sleep_effects.simulate_effects(short, known, fitted, config)
     assert (rates["tests"] == 9).all() and rates["power"].notna().all()
     lone = [table[table["stage"] == "REM"] for table in (short, fitted)]
-    assert sleep_effects.simulate_effects(lone[0], known, lone[1], config).empty
+    nothing = sleep_effects.simulate_effects(lone[0], known, lone[1], config)
+    assert nothing.empty and list(nothing) == list(rates), "a table without rows keeps its header"
 
 
 def test_planted_effects_come_back_from_signals():
@@ -426,12 +427,14 @@ def test_planted_effects_come_back_from_signals():
     features[:, 0, 1:3] += 2 * shift.to_numpy()[:, None]
     features += rng.normal(0, 0.5, (len(drawn), 3, 1))  # gains of channels
     epochs = EpochSet(None, drawn)
-    found = sleep_effects.signal_effects(drawn, features, epochs, planted).set_index(["component", "term"])
+    table = sleep_effects.signal_effects(drawn, features, epochs, planted)
+    found = table.set_index(["component", "term"])
     waves = found.loc["slow waves (0.5 to 2 Hz)"]
     assert waves["inside"].all() and waves["sign"].all()
     absent = found.drop(index="slow waves (0.5 to 2 Hz)", level=0)
     assert not absent["inside"].any() and not absent["sign"].any(), "planted in name, not in these features"
-    assert sleep_effects.signal_effects(drawn, features, epochs, {}).empty
+    nothing = sleep_effects.signal_effects(drawn, features, epochs, {})
+    assert nothing.empty and list(nothing) == list(table)
 
 
 def test_planted_effects_are_asked_for_in_their_places():
@@ -447,7 +450,8 @@ def test_planted_effects_are_asked_for_in_their_places():
     assert table["p_fdr"].min() < 0.05 and not table["found"].any(), "the wrong sign is no success"
     assert "0 found." in words.effect_sentences(sleep_effects.fit_effects(other), pd.DataFrame(), pd.DataFrame(),
                                                 table)[-1]
-    assert sleep_effects.planted_relevance(sleep_effects.fit_effects(other), {}).empty
+    nothing = sleep_effects.planted_relevance(sleep_effects.fit_effects(other), {})
+    assert nothing.empty and list(nothing) == list(table)
 
 
 def test_rules_and_truth_in_words():

@@ -143,7 +143,8 @@ def planted_relevance(fitted: pd.DataFrame, planted: dict) -> pd.DataFrame:
             rows.append(part[["stage", "modality", "term", "estimate", "low", "high", "detectable", "p"]].assign(
                 planted=size))
     if not rows:
-        return pd.DataFrame()
+        return pd.DataFrame(columns=["stage", "modality", "term", "estimate", "low", "high", "detectable", "p",
+                                     "planted", "p_fdr", "found"])
     table = pd.concat(rows, ignore_index=True)
     table["p_fdr"] = adjust_p_values(table["p"], "fdr_bh")
     return table.assign(found=(table["p_fdr"] <= ALPHA) & (np.sign(table["estimate"]) == np.sign(table["planted"])))
@@ -188,7 +189,10 @@ def simulate_effects(shares: pd.DataFrame, known: pd.DataFrame, fitted: pd.DataF
             size = np.array([sizes[stage, modality, name] for name in effects])
             present = part.assign(**{modality: part[modality] + part[effects].to_numpy() @ size})
             power.append(_p_values(present, modality, effects).rename(run))
-    return _rates(pd.DataFrame(null), pd.DataFrame(power), config) if null else pd.DataFrame()
+    if not null:  # not a single model could be fitted
+        return pd.DataFrame(columns=["effect", "runs", "fdr_any", "tests", "false_positive", "false_low", "false_high",
+                                     "power", "power_low", "power_high"])
+    return _rates(pd.DataFrame(null), pd.DataFrame(power), config)
 
 
 def _rates(null, power, config) -> pd.DataFrame:
@@ -241,4 +245,5 @@ def signal_effects(drawn: pd.DataFrame, features: np.ndarray, epochs: EpochSet,
             rows.append({"component": component, "stage": stage, "modality": modality, "term": term, "planted": size,
                          **row[["estimate", "low", "high", "p", "subjects", "n", "detectable"]],
                          "inside": bool(row["low"] <= size <= row["high"]), "sign": bool(side > 0)})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["component", "stage", "modality", "term", "planted", "estimate", "low", "high",
+                                       "p", "subjects", "n", "detectable", "inside", "sign"])
