@@ -264,7 +264,6 @@ if STUDY.sleep:
             settings=STUDY.sleep.model_dump_json(), seed=STUDY.seed,
             code=made_by("mslib.sleep.folds") + made_by("mslib.explain.lrp"),
             fold=lambda wildcards: int(wildcards.number)
-        threads: 2
         resources: mem_mb=memory(3000)
         message: "Sleep: fold {wildcards.number}"
         shell: f"{MSLIB} fold {JOB} --number {{params.fold}}"

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
@@ -71,22 +72,18 @@ def times(paths):
     return {path: path.stat().st_mtime_ns for path in paths}
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """A run that nobody disturbs: holds ``run`` and ``results``."""
-    folder = tmp_path_factory.mktemp("whole")
+def run_undisturbed(folder):
+    """Holds ``run`` and ``results`` in the end."""
     status, output = finish(folder)
     assert status == 0, output[-4000:]
     return folder
 
 
-@pytest.fixture(scope="module")
-def killed(tmp_path_factory):
-    """The same study in another folder, killed while simulating, preprocessing, training and explaining, then finished.
+def run_killed(folder):
+    """The study killed while simulating, preprocessing, training and explaining, then finished.
 
     Gives the folder, and the times of what was finished when a kill came.
     """
-    folder = tmp_path_factory.mktemp("killed")
     run, kept = folder / "run", {}
     moments = [  # when, whom, what is finished by then
         (lambda: any(run.glob("bids/derivatives/truth/*/anat/*_truth.json")), "all", None),
@@ -100,6 +97,27 @@ def killed(tmp_path_factory):
     status, output = finish(folder)
     assert status == 0, output[-4000:]
     return folder, kept
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two runs side by side: a run leaves a core idle for much of its time."""
+    with ThreadPoolExecutor(2) as pool:
+        started = [pool.submit(run_undisturbed, tmp_path_factory.mktemp("whole")),
+                   pool.submit(run_killed, tmp_path_factory.mktemp("killed"))]
+    return [run.result() for run in started]
+
+
+@pytest.fixture(scope="module")
+def whole(runs):
+    """A run that nobody disturbed: holds ``run`` and ``results``."""
+    return runs[0]
+
+
+@pytest.fixture(scope="module")
+def killed(runs):
+    """The same study in another folder, killed four times: the folder, and when its files were finished."""
+    return runs[1]
 
 
 def test_everything_is_published(whole):
@@ -182,14 +200,14 @@ def test_a_damaged_derivative_is_made_again(whole):
 
 
 def test_a_damaged_stack_is_made_again_for_a_notebook_run_alone(whole):
-    run, subject = whole / "run", participants(SMOKE)[0].id
+    run, subject, backbone = whole / "run", participants(SMOKE)[0].id, SMOKE.model.backbones[0]
     path = stack_path(run, subject)
     whole_file, times_before = path.read_bytes(), times((run / "nets").rglob("*.h5"))
     path.write_bytes(b"")
-    done = job("notebook", "--run-dir", run, "--name", "02_finetuning", "--backbone", "vgg19")
+    done = job("notebook", "--run-dir", run, "--name", "02_finetuning", "--backbone", backbone)
     assert done.returncode == 0, done.stderr[-4000:]
     assert "Traceback" not in done.stderr
-    executed = (run / "notebooks" / "02_finetuning_vgg19.ipynb").read_text(encoding="utf-8")
+    executed = (run / "notebooks" / f"02_finetuning_{backbone}.ipynb").read_text(encoding="utf-8")
     assert f"{path.name} from an earlier run is damaged; preprocessed again" in executed
     assert path.read_bytes() == whole_file
     assert times((run / "nets").rglob("*.h5")) == times_before, "no net is trained again"
