@@ -11,8 +11,8 @@ from statsmodels.stats.power import TTestPower
 from mslib.__main__ import main
 from mslib.jobs import sleep, sleep_ablation, sleep_claims, sleep_effects, sleep_relevance, sleep_report, sleep_tables
 from mslib.jobs import sleep_words as words
-from mslib.jobs.claims import FAILS, HOLDS
 from mslib.jobs.publish import executed_notebooks
+from mslib.jobs.verdicts import FAILS, HOLDS
 from mslib.show import plot_confusions
 from mslib.sleep import MODALITIES, STAGES, Effects, EpochSet, write_hypnogram
 from mslib.sleep.folds import load_stager

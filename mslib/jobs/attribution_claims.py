@@ -10,10 +10,9 @@ from mslib.show.figure import label_of
 from mslib.study import StudyConfig
 
 from .record import interval_text
-from .verdicts import FAILS_ABOVE, sweep_repairs
+from .verdicts import FAILS, FAILS_ABOVE, HOLDS, sweep_repairs, undecided
 
 GUIDED = ("guided_backprop", "guided_gradcam")
-HOLDS, FAILS = "holds", "does not hold"
 
 
 def _told(table, name):
@@ -28,7 +27,7 @@ def _best(table):
     told = "MSFI " + ", ".join(_told(table, name) for name in (*GUIDED, *others))
     if lowest > highest:
         return told, HOLDS
-    return told, FAILS if beaten else "undecided: intervals of the best methods overlap"
+    return told, FAILS if beaten else undecided("intervals of the best methods overlap")
 
 
 def _useless(sweep):
@@ -41,14 +40,14 @@ def _useless(sweep):
         return told, HOLDS
     if (last["low"] > last["chance"]).all():
         return told, FAILS
-    return told, "undecided: above chance in some nets only, or intervals include it"
+    return told, undecided("above chance in some nets only, or intervals include it")
 
 
 def _fail_randomisation(table):
     told = "likeness to the map of a net with random weights: " + ", ".join(
         f"{label_of(name)} {table.loc[name, 'random']:.2f}" for name in GUIDED)
     failed = table.loc[list(GUIDED), "random"] > FAILS_ABOVE
-    found = HOLDS if failed.all() else FAILS if not failed.any() else "undecided: one of the two fails"
+    found = HOLDS if failed.all() else FAILS if not failed.any() else undecided("one of the two fails")
     return f"{told} (fails above {FAILS_ABOVE}; one net, mean of its slices, no interval)", found
 
 
@@ -56,7 +55,7 @@ def _of_nets(row):
     """Verdict on the deciding sequence coming first, over the planted nets."""
     if row["surely"] == row["nets"]:
         return HOLDS
-    return "undecided: not surely in every net" if row["first"] else FAILS
+    return undecided("not surely in every net") if row["first"] else FAILS
 
 
 def attribution_claims(run_dir: str | Path, numbers: dict, config: StudyConfig) -> list[dict]:

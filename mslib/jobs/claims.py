@@ -16,9 +16,9 @@ from .depth import compromise, last_convolution, layer_difference, layer_trend, 
 from .predictions import chance_level, read_predictions
 from .record import interval_text
 from .sleep_report import sleep_rows
+from .verdicts import FAILS, HOLDS, undecided, untestable, verdict
 
 PUBLISHED_ACCURACY = {"vgg16": 0.93, "vgg19": 0.95}
-HOLDS, FAILS = "holds", "does not hold"
 #: One-sided level of the group comparison, after correction.
 LEVEL = 0.05
 
@@ -27,25 +27,6 @@ def metrics(run_dir: str | Path) -> dict:
     """Recorded numbers of all notebooks that have run, by notebook."""
     found = sorted((Path(run_dir) / "metrics").glob("*.json"))
     return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in found}
-
-
-def untestable(why: str) -> str:
-    """The verdict on what cannot be tested, with its reason."""
-    return f"not testable: {why}"
-
-
-def undecided(why: str) -> str:
-    """The verdict on what was tested and is not settled, with its reason."""
-    return f"undecided: {why}"
-
-
-def verdict(low: float | None, high: float | None, border: float = 0.0, name: str = "0") -> str:
-    """Whether an interval lies above the border, below it, or (also where there is none) decides nothing."""
-    if low is None or high is None or math.isnan(low) or math.isnan(high):
-        return untestable("too few subjects for an interval")
-    if low > border:
-        return HOLDS
-    return FAILS if high < border else undecided(f"the interval includes {name}")
 
 
 def _of_patients(values: pd.Series, config: StudyConfig, sign: int = 1) -> tuple[str, str]:

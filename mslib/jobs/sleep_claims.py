@@ -9,10 +9,11 @@ from mslib.measure import bootstrap_subjects
 from mslib.sleep import STAGES
 from mslib.study import StudyConfig
 
-from .claims import FAILS, HOLDS, LEVEL, undecided, untestable, verdict
+from .claims import LEVEL
 from .record import interval_text
 from .sleep import settings
 from .sleep_tables import OVERALL
+from .verdicts import FAILS, HOLDS, undecided, untestable, verdict
 
 #: Claim, stage, pairs (more, less) that all have to hold.
 ORDERINGS = (
