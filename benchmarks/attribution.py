@@ -1,13 +1,14 @@
-"""Cost of attribution on VGG16 (random weights, three modalities) beside captum and beside the bare passes, in one run.
+"""Cost of attribution on VGG16 (random weights, three modalities) beside its peers and the bare passes, in one run.
 
     python benchmarks/attribution.py [--captum-python captum/bin/python]
 
-Tables: gradient methods in units of forward and backward passes; occlusion by incremental inference, full passes and
-captum; its saving over window and depth, counted and measured; LIME, Kernel SHAP and Shapley sampling beside captum.
-captum runs in an environment of its own (``python3.11 -m venv captum && captum/bin/pip install captum scikit-learn``),
-with as many threads; without it only our side is measured. All sides take turns on the same net and image; the fastest
-of several repeats counts, wall seconds first, CPU seconds beside them for a machine that is not quiet. The slow ones
-are asked for a part of the work (so many windows, samples) and reckoned up: every table says of how many.
+Tables: gradient methods in units of forward and backward passes, beside tf-keras-vis; occlusion by incremental
+inference, full passes and captum; its saving over window and depth, counted and measured; LIME, Kernel SHAP and Shapley
+sampling beside captum. captum runs in an environment of its own (``python3.11 -m venv captum && captum/bin/pip install
+captum scikit-learn``), with as many threads; without it only our side is measured. All sides take turns on the same net
+and image; the fastest of several repeats counts, wall seconds first, CPU seconds beside them for a machine that is not
+quiet. The slow ones are asked for a part of the work (so many windows, samples) and reckoned up: every table says of
+how many.
 """
 
 import os
@@ -26,6 +27,8 @@ import keras
 import numpy as np
 import pandas as pd
 import tensorflow as tf
+from tf_keras_vis.saliency import Saliency
+from tf_keras_vis.utils.scores import CategoricalScore
 
 from mslib.explain import METHODS, default_groups
 from mslib.explain.incremental import multiplications, occlusion_losses
@@ -105,13 +108,18 @@ def gradients(model, repeats, n=1):
             score = model(x, training=False)[:, 0]
         return tape.gradient(score, x)
 
+    saliency, score = Saliency(model, clone=False), CategoricalScore([0] * n)
     tasks = {name: lambda name=name: METHODS[name].function(model, images, targets, **MORE.get(name, {}))
              for name in PASSES}
+    peers = {"tf-keras-vis, gradient": 0, "tf-keras-vis, smoothgrad": MORE["smoothgrad"]["samples"]}
+    tasks |= {name: lambda samples=samples: saliency(score, images, smooth_samples=samples, keepdims=True)
+              for name, samples in peers.items()}
+    passes = PASSES | {name: max(1, samples) for name, samples in peers.items()}
     best = in_turn({"bare": lambda: bare(images).numpy()} | tasks, repeats)
     unit = {clock: best["bare"][clock] / n for clock in ("wall", "cpu")}
     show(f"Gradient methods, {n} images: over passes x (forward + backward, {unit['wall']:.2f} s)",
-         [{"method": name, "passes": passes} | {f"x {clock}": best[name][clock] / n / passes / unit[clock]
-                                                for clock in unit} for name, passes in PASSES.items()])
+         [{"method": name, "passes": each} | {f"x {clock}": best[name][clock] / n / each / unit[clock]
+                                              for clock in unit} for name, each in passes.items()])
 
 
 def places_of(shape, window, stride):
