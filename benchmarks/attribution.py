@@ -30,7 +30,7 @@ import tensorflow as tf
 from tf_keras_vis.saliency import Saliency
 from tf_keras_vis.utils.scores import CategoricalScore
 
-from mslib.explain import METHODS, default_groups
+from mslib.explain import METHODS
 from mslib.explain.incremental import multiplications, occlusion_losses
 from mslib.explain.occlusion import full_losses, occlusion, windows
 from mslib.nets import build_classifier
@@ -191,14 +191,13 @@ def curves(model, image, repeats, few):
 
 def removals(model, image, groups, captum, repeats, n):
     """LIME, Kernel SHAP and Shapley sampling with as many samples and the same groups on both sides."""
-    asked = {"lime": ("fine", n), "kernel_shap": ("fine", n), "shapley_sampling": ("coarse", max(1, n // 12))}
-    rows = []
-    for method, (kind, samples) in asked.items():
+    asked, kind, rows = {"lime": n, "kernel_shap": n, "shapley_sampling": max(1, n // 12)}, "coarse", []
+    for method, samples in asked.items():
         name = "permutations" if method == "shapley_sampling" else "samples"
-        tasks = {"ours": lambda method=method, kind=kind, name=name, samples=samples: METHODS[method].function(
+        tasks = {"ours": lambda method=method, name=name, samples=samples: METHODS[method].function(
             model, image[None], [0], groups=groups[kind], batch_size=16, **{name: samples})}
         if captum:
-            tasks |= {f"captum, {evals} an eval": lambda method=method, kind=kind, samples=samples, evals=evals: captum(
+            tasks |= {f"captum, {evals} an eval": lambda method=method, samples=samples, evals=evals: captum(
                 method, evals=evals, samples=samples, groups=kind) for evals in EVALS}
         best = in_turn(tasks, repeats)
         rows += [{"method": method, name.replace("permutations", "samples"): samples,
@@ -214,7 +213,7 @@ def main():
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=TABLES, default=TABLES, help="some of the tables")
     parser.add_argument("--windows", type=int, default=12, help="windows by full passes; ten times as many incremental")
-    parser.add_argument("--samples", type=int, default=24, help="of LIME and Kernel SHAP")
+    parser.add_argument("--samples", type=int, default=48, help="of LIME and Kernel SHAP, for 12 groups")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--captum-python", help="a Python that has captum and scikit-learn")
     args = parser.parse_args()
@@ -223,7 +222,7 @@ def main():
     image = np.random.default_rng(1).random((args.size, args.size, 3), dtype=np.float32)
     half = np.arange(args.size) * 2 // args.size
     coarse = (half[:, None] * 2 + half)[..., None] * 3 + np.arange(3)  # quarters of each modality
-    groups = {"fine": default_groups(image[None])[0], "coarse": coarse}
+    groups = {"coarse": coarse}
     print(f"VGG16, {args.size} px, {args.threads} threads, load average {os.getloadavg()[0]:.1f} at the start\n")
     with tempfile.TemporaryDirectory() as folder:
         captum = args.captum_python and Captum(args.captum_python, folder, model, {"image": image} | groups,

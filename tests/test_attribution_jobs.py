@@ -187,6 +187,15 @@ def test_advice_follows_the_numbers():
     assert "did NOT learn" in ignored[3] and "Share on the shortcut" not in " ".join(ignored)
 
 
+def test_importance_is_told_over_all_settings_and_not_of_a_handful():
+    rows = [{"net": net, "worth": worth, "fill": fill, "modality": modality, "value": value, "low": low}
+            for net, low in (("vgg16", 0.0), ("few", np.nan))
+            for worth, fill, values in (("accuracy", "zero", (1, 2, 0)), ("accuracy", "mean", (2, 1, 0)),
+                                        ("cross-entropy", "zero", (2, 1, 0)), ("cross-entropy", "mean", (1, 1, 0)))
+            for modality, value in zip(("T1w", "T2w", "FLAIR"), values)]
+    assert judged.first_by_importance(pd.DataFrame(rows)) == {"vgg16": {"T1w": 2, "T2w": 1, "a tie": 1}}
+
+
 def test_a_layer_repairs_grad_cam_only_beyond_its_intervals():
     layers = {"block3_conv3": 0.6, "block5_conv3": 0.2}
     rows = [{"method": method, "layer": layer, "value": value, "low": value - 0.05, "high": value + 0.05, "chance": 0.1}

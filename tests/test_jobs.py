@@ -104,7 +104,8 @@ def test_direction_of_the_percentile_comparison(q95, holds):
     else:
         assert row["auc"] == (holds == "holds") and (row["p"] < 0.001) == (holds == "holds")
         assert np.isnan(row["low"]), "groups wholly apart have no interval"
-    assert claims.group_claims(table, depth.lobe_table(measures, LAST, CONFIG), CONFIG)[0]["holds?"].startswith(holds)
+    row = claims.group_claims(table, depth.lobe_table(measures, LAST, CONFIG), likeness(), CONFIG)[0]
+    assert row["holds?"].startswith("not testable: each patient's map is of the own class"), "whatever the direction"
     values = depth.percentile_values(measures, LAST)
     assert values.groupby("group")["value"].mean().to_dict() == pytest.approx({"RRMS": q95[0], "SPMS": q95[1]}, abs=0.1)
 
@@ -113,18 +114,8 @@ def test_no_comparison_without_the_second_group():
     measures = make_measures().query("group == 'RRMS'")
     table = depth.percentile_comparison(measures, CONFIG)
     assert table.empty and "p_holm" in table
-    rows = claims.group_claims(table, depth.lobe_table(measures, LAST, CONFIG), CONFIG)
+    rows = claims.group_claims(table, depth.lobe_table(measures, LAST, CONFIG), likeness(), CONFIG)
     assert len(rows) == 3 and all(row["holds?"].startswith("not testable: no ") for row in rows)
-
-
-def test_correction_decides_about_the_percentile():
-    """A p value that falls above the level when corrected for the layers does not make the claim hold."""
-    row = {"backbone": "vgg19", "layer": "block5_conv4", "auc": 0.8, "low": 0.6, "high": 0.95, "p": 0.02,
-           "n_more": 8, "n_less": 8}
-    for p_holm, holds in ((0.04, "holds"), (0.2, "undecided: Holm p = 0.2")):
-        table = pd.DataFrame([row | {"p_holm": p_holm}])
-        found = claims.group_claims(table, depth.lobe_table(make_measures(), LAST, CONFIG), CONFIG)
-        assert found[0]["holds?"] == holds
 
 
 def test_randomisation_summary():
@@ -202,9 +193,13 @@ def test_two_patients_decide_nothing():
 
 def test_claims_of_lobes():
     empty = pd.DataFrame(columns=["backbone", "layer"])
-    rows = claims.group_claims(empty, depth.lobe_table(make_measures(), LAST, CONFIG), CONFIG)[1:]
+    lobes = depth.lobe_table(make_measures(), LAST, CONFIG)
+    rows = claims.group_claims(empty, lobes, likeness(), CONFIG)[1:]
     assert {row["published claim"].split()[0]: row["holds?"] for row in rows} == {
         "Frontal": "holds", "Temporal": "does not hold"}
+    kept = likeness().assign(layer="block5_conv4", low=0.1)
+    rows = claims.group_claims(empty, lobes, kept, CONFIG)[1:]
+    assert [row["holds?"].split(":")[0] for row in rows] == ["undecided", "does not hold"], "maps of the image alone"
 
 
 def accuracy(slice_wise, permuted, independent):
@@ -220,7 +215,8 @@ def fitted(run, shares=(19, 10, 9)):
     for name in ("slice", "slice_permuted", "subject_permuted", "subject"):
         target = np.repeat([0, 1, 2, 2], [*shares, 50])
         part = np.repeat(["test", "validation"], [sum(shares), 50])
-        write_table(run / "nets" / "vgg19" / name / "predictions.csv", pd.DataFrame({"target": target, "part": part}))
+        table = pd.DataFrame({"subject": [f"{i:03d}" for i in range(len(target))], "target": target, "part": part})
+        write_table(run / "nets" / "vgg19" / name / "predictions.csv", pd.concat([table, table]))
     write_table(run / "nets" / "vgg19" / "independent" / "predictions.csv", pd.DataFrame({"target": [0, 1, 2]}))
 
 
@@ -240,6 +236,16 @@ def test_claims_of_accuracy(tmp_path, values, expected):
     assert interval_text(*values[0]) in rows[0]["our evidence"] and "0.90 (0.80 to 1.00)" in rows[4]["our evidence"]
     assert claims.yardstick_accuracy({"accuracy": accuracy(*values)}, "independent") == [0.9, 0.8, 1.0]
     assert "chance 0.50" in rows[1]["our evidence"] and "chance 0.33" in rows[3]["our evidence"]
+
+
+def test_leakage_that_only_subjects_show_is_leakage(tmp_path):
+    numbers = accuracy([.9, .8, 1], [.55, .45, .65], [.6, .4, .8])
+    numbers["vgg19"]["slice_permuted"]["subject"] = [0.8, 0.6, 0.9]
+    record(tmp_path, "02_finetuning_vgg19", {"accuracy": numbers})
+    fitted(tmp_path)
+    rows = claims.accuracy_claims(tmp_path)
+    assert [row["holds?"].split(":")[0] for row in rows[1:3]] == ["does not hold", "undecided"]
+    assert "over subjects 0.80 (0.60 to 0.90), chance 0.50" in rows[1]["our evidence"]
 
 
 def test_the_yardstick_knows_the_subjects_of_pretraining_where_there_are_any():

@@ -1,6 +1,5 @@
 """Jobs of notebook 05 on made-up nets and tables: known shares come back, and sentences say what tables say."""
 
-import re
 
 import keras
 import numpy as np
@@ -63,6 +62,11 @@ def test_even_relevance_has_the_lesions_share_of_the_brain(linear):
     lesion[0, :3, :2] = True
     table = relevance_table(linear, images, np.array([0]), SEQUENCES, "epsilon", lesion, np.ones_like(lesion))
     assert table["lesion_all"][0] == pytest.approx(table["lesion_area"][0]) == pytest.approx(0.25)
+    assert table["lesion_bright_all"][0] == pytest.approx(0.25)
+    images[lesion] = 3  # bright lesions: half of the brightness (3 of 6 parts) on a quarter of the brain
+    table = relevance_table(linear, images, np.array([0]), SEQUENCES, "epsilon", lesion, np.ones_like(lesion))
+    assert table["lesion_bright_all"][0] == table["lesion_bright_T2w"][0] == pytest.approx(0.5)
+    assert table["lesion_area"][0] == pytest.approx(0.25)
 
 
 def made_table(subjects=12, slices=4, seed=0, **shares):
@@ -97,16 +101,6 @@ def test_shares_by_class_and_answer_come_back_with_their_numbers():
     order = words.order_sentence(table, relevance_tables.mean_shares(table, ["backbone"], CONFIG), "vgg16")
     assert order.index("T1w") < order.index("T2w") < order.index("FLAIR")
     assert order.split("over brightness: ")[1].startswith("T2w 2.0"), "dark, and still with much relevance"
-
-
-def test_wrong_slices_that_scatter_are_said_to():
-    table = made_table(subjects=30)
-    wrong = ~table["right"]
-    for name in SEQUENCES:
-        table.loc[wrong, f"absolute_{name}"] += np.random.default_rng(1).normal(0, 20, wrong.sum())
-    told = words.spread_sentence(table, CONFIG)
-    right, missed = map(float, re.fullmatch(r".*VGG16 (\S+) points when right, (\S+) when wrong\.", told).groups())
-    assert right < 4 < 10 < missed
 
 
 def worths(**values):
@@ -210,9 +204,9 @@ def test_what_is_recorded_is_what_the_gallery_says():
     found = words.recorded(overall, relevance_tables.class_shares(table, CONFIG), None, empty, empty, None, agreed)
     assert found["shares"]["vgg16"]["T1w"][0] == pytest.approx(50, abs=2)
     assert found["over_brightness"]["vgg16"]["T2w"][0] == pytest.approx(2, abs=0.2)
-    told = report._relevance_finding(found)
+    told = report._relevance_finding(found, "epsilon_plus")
     beyond = found["over_brightness"]["vgg16"]["T2w"][0]
-    assert f"T2w {found['shares']['vgg16']['T2w'][0]:.0f} % ({beyond:.2f} times its brightness)" in told
+    assert f"T2w {found['shares']['vgg16']['T2w'][0]:.0f} % ({beyond:.2f})" in told
 
 
 # Claims about attribution
@@ -224,6 +218,7 @@ def write_planted(folder, guided, others, last, random):
     values = [guided, guided, others, others - 0.1]
     table = pd.DataFrame({"method": names, "msfi": values, "msfi_low": np.array(values) - 0.02,
                           "msfi_high": np.array(values) + 0.02, "random": [random, random, 0, 0]})
+    table = table.assign(random_low=table["random"] - 0.05, random_high=table["random"] + 0.05)
     write_table(folder / "tables" / "attribution_planted.csv", table)
     sweep = [{"backbone": net, "method": "gradcam", "layer": layer, "value": value, "low": value - 0.02,
               "high": value + 0.02, "chance": 0.1, "measure": "msfi"}
@@ -235,7 +230,7 @@ def write_planted(folder, guided, others, last, random):
 @pytest.mark.parametrize(("guided", "others", "last", "random", "verdicts"), [
     (0.5, 0.3, 0.05, 0.9, ["holds", "holds", "holds", "holds"]),
     (0.2, 0.4, 0.39, 0.1, ["does not hold", "does not hold", "does not hold", "does not hold"]),
-    (0.4, 0.41, 0.11, 0.1, ["undecided", "undecided", "does not hold", "holds"])])
+    (0.4, 0.41, 0.11, 0.48, ["undecided", "undecided", "undecided", "holds"])])
 def test_claims_about_attribution(tmp_path, guided, others, last, random, verdicts):
     write_planted(tmp_path, guided, others, last, random)
     rows = attribution_claims.attribution_claims(tmp_path, {"04_multimodal_attribution": {"planted_msfi": {}}}, CONFIG)

@@ -292,7 +292,7 @@ def test_as_many_right_as_wrong_epochs_are_compared():
 
 INFORMATION = pd.DataFrame([{"modality": modality, "stage": stage, "auc": auc, "auc_sd": 0.01} for stage in STAGES
                             for modality, auc in (("EEG", 0.8), ("EOG", 0.9), ("EMG", 0.6), ("all", 0.95))] + [
-    {"modality": modality, "stage": "overall", "balanced_accuracy": value}
+    {"modality": modality, "stage": "overall", "balanced_accuracy": value, "balanced_accuracy_sd": 0.01}
     for modality, value in (("EEG", 0.7), ("EOG", 0.6), ("EMG", 0.4), ("all", 0.8))])
 
 
@@ -302,11 +302,14 @@ def test_orderings_are_decided_by_intervals_and_held_against_the_truth():
     verdicts = {claim: row["holds?"] for claim, row in rows.items()}
     assert verdicts["Overall relevance EEG > EOG > EMG"] == HOLDS and verdicts["NREM2: EEG highest"] == HOLDS
     assert verdicts["REM: EOG highest"] == FAILS, "EEG has more"
-    assert rows["NREM2: EEG highest"]["in the simulator's truth"] == "no (AUC EEG 0.80, EOG 0.90, EMG 0.60)"
-    assert rows["REM: EOG highest"]["in the simulator's truth"].startswith("yes")
-    overall = rows["Overall relevance EEG > EOG > EMG"]["in the simulator's truth"]
+    assert rows["NREM2: EEG highest"][sleep_claims.INFORMATION] == "no (AUC EEG 0.80, EOG 0.90, EMG 0.60)"
+    assert rows["REM: EOG highest"][sleep_claims.INFORMATION].startswith("yes")
+    overall = rows["Overall relevance EEG > EOG > EMG"][sleep_claims.INFORMATION]
     assert overall == "yes (balanced accuracy EEG 0.70, EOG 0.60, EMG 0.40)"
     assert "EOG minus EEG -20" in rows["REM: EOG highest"]["our evidence"]
+    close = INFORMATION.assign(auc_sd=0.1)
+    order = sleep_claims.information_order(close, "N2", (("EEG", "EOG"), ("EEG", "EMG")))
+    assert order == "not separable (AUC EEG 0.80, EOG 0.90, EMG 0.60)"
     equal = sleep_claims.ordering_claims(sleep_tables.subject_shares(shares_by_hand(40, 40)), INFORMATION, CONFIG)
     assert equal[3]["holds?"].startswith("undecided")
     few = sleep_claims.ordering_claims(sleep_tables.subject_shares(shares_by_hand(subjects="ab")), INFORMATION, CONFIG)
@@ -461,8 +464,7 @@ def test_rules_and_truth_in_words():
     told = words.rule_sentence(summary, RULE)
     assert "epsilon_100 moves the shares by 13.3" in told and "W, N1, N2, N3, REM" in told
     beside = sleep_tables.beside_information(summary, INFORMATION, RULE)
-    assert "N3 (relevance EEG, 50 %; most informative EOG, AUC 0.90 against 0.80)" in words.truth_sentence(
-        beside, CONFIG)
+    assert "N3 (relevance EEG, 50 %; most informative EOG, AUC 0.90 against 0.80)" in words.information_sentence(beside)
     panels = words.share_panels(summary, RULE)
     assert list(panels) == ["right epochs, n = 120", "wrong epochs, n = 120"]
     agreed = sleep_ablation.agreement(
@@ -508,10 +510,10 @@ def test_what_others_take_from_the_notebook(run, tmp_path):
     claims.to_csv(tmp_path / "tables" / sleep_report.FILE, index=False)
     rows = sleep_report.sleep_rows(tmp_path, CONFIG)
     assert len(rows) == 10 and set(rows[0]) == {"published claim", "net", "our evidence", "holds?"}
-    assert rows[3]["our evidence"].endswith("order in the simulator's truth: no (AUC EEG 0.80, EOG 0.90, EMG 0.60)")
+    assert rows[3]["our evidence"].endswith(f"order {sleep_claims.INFORMATION}: no (AUC EEG 0.80, EOG 0.90, EMG 0.60)")
     assert sleep_report.sleep_rows(tmp_path, StudyConfig(study="test")) == []
     line = sleep_report.sleep_finding(numbers)
     assert line.startswith("6 simulated nights, kappa") and "EEG 50" in line
     section = sleep_report.sleep_section(tmp_path, CONFIG, numbers | {"faults": ["recording 'x': is empty"]})
     assert "Left out: recording 'x': is empty" in section.intro and len(section.panels) == 2
-    assert words.claim_truth_sentence(claims, CONFIG).count("AUC") == 2, "N2 and N3"
+    assert words.claim_information_sentence(claims).count("AUC") == 2, "N2 and N3"

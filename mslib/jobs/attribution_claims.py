@@ -10,7 +10,7 @@ from mslib.show.figure import label_of
 from mslib.study import StudyConfig
 
 from .record import interval_text
-from .verdicts import FAILS, FAILS_ABOVE, HOLDS, sweep_repairs, undecided
+from .verdicts import FAILS, FAILS_ABOVE, HOLDS, sweep_repairs, undecided, verdict
 
 GUIDED = ("guided_backprop", "guided_gradcam")
 
@@ -44,11 +44,13 @@ def _useless(sweep):
 
 
 def _fail_randomisation(table):
+    rows = table.loc[list(GUIDED), ["random", "random_low", "random_high"]]
     told = "likeness to the map of a net with random weights: " + ", ".join(
-        f"{label_of(name)} {table.loc[name, 'random']:.2f}" for name in GUIDED)
-    failed = table.loc[list(GUIDED), "random"] > FAILS_ABOVE
-    found = HOLDS if failed.all() else FAILS if not failed.any() else undecided("one of the two fails")
-    return f"{told} (fails above {FAILS_ABOVE}; one net, mean of its slices, no interval)", found
+        f"{label_of(name)} {interval_text(*row)}" for name, row in rows.iterrows())
+    verdicts = [verdict(row["random_low"], row["random_high"], FAILS_ABOVE, f"{FAILS_ABOVE}")
+                for _, row in rows.iterrows()]
+    found = verdicts[0] if len(set(verdicts)) == 1 else undecided("not alike for the two")
+    return f"{told} (keeps it: above {FAILS_ABOVE}; one net)", found
 
 
 def _of_nets(row):

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from mslib.explain import METHODS
-from mslib.measure import correlation_by_chance
+from mslib.measure import MIN_SUBJECTS, correlation_by_chance
 from mslib.study import StudyConfig
 
 from . import planted, planted_results
@@ -28,6 +28,7 @@ LABELS = {"msfi": "MSFI", "portion": "portion", "iou": "IoU", "tau": "MI correla
 #: Delta-AUPC from which a map is taken to mark what the net needs; smaller ones are above 0 in the digits only.
 NOTABLE = 0.01
 SCORES = ("msfi", "portion", "iou", "tau", "gap")
+NO_PLANTED = "Nothing was planted in this study: see this section in the results of study simulated."
 
 
 def planted_sentence(config: StudyConfig) -> str:
@@ -80,8 +81,8 @@ def judgement(scores: pd.DataFrame, removal: pd.DataFrame, config: StudyConfig, 
     table["blank"] = scores.groupby("method")["blank"].sum()
     table["slices"] = scores.groupby("method").size()
     if random is not None:
-        last = random[random["step"] == random["step"].max()]
-        table["random"] = last.groupby("method")["likeness"].mean()
+        last = random[random["step"] == random["step"].max()].rename(columns={"likeness": "random"})
+        table = table.join(mean_table(last, ["random"], config))
         table["passes"] = table["random"] <= FAILS_ABOVE
     if repeat is not None:
         table["repeat"] = repeat.groupby("method")["likeness"].mean()
@@ -108,13 +109,30 @@ def chance_row(scores: pd.DataFrame) -> dict[str, float]:
                            "tau": float(correlation_by_chance(modalities).mean())}
 
 
+def one_net_sentence(one: dict, random: pd.DataFrame, name: str) -> str:
+    """Which columns of the figure are of one planted net alone, and of how many slices."""
+    slices, subjects = random.groupby("method").size().max(), random["subject"].nunique()
+    return (f"ΔAUPC, randomised and repeat: the net in which {name} decides alone, n = {len(one['images'])} slices "
+            f"(randomised: {slices} of {subjects} subjects).")
+
+
+def controls_sentence(one: dict, config: StudyConfig) -> str:
+    """Over whom the intervals of figures of planted nets are."""
+    number = len(set(one["subjects"]))
+    if number < MIN_SUBJECTS:
+        return f"Simulated controls, no interval: n < {MIN_SUBJECTS} subjects."
+    return f"{config.statistics.confidence * 100:g} % interval (bootstrap over {number} simulated controls)."
+
+
 def score_caption(scores: pd.DataFrame, who: str) -> str:
     """What the table's figure shows, of how many."""
     rows = scores[scores["method"] == scores["method"].iloc[0]]
     right = rows["right"].mean()
     return (f"{who}; n = {len(rows)} slices, {rows['subject'].nunique()} subjects; the net is right about "
-            f"{right:.0%} of them. Light: best of a column (bold), dark: worst (italics). Intervals are in the table "
-            "(CSV). A dash: not defined for the method, or for no map of it.")
+            f"{right:.0%} of them. Light: best of a column (bold), dark: worst (italics). "
+            + ("Intervals are in the table (CSV)." if rows["subject"].nunique() >= MIN_SUBJECTS else
+               f"No intervals: n < {MIN_SUBJECTS} subjects.")
+            + " A dash: not defined for the method, or for no map of it.")
 
 
 def planted_sweep(truths: dict[str, dict], importance: pd.DataFrame, config: StudyConfig) -> pd.DataFrame:
@@ -213,21 +231,25 @@ def share_table(scores: pd.DataFrame, importance: pd.DataFrame, config: StudyCon
     return table.reset_index()
 
 
+def sound_methods(table: pd.DataFrame) -> pd.Series:
+    """MSFI of the methods that pass the randomisation and mark what the net needs under every fill, best first."""
+    deltas = [name for name in table if name.startswith("delta_") and name.endswith("_low")]
+    sound = table[(table["random"] <= FAILS_ABOVE) & (table[deltas] > NOTABLE).all(axis=1)]
+    return sound["msfi"].sort_values(ascending=False)
+
+
 def advice(table: pd.DataFrame | None, patients: pd.DataFrame, exposed: pd.DataFrame | None,
            used: pd.DataFrame) -> list[str]:
     """Which methods to trust and why, tied to the tables' numbers."""
     told = []
     if table is not None:
-        deltas = [name for name in table if name.startswith("delta_") and name.endswith("_low")]
-        sound = table[(table["random"] <= FAILS_ABOVE) & (table[deltas] > NOTABLE).all(axis=1)]
-        order = sound.sort_values("msfi", ascending=False)
         told.append(f"Nearest to the planted truth (MSFI): {_values(table['msfi'].nlargest(3))}; farthest: "
                     f"{_values(table['msfi'].nsmallest(3))}.")
         failed = table[table["random"] > FAILS_ABOVE].index
         told.append(f"Fail the randomisation check (likeness above {FAILS_ABOVE} with all weights "
                     f"random), so they show the image more than the net: {', '.join(failed) or 'none'}.")
         told.append("Pass it, and mark what the net needs under every fill (delta-AUPC surely above "
-                    f"{NOTABLE:g}), best MSFI first: {_values(order['msfi'])}.")
+                    f"{NOTABLE:g}), best MSFI first: {_values(sound_methods(table))}.")
     if exposed is not None:
         told.append(shortcut_sentence(exposed) if learnt_shortcut(used) else shortcut_learnt(used))
     blind = [name for name, method in METHODS.items() if not method.tells_modalities and name != "feature_permutation"]
@@ -242,13 +264,29 @@ def _values(series):
     return ", ".join(f"{name} {value:.2g}" for name, value in series.items()) or "none"
 
 
+def first_by_importance(nets: pd.DataFrame) -> dict[str, dict[str, int]]:
+    """In how many settings (fill and value function) each sequence has a net's largest Shapley value.
+
+    Nets without intervals, of a handful of subjects, are left out.
+    """
+    def first(part):
+        best = part.loc[part["value"] == part["value"].max(), "modality"]
+        return best.iloc[0] if len(best) == 1 else "a tie"
+
+    known = nets[nets["low"].notna()]
+    return {net: own.groupby(["worth", "fill"])[["value", "modality"]].apply(first).value_counts().to_dict()
+            for net, own in known.groupby("net", sort=False)}
+
+
 def recorded(table, patients, nets, agreement, exposed, used, config: StudyConfig) -> dict:
     """Numbers of the notebook for the summary, the report and the gallery."""
     found = {"patients": int(patients["slices"].max()), "patient_msfi": patients["msfi"].to_dict(),
+             "importance_first": first_by_importance(nets),
              "importance": {backbone: dict(zip(config.sequences, importance_of(nets[nets["net"] == backbone], config)))
                             for backbone in config.model.backbones}}
     if table is not None:
         found |= {"planted_msfi": table["msfi"].to_dict(), "planted_best": table["msfi"].idxmax(),
+                  "sound": list(sound_methods(table).index),
                   "randomisation_fails": sorted(table.index[table["random"] > FAILS_ABOVE]),
                   "fill_agreement": agreement["tau"].tolist(),
                   "shortcut_learnt": learnt_shortcut(used),

@@ -82,20 +82,22 @@ def randomisation_scores(one: dict, config: StudyConfig, run_dir: str | Path, ex
     Returns
     -------
     pandas.DataFrame
-        ``method, step, random, image, likeness``; NaN where a map is flat.
+        ``method, step, random, subject, likeness`` of `RANDOMISED` slices spread over the subjects; NaN where a map is
+        flat.
     """
-    part = {key: one[key][:RANDOMISED] for key in ("images", "targets", "brain")}
+    index = np.unique(np.linspace(0, len(one["images"]) - 1, RANDOMISED).round().astype(int))
+    part = {key: one[key][index] for key in ("images", "targets", "brain")}
     tables = []
     for step, (random, lowest) in enumerate(STEPS.items(), start=1):
         net = randomised_copy(one["model"], lowest, config.seed)
         folder = planted_folder(run_dir, experiment)
         maps, _ = kept_maps(net, **part, config=config, folder=folder / f"random{step}",
                             facts={"weights": file_sha256(folder / "weights.weights.h5"), "lowest": lowest,
-                                   "images": len(part["images"])}, methods=METHODS, label=f"randomised: {random}")
+                                   "images": index.tolist()}, methods=METHODS, label=f"randomised: {random}")
         for method, found in maps.items():
-            alike = likeness(one["maps"][method][:RANDOMISED], found, part["brain"])
             tables.append(pd.DataFrame({"method": method, "step": step, "random": random,
-                                        "image": np.arange(len(alike)), "likeness": alike}))
+                                        "subject": np.asarray(one["subjects"])[index],
+                                        "likeness": likeness(one["maps"][method][index], found, part["brain"])}))
     return pd.concat(tables, ignore_index=True)
 
 

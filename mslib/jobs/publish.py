@@ -57,7 +57,7 @@ def lighter(picture: str) -> str:
     with Image.open(io.BytesIO(drawn)) as image:
         if len(drawn) < LIGHT or image.mode == "P":
             return picture
-        small = image.convert("RGB").quantize(256, Image.Quantize.MEDIANCUT, kmeans=2, dither=Image.Dither.NONE)
+        small = image.convert("RGB").quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     small.save(encoded := io.BytesIO(), "PNG", optimize=True)
     return base64.b64encode(min(drawn, encoded.getvalue(), key=len)).decode()
 

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from mslib.explain import lrp, relevance_shares
+from mslib.explain.model import batches_of, logits_of
 
 #: Kinds of shares: of all relevance without its sign, and of the relevance that speaks for the class.
 KINDS = ("absolute", "positive")
@@ -42,8 +43,13 @@ def lesion_shares(relevance, lesion) -> dict[str, np.ndarray]:
             "all": np.where(known, share(inside.sum(1), total.sum(1)), np.nan)}
 
 
-def relevance_table(model: keras.Model, images, targets, sequences, rule: str, lesion=None,
-                    brain=None) -> pd.DataFrame:
+def relevance_table(*args, **kwargs) -> pd.DataFrame:
+    """The table of `scored_relevance` alone."""
+    return scored_relevance(*args, **kwargs)[0]
+
+
+def scored_relevance(model: keras.Model, images, targets, sequences, rule: str, lesion=None,
+                     brain=None) -> tuple[pd.DataFrame, np.ndarray]:
     """What LRP says of every image about the class that the net predicts.
 
     Parameters
@@ -59,13 +65,14 @@ def relevance_table(model: keras.Model, images, targets, sequences, rule: str, l
 
     Returns
     -------
-    pandas.DataFrame
+    table : pandas.DataFrame
         ``target, predicted, right, logit``; ``bright_<sequence>``: share of all intensity in percent; ``kept``: sum of
         the relevance over the logit (1: nothing went to biases); ``blank``; ``absolute_<sequence>`` and
         ``positive_<sequence>``: shares in percent; ``lesion_<sequence>, lesion_all, lesion_area``: share of positive
-        relevance inside lesions, and of the brain.
+        relevance inside lesions, and of the brain; ``lesion_bright_<sequence>, lesion_bright_all``: of the intensity.
+    relevance : ndarray, (N, H, W, M)
     """
-    logits = np.asarray(model.predict(images, batch_size=16, verbose=0))
+    logits = logits_of(model, batches_of(images, 16))
     predicted = logits.argmax(1)
     relevance = lrp(model, images, predicted, rule)
     logit = logits[np.arange(len(images)), predicted]
@@ -83,4 +90,7 @@ def relevance_table(model: keras.Model, images, targets, sequences, rule: str, l
         table["lesion_all"] = shares["all"]
         area = lesion.sum((1, 2)) / np.maximum(brain.sum((1, 2)), 1)
         table["lesion_area"] = np.where(lesion.any((1, 2)), area, np.nan)
-    return table
+        inside = np.where(lesion.any((1, 2))[:, None], (np.abs(images) * lesion[..., None]).sum((1, 2)), np.nan)
+        table[[f"lesion_bright_{sequence}" for sequence in sequences]] = inside / light
+        table["lesion_bright_all"] = inside.sum(1) / light.sum(1)
+    return table, relevance

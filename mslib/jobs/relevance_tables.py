@@ -8,14 +8,13 @@ import numpy as np
 import pandas as pd
 from scipy.stats import kendalltau, spearmanr
 
-from mslib.explain import lrp
 from mslib.measure import adjust_p_values, bootstrap_subjects, feature_portions, mixed_effects
 from mslib.nets.planted import roles
 from mslib.study import StudyConfig
 
 from . import planted
 from .attribution_tables import study_importance
-from .relevance_scores import KINDS, relevance_table
+from .relevance_scores import KINDS, scored_relevance
 from .truth import truth_table
 from .words import patient_groups
 
@@ -88,22 +87,23 @@ def subject_shares(table: pd.DataFrame, config: StudyConfig) -> pd.DataFrame:
 
 
 def lesion_table(table: pd.DataFrame, config: StudyConfig) -> pd.DataFrame:
-    """Share of the positive relevance inside lesions by net and sequence, beside the lesions' share of the brain.
+    """Share of patients' positive relevance inside lesions by net and sequence, beside what would be there anyway.
 
     Returns
     -------
     pandas.DataFrame
-        ``backbone, where`` (sequence or ``all``), ``value, low, high``, ``brain, slices, subjects``; empty where no
-        lesion is known.
+        ``backbone, where`` (sequence or ``all``), ``value, low, high``, ``brain`` and ``bright`` (the lesions' share of
+        the brain and of the intensity), ``slices, subjects``; empty where no lesion is known.
     """
     if "lesion_all" not in table or not table["lesion_all"].notna().any():
         return pd.DataFrame()
-    rows = []
-    for backbone, part in table[table["lesion_all"].notna()].groupby("backbone", sort=False):
+    rows, patients = [], table[table["group"].isin(patient_groups(config))]
+    for backbone, part in patients[patients["lesion_all"].notna()].groupby("backbone", sort=False):
         for where in (*config.sequences, "all"):
             rows.append({"backbone": backbone, "where": where,
                          **_mean(part[f"lesion_{where}"], part["subject"], config),
-                         "brain": part["lesion_area"].mean(), "slices": len(part),
+                         "brain": part["lesion_area"].mean(), "bright": part[f"lesion_bright_{where}"].mean(),
+                         "slices": len(part),
                          "subjects": part["subject"].nunique()})
     return pd.DataFrame(rows)
 
@@ -181,8 +181,7 @@ def planted_shares(config: StudyConfig, run_dir: str | Path) -> pd.DataFrame:
         even = feature_portions(np.repeat(marked.brain[..., None], images.shape[-1], -1).astype(float), marked.marks,
                                 marked.brain)
         for rule in config.relevance.compared:
-            table = relevance_table(model, images, target, names, rule)
-            relevance = lrp(model, images, table["predicted"].to_numpy(), rule)
+            table, relevance = scored_relevance(model, images, target, names, rule)
             inside = 100 * feature_portions(np.maximum(relevance, 0), marked.marks, marked.brain)
             owner = marked.slices.table["subject"]
             for m, sequence in enumerate(config.sequences):

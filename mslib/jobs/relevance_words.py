@@ -13,6 +13,20 @@ from .words import subjects_kind
 
 #: False discovery rate below which an effect is called one.
 LEVEL = 0.05
+NO_PLANTED = "Nothing was planted in this study: see this section in the results of study simulated."
+#: Every rule in a line.
+RULES = {
+    "epsilon": "every contribution in proportion, by sign; sums near 0 are kept from exploding",
+    "z_plus": "contributions that raise the score, in proportion; those that lower it are left out",
+    "alpha1_beta0": "as z+, layer by layer, biases left out",
+    "alpha2_beta1": "twice what raises the score, less once what lowers it",
+    "gamma": "every contribution, those that raise the score weighted up",
+    "epsilon_plus": "z+ in the convolutions, epsilon in the last (dense) layers",
+    "epsilon_gamma": "gamma in the convolutions, epsilon in the last (dense) layers",
+    "epsilon_alpha2_beta1": "alpha2-beta1 in the convolutions, epsilon in the last (dense) layers"}
+#: How rows of figures are called.
+KIND_LABELS = {"absolute": "share of relevance [%]", LIFT: "share over that\nof the brightness",
+               "in its mark": "positive relevance\nin its mark [%]"}
 #: How the two kinds of slices are called in figures.
 ANSWERS = {"right": "slices named rightly", "wrong": "slices named wrongly"}
 
@@ -27,6 +41,18 @@ def who(table: pd.DataFrame, config: StudyConfig, intervals: bool = True) -> str
         interval = f"{config.statistics.confidence * 100:g} % interval (bootstrap over subjects)"
     return (f"{subjects_kind(config)} that the nets have not learnt from: n = {subjects}, {per_net} slices per net. "
             f"{interval}. Relevance of the class that the net names.{dotted}")
+
+
+def rule_table(config: StudyConfig) -> pd.DataFrame:
+    """What the compared rules do with the contributions of a layer's inputs."""
+    return pd.DataFrame([{"rule": rule, "how relevance is handed down": RULES[rule]}
+                         for rule in config.relevance.compared])
+
+
+def rules_caption(rules: pd.DataFrame, config: StudyConfig) -> str:
+    """`who`, and of whom the Shapley values beside the rules are."""
+    return (f"{who(rules[rules['rule'] == rules['rule'].iloc[0]], config)} Shapley values: other slices, of patients "
+            "alone (notebook 04), without interval; in the upper row only.")
 
 
 def headline_sentence(backbone: str, shown: dict) -> str:
@@ -46,17 +72,6 @@ def planted_caption(config: StudyConfig) -> str:
             "(dotted: its share of the brightness). Second row: the one over the other (dotted: 1). Last row: share "
             "[%] of a sequence's positive relevance inside its own mark (dotted: the mark's share of the brain). "
             f"Lines: {config.statistics.confidence * 100:g} % interval (bootstrap over subjects).")
-
-
-def spread_sentence(table: pd.DataFrame, config: StudyConfig) -> str:
-    """Whether shares keep together more when the net is right than when it is wrong."""
-    columns = [f"absolute_{sequence}" for sequence in config.sequences]
-    told = []
-    for backbone, part in table.groupby("backbone", sort=False):
-        spread = part.groupby("right")[columns].std().mean(axis=1)
-        if {True, False} <= set(spread.dropna().index):
-            told.append(f"{backbone.upper()} {spread[True]:.1f} points when right, {spread[False]:.1f} when wrong")
-    return f"Spread of a sequence's share over slices (SD): {'; '.join(told) or 'no slices of both kinds'}."
 
 
 def numbers_sentence(shares: pd.DataFrame) -> str:
@@ -107,9 +122,9 @@ def lesion_sentence(lesions: pd.DataFrame) -> str:
     if lesions.empty:
         return "No lesion outlines are known here."
     told = [f"{row.backbone.upper()} {interval_text(row.value, row.low, row.high, 3)} against {row.brain:.3f} of the "
-            f"brain ({row.slices} slices of {row.subjects} subjects)"
+            f"brain and {row.bright:.3f} of the brightness ({row.slices} slices of {row.subjects} patients)"
             for row in lesions[lesions["where"] == "all"].itertuples()]
-    return f"Share of the positive relevance inside lesions, on slices that show any: {'; '.join(told)}."
+    return f"Share of the positive relevance inside lesions: {'; '.join(told)}."
 
 
 def effects_sentence(effects: pd.DataFrame) -> str:
@@ -141,8 +156,8 @@ def agreement_sentence(agreed: pd.DataFrame) -> str:
     told = []
     for (rule, kind), part in agreed.groupby(["rule", "kind"], sort=False):
         told.append(f"{rule} ({kind}) {part['same_first'].sum()} of {len(part)}")
-    return (f"Same sequence first as by the exact Shapley value, over nets and fills: {', '.join(told)}. By chance a "
-            "third would be.")
+    return (f"Same sequence first as by the exact Shapley value, over nets and fills: {', '.join(told)}. No test: the "
+            "fills of a net are not independent, and the slices are others.")
 
 
 def recorded(overall, shares, verdict, lesions, effects, stable, agreed) -> dict:
@@ -157,7 +172,7 @@ def recorded(overall, shares, verdict, lesions, effects, stable, agreed) -> dict
     if verdict is not None:
         found["planted"] = verdict.to_dict("records")
     if not lesions.empty:
-        found["lesions"] = {row.backbone: [row.value, row.low, row.high, row.brain]
+        found["lesions"] = {row.backbone: [row.value, row.low, row.high, row.brain, row.bright]
                             for row in lesions[lesions["where"] == "all"].itertuples()}
     if not effects.empty:
         found["effects_passed"] = int((effects["q"] < LEVEL).sum())

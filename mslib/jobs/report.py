@@ -112,20 +112,26 @@ def split_table(config: StudyConfig, run_dir: str | Path) -> pd.DataFrame:
     return table.reindex(index=config.groups, columns=order, fill_value=0).reset_index()
 
 
-def _accuracy_sentence(config, run_dir, backbone) -> str:
-    numbers = metrics(run_dir).get(f"02_finetuning_{backbone}", {})
-    accuracy = numbers.get("accuracy", {}).get(backbone, {})
-    if "independent" not in accuracy or config.cohort.source == "open_ms":
+def _accuracy_sentence(config, run_dir) -> str:
+    """Accuracy of every net on the independent cohort; empty where nothing was trained, or there is no such cohort."""
+    recorded = {backbone: metrics(run_dir).get(f"02_finetuning_{backbone}", {}) for backbone in config.model.backbones}
+    accuracy = {backbone: numbers["accuracy"][backbone]["independent"]["subject"]
+                for backbone, numbers in recorded.items()
+                if "independent" in numbers.get("accuracy", {}).get(backbone, {})}
+    if not accuracy or config.cohort.source == "open_ms":
         return ""
+    numbers = recorded[next(iter(accuracy))]
     number = sum(person.cohort == "independent" for person in usable_subjects(config, run_dir))
-    kind = "simulated " if config.cohort.source == "simulated" else ""
+    simulated = config.cohort.source == "simulated"
     known = {"chance": numbers.get("chance", {}).get("independent"),
              "logistic regression on true lesion load and ventricle volume":
                  (yardstick_accuracy(numbers, "independent") or [None])[0]}
     beside = ", ".join(f"{name} {value:.2f}" for name, value in known.items() if value is not None)
-    return (f"On {number} independent {kind}subjects {backbone.upper()} names the group in "
-            f"{interval_text(*accuracy['independent']['subject'], name=_interval(config))} of them"
-            f"{beside and f' ({beside})'}; ")
+    seen = " (never trained on, but looked at while the training was being worked out)" if simulated else ""
+    named = " and ".join(f"{backbone.upper()} in {interval_text(*of_net, name=_interval(config))}"
+                         for backbone, of_net in accuracy.items())
+    return (f"On {number} independent {'simulated ' if simulated else ''}subjects{seen} the group is named rightly by "
+            f"{named} of them{beside and f' ({beside})'}; ")
 
 
 def _interval(config):
@@ -142,13 +148,13 @@ def _place(config, run_dir, backbone) -> str:
     size += f", {blank} of them left out: blank maps" if blank else ""
     return (f"the highest mean AUPRC of Grad-CAM of {backbone.upper()} against lesions is "
             f"{interval_text(value, low, high, name=_interval(config))}, at {layer} (1 would be perfect, chance "
-            f"{chance:.2f}; {size}, the layer chosen on the same ones)")
+            f"{chance:.2g}; {size}, the layer chosen on the same ones)")
 
 
 def lead_sentence(config: StudyConfig, run_dir: str | Path) -> str:
     """The study's result in one sentence, with numbers and intervals."""
     backbone = config.model.backbones[-1]
-    text = f"{_accuracy_sentence(config, run_dir, backbone)}{_place(config, run_dir, backbone)}."
+    text = f"{_accuracy_sentence(config, run_dir)}{_place(config, run_dir, backbone)}."
     if config.cohort.source == "open_ms":
         return f"Real patients, transfer from simulation: {text}"
     text = text[0].upper() + text[1:]
@@ -159,22 +165,28 @@ def _attribution_finding(numbers) -> str:
     told = []
     if "planted_msfi" in numbers:
         best, scores = numbers["planted_best"], numbers["planted_msfi"]
-        told = [f"against planted truth {label_of(best)} comes nearest (MSFI {scores[best]:.2f})",
-                "fail the randomisation check: " + (", ".join(map(label_of, numbers["randomisation_fails"])) or "none")]
-    for backbone, of_net in numbers["importance"].items():
-        first = max(of_net, key=of_net.get)
-        told.append(f"{backbone.upper()} gains most from {first}")
-    return "; ".join(told)
+        told = [f"against planted truth {label_of(best)} comes nearest (share of its heat inside the marks, "
+                f"sequences weighed by importance: MSFI {scores[best]:.2f}; 1 would be perfect)",
+                "fail the randomisation check: " + (", ".join(map(label_of, numbers["randomisation_fails"])) or "none"),
+                "pass it and mark what the net needs, whatever takes its place: "
+                + (", ".join(map(label_of, numbers["sound"])) or "none")]
+    for backbone, first in numbers["importance_first"].items():
+        told.append(f"{backbone.upper()} gains most (exact Shapley value, patients) from " + ", ".join(
+            f"{name} in {count}" for name, count in first.items()) + f" of {sum(first.values())} settings")
+    return "; ".join(told) or "maps only: patients are too few to quote an importance"
 
 
-def _relevance_finding(numbers) -> str:
+def _relevance_finding(numbers, rule) -> str:
     told = []
     for backbone, of_net in numbers["shares"].items():
         beyond = numbers["over_brightness"][backbone]
         told.append(f"{backbone.upper()}: " + ", ".join(
-            f"{name} {values[0]:.0f} % ({beyond[name][0]:.2f} times its brightness)"
-            for name, values in of_net.items()))
-    return f"share of the relevance, which follows brightness first: {'; '.join(told)}"
+            f"{name} {values[0]:.0f} % ({beyond[name][0]:.2f})" for name, values in of_net.items()))
+    tested = [row for row in numbers.get("planted", []) if row["rule"] == rule and row["kind"] == "over brightness"]
+    told += [f"of planted nets this ratio names the deciding sequence in {row['first']} of {row['nets']}"
+             for row in tested]
+    return ("share of the relevance, which follows brightness first (in brackets: over the sequence's share of the "
+            f"brightness, 1 is what brightness alone would give): {'; '.join(told)}")
 
 
 def findings(config: StudyConfig, run_dir: str | Path) -> dict[str, str]:
@@ -204,7 +216,7 @@ def findings(config: StudyConfig, run_dir: str | Path) -> dict[str, str]:
         elif name == "04_multimodal_attribution":
             lines[name] = _attribution_finding(numbers)
         elif name == "05_modality_relevance":
-            lines[name] = _relevance_finding(numbers)
+            lines[name] = _relevance_finding(numbers, config.relevance.rule)
         elif name == "06_sleep_staging":
             lines[name] = sleep_finding(numbers)
         elif name == "07_summary":

@@ -23,6 +23,8 @@ ORDERINGS = (
     ("NREM2: EEG highest", "N2", (("EEG", "EOG"), ("EEG", "EMG"))),
     ("NREM3: EEG highest", "N3", (("EEG", "EOG"), ("EEG", "EMG"))),
     ("REM: EOG highest", "REM", (("EOG", "EEG"), ("EOG", "EMG"))))
+#: Column beside the verdicts: what classifiers on one modality alone can tell.
+INFORMATION = "in the information of single modalities"
 #: Published as "consistent when right, inconsistent when wrong"; what can be tested is the difference.
 CONSISTENT = "Relevance is more consistent over folds when right than when wrong"
 #: Claim, effect, stages (all where none is named).
@@ -38,9 +40,9 @@ def together(verdicts: list[str]) -> str:
     return next((one for one in verdicts if one != HOLDS), HOLDS)
 
 
-def _row(claim, evidence, holds, truth=""):
+def _row(claim, evidence, holds, information=""):
     return {"published claim": claim, "net": "sleep", "our evidence": evidence, "holds?": holds,
-            "in the simulator's truth": truth}
+            INFORMATION: information}
 
 
 def _difference(part: pd.DataFrame, more: str, less: str, config: StudyConfig):
@@ -50,15 +52,22 @@ def _difference(part: pd.DataFrame, more: str, less: str, config: StudyConfig):
                               confidence=config.statistics.confidence, seed=config.seed)
 
 
-def truth_of(known: pd.DataFrame, stage: str, pairs) -> str:
-    """Whether single modalities tell a stage in the claimed order (AUC; all stages: balanced accuracy of the five)."""
+def information_order(known: pd.DataFrame, stage: str, pairs) -> str:
+    """Whether single modalities tell a stage in the claimed order (AUC; all stages: balanced accuracy of the five).
+
+    A difference smaller than its scatter over folds (SD) is not called an order.
+    """
     measure, name = ("balanced_accuracy", "balanced accuracy") if stage == OVERALL else ("auc", "AUC")
-    worth = known[known["stage"] == stage].set_index("modality")[measure]
+    worth = known[known["stage"] == stage].set_index("modality")[[measure, f"{measure}_sd"]].set_axis(
+        ["mean", "sd"], axis=1)
     modalities = list(dict.fromkeys(one for pair in pairs for one in pair))
-    if worth.reindex(modalities).isna().any():
+    if worth["mean"].reindex(modalities).isna().any():
         return "not measured"
-    order = all(worth[more] > worth[less] for more, less in pairs)
-    return f"{'yes' if order else 'no'} ({name} {', '.join(f'{one} {worth[one]:.2f}' for one in modalities)})"
+    more, less = (worth.loc[list(side)].reset_index(drop=True) for side in zip(*pairs))
+    apart, scatter = more["mean"] - less["mean"], np.hypot(more["sd"], less["sd"])
+    order = "no" if (apart < -scatter).any() else "yes" if (apart > scatter).all() else "not separable"
+    told = ", ".join(f"{one} {worth['mean'][one]:.2f}" for one in modalities)
+    return f"{order} ({name} {told})"
 
 
 def ordering_claims(subjects: pd.DataFrame, known: pd.DataFrame, config: StudyConfig) -> list[dict]:
@@ -81,7 +90,7 @@ def ordering_claims(subjects: pd.DataFrame, known: pd.DataFrame, config: StudyCo
             found.append(verdict(one.low, one.high))
         evidence = (f"share of the relevance in percentage points, right epochs, {part['subject'].nunique()} subjects: "
                     f"{'; '.join(told)}")
-        rows.append(_row(claim, evidence, together(found), truth_of(known, stage, pairs)))
+        rows.append(_row(claim, evidence, together(found), information_order(known, stage, pairs)))
     return rows
 
 
@@ -114,7 +123,7 @@ def effect_claims(fitted: pd.DataFrame) -> list[dict]:
             continue
         first = part.sort_values("p_fdr").groupby("modality", sort=False).head(1)
         told = "; ".join(f"{row.modality} in {row.stage} {interval_text(row.estimate, row.low, row.high, 2)} points, "
-                         f"corrected p {row.p_fdr:.2g}, would be seen from {row.detectable:.1f} on"
+                         f"corrected p {row.p_fdr:.2g}, a single test would see {row.detectable:.1f} in 80 %"
                          for row in first.itertuples())
         if (first["p_fdr"] <= LEVEL).all():
             holds = HOLDS
@@ -128,9 +137,6 @@ def effect_claims(fitted: pd.DataFrame) -> list[dict]:
 
 def sleep_claims(subjects: pd.DataFrame, known: pd.DataFrame, consistent: dict, fitted: pd.DataFrame,
                  config: StudyConfig) -> pd.DataFrame:
-    """All claims on sleep staging as a table; empty column of the truth where nights are real."""
+    """All claims on sleep staging as a table."""
     rows = [*ordering_claims(subjects, known, config), consistency_claim(consistent), *effect_claims(fitted)]
-    table = pd.DataFrame(rows)
-    if settings(config).source != "simulated":
-        return table.rename(columns={"in the simulator's truth": "in the information of single modalities"})
-    return table
+    return pd.DataFrame(rows)

@@ -167,13 +167,12 @@ def beside_information(summary: pd.DataFrame, known: pd.DataFrame, rule: str) ->
     return part.merge(told, on=["stage", "modality"])
 
 
-def information_panels(summary: pd.DataFrame, known: pd.DataFrame, config: StudyConfig, rule: str) -> dict:
+def information_panels(summary: pd.DataFrame, known: pd.DataFrame, rule: str) -> dict:
     """Panels of `mslib.show.plot_stage_shares`: relevance of right epochs above what each modality alone tells."""
     part = summary[(summary["rule"] == rule) & (summary["kind"] == "absolute") & summary["right"]]
     auc = known[known["modality"].isin(MODALITIES)].rename(columns={"auc": "value"})
     auc = auc.assign(low=auc["value"] - auc["auc_sd"], high=auc["value"] + auc["auc_sd"])
-    told = "planted information" if settings(config).source == "simulated" else "information"
-    return {"relevance": part, f"{told}: how well one modality alone tells the stage": auc}
+    return {"relevance": part, "information: how well a classifier tells the stage from one modality alone": auc}
 
 
 def confusion_panel(found: CrossValidation, title: str) -> dict:

@@ -18,7 +18,6 @@ KINDS = {"simulated": "Simulated nights",
          "telemetry": "Real nights of Sleep-EDF telemetry (Kemp et al. 2000; ODC-BY 1.0)",
          "folder": "Nights of the study's own recordings"}
 #: A truth that the simulator does not give is measured all the same.
-TRUTH = {True: "the simulator's truth", False: "the information of single modalities"}
 
 
 def nights_kind(config: StudyConfig) -> str:
@@ -125,7 +124,7 @@ def rule_sentence(summary: pd.DataFrame, rule: str) -> str:
     return f"Beside {rule}: {'; '.join(told)}."
 
 
-def truth_sentence(beside: pd.DataFrame, config: StudyConfig) -> str:
+def information_sentence(beside: pd.DataFrame) -> str:
     """Where relevance and the information of single modalities put another modality first."""
     part = beside[beside["stage"] != OVERALL].dropna(subset=["share", "auc"])
     told = []
@@ -136,16 +135,15 @@ def truth_sentence(beside: pd.DataFrame, config: StudyConfig) -> str:
             told.append(f"{stage} (relevance {relevant}, {rows.loc[relevant, 'share']:.0f} %; most informative "
                         f"{informative}, AUC {rows.loc[informative, 'auc']:.2f} against "
                         f"{rows.loc[relevant, 'auc']:.2f})")
-    truth = TRUTH[settings(config).source == "simulated"]
-    return f"The modality with most relevance is not the one that {truth} puts first in: {'; '.join(told) or 'none'}."
+    return ("The modality with most relevance is not the one that the information of single modalities puts first in: "
+            f"{'; '.join(told) or 'none'}.")
 
 
-def claim_truth_sentence(claims: pd.DataFrame, config: StudyConfig) -> str:
-    """Which published orderings are not those of the information that was planted."""
+def claim_information_sentence(claims: pd.DataFrame) -> str:
+    """Which published orderings are not those of what single modalities tell."""
     against = claims[claims[claims.columns[-1]].str.startswith("no ")]
-    truth = TRUTH[settings(config).source == "simulated"]
     told = "; ".join(f"{row.iloc[0]} {row.iloc[-1].removeprefix('no ')}" for _, row in against.iterrows())
-    return f"Published orderings that are not those of {truth}: {told or 'none'}."
+    return f"Published orderings that are clearly not those of the information of single modalities: {told or 'none'}."
 
 
 def effect_sentences(fitted: pd.DataFrame, simulated: pd.DataFrame, signals: pd.DataFrame,
