@@ -187,6 +187,19 @@ def test_advice_follows_the_numbers():
     assert "did NOT learn" in ignored[3] and "Share on the shortcut" not in " ".join(ignored)
 
 
+def test_the_last_step_of_the_randomisation_is_judged_with_its_interval():
+    rows = [{"method": name, "step": step, "random": f"step {step}", "subject": f"{i:02d}", "image": i,
+             "likeness": 0.9 if step == 1 else 0.2 + 0.01 * i, **dict.fromkeys(judged.SCORES, 0.5), "blank": False,
+             "right": i % 2 == 0, "probability": 0.5 + 0.01 * i, "fill": "zero", "delta": 0.1}
+            for name in METHODS for step in (1, 2) for i in range(9)]
+    table = pd.DataFrame(rows)
+    scores = table[table["step"] == 1]
+    found = judged.judgement(scores, scores, CONFIG, random=table)
+    np.testing.assert_allclose(found["random"], 0.24)
+    assert found["passes"].all() and found["random_low"].between(0.2, 0.24).all()
+    assert found["random_high"].between(0.24, 0.28).all()
+
+
 def test_importance_is_told_over_all_settings_and_not_of_a_handful():
     rows = [{"net": net, "worth": worth, "fill": fill, "modality": modality, "value": value, "low": low}
             for net, low in (("vgg16", 0.0), ("few", np.nan))

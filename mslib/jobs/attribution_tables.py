@@ -81,8 +81,9 @@ def judgement(scores: pd.DataFrame, removal: pd.DataFrame, config: StudyConfig, 
     table["blank"] = scores.groupby("method")["blank"].sum()
     table["slices"] = scores.groupby("method").size()
     if random is not None:
-        last = random[random["step"] == random["step"].max()].rename(columns={"likeness": "random"})
-        table = table.join(mean_table(last, ["random"], config))
+        last = random[random["step"] == random["step"].max()]
+        alike = last[["method", "subject"]].assign(random=last["likeness"])
+        table = table.join(mean_table(alike, ["random"], config))
         table["passes"] = table["random"] <= FAILS_ABOVE
     if repeat is not None:
         table["repeat"] = repeat.groupby("method")["likeness"].mean()
