@@ -112,9 +112,9 @@ def chance_row(scores: pd.DataFrame) -> dict[str, float]:
 
 def one_net_sentence(one: dict, random: pd.DataFrame, name: str) -> str:
     """Which columns of the figure are of one planted net alone, and of how many slices."""
-    slices, subjects = random.groupby("method").size().max(), random["subject"].nunique()
-    return (f"ΔAUPC, randomised and repeat: the net in which {name} decides alone, n = {len(one['images'])} slices "
-            f"(randomised: {slices} of {subjects} subjects).")
+    slices = random.groupby(["method", "step"]).size().max()
+    return (f"ΔAUPC, randomised and repeat: the net in which {name} decides, n = {len(one['images'])} slices "
+            f"(randomised: {slices}; of subjects: {random['subject'].nunique()}).")
 
 
 def controls_sentence(one: dict, config: StudyConfig) -> str:
