@@ -123,7 +123,7 @@ def effect_claims(fitted: pd.DataFrame) -> list[dict]:
             continue
         first = part.sort_values("p_fdr").groupby("modality", sort=False).head(1)
         told = "; ".join(f"{row.modality} in {row.stage} {interval_text(row.estimate, row.low, row.high, 2)} points, "
-                         f"corrected p {row.p_fdr:.2g}, a single test would see {row.detectable:.1f} in 80 %"
+                         f"corrected p {row.p_fdr:.2g}, a single test has a power of 80 % from {row.detectable:.1f} on"
                          for row in first.itertuples())
         if (first["p_fdr"] <= LEVEL).all():
             holds = HOLDS
