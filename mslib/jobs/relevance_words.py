@@ -17,10 +17,10 @@ NO_PLANTED = "Nothing was planted in this study: see this section in the results
 #: Every rule in a line.
 RULES = {
     "epsilon": "every contribution in proportion, by sign; sums near 0 are kept from exploding",
-    "z_plus": "contributions that raise the score, in proportion; those that lower it are left out",
-    "alpha1_beta0": "as z+, layer by layer, biases left out",
-    "alpha2_beta1": "twice what raises the score, less once what lowers it",
-    "gamma": "every contribution, those that raise the score weighted up",
+    "z_plus": "in every layer only what raises the sum, in proportion; what lowers it is left out",
+    "alpha1_beta0": "in every layer only what raises the sum, as z+",
+    "alpha2_beta1": "in every layer twice what raises the sum, less once what lowers it",
+    "gamma": "every contribution, those with the sign of the sum weighted up",
     "epsilon_plus": "z+ in the convolutions, epsilon in the last (dense) layers",
     "epsilon_gamma": "gamma in the convolutions, epsilon in the last (dense) layers",
     "epsilon_alpha2_beta1": "alpha2-beta1 in the convolutions, epsilon in the last (dense) layers"}

@@ -17,7 +17,6 @@ from .sleep_tables import OVERALL
 KINDS = {"simulated": "Simulated nights",
          "telemetry": "Real nights of Sleep-EDF telemetry (Kemp et al. 2000; ODC-BY 1.0)",
          "folder": "Nights of the study's own recordings"}
-#: A truth that the simulator does not give is measured all the same.
 
 
 def nights_kind(config: StudyConfig) -> str:
