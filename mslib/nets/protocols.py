@@ -14,7 +14,9 @@ from mslib.study.provenance import ROOT, file_sha256, made_by
 
 from .data import SliceSet, channels_of
 from .frozen import frozen_activations, split_net
-from .pretraining import pretrained_weights
+from .further import further_slices
+from .heads import fit_subject_head, subject_features
+from .pretraining import pretrained_weights, training_rows
 from .splits import permute_groups, refuse_leakage, split_slices, split_subjects
 from .training import Recipe, choose_precision, fit, stream
 from .vgg import build_classifier, build_trainable, fold_batch_norm
@@ -83,6 +85,16 @@ def _fit(model, slices, index, folder, recipe, channels, label):
     fit(trained, slices, index["train"], index["validation"], folder, recipe, label)
 
 
+def _fit_head(model, slices, train, config, run_dir, channels):
+    """Fit the last layer to the training subjects, and to those further ones that the net was pre-trained on."""
+    label = f"{model.name} pooled features"
+    own, others = subject_features(model, slices, train, channels, label), None
+    if config.model.weights == "simulated":
+        further = further_slices(config, run_dir)
+        others = subject_features(model, further, training_rows(further, config), channels, f"{label}, further")
+    return fit_subject_head(model, own, others, config.seed)
+
+
 def train_protocol(protocol: str, backbone: str, slices: SliceSet, config: StudyConfig,
                    run_dir: str | Path) -> pd.DataFrame:
     """Train one net under one protocol (or take up a finished or unfinished earlier run).
@@ -124,6 +136,8 @@ def train_protocol(protocol: str, backbone: str, slices: SliceSet, config: Study
     model, origin, precision = _start(backbone, config, run_dir, shape, schedule.shrink)
     recipe, channels = Recipe.of(schedule, config), channels_of(config)
     _fit(model, slices, index, folder, recipe, channels, f"{backbone} {protocol}")
+    with_head = config.training.subject_head and protocol == "subject"
+    penalty = _fit_head(model, slices, index["train"], config, run_dir, channels) if with_head else None
     plain = _finished(model)
     with atomic_path(folder / "weights.weights.h5") as temporary:
         plain.save_weights(str(temporary))
@@ -139,7 +153,7 @@ def train_protocol(protocol: str, backbone: str, slices: SliceSet, config: Study
         "input": config.model.input, "pixel_mm": config.model.pixel_mm * schedule.shrink, "epochs": schedule.epochs,
         "slices_per_subject": schedule.slices_per_subject, "learning_rate": schedule.learning_rate,
         "frozen_blocks": schedule.frozen_blocks, "augmented": recipe.augmentation is not None,
-        "batch_size": recipe.batch_size})
+        "batch_size": recipe.batch_size, "subject_head": penalty})
     return pd.read_csv(predictions, dtype={"subject": str})
 
 
