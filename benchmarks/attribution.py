@@ -27,10 +27,11 @@ import keras
 import numpy as np
 import pandas as pd
 import tensorflow as tf
+from scipy.stats import spearmanr
 from tf_keras_vis.saliency import Saliency
 from tf_keras_vis.utils.scores import CategoricalScore
 
-from mslib.explain import METHODS
+from mslib.explain import METHODS, predict_copy
 from mslib.explain.incremental import multiplications, occlusion_losses
 from mslib.explain.occlusion import full_losses, occlusion, windows
 from mslib.nets import build_classifier
@@ -38,6 +39,7 @@ from mslib.nets import build_classifier
 #: captum covers whole images only, with a stride up to the window: a third of the size makes 27 windows of them.
 WINDOW, STRIDE, THIRD = 11, 5, 3
 EVALS = (1, 8)
+HALF = "ours, bfloat16"
 TABLES = ("occlusion", "curves", "removal", "gradient")
 #: Passes forward and backward of one image, with the samples asked for; DeepLift's second one is the baseline.
 PASSES = {"gradient": 1, "input_x_gradient": 1, "guided_backprop": 1, "deconvolution": 1, "smoothgrad": 3,
@@ -190,12 +192,20 @@ def curves(model, image, repeats, few):
 
 
 def removals(model, image, groups, captum, repeats, n):
-    """LIME, Kernel SHAP and Shapley sampling with as many samples and the same groups on both sides."""
+    """LIME, Kernel SHAP and Shapley sampling with as many samples and the same groups on both sides.
+
+    Ours in bfloat16 as well, with the rank correlation of its map with that in float32.
+    """
+    half = predict_copy(model)
     asked, kind, rows = {"lime": n, "kernel_shap": n, "shapley_sampling": max(1, n // 12)}, "coarse", []
     for method, samples in asked.items():
-        name = "permutations" if method == "shapley_sampling" else "samples"
-        tasks = {"ours": lambda method=method, name=name, samples=samples: METHODS[method].function(
-            model, image[None], [0], groups=groups[kind], batch_size=16, **{name: samples})}
+        name, maps = "permutations" if method == "shapley_sampling" else "samples", {}
+
+        def ours(side, net, method=method, name=name, samples=samples, maps=maps):
+            maps[side] = METHODS[method].function(net, image[None], [0], groups=groups[kind], batch_size=16,
+                                                  **{name: samples})
+
+        tasks = {"ours": lambda ours=ours: ours("ours", model), HALF: lambda ours=ours: ours(HALF, half)}
         if captum:
             tasks |= {f"captum, {evals} an eval": lambda method=method, samples=samples, evals=evals: captum(
                 method, evals=evals, samples=samples, groups=kind) for evals in EVALS}
@@ -203,7 +213,9 @@ def removals(model, image, groups, captum, repeats, n):
         rows += [{"method": method, name.replace("permutations", "samples"): samples,
                   "groups": int(groups[kind].max()) + 1, "side": side, "s": spent["wall"], "CPU s": spent["cpu"],
                   "x ours": spent["wall"] / best["ours"]["wall"],
-                  "x in CPU s": spent["cpu"] / best["ours"]["cpu"]} for side, spent in best.items()]
+                  "x in CPU s": spent["cpu"] / best["ours"]["cpu"],
+                  "rank correlation": spearmanr(maps["ours"].ravel(), maps[side].ravel()).statistic
+                  if side in maps else np.nan} for side, spent in best.items()]
     show("Removal of feature groups (a sample of Shapley sampling is an order of all groups)", rows)
 
 

@@ -10,6 +10,7 @@ from mslib.nets import SliceSet, gather, net_facts, predict_cohort, protocols, t
 from mslib.nets.data import channels_of
 from mslib.nets.heads import OWN_WEIGHT, PENALTIES, SLICES, fit_subject_head, subject_features
 from mslib.nets.pretraining import training_rows
+from mslib.nets.repeats import train_repeat
 from mslib.nets.training import stream
 from mslib.nets.vgg import build_trainable
 from mslib.study import StudyConfig, StudyError
@@ -174,6 +175,14 @@ def test_the_subject_wise_net_ends_in_a_head_of_subjects(weights, seen, tmp_path
     merged = again.merge(table, on=["subject", "slice"], suffixes=("", "_kept"))
     np.testing.assert_allclose(merged["logit_SPMS"], merged["logit_SPMS_kept"], atol=1e-3)
     assert channels_of(study) is None
+
+
+def test_the_repeat_of_another_seed_ends_alike(seen, tmp_path):
+    names, _ = seen
+    slices, study = images_of(4), config("simulated")
+    train_protocol("subject", "vgg16", slices, study, tmp_path)
+    train_repeat("vgg16", slices, study, tmp_path)
+    assert len(names) == 4 and names[2:] == names[:2], "a head of the same subjects"
 
 
 @pytest.mark.parametrize("protocol", ["slice", "subject_permuted", "slice_permuted"])

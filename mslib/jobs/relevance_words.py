@@ -8,8 +8,7 @@ from mslib.measure import MIN_SUBJECTS
 from mslib.study import StudyConfig
 
 from .record import interval_text
-from .relevance_tables import LIFT
-from .words import subjects_kind
+from .words import LIFT, subjects_kind
 
 #: False discovery rate below which an effect is called one.
 LEVEL = 0.05

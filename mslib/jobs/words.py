@@ -10,6 +10,8 @@ from mslib.study import StudyConfig
 
 #: The class of people without the disease, by its name; a study without such a class has patients only.
 CONTROL = "control"
+#: Share of the relevance over share of the intensity: 1 where relevance follows brightness and nothing else.
+LIFT = "over brightness"
 
 
 def patient_groups(config: StudyConfig) -> list[str]:
