@@ -21,6 +21,7 @@ import json
 import subprocess
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import keras
@@ -191,6 +192,10 @@ def curves(model, image, repeats, few):
          "out)", rows)
 
 
+def keep_map(maps, side, net, image, method, **asked):
+    maps[side] = METHODS[method].function(net, image[None], [0], batch_size=16, **asked)
+
+
 def removals(model, image, groups, captum, repeats, n):
     """LIME, Kernel SHAP and Shapley sampling with as many samples and the same groups on both sides.
 
@@ -200,12 +205,8 @@ def removals(model, image, groups, captum, repeats, n):
     asked, kind, rows = {"lime": n, "kernel_shap": n, "shapley_sampling": max(1, n // 12)}, "coarse", []
     for method, samples in asked.items():
         name, maps = "permutations" if method == "shapley_sampling" else "samples", {}
-
-        def ours(side, net, method=method, name=name, samples=samples, maps=maps):
-            maps[side] = METHODS[method].function(net, image[None], [0], groups=groups[kind], batch_size=16,
-                                                  **{name: samples})
-
-        tasks = {"ours": lambda ours=ours: ours("ours", model), HALF: lambda ours=ours: ours(HALF, half)}
+        tasks = {side: partial(keep_map, maps, side, net, image, method, groups=groups[kind], **{name: samples})
+                 for side, net in (("ours", model), (HALF, half))}
         if captum:
             tasks |= {f"captum, {evals} an eval": lambda method=method, samples=samples, evals=evals: captum(
                 method, evals=evals, samples=samples, groups=kind) for evals in EVALS}
