@@ -20,11 +20,11 @@ from .data import SliceSet
 from .training import stream
 
 #: Inverse strengths of the ridge penalty that the cross-validation over subjects chooses from, and its folds.
-PENALTIES, FOLDS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0), 5
+PENALTIES, FOLDS = (0.001, 0.003, 0.01, 0.03, 0.1), 5
 #: What a training subject of the study counts for beside a subject outside it.
 OWN_WEIGHT = 5.0
 #: Slices of every subject that its mean is taken over, evenly spaced from bottom to top.
-SLICES = 24
+SLICES = 16
 
 
 def subject_features(model: keras.Model, slices: SliceSet, index: np.ndarray, channels: list[int] | None = None,
