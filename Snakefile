@@ -192,7 +192,7 @@ if TRAINS:
         log: notebook=f"{RUN}/notebooks/02_finetuning_{{backbone}}.ipynb"
         params: code=code_digest("notebooks/02_finetuning.ipynb"), settings=STUDY.model_dump_json()
         threads: CORES or 8  # the whole machine: nothing runs beside training
-        resources: mem_mb=memory(6000)
+        resources: mem_mb=memory(9000)
         message: "Notebook 02: fine-tuning {wildcards.backbone}"
         shell: notebook("02_finetuning", "--backbone {wildcards.backbone}")
 

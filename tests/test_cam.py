@@ -330,12 +330,27 @@ def test_net_without_blocks_needs_named_layers():
         explain.layer_cams(model, np.zeros((1, 8, 8, 3)), np.array([0]))
 
 
+def with_head(weight, bias):
+    model = build("vgg16", size=32)
+    model.get_layer("head").set_weights([np.full((512, 3), weight), np.full(3, bias)])
+    return model
+
+
+@pytest.mark.parametrize("bias", [-300.0, 300.0])
+def test_a_large_score_scales_the_map_of_gradcam_plus_plus_and_nothing_else(bias, small):
+    """exp(300) is beyond float32; exp(-300) would leave a blank map."""
+    _, images, targets = small
+    far, near = (explain.layer_cams(with_head(1.0, size), images, targets, methods=("gradcam++",))["gradcam++"]
+                 for size in (bias, 0.0))
+    for layer, maps in far.items():
+        ours, reference = (m / m.max((1, 2), keepdims=True) for m in (maps, near[layer]))
+        np.testing.assert_allclose(ours, reference, atol=1e-5, err_msg=layer)
+
+
 def test_exploding_map_is_refused(small):
     _, images, targets = small
-    model = build("vgg16", size=32)
-    model.get_layer("head").set_weights([np.ones((512, 3)), np.full(3, 200.0)])
-    with pytest.raises(ValueError, match=r"gradcam\+\+ at block5_pool: a map is not finite"):
-        explain.layer_cams(model, images, targets, ["block5_pool"], methods=("gradcam++",))
+    with pytest.raises(ValueError, match=r"gradcam at block5_pool: a map is not finite"):
+        explain.layer_cams(with_head(3e38, 0.0), 1e3 * images, targets, ["block5_pool"])
 
 
 def test_randomisation_changes_the_maps_and_not_the_model(small):

@@ -438,6 +438,8 @@ def test_training_subjects_are_not_explained(two_people, tmp_path):
     path = tmp_path / "nets" / "vgg19" / "subject" / "predictions.csv"
     write_table(path, pd.DataFrame({"subject": ["002", "003"], "part": ["test", "validation"]}))
     assert [one.id for one in explained.explained_subjects(CONFIG, tmp_path)] == ["002"]
+    two_people[1].group = "control"
+    assert [one.id for one in explained.fresh_subjects(CONFIG, tmp_path)] == ["002"], "controls too"
     write_table(path, pd.DataFrame({"subject": ["009"], "part": ["test"]}))
     with pytest.raises(StudyError, match="no patient outside training and validation") as caught:
         explained.explained_subjects(CONFIG, tmp_path)

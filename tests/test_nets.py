@@ -340,11 +340,10 @@ def test_what_a_training_step_is_given():
     plain = gather(stacks, groups, ["control", "SPMS"])
     assert plain.facts is None
     np.testing.assert_array_equal(plain.truth(index), [0, 1])
-    facts = {name: np.arange(8.0).reshape(4, 2) + 10 * number for number, name in enumerate("ab")}
-    targets, known = gather(stacks, groups, ["control", "SPMS"], facts).truth(index)
+    facts = np.arange(16, dtype=np.float32).reshape(8, 2)
+    targets, known = SliceSet(plain.images, plain.table, facts).truth(index)
     np.testing.assert_array_equal(targets, [0, 1])
-    np.testing.assert_array_equal(known, [[12, 13], [0, 1]])
-    assert known.dtype == np.float32
+    np.testing.assert_array_equal(known, [[10, 11], [0, 1]])
 
 
 def test_channels():

@@ -7,7 +7,7 @@ import pytest
 from scipy import ndimage
 
 from mslib.jobs.planted import Experiment, control_slices, experiments, has_planted, spread
-from mslib.nets import SliceSet, planted
+from mslib.nets import SliceSet, fold_batch_norm, planted
 from mslib.nets.planted import narrowed, plant, roles, shortcut_mask, train_planted
 from mslib.nets.vgg import build_classifier, build_trainable
 from mslib.study import StudyConfig, StudyError
@@ -90,7 +90,7 @@ def test_a_narrow_net_is_folded_exactly():
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.set_weights([rng.uniform(0.5, 1.5, w.shape) for w in layer.get_weights()])
     images = rng.random((3, *shape)).astype(np.float32)
-    plain = planted._folded(trained, narrowed(build_classifier("vgg16", 2, shape), 16))
+    plain = fold_batch_norm(trained, narrowed(build_classifier("vgg16", 2, shape), 16))
     expected = np.asarray(trained(images, training=False))
     np.testing.assert_allclose(np.asarray(plain(images)), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 

@@ -1,14 +1,18 @@
 """Jobs of notebook 05 on made-up nets and tables: known shares come back, and sentences say what tables say."""
 
+import json
+from types import SimpleNamespace
 
 import keras
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
 
-from mslib.jobs import attribution_claims, relevance_scores, relevance_tables, report
+from mslib.jobs import attribution_claims, relevance_scores, relevance_tables, report, volumes
 from mslib.jobs import relevance_words as words
-from mslib.jobs.relevance_scores import lesion_shares, relevance_table, spread_slices
+from mslib.jobs.relevance_scores import lesion_shares, scored_relevance, spread_slices
+from mslib.jobs.words import interval_sentence
 from mslib.nets import gather, protocols, train_protocol
 from mslib.nets.repeats import train_repeat
 from mslib.study import StudyConfig, write_table
@@ -35,7 +39,7 @@ def test_slices_are_spread_evenly_without_the_ends():
 
 def test_shares_of_a_linear_net_are_its_terms(linear):
     images = np.full((2, 6, 4, 3), [0.4, 0.2, 0.24], np.float32)  # terms 0.4, 0.4, 1.2
-    table = relevance_table(linear, images, np.array([0, 1]), SEQUENCES, "epsilon_plus")
+    table, _ = scored_relevance(linear, images, np.array([0, 1]), SEQUENCES, "epsilon_plus")
     for kind in relevance_scores.KINDS:
         np.testing.assert_allclose(table[[f"{kind}_{name}" for name in SEQUENCES]], [[20, 20, 60]] * 2, rtol=1e-4)
     np.testing.assert_allclose(table["kept"], 1, rtol=1e-4)
@@ -60,11 +64,11 @@ def test_even_relevance_has_the_lesions_share_of_the_brain(linear):
     images = np.ones((1, 6, 4, 3), np.float32)
     lesion = np.zeros((1, 6, 4), bool)
     lesion[0, :3, :2] = True
-    table = relevance_table(linear, images, np.array([0]), SEQUENCES, "epsilon", lesion, np.ones_like(lesion))
+    table, _ = scored_relevance(linear, images, np.array([0]), SEQUENCES, "epsilon", lesion, np.ones_like(lesion))
     assert table["lesion_all"][0] == pytest.approx(table["lesion_area"][0]) == pytest.approx(0.25)
     assert table["lesion_bright_all"][0] == pytest.approx(0.25)
     images[lesion] = 3  # bright lesions: half of the brightness (3 of 6 parts) on a quarter of the brain
-    table = relevance_table(linear, images, np.array([0]), SEQUENCES, "epsilon", lesion, np.ones_like(lesion))
+    table, _ = scored_relevance(linear, images, np.array([0]), SEQUENCES, "epsilon", lesion, np.ones_like(lesion))
     assert table["lesion_bright_all"][0] == table["lesion_bright_T2w"][0] == pytest.approx(0.5)
     assert table["lesion_area"][0] == pytest.approx(0.25)
 
@@ -250,3 +254,31 @@ def test_claim_about_lrp(tmp_path, first, surely, verdict):
 
 def test_no_planted_nets_no_claims_about_them(tmp_path):
     assert attribution_claims.attribution_claims(tmp_path, {"04_multimodal_attribution": {"patients": 2}}, CONFIG) == []
+
+
+def test_a_volume_is_made_anew_only_where_what_decides_it_has_changed(monkeypatch, tmp_path):
+    reference = nib.Nifti1Image(np.zeros((4, 5, 6), "float32"), np.eye(4))
+    monkeypatch.setattr(volumes, "load_stack", lambda _: {})
+    monkeypatch.setattr(volumes, "plane_to_volume", lambda one, *_: nib.Nifti1Image(one, reference.affine))
+    path, calls, person = tmp_path / "sub-001_desc-made_up.nii.gz", [], SimpleNamespace(id="001", group="RRMS")
+
+    def make(stack):
+        calls.append(stack)
+        return {"first": np.ones((4, 5, 6), "float32"), "second": np.zeros((4, 5, 6), "float32")}
+
+    for weights in ("old", "old", "new"):
+        made_of = {"Weights": weights}
+        assert volumes.keep_volume(path, person, "", make, "Layers", made_of, {"Backbone": "vgg16"}) == path
+    assert len(calls) == 2
+    told = json.loads((tmp_path / "sub-001_desc-made_up.json").read_text(encoding="utf-8"))
+    assert told == {"Backbone": "vgg16", "Layers": ["first", "second"], "Class": "RRMS", "Weights": "new",
+                    "Sources": ["sub-001_space-T1w_desc-preproc_T1w.nii.gz"]}
+    assert np.allclose(nib.load(path).get_fdata().mean((0, 1, 2)), [1, 0])
+
+
+@pytest.mark.parametrize("whose, few, many", [
+    (None, "No interval: n < 5 subjects.", "95 % interval (bootstrap over patients)."),
+    ("simulated controls", "No interval: n < 5 simulated controls.",
+     "95 % interval (bootstrap over 7 simulated controls).")])
+def test_intervals_say_whose_they_are(whose, few, many):
+    assert [interval_sentence(number, CONFIG, whose) for number in (4, 7)] == [few, many]

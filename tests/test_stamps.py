@@ -8,13 +8,15 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
+import SimpleITK as sitk
 from scipy import ndimage
 
-from mslib.cohort import phantom
+from mslib.cohort import acquisition, phantom
 from mslib.jobs.cohort import participants
 from mslib.nets import further as further_module
 from mslib.nets import gather, protocols, train_protocol
 from mslib.nets.further import FURTHER_SEED, further_size, further_slices
+from mslib.prep import scale_intensity, slice_stack
 from mslib.study import StudyConfig, StudyError, write_text
 from mslib.study.files import stamped_folder
 
@@ -164,10 +166,10 @@ def test_further_subjects_are_nobody_of_the_study(further):
 
 def test_facts_are_the_lesion_areas(further):
     """Against masks rendered again: area per slice, and lesion volume from areas times slice thickness."""
-    config, _, slices = further
+    config, run, slices = further
     for person in drawn(config.seed):
         of_person = (slices.table["subject"] == person.id).to_numpy()
-        rendered = phantom.render(person, voxel_mm=MM)
+        rendered = phantom.render(person, MM, phantom.template(cache=run / "further" / "template.npz"))
         present = np.flatnonzero(rendered.brain.any((0, 1)))
         assert of_person.sum() <= len(present)
         found = np.expm1(slices.facts[of_person]) * 20
@@ -195,13 +197,79 @@ def test_a_second_call_reads_the_file(further, monkeypatch):
     monkeypatch.setattr(further_module, "_further_subject", None)
     before = content(run / "further")
     again = further_slices(config, run)
-    assert content(run / "further") == before and {"slices.npz", "stamp.json", "template.npz"} == set(before)
+    assert content(run / "further") == before
+    assert set(before) == {"images.npy", "slices.npz", "stamp.json", "template.npz"}
     assert again.digest() == slices.digest()
     np.testing.assert_array_equal(again.images, slices.images)
     np.testing.assert_array_equal(again.facts, slices.facts)
     pd.testing.assert_frame_equal(again.table, slices.table)
     more_epochs = config.model_copy(update={"training": config.training.model_copy(update={"batch_size": 4})})
     assert further_slices(more_epochs, run).digest() == slices.digest(), "how nets train does not decide the slices"
+
+
+@pytest.mark.parametrize("interpolated", [False, True])
+def test_noise_left_against_noise_that_is_preprocessed(interpolated):
+    """White noise interpolated at a random offset, then cut into slices of 2 mm pixels."""
+    rng = np.random.default_rng(8)
+    noise = rng.standard_normal((120, 120, 60))
+    noise = ndimage.shift(noise, rng.uniform(0, 1, 3), order=1)[5:-5, 5:-5, 5:-5] if interpolated else noise
+    stack = slice_stack([noise + 8], np.ones(noise.shape, bool), np.eye(4), n_slices=40, image_size=(32, 32),
+                        pixel_mm=2.0)
+    found = noise.std(), (stack["images"].astype(float) - 8).std()
+    np.testing.assert_allclose(found, further_module.noise_left(interpolated, 2.0), rtol=0.3 if interpolated else 0.1)
+
+
+def test_images_look_like_those_of_the_preprocessing(further):
+    """The same person scanned at 1 mm with noise, scaled and cut: mean, spread, sharpness and bright area agree."""
+    cache = further[1] / "further" / "template.npz"
+    person = next(p for p in phantom.draw_participants({"RRMS": 40}, 5) if p.nuisance.T1w.snr < 30)
+    config = StudyConfig(study="a", model={"image_size": (96, 84), "pixel_mm": 2.0})
+    fast = further_module._further_subject(person, config, 2.0, cache)["images"].astype("float32")
+    rendered = phantom.render(person, template=phantom.template(cache=cache))
+    for channel, name in ((0, "T1w"), (1, "T2w")):
+        image, scan = rendered.images[name], getattr(person.nuisance, name)
+        size = np.ones(3)
+        if name != "T1w":
+            image, affine = acquisition.acquire(image, rendered.affine, scan, 1.0)
+            size = np.diag(affine)[:3]
+        mean = rendered.images[name][rendered.brain].mean()
+        noisy = acquisition.rician(np.random.default_rng(1), image, mean / scan.snr)
+        if name != "T1w":
+            grid = acquisition.to_sitk(rendered.brain.astype("float32"), rendered.affine)
+            back = sitk.Resample(acquisition.to_sitk(noisy, affine), grid, acquisition.rigid_transform(scan),
+                                 sitk.sitkLinear, 0.0)
+            noisy = sitk.GetArrayFromImage(back).T
+        scaled = scale_intensity(noisy, rendered.brain, config.prep.percentiles)
+        slow = slice_stack([scaled], rendered.brain, rendered.affine, image_size=(96, 84), pixel_mm=2.0)["images"]
+        pairs = []
+        for images in (slow[..., 0].astype("float32"), fast[..., channel]):
+            inside = ndimage.binary_erosion(images > 0.02, np.ones((1, 5, 5)))
+            detail = np.abs(images - ndimage.uniform_filter(images, (1, 3, 3)))[inside]
+            pairs.append([images[inside].mean(), images[inside].std(), np.median(detail), np.percentile(detail, 90)])
+        ratio = np.divide(*pairs)
+        assert (np.abs(ratio[:2] - 1) < 0.1).all() and (np.abs(ratio[2:] - 1) < 0.25).all(), (name, size, ratio)
+
+
+def test_images_are_those_of_each_subject_and_stay_on_disk(further, monkeypatch):
+    """Against subjects made one by one; the file is numpy's own format."""
+    config, run, slices = further
+    made = [further_module._further_subject(person, config, MM, run / "further" / "template.npz")
+            for person in drawn(config.seed)]
+    np.testing.assert_array_equal(slices.images, np.concatenate([one["images"] for one in made]))
+    assert isinstance(slices.images, np.memmap) and not slices.images.flags.writeable
+    assert slices.table.groupby("subject").size().tolist() == [len(one["images"]) for one in made]
+    np.testing.assert_array_equal(np.load(run / "further" / "images.npy"), slices.images)
+
+
+def test_a_stop_between_the_two_files_leaves_neither_behind(further, tmp_path, monkeypatch):
+    config, _, slices = further
+    monkeypatch.setattr(further_module.np, "savez", None)
+    with pytest.raises(TypeError):
+        further_slices(config, tmp_path)
+    monkeypatch.undo()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(further_module, "Parallel", lambda n_jobs, **options: joblib.Parallel(n_jobs=1, **options))
+        assert further_slices(config, tmp_path).digest() == slices.digest()
 
 
 def test_another_seed_makes_them_anew(further, capsys, tmp_path):

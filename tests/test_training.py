@@ -233,15 +233,27 @@ def of_facts(slices, parts, tmp_path_factory):
     return fit(model, with_facts(slices), *parts, folder, recipe(epochs=8), facts_head=head), model, head, folder
 
 
+def told_facts(model, head, slices, index):
+    return keras.Model(model.input, head(model.get_layer("gap").output))(slices.batch(index), training=False).numpy()
+
+
 def test_a_planted_fact_is_learned(slices, parts, tmp_path, of_facts):
     history, model, head, _ = of_facts
     assert history["loss"].iloc[-1] < 0.7 * history["loss"].iloc[0]
-    known = with_facts(slices)
-    told = keras.Model(model.input, head(model.get_layer("gap").output))(known.batch(parts[1]), training=False).numpy()
-    assert np.corrcoef(told[:, 0], known.facts[parts[1], 0])[0, 1] > 0.8
-    chance = fit(small_net(), with_facts(slices, shuffled=True), *parts, tmp_path, recipe(epochs=8),
-                 facts_head=facts_head())
-    assert history["loss"].iloc[-1] < chance["loss"].iloc[-1]
+    known, shuffled = with_facts(slices).facts[parts[1], 0], with_facts(slices, shuffled=True)
+    assert np.corrcoef(told_facts(model, head, with_facts(slices), parts[1])[:, 0], known)[0, 1] > 0.8
+    ignorant, head = small_net(), facts_head()
+    fit(ignorant, shuffled, *parts, tmp_path, recipe(epochs=8), facts_head=head)
+    assert np.corrcoef(told_facts(ignorant, head, shuffled, parts[1])[:, 0], known)[0, 1] < 0.5
+
+
+def test_the_weight_of_facts_decides_how_well_they_are_learned(slices, parts, tmp_path):
+    known, errors = with_facts(slices), []
+    for weight in (0.01, 10.0):
+        model, head = small_net(), facts_head()
+        fit(model, known, *parts, tmp_path / str(weight), recipe(facts_weight=weight), facts_head=head)
+        errors.append(np.square(told_facts(model, head, known, parts[0]) - known.facts[parts[0]]).mean())
+    assert errors[1] < 0.5 * errors[0]
 
 
 def test_the_net_itself_keeps_one_output(slices, parts, of_facts):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+from joblib import Parallel, cpu_count, delayed
 from scipy import ndimage
 from skimage.restoration import inpaint_biharmonic
 
 BASELINES = ("zero", "mean", "blurred", "noise")
 #: What may take the place of removed values: every baseline, and what their neighbourhood suggests.
 FILLS = (*BASELINES, "inpainted")
+#: In-painted images that are worth a process.
+INPAINTED_EACH = 8
 #: Blur of a blurred baseline, as a share of the image's size along an axis.
 BLUR = 0.1
 
@@ -90,10 +93,16 @@ def fill_removed(images, removed, fill="zero", seed: int = 0) -> np.ndarray:
         return np.where(removed, baseline_images(images, fill, seed), images)
     if fill not in FILLS:
         raise ValueError(f"fill: must be a number, an array or one of {', '.join(FILLS)} (got {fill!r})")
+    where = np.argwhere(removed.any(tuple(range(1, images.ndim - 1))))
+    whole = [(i, modality) for i, modality in where if removed[i, ..., modality].all()]
+    if whole:
+        raise ValueError(f"fill: nothing of modality {whole[0][1]} of image {whole[0][0]} stays to in-paint from")
+    # Processes of their own for many images; the function of skimage alone goes there, not this package.
+    workers = max(1, min(cpu_count(), len(where) // INPAINTED_EACH))
+    made = Parallel(n_jobs=workers)(
+        delayed(inpaint_biharmonic)(*(np.ascontiguousarray(array[i, ..., modality]) for array in (images, removed)))
+        for i, modality in where)
     filled = images.copy()
-    for i, modality in np.argwhere(removed.any(tuple(range(1, images.ndim - 1)))):
-        gone = np.ascontiguousarray(removed[i, ..., modality])
-        if gone.all():
-            raise ValueError(f"fill: nothing of modality {modality} of image {i} stays to in-paint from")
-        filled[i, ..., modality] = inpaint_biharmonic(np.ascontiguousarray(images[i, ..., modality]), gone)
+    for (i, modality), one in zip(where, made, strict=True):
+        filled[i, ..., modality] = one
     return filled

@@ -14,6 +14,8 @@ from .maps import upsample_maps
 from .model import check_inputs, check_model, resolve_layers
 
 SPACE = (1, 2)
+#: Largest size of a score in Grad-CAM++'s exp(score), a factor of the whole map, so that it stays within float32.
+SCORE_LIMIT = 60.0
 
 
 def _gradcam(a, g, score):
@@ -25,13 +27,15 @@ def _gradcam_plus_plus(a, g, score):
     """Chattopadhyay et al. 2018, eq. 19 (Y = exp(score)), with alpha normalised to sum 1 per channel.
 
     Eq. 19, ``g^2 / (2 g^2 + sum(A) g^3)``, is cancelled by g^2, so that it neither under- nor overflows. The
-    paper does not normalise; its authors' code does over cells with g > 0, tf-keras-vis over all, as here.
+    paper does not normalise; its authors' code does over cells with g > 0, tf-keras-vis over all, as here. A score
+    beyond `SCORE_LIMIT` counts as that: it scales the map as a whole and nothing in it.
     """
+    factor = tf.exp(tf.clip_by_value(score, -SCORE_LIMIT, SCORE_LIMIT))
     total = tf.reduce_sum(a, SPACE, keepdims=True)
     alpha = tf.where(g == 0.0, 0.0, tf.math.reciprocal_no_nan(2.0 + total * g))
     normaliser = tf.reduce_sum(alpha, SPACE)
     weights = tf.reduce_sum(tf.nn.relu(g) * alpha, SPACE) / tf.where(normaliser == 0.0, 1.0, normaliser)
-    return tf.einsum("nhwk,nk->nhw", a, tf.exp(score)[:, None] * weights)
+    return tf.einsum("nhwk,nk->nhw", a, factor[:, None] * weights)
 
 
 def _hirescam(a, g, score):
@@ -155,8 +159,8 @@ def _check_finite(cams):
     for method, of_layer in cams.items():
         for layer, cam in of_layer.items():
             if not np.isfinite(cam).all():
-                raise ValueError(f"{method} at {layer}: a map is not finite; activations, or for gradcam++ "
-                                 f"exp(target logit), exceed float32; rescale the weights")
+                raise ValueError(f"{method} at {layer}: a map is not finite; activations or gradients exceed "
+                                 "float32; rescale the weights")
 
 
 def _with_activations(model, layers):

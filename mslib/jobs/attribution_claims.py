@@ -11,6 +11,7 @@ from mslib.study import StudyConfig
 
 from .record import interval_text
 from .verdicts import FAILS, FAILS_ABOVE, HOLDS, sweep_repairs, undecided, verdict
+from .words import LIFT
 
 GUIDED = ("guided_backprop", "guided_gradcam")
 
@@ -90,7 +91,7 @@ def attribution_claims(run_dir: str | Path, numbers: dict, config: StudyConfig) 
              _fail_randomisation(table),
              "(question of this study) An earlier layer repairs Grad-CAM": (told, HOLDS if repaired else FAILS)}
     own = [row for row in numbers.get("05_modality_relevance", {}).get("planted", [])
-           if (row["kind"] == "absolute" and row["rule"] == config.relevance.rule) or row["kind"] == "over brightness"]
+           if (row["kind"] == "absolute" and row["rule"] == config.relevance.rule) or row["kind"] == LIFT]
     for row in own:
         beyond = ", over its share of the brightness" if row["kind"] != "absolute" else ""
         found[f"(check) LRP ({row['rule']}) gives the deciding sequence of a planted net the largest share{beyond}"] = (

@@ -28,7 +28,6 @@ LABELS = {"msfi": "MSFI", "portion": "portion", "iou": "IoU", "tau": "MI correla
 #: Delta-AUPC from which a map is taken to mark what the net needs; smaller ones are above 0 in the digits only.
 NOTABLE = 0.01
 SCORES = ("msfi", "portion", "iou", "tau", "gap")
-NO_PLANTED = "Nothing was planted in this study: see this section in the results of study simulated."
 
 
 def planted_sentence(config: StudyConfig) -> str:
@@ -115,14 +114,6 @@ def one_net_sentence(one: dict, random: pd.DataFrame, name: str) -> str:
     slices = random.groupby(["method", "step"]).size().max()
     return (f"ΔAUPC, randomised and repeat: the net in which {name} decides, n = {len(one['images'])} slices "
             f"(randomised: {slices}; of subjects: {random['subject'].nunique()}).")
-
-
-def controls_sentence(one: dict, config: StudyConfig) -> str:
-    """Over whom the intervals of figures of planted nets are."""
-    number = len(set(one["subjects"]))
-    if number < MIN_SUBJECTS:
-        return f"Simulated controls, no interval: n < {MIN_SUBJECTS} subjects."
-    return f"{config.statistics.confidence * 100:g} % interval (bootstrap over {number} simulated controls)."
 
 
 def score_caption(scores: pd.DataFrame, who: str) -> str:

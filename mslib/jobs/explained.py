@@ -31,15 +31,22 @@ def explained_subjects(config: StudyConfig, run_dir: str | Path) -> list:
     StudyError
         No net has been fitted yet, or there is no such patient.
     """
-    people = _explained_subjects(config, run_dir)
+    people = [person for person in fresh_subjects(config, run_dir) if person.group in patient_groups(config)]
     if not people:
         raise StudyError(f"{run_dir}: no patient outside training and validation (groups {patient_groups(config)}); "
                          "notebook 03 explains only subjects that the nets have not learnt from")
     return [person for person in people if person.lesion_mask] or people
 
 
-def _explained_subjects(config, run_dir):
-    people = [person for person in usable_subjects(config, run_dir) if person.group in patient_groups(config)]
+def fresh_subjects(config: StudyConfig, run_dir: str | Path) -> list:
+    """Everyone whom no explained net has trained or stopped on, controls too (real patients: all).
+
+    Raises
+    ------
+    StudyError
+        No net has been fitted yet.
+    """
+    people = usable_subjects(config, run_dir)
     if config.cohort.source == "open_ms":
         return people
     place = nets_folder(config, run_dir), config.model.backbones[0], "subject"

@@ -116,14 +116,15 @@ def schedule_table(config: StudyConfig, run_dir: str | Path, backbone: str) -> p
              "pixel (mm)": config.training.pretraining_pixel_mm * stage.shrink, "frozen blocks": stage.frozen_blocks,
              "augmented": recipe.augmentation is not None,
              "epochs at most": stage.epochs, "slices per subject and epoch": stage.slices_per_subject,
-             "batch": recipe.batch_size, "learning rate": stage.learning_rate}
+             "batch": recipe.batch_size, "learning rate": stage.learning_rate, "last layer fitted to": "slices"}
             for number, (stage, recipe) in enumerate(zip(stages, recipes), start=1)]
     for protocol in PROTOCOLS:
         facts = net_facts(run_dir, backbone, protocol)
         rows.append({"protocol": TITLES[protocol], "starts from": facts["weights"], "pixel (mm)": facts["pixel_mm"],
                      "frozen blocks": facts["frozen_blocks"], "augmented": facts["augmented"],
                      "epochs at most": facts["epochs"], "slices per subject and epoch": facts["slices_per_subject"],
-                     "batch": facts["batch_size"], "learning rate": facts["learning_rate"]})
+                     "batch": facts["batch_size"], "learning rate": facts["learning_rate"],
+                     "last layer fitted to": "slices" if facts["subject_head"] is None else "subjects"})
     return pd.DataFrame(rows)
 
 

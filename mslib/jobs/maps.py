@@ -14,11 +14,10 @@ import pandas as pd
 from mslib.explain import cascading_randomisation, layer_cams, upsample_maps
 from mslib.measure import measure_maps
 from mslib.nets import channels_of, load_net
-from mslib.prep import plane_to_volume
-from mslib.study import StudyConfig, StudyError, atomic_path, progress, stamped_folder, write_json, write_table
+from mslib.study import StudyConfig, StudyError, atomic_path, progress, stamped_folder, write_table
 from mslib.study.provenance import file_sha256, made_by
 
-from .cohort import qc_path, subject_folder, usable_subjects
+from .cohort import qc_path, stack_path, subject_folder, usable_subjects
 from .explained import (
     example_subject,
     explained_slices,
@@ -28,6 +27,7 @@ from .explained import (
     volume_subjects,
 )
 from .lobes import brain_top, lobe_labels, lobe_shares
+from .volumes import keep_volume
 from .words import nets_folder
 
 #: Slices of the published figures, counted from 1 at the bottom of the 135 (Hong and Zhang 2021, figures 3 and 4).
@@ -158,26 +158,15 @@ def headline_sentence(backbone: str, one: dict, index: int) -> str:
 def write_volume(model, backbone: str, person, config: StudyConfig, run_dir: str | Path) -> Path:
     """Grad-CAM of all slices in T1w space: 4-D over layers, with a JSON file that names them."""
     path = volume_path(backbone, run_dir, person.id)
-    sidecar = path.with_name(path.name.replace(".nii.gz", ".json"))
     made_of = {"Weights": file_sha256(weights_path(config, run_dir, backbone)), "Code": made_by("mslib.jobs.maps"),
                "Subject": file_sha256(qc_path(run_dir, person.id))}
-    if path.exists() and sidecar.exists():
-        stored = json.loads(sidecar.read_text(encoding="utf-8"))
-        if all(stored.get(key) == value for key, value in made_of.items()):
-            return path
-    stack = stack_of(run_dir, person.id)
-    index = np.arange(len(stack["images"]))
-    cams = layer_cams(model, images_of(stack, index, config), np.full(len(index), target_of(person, config)))["gradcam"]
-    reference = path.with_name(f"sub-{person.id}_space-T1w_desc-preproc_T1w.nii.gz")
-    volumes = [plane_to_volume(cam, stack, reference) for cam in cams.values()]
-    image = nib.Nifti1Image(np.stack([np.asarray(v.dataobj, np.float32) for v in volumes], -1), volumes[0].affine)
-    image.header.set_data_dtype(np.int16)
-    with atomic_path(path) as temporary:
-        image.to_filename(temporary)
-    write_json(sidecar, {"Description": "Grad-CAM, raw values, not normalised; modality-blind",
-                         "Layers": list(cams), "Class": person.group, "Backbone": backbone, "Sources": [reference.name],
-                         **made_of})
-    return path
+
+    def of_layers(stack):
+        targets = np.full(len(stack["images"]), target_of(person, config))
+        return layer_cams(model, images_of(stack, slice(None), config), targets)["gradcam"]
+
+    told = {"Description": "Grad-CAM, raw values, not normalised; modality-blind", "Backbone": backbone}
+    return keep_volume(path, person, stack_path(run_dir, person.id), of_layers, "Layers", made_of, told, np.int16)
 
 
 def randomisation_table(model, backbone: str, config: StudyConfig, run_dir: str | Path) -> pd.DataFrame:

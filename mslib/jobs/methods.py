@@ -51,13 +51,21 @@ def _frozen(facts):
     return (f"blocks 1 to {blocks} frozen, " if blocks else "") + ("" if facts["augmented"] else "no augmentation, ")
 
 
+def _head(facts):
+    """How the last layer came about, where it was not trained slice by slice."""
+    if facts.get("subject_head") is None:
+        return ""
+    return ("; then the last layer anew, by logistic regression of subjects (those of training and of pre-training) on "
+            "their mean pooled features")
+
+
 def _nets(config, run_dir):
     told = []
     for backbone in config.model.backbones:
         for protocol, facts in net_records(config, run_dir, backbone).items():
             told.append(f"{backbone.upper()}, {protocol.replace('_', ' ')}: {facts['epochs']} epochs at most, "
                         f"{facts['slices_per_subject']} slices a subject and epoch, {facts['pixel_mm']:g} mm pixels, "
-                        f"{_frozen(facts)}{facts['training_precision']}.")
+                        f"{_frozen(facts)}{facts['training_precision']}{_head(facts)}.")
     sequences = ", ".join(config.sequences)
     fused = (f"the three sequences ({sequences}) as channels" if config.model.input == "fused"
              else f"{config.model.input} alone, three times")

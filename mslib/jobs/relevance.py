@@ -5,33 +5,27 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pandas as pd
 
 from mslib.explain import lrp, relevance_flow
 from mslib.nets.repeats import train_repeat
-from mslib.prep import plane_to_volume
-from mslib.study import StudyConfig, atomic_path, progress, stamped_folder, write_json, write_table
+from mslib.study import StudyConfig, progress, stamped_folder, write_table
 from mslib.study.provenance import file_sha256, made_by
 
-from .cohort import qc_path, subject_folder, usable_subjects
+from .cohort import qc_path, stack_path, subject_folder
 from .depth import headline_layers
-from .explained import explained_subjects, stack_of, volume_subjects
+from .explained import explained_subjects, fresh_subjects, stack_of, volume_subjects
 from .finetuning import load_slices
 from .maps import example_maps, images_of, net, target_of, weights_path
-from .predictions import read_predictions, tested
-from .relevance_scores import relevance_table, spread_slices
-from .words import nets_folder
+from .relevance_scores import scored_relevance, spread_slices
+from .volumes import keep_volume
 
 
 def judged_subjects(config: StudyConfig, run_dir: str | Path) -> list:
-    """Everyone whom no explained net has trained or stopped on, controls too (real patients: all explained ones)."""
-    if config.cohort.source == "open_ms":
-        return explained_subjects(config, run_dir)
-    fresh = set(tested(read_predictions(nets_folder(config, run_dir), config.model.backbones[0], "subject"))["subject"])
-    return [person for person in usable_subjects(config, run_dir)
-            if person.cohort == "independent" or person.id in fresh]
+    """All of `mslib.jobs.explained.fresh_subjects`, controls too (real patients: all explained ones)."""
+    chosen = explained_subjects if config.cohort.source == "open_ms" else fresh_subjects
+    return chosen(config, run_dir)
 
 
 def _facts(config, run_dir, people, weights) -> dict:
@@ -52,8 +46,8 @@ def _of_subject(model, person, config, run_dir, rule, count) -> pd.DataFrame:
     stack = stack_of(run_dir, person.id)
     index = spread_slices(stack, count)
     known = {"lesion": stack["lesion"][index], "brain": stack["brain"][index]} if person.lesion_mask else {}
-    table = relevance_table(model, images_of(stack, index, config), np.full(len(index), target_of(person, config)),
-                            config.sequences, rule, **known)
+    table, _ = scored_relevance(model, images_of(stack, index, config), np.full(len(index), target_of(person, config)),
+                                config.sequences, rule, **known)
     table.insert(0, "slice", index)
     return table.assign(subject=person.id, group=person.group, cohort=person.cohort)
 
@@ -64,7 +58,7 @@ def make_relevance(config: StudyConfig, run_dir: str | Path, backbone: str) -> p
     Returns
     -------
     pandas.DataFrame
-        As `relevance_table`, with ``subject, group, cohort, slice, backbone``.
+        As of `mslib.jobs.relevance_scores.scored_relevance`, with ``subject, group, cohort, slice, backbone``.
     """
     people, own = judged_subjects(config, run_dir), config.relevance
     model = net(config, run_dir, backbone)
@@ -158,28 +152,17 @@ def volume_file(backbone: str, run_dir: str | Path, subject: str) -> Path:
 
 def write_relevance(config: StudyConfig, run_dir: str | Path, backbone: str) -> list[Path]:
     """Relevance of all slices of the first patients in T1w space: 4-D over sequences, a JSON file names them."""
-    model, paths = net(config, run_dir, backbone), []
+    model, rule, paths = net(config, run_dir, backbone), config.relevance.rule, []
     people = volume_subjects(config, run_dir)[: config.relevance.volumes]
     for person in progress(people, desc=f"{backbone}: relevance volumes", unit="subject"):
-        path = volume_file(backbone, run_dir, person.id)
-        sidecar = path.with_name(path.name.replace(".nii.gz", ".json"))
-        made_of = _facts(config, run_dir, [person], weights_path(config, run_dir, backbone))
-        paths.append(path)
-        if path.exists() and sidecar.exists() and json.loads(sidecar.read_text(encoding="utf-8")).get(
-                "MadeOf") == made_of:
-            continue
-        stack = stack_of(run_dir, person.id)
-        index = np.arange(len(stack["images"]))
-        relevance = lrp(model, images_of(stack, index, config), np.full(len(index), target_of(person, config)),
-                        config.relevance.rule)
-        reference = path.with_name(f"sub-{person.id}_space-T1w_desc-preproc_T1w.nii.gz")
-        parts = [plane_to_volume(relevance[..., m], stack, reference) for m in range(relevance.shape[-1])]
-        image = nib.Nifti1Image(np.stack([np.asarray(part.dataobj, np.float32) for part in parts], -1),
-                                parts[0].affine)
-        with atomic_path(path) as temporary:
-            image.to_filename(temporary)
-        write_json(sidecar, {"Description": "Layer-wise relevance for the patient's own class, raw, signed",
-                             "Units": "logit per pixel of the slice", "Sequences": list(config.sequences),
-                             "Rule": config.relevance.rule, "Class": person.group, "Backbone": backbone,
-                             "Sources": [reference.name], "MadeOf": made_of})
+        def of_sequences(stack, person=person):
+            targets = np.full(len(stack["images"]), target_of(person, config))
+            relevance = lrp(model, images_of(stack, slice(None), config), targets, rule)
+            return {name: relevance[..., m] for m, name in enumerate(config.sequences)}
+
+        facts = {"MadeOf": _facts(config, run_dir, [person], weights_path(config, run_dir, backbone))}
+        told = {"Description": "Layer-wise relevance for the patient's own class, raw, signed",
+                "Units": "logit per pixel of the slice", "Rule": rule, "Backbone": backbone}
+        paths.append(keep_volume(volume_file(backbone, run_dir, person.id), person, stack_path(run_dir, person.id),
+                                 of_sequences, "Sequences", facts, told))
     return paths

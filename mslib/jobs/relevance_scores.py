@@ -43,11 +43,6 @@ def lesion_shares(relevance, lesion) -> dict[str, np.ndarray]:
             "all": np.where(known, share(inside.sum(1), total.sum(1)), np.nan)}
 
 
-def relevance_table(*args, **kwargs) -> pd.DataFrame:
-    """The table of `scored_relevance` alone."""
-    return scored_relevance(*args, **kwargs)[0]
-
-
 def scored_relevance(model: keras.Model, images, targets, sequences, rule: str, lesion=None,
                      brain=None) -> tuple[pd.DataFrame, np.ndarray]:
     """What LRP says of every image about the class that the net predicts.

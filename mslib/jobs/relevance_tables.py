@@ -16,13 +16,11 @@ from . import planted
 from .attribution_tables import study_importance
 from .relevance_scores import KINDS, scored_relevance
 from .truth import truth_table
-from .words import patient_groups
+from .words import LIFT, patient_groups
 
 #: Facts about patients that relevance is held against, with their unit in the figure.
 EFFECTS = {"age": "age", "male": "male sex", "lesion_load_ml": "lesion load", "edss": "EDSS"}
 RIGHT, WRONG = "right", "wrong"
-#: Share of the relevance over share of the intensity: 1 where relevance follows brightness and nothing else.
-LIFT = "over brightness"
 #: What a sequence of a planted net is for: its mark shows the class always, in 70 %, or by chance.
 ROLES = ("decides", "agrees", "idle")
 

@@ -8,12 +8,10 @@ from mslib.measure import MIN_SUBJECTS
 from mslib.study import StudyConfig
 
 from .record import interval_text
-from .relevance_tables import LIFT
-from .words import subjects_kind
+from .words import LIFT, subjects_kind
 
 #: False discovery rate below which an effect is called one.
 LEVEL = 0.05
-NO_PLANTED = "Nothing was planted in this study: see this section in the results of study simulated."
 #: Every rule in a line.
 RULES = {
     "epsilon": "every contribution in proportion, by sign; sums near 0 are kept from exploding",

@@ -23,7 +23,7 @@ from .panels import attribution_panels, figure_panel, relevance_panels
 from .predictions import predictions_path, read_predictions
 from .record import interval_text
 from .sleep_report import sleep_finding, sleep_section
-from .words import attribution, nets_folder, study_kind, weights_sentence
+from .words import LIFT, attribution, nets_folder, study_kind, weights_sentence
 
 #: Bytes of the co-registration pictures of all subjects together (base64 adds a third).
 PICTURES_BYTES = 800_000
@@ -182,7 +182,7 @@ def _relevance_finding(numbers, rule) -> str:
         beyond = numbers["over_brightness"][backbone]
         told.append(f"{backbone.upper()}: " + ", ".join(
             f"{name} {values[0]:.0f} % ({beyond[name][0]:.2f})" for name, values in of_net.items()))
-    tested = [row for row in numbers.get("planted", []) if row["rule"] == rule and row["kind"] == "over brightness"]
+    tested = [row for row in numbers.get("planted", []) if row["rule"] == rule and row["kind"] == LIFT]
     told += [f"of planted nets this ratio names the deciding sequence in {row['first']} of {row['nets']}"
              for row in tested]
     return ("share of the relevance, which follows brightness first (in brackets: over the sequence's share of the "

@@ -10,6 +10,9 @@ from mslib.study import StudyConfig
 
 #: The class of people without the disease, by its name; a study without such a class has patients only.
 CONTROL = "control"
+#: Share of the relevance over share of the intensity: 1 where relevance follows brightness and nothing else.
+LIFT = "over brightness"
+NO_PLANTED = "Nothing was planted in this study: see this section in the results of study simulated."
 
 
 def patient_groups(config: StudyConfig) -> list[str]:
@@ -72,8 +75,17 @@ def lesion_sentence(measured: bool) -> str:
             "randomisation are given over all slices, measures against lesions are left out.")
 
 
-def interval_sentence(subjects: int, config: StudyConfig) -> str:
-    """What the intervals of a figure are, or why there are none."""
+def interval_sentence(subjects: int, config: StudyConfig, whose: str | None = None) -> str:
+    """What the intervals of a figure are, or why there are none.
+
+    Parameters
+    ----------
+    subjects : int
+    config : StudyConfig
+    whose : str, optional
+        Who the subjects are, told with their number. Default: patients, without it.
+    """
     if subjects < MIN_SUBJECTS:
-        return f"No interval: n < {MIN_SUBJECTS} subjects."
-    return f"{config.statistics.confidence * 100:g} % interval (bootstrap over patients)."
+        return f"No interval: n < {MIN_SUBJECTS} {whose or 'subjects'}."
+    drawn = f"{subjects} {whose}" if whose else "patients"
+    return f"{config.statistics.confidence * 100:g} % interval (bootstrap over {drawn})."

@@ -61,9 +61,17 @@ class SliceSet:
         return images if channels is None else images[..., channels]
 
 
-def gather(stacks: dict[str, np.ndarray], groups: pd.Series, classes: list[str],
-           facts: dict[str, np.ndarray] | None = None) -> SliceSet:
-    """Join the stacks of several subjects.
+def slice_table(counts: dict[str, int], groups: pd.Series, classes: list[str]) -> pd.DataFrame:
+    """One row per slice of subjects with so many of them, in that order: ``subject, slice, group, target``."""
+    table = pd.DataFrame({"subject": np.repeat(list(counts), list(counts.values())),
+                          "slice": np.concatenate([np.arange(n) for n in counts.values()])})
+    table["group"] = table["subject"].map(groups)
+    table["target"] = table["group"].map({name: i for i, name in enumerate(classes)}).astype(int)
+    return table
+
+
+def gather(stacks: dict[str, np.ndarray], groups: pd.Series, classes: list[str]) -> SliceSet:
+    """Join the stacks of several subjects, in alphabetical order.
 
     Parameters
     ----------
@@ -73,17 +81,10 @@ def gather(stacks: dict[str, np.ndarray], groups: pd.Series, classes: list[str],
         Group per subject.
     classes : list of str
         Order of the classes.
-    facts : dict of str to ndarray, shape (n, k), optional
-        Known numbers of the slices per subject.
     """
     subjects = sorted(stacks)
-    counts = [len(stacks[subject]) for subject in subjects]
-    table = pd.DataFrame({"subject": np.repeat(subjects, counts),
-                          "slice": np.concatenate([np.arange(n) for n in counts])})
-    table["group"] = table["subject"].map(groups)
-    table["target"] = table["group"].map({name: i for i, name in enumerate(classes)}).astype(int)
-    known = None if facts is None else np.concatenate([facts[subject] for subject in subjects]).astype("float32")
-    return SliceSet(np.concatenate([stacks[subject] for subject in subjects]), table, known)
+    table = slice_table({subject: len(stacks[subject]) for subject in subjects}, groups, classes)
+    return SliceSet(np.concatenate([stacks[subject] for subject in subjects]), table)
 
 
 def channels_of(config: StudyConfig) -> list[int] | None:

@@ -21,7 +21,7 @@ from mslib.study.provenance import made_by
 
 from .data import SliceSet
 from .training import Recipe, fit
-from .vgg import build_classifier, build_trainable, convolution_names
+from .vgg import build_classifier, build_trainable, fold_batch_norm
 
 #: How often the mark of the deciding, the agreeing and the idle sequence shows the class.
 AGREEMENT = (1.0, 0.7, 0.5)
@@ -148,18 +148,6 @@ def _plain(backbone, shape, divisor):
     return narrowed(build_classifier(backbone, len(CLASSES), shape), divisor)
 
 
-def _folded(trained, plain):
-    """`fold_batch_norm` of a narrowed net."""
-    for name in convolution_names(trained.name):
-        kernel, bias = (np.asarray(w, "float64") for w in trained.get_layer(name).get_weights())
-        norm = trained.get_layer(f"{name}_bn")
-        gamma, beta, mean, variance = (np.asarray(w, "float64") for w in norm.get_weights())
-        scale = gamma / np.sqrt(variance + norm.epsilon)
-        plain.get_layer(name).set_weights([kernel * scale, (bias - mean) * scale + beta])
-    plain.get_layer("logits").set_weights(trained.get_layer("logits").get_weights())
-    return plain
-
-
 def train_planted(marked: Marked, parts: np.ndarray, config: StudyConfig, folder: str | Path, seed: int,
                   label: str) -> keras.Model:
     """A narrow VGG16 that tells the classes of planted marks apart; a finished one is taken up.
@@ -204,7 +192,7 @@ def train_planted(marked: Marked, parts: np.ndarray, config: StudyConfig, folder
         index = [np.flatnonzero(parts == part) for part in ("train", "validation")]
         fit(trained, marked.slices, *index, path.parent, recipe, label)
         with atomic_path(path) as temporary:
-            _folded(trained, plain).save_weights(str(temporary))
+            fold_batch_norm(trained, plain).save_weights(str(temporary))
         for name in ("state.npz", "best.npz"):
             (path.parent / name).unlink(missing_ok=True)
     try:

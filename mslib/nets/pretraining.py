@@ -16,6 +16,7 @@ import pandas as pd
 from mslib.study import StudyConfig, stamped_folder, write_table
 from mslib.study.provenance import made_by
 
+from .data import SliceSet
 from .further import further_slices
 from .splits import split_subjects
 from .training import Recipe, choose_precision, fit
@@ -32,6 +33,16 @@ def _stage(model, slices, parts, folder, schedule, config, label, seed):
     validation = np.flatnonzero(parts == "validation")[::VALIDATION_STEP]
     return fit(model, slices.shrunk(schedule.shrink), np.flatnonzero(parts != "validation"), validation, folder, recipe,
                label, keras.layers.Dense(slices.facts.shape[1], name="facts"))
+
+
+def _parts(slices, config):
+    groups = slices.table.groupby("subject")["group"].first()
+    return slices.table["subject"].map(split_subjects(groups, config.training.split, config.seed)).to_numpy()
+
+
+def training_rows(slices: SliceSet, config: StudyConfig) -> np.ndarray:
+    """Rows of the further subjects that pre-training learns from; those of validation are left out."""
+    return np.flatnonzero(_parts(slices, config) != "validation")
 
 
 def pretrained_weights(backbone: str, config: StudyConfig, run_dir: str | Path, shrink: int = 1) -> list[np.ndarray]:
@@ -56,13 +67,12 @@ def pretrained_weights(backbone: str, config: StudyConfig, run_dir: str | Path, 
     """
     training = config.training
     slices = further_slices(config, run_dir)
-    settings = {"split", "augmentation", "precision", "batch_size", "weight_decay"}
+    settings = {"split", "augmentation", "precision", "batch_size", "weight_decay", "facts_weight"}
     facts = {"training": json.loads(training.model_dump_json(include=settings)), "seed": config.seed,
              "input": config.model.input,
              "slices": slices.digest(), "code": made_by("mslib.nets.pretraining")}
     folder = Path(run_dir) / "nets" / backbone / "pretraining"
-    groups = slices.table.groupby("subject")["group"].first()
-    parts = slices.table["subject"].map(split_subjects(groups, training.split, config.seed)).to_numpy()
+    parts = _parts(slices, config)
     size = slices.images.shape[1:3]
     weights, curves = None, []
     for number, schedule in enumerate(training.pretraining, start=1):

@@ -14,7 +14,9 @@ from mslib.study.provenance import ROOT, file_sha256, made_by
 
 from .data import SliceSet, channels_of
 from .frozen import frozen_activations, split_net
-from .pretraining import pretrained_weights
+from .further import further_slices
+from .heads import fit_subject_head, subject_features
+from .pretraining import pretrained_weights, training_rows
 from .splits import permute_groups, refuse_leakage, split_slices, split_subjects
 from .training import Recipe, choose_precision, fit, stream
 from .vgg import build_classifier, build_trainable, fold_batch_norm
@@ -83,6 +85,63 @@ def _fit(model, slices, index, folder, recipe, channels, label):
     fit(trained, slices, index["train"], index["validation"], folder, recipe, label)
 
 
+def _fit_head(model, slices, train, config, run_dir, channels):
+    """Fit the last layer to the training subjects, and to those further ones that the net was pre-trained on."""
+    label = f"{model.name} pooled features"
+    own, others = subject_features(model, slices, train, channels, label), None
+    if config.model.weights == "simulated":
+        further = further_slices(config, run_dir)
+        others = subject_features(model, further, training_rows(further, config), channels, f"{label}, further")
+    return fit_subject_head(model, own, others, config.seed)
+
+
+def trained_net(protocol: str, backbone: str, slices: SliceSet, parts: pd.Series, config: StudyConfig,
+                run_dir: str | Path, folder: Path, seed: int, label: str) -> tuple[keras.Model, dict]:
+    """The plain net of a protocol, trained or taken up unfinished, and what is to be recorded of it.
+
+    Parameters
+    ----------
+    protocol : str
+        Of `PROTOCOLS`.
+    backbone : {"vgg16", "vgg19"}
+    slices : SliceSet
+        At the pixels of the protocol's schedule, with the labels to be learnt.
+    parts : pandas.Series
+        From `assign_parts`.
+    config : StudyConfig
+    run_dir : path
+        Of the study: pre-trained weights and further subjects.
+    folder : Path
+        For the state of an unfinished training.
+    seed : int
+        Of draws, augmentation and what starts at random.
+    label : str
+        Text of the bars.
+
+    Returns
+    -------
+    model : keras.Model
+        Batch norm folded.
+    record : dict
+        For ``net.json``.
+    """
+    schedule, channels = _schedule(protocol, config), channels_of(config)
+    index = {part: np.flatnonzero(parts == part) for part in ("train", "validation")}
+    keras.utils.set_random_seed(seed)
+    shape = (*slices.images.shape[1:3], len(config.sequences))
+    model, origin, precision = _start(backbone, config, run_dir, shape, schedule.shrink)
+    recipe = Recipe.of(schedule, config, seed=seed)
+    _fit(model, slices, index, folder, recipe, channels, label)
+    with_head = config.training.subject_head and protocol == "subject"
+    penalty = _fit_head(model, slices, index["train"], config, run_dir, channels) if with_head else None
+    return _finished(model), {
+        "backbone": backbone, "protocol": protocol, "weights": origin, "training_precision": precision,
+        "input": config.model.input, "pixel_mm": config.model.pixel_mm * schedule.shrink, "epochs": schedule.epochs,
+        "slices_per_subject": schedule.slices_per_subject, "learning_rate": schedule.learning_rate,
+        "frozen_blocks": schedule.frozen_blocks, "augmented": recipe.augmentation is not None,
+        "batch_size": recipe.batch_size, "subject_head": penalty}
+
+
 def train_protocol(protocol: str, backbone: str, slices: SliceSet, config: StudyConfig,
                    run_dir: str | Path) -> pd.DataFrame:
     """Train one net under one protocol (or take up a finished or unfinished earlier run).
@@ -116,30 +175,19 @@ def train_protocol(protocol: str, backbone: str, slices: SliceSet, config: Study
         table["target"] = table["group"].map({name: i for i, name in enumerate(config.groups)}).astype(int)
         slices = SliceSet(slices.images, table)
     parts = assign_parts(protocol, slices, config)
-    schedule = _schedule(protocol, config)
-    slices = slices.shrunk(schedule.shrink)
-    index = {part: np.flatnonzero(parts == part) for part in ("train", "validation", "test")}
-    keras.utils.set_random_seed(config.seed)
-    shape = (*slices.images.shape[1:3], len(config.sequences))
-    model, origin, precision = _start(backbone, config, run_dir, shape, schedule.shrink)
-    recipe, channels = Recipe.of(schedule, config), channels_of(config)
-    _fit(model, slices, index, folder, recipe, channels, f"{backbone} {protocol}")
-    plain = _finished(model)
+    slices = slices.shrunk(_schedule(protocol, config).shrink)
+    plain, record = trained_net(protocol, backbone, slices, parts, config, run_dir, folder, config.seed,
+                                f"{backbone} {protocol}")
     with atomic_path(folder / "weights.weights.h5") as temporary:
         plain.save_weights(str(temporary))
     shown = slices.table.assign(part=parts.to_numpy())
     shown = shown[shown["part"] != "train"].reset_index()
-    logits = stream(plain, slices, shown["index"].to_numpy(), channels)
+    logits = stream(plain, slices, shown["index"].to_numpy(), channels_of(config))
     table = pd.concat([shown.drop(columns="index"), logit_table(logits, config.groups)], axis=1)
     write_table(predictions, table)
     for name in ("state.npz", "best.npz"):
         (folder / name).unlink(missing_ok=True)
-    write_json(folder / "net.json", {
-        "backbone": backbone, "protocol": protocol, "weights": origin, "training_precision": precision,
-        "input": config.model.input, "pixel_mm": config.model.pixel_mm * schedule.shrink, "epochs": schedule.epochs,
-        "slices_per_subject": schedule.slices_per_subject, "learning_rate": schedule.learning_rate,
-        "frozen_blocks": schedule.frozen_blocks, "augmented": recipe.augmentation is not None,
-        "batch_size": recipe.batch_size})
+    write_json(folder / "net.json", record)
     return pd.read_csv(predictions, dtype={"subject": str})
 
 

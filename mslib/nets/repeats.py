@@ -5,14 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import keras
-import numpy as np
 
 from mslib.study import StudyConfig, atomic_path, stamped_folder
 from mslib.study.provenance import made_by
 
 from . import protocols
 from .data import SliceSet
-from .training import Recipe
 
 
 def train_repeat(backbone: str, slices: SliceSet, config: StudyConfig, run_dir: str | Path,
@@ -38,21 +36,16 @@ def train_repeat(backbone: str, slices: SliceSet, config: StudyConfig, run_dir: 
     keras.Model
         Plain net (batch norm folded).
     """
-    schedule, seed = config.training.subject, config.seed + repeat
     facts = protocols.training_facts("subject", config, slices) | {"repeat": repeat,
                                                                    "repeat_code": made_by("mslib.nets.repeats")}
     path = stamped_folder(Path(run_dir) / "relevance" / backbone / f"repeat{repeat}", facts) / "weights.weights.h5"
     if not path.exists():
         parts = protocols.assign_parts("subject", slices, config)
-        index = {part: np.flatnonzero(parts == part) for part in ("train", "validation")}
-        small = slices.shrunk(schedule.shrink)
-        keras.utils.set_random_seed(seed)
-        shape = (*small.images.shape[1:3], len(config.sequences))
-        model, _, _ = protocols._start(backbone, config, run_dir, shape, schedule.shrink)
-        protocols._fit(model, small, index, path.parent, Recipe.of(schedule, config, seed=seed),
-                       protocols.channels_of(config), f"{backbone} repeat {repeat}")
+        small = slices.shrunk(config.training.subject.shrink)
+        model, _ = protocols.trained_net("subject", backbone, small, parts, config, run_dir, path.parent,
+                                         config.seed + repeat, f"{backbone} repeat {repeat}")
         with atomic_path(path) as temporary:
-            protocols._finished(model).save_weights(str(temporary))
+            model.save_weights(str(temporary))
         for name in ("state.npz", "best.npz"):
             (path.parent / name).unlink(missing_ok=True)
     shape = (*config.model.image_size, len(config.sequences))

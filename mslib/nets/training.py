@@ -28,6 +28,7 @@ class Recipe:
     patience: int
     seed: int
     channels: list[int] | None = None
+    facts_weight: float = 1.0
 
     @classmethod
     def of(cls, schedule: Schedule, config: StudyConfig, **changes) -> Recipe:
@@ -35,7 +36,7 @@ class Recipe:
         training = config.training
         shared = {"augmentation": training.augmentation if schedule.augmented and not schedule.frozen_blocks else None,
                   "batch_size": schedule.batch_size or training.batch_size, "weight_decay": training.weight_decay,
-                  "patience": training.patience, "seed": config.seed,
+                  "patience": training.patience, "seed": config.seed, "facts_weight": training.facts_weight,
                   "channels": None if schedule.frozen_blocks else channels_of(config)}
         return cls(schedule, **shared | changes)
 
@@ -154,19 +155,19 @@ def _evaluate(model, slices, index, recipe):
 
 
 def _run_epoch(trainer, augment, slices, order, recipe, epoch, bar):
-    """Mean loss and accuracy (running, as the weights change) of one epoch."""
+    """Mean loss of the classes and accuracy (running, as the weights change) of one epoch."""
     losses, accuracies = [], []
     for start in range(0, len(order) - recipe.batch_size + 1, recipe.batch_size):
         index = order[start:start + recipe.batch_size]
         images = augment(tf.constant(slices.batch(index, recipe.channels)), tf.constant([recipe.seed + epoch, start]))
         values = trainer.train_on_batch(images, slices.truth(index), return_dict=True)
-        losses.append(float(values["loss"]))
+        losses.append(float(values.get(f"{trainer.output_names[0]}_loss", values["loss"])))
         accuracies.append(float(next(value for name, value in values.items() if name.endswith("accuracy"))))
         bar.update()
     return float(np.mean(losses)), float(np.mean(accuracies))
 
 
-def _trainer(model, facts_head, optimizer):
+def _trainer(model, facts_head, optimizer, facts_weight=1.0):
     """The compiled net; with a head for known facts on its pooled features where there is one."""
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     if facts_head is None:
@@ -174,7 +175,7 @@ def _trainer(model, facts_head, optimizer):
     else:
         pooled = model.get_layer("gap").output
         trainer = keras.Model(model.input, [model.output, facts_head(pooled)])
-        settings = {"loss": [loss, "mse"], "metrics": [["accuracy"], []]}
+        settings = {"loss": [loss, "mse"], "loss_weights": [1.0, facts_weight], "metrics": [["accuracy"], []]}
     trainer.compile(optimizer, **settings)
     optimizer.build(trainer.trainable_variables)
     return trainer
@@ -219,7 +220,7 @@ def fit(model: keras.Model, slices: SliceSet, train: np.ndarray, validation: np.
                          f"{recipe.batch_size}; raise slices_per_subject or lower the batch size")
     epochs = recipe.schedule.epochs
     optimizer = _optimizer(recipe, steps * epochs)
-    trainer = _trainer(model, facts_head, optimizer)
+    trainer = _trainer(model, facts_head, optimizer, recipe.facts_weight)
     augment = make_augmenter(recipe.augmentation) if recipe.augmentation else _unchanged
     history = _load_state(folder, trainer, optimizer)
     if len(history) < epochs and history:

@@ -97,7 +97,7 @@ def build_trainable(backbone: str, n_classes: int, input_shape: tuple[int, int, 
     return _network(backbone, n_classes, input_shape, batch_norm=True, dtype=dtype)
 
 
-def fold_batch_norm(trained: keras.Model) -> keras.Model:
+def fold_batch_norm(trained: keras.Model, plain: keras.Model | None = None) -> keras.Model:
     """Fold every batch norm into the convolution before it.
 
     With batch norm ``gamma (x - mean) / s + beta``, ``s = sqrt(variance + epsilon)``, the folded kernel is
@@ -107,13 +107,15 @@ def fold_batch_norm(trained: keras.Model) -> keras.Model:
     ----------
     trained : keras.Model
         A net of `build_trainable`.
+    plain : keras.Model, optional
+        Net that takes the weights, where channels are other than VGG's. Default: the one of `build_classifier`.
 
     Returns
     -------
     keras.Model
-        The plain float32 net of `build_classifier`.
+        The plain float32 net.
     """
-    plain = build_classifier(trained.name, trained.output_shape[-1], trained.input_shape[1:])
+    plain = plain or build_classifier(trained.name, trained.output_shape[-1], trained.input_shape[1:])
     for name in convolution_names(trained.name):
         kernel, bias = (np.asarray(w, "float64") for w in trained.get_layer(name).get_weights())
         norm = trained.get_layer(f"{name}_bn")

@@ -106,6 +106,34 @@ def colours_by_depth(names: Sequence[str]) -> dict[str, str]:
     return {name: to_hex(scale(0.78 * i / max(1, len(names) - 1))) for i, name in enumerate(names)}
 
 
+def grouped_bars(ax: Axes, table, groups: Sequence[str], modalities: Sequence[str], *, by: str) -> list:
+    """Bars with intervals: groups side by side along the axis, in each one bar per modality.
+
+    Parameters
+    ----------
+    ax : Axes
+    table : DataFrame
+        Columns ``modality, value, low, high`` and the one named by `by`; a group and modality once at most.
+    groups, modalities : sequence of str
+        Order of the groups, and of the bars of each.
+    by : str
+        Column of the groups.
+
+    Returns
+    -------
+    list of DataFrame
+        Per modality the rows in the order of `groups`, with ``place``: where their bars stand.
+    """
+    colours, drawn = colours_of(list(modalities)), []
+    for k, modality in enumerate(modalities):
+        rows = table[table["modality"] == modality].set_index(by).reindex(list(groups))
+        rows["place"] = np.arange(len(rows)) + (k - (len(modalities) - 1) / 2) * 0.8 / len(modalities)
+        ax.bar(rows["place"], rows["value"], 0.75 / len(modalities), color=colours[modality], label=modality)
+        ax.vlines(rows["place"], rows["low"], rows["high"], color="black", lw=1)
+        drawn.append(rows)
+    return drawn
+
+
 def label_of(name: str) -> str:
     """Give the name as it is written in the field (``gradcam++`` is Grad-CAM++)."""
     return NAMES.get(name, name.replace("_", " "))

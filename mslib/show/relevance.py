@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from .figure import add_caption, colours_of, label_of, require_columns, styled
+from .figure import add_caption, colours_of, grouped_bars, label_of, require_columns, styled
 
 
 @styled
@@ -37,7 +37,7 @@ def plot_share_bars(table, sequences: Sequence[str], *, row: str, column: str, b
     require_columns(table, [row, column, bars, "modality", "value", "low", "high", "chance"], "shares")
     rows, columns = (list(dict.fromkeys(table[name])) for name in (row, column))
     groups = {name: list(dict.fromkeys(table.loc[table[column] == name, bars])) for name in columns}
-    colours, labels = colours_of(sequences), labels or {}
+    labels, half = labels or {}, 0.4 / len(sequences)
     most = max(len(found) for found in groups.values())
     fig, axes = plt.subplots(len(rows), len(columns), squeeze=False, sharey="row", sharex="col",
                              figsize=(max(3.0, 0.62 * most + 0.6) * len(columns) + 0.6, 1.9 * len(rows) + 1.3))
@@ -45,13 +45,9 @@ def plot_share_bars(table, sequences: Sequence[str], *, row: str, column: str, b
         for j, of_column in enumerate(columns):
             ax = axes[i, j]
             part = table[(table[row] == of_row) & (table[column] == of_column)]
-            for k, sequence in enumerate(sequences):
-                own = part[part["modality"] == sequence].set_index(bars).reindex(groups[of_column])
-                place = np.arange(len(own)) + (k - (len(sequences) - 1) / 2) * 0.8 / len(sequences)
-                ax.bar(place, own["value"], 0.75 / len(sequences), color=colours[sequence], label=sequence)
-                ax.vlines(place, own["low"], own["high"], color="black", lw=1)
-                half = 0.4 / len(sequences)
-                ax.hlines(own["chance"], place - half, place + half, color="black", lw=1.3, ls=(0, (1.5, 1)))
+            for own in grouped_bars(ax, part, groups[of_column], sequences, by=bars):
+                ax.hlines(own["chance"], own["place"] - half, own["place"] + half, color="black", lw=1.3,
+                          ls=(0, (1.5, 1)))
             ax.set_xticks(range(len(groups[of_column])), [labels.get(name, label_of(name))
                                                            for name in groups[of_column]],
                           rotation=30 if most > 4 else 0, ha="right" if most > 4 else "center", fontsize=7.5)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from .figure import SIGNED_MAP, add_caption, colours_of, heat_bar, require_columns, styled
+from .figure import SIGNED_MAP, add_caption, colours_of, grouped_bars, heat_bar, require_columns, styled
 
 #: Height of a stage in a hypnogram, from the top; stages of other names follow in their order.
 DEPTH = ("W", "REM", "N1", "N2", "N3")
@@ -20,15 +20,10 @@ FULL, SECONDS = 0.995, 0.1
 EPOCH_HOURS = 30 / 3600
 
 
-def _bars(ax, table, stages, modalities, scale=1.0) -> None:
-    """Grouped bars with intervals: stages side by side, one colour per modality."""
-    colours = colours_of(list(modalities))
-    for k, modality in enumerate(modalities):
-        part = table[table["modality"] == modality].set_index("stage").reindex(list(stages))
-        place = np.arange(len(stages)) + (k - (len(modalities) - 1) / 2) * 0.26
-        ax.bar(place, scale * part["value"], 0.24, color=colours[modality])
-        ax.vlines(place, scale * part["low"], scale * part["high"], color="black", lw=1)
-        for x in place[part["value"].isna()]:
+def _bars(ax, table, stages, modalities) -> None:
+    """Bars of every stage, a dash where one has no value."""
+    for rows in grouped_bars(ax, table, stages, modalities, by="stage"):
+        for x in rows.loc[rows["value"].isna(), "place"]:
             ax.text(x, 0, "–", ha="center", va="bottom", fontsize=7, color="#777777")
     ax.set_xticks(range(len(stages)), stages)
     ax.grid(axis="y")

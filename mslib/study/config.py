@@ -138,6 +138,8 @@ class Training(Section):
     permuted: Schedule = Schedule()
     pretraining_subjects: Count = 0
     pretraining_pixel_mm: Positive = 2.0
+    facts_weight: Positive = 1.0
+    subject_head: bool = False
     pretraining: Annotated[list[Schedule], Field(min_length=1)] = [Schedule()]
 
 
