@@ -27,6 +27,8 @@ LABELS = {"msfi": "MSFI", "portion": "portion", "iou": "IoU", "tau": "MI correla
           "delta_blurred": "ΔAUPC blurred", "delta_noise": "ΔAUPC noise", "delta_inpainted": "ΔAUPC in-painted"}
 #: Delta-AUPC from which a map is taken to mark what the net needs; smaller ones are above 0 in the digits only.
 NOTABLE = 0.01
+#: Delta-AUPC below which, in size, removal by the map and by its shuffled copy cost the net the same.
+MUTE = 0.001
 SCORES = ("msfi", "portion", "iou", "tau", "gap")
 
 
@@ -184,12 +186,14 @@ def study_importance(config: StudyConfig, run_dir: str | Path, backbone: str) ->
                             np.concatenate(brain), subjects, config, backbone)
 
 
-def importance_caption(config: StudyConfig, run_dir: str | Path) -> str:
-    """Whose slices the importance is of."""
+def importance_caption(nets: pd.DataFrame, config: StudyConfig, run_dir: str | Path) -> str:
+    """Whose slices the importance is of, and how many of them the nets name rightly."""
     people = explained_subjects(config, run_dir)
+    right = nets[nets["worth"] == "accuracy"].groupby("net", sort=False)["all"].first()
+    told = ", ".join(f"{name.upper()} {value:.0%}" for name, value in right.items())
     return (f"Exact Shapley values over the eight subsets of the sequences. Nets of the study: {study_kind(config)}, "
             f"n = {len(people)} patients, up to {config.attribution.shapley_slices} slices each (planted nets, "
-            "where there are any: slices of simulated controls). "
+            f"where there are any: slices of simulated controls); right about {told} of them. "
             f"{interval_sentence(len(people), config)} Cross-entropy: its negative, more is better.")
 
 
@@ -215,11 +219,15 @@ def seconds_table(patients: dict, truths: dict[str, dict]) -> pd.DataFrame:
 
 
 def share_table(scores: pd.DataFrame, importance: pd.DataFrame, config: StudyConfig) -> pd.DataFrame:
-    """Mean share of every sequence in the maps of each method; a last row: the net's importance, scaled to 1."""
+    """Mean share of every sequence in the maps of each method; a last row: the net's importance, scaled to 1.
+
+    No such row where the importance has no interval (too few subjects), or nothing is gained from any sequence.
+    """
     names = [f"share_{sequence}" for sequence in config.sequences]
     table = scores.groupby("method", sort=False)[names].mean().dropna(how="all")
     weights = np.clip(importance_of(importance, config), 0, None)
-    table.loc["exact Shapley value of the sequence"] = weights / weights.sum()
+    if importance["low"].notna().any() and weights.any():
+        table.loc["exact Shapley value of the sequence"] = weights / weights.sum()
     return table.reset_index()
 
 
@@ -242,6 +250,12 @@ def advice(table: pd.DataFrame | None, patients: pd.DataFrame, exposed: pd.DataF
                     f"random), so they show the image more than the net: {', '.join(failed) or 'none'}.")
         told.append("Pass it, and mark what the net needs under every fill (delta-AUPC surely above "
                     f"{NOTABLE:g}), best MSFI first: {_values(sound_methods(table))}.")
+        for name in (name for name in LABELS if name.startswith("delta_") and name in table):
+            mute = int((table[name].abs() < MUTE).sum())
+            if mute:
+                told.append(f"Under the fill {name.removeprefix('delta_')}, {mute} of {len(table)} methods have a "
+                            f"delta-AUPC below {MUTE:g} in size: removing what the map marks costs the net neither "
+                            "more nor less than removing as a shuffled map says. That may be the fill, not the map.")
     if exposed is not None:
         told.append(shortcut_sentence(exposed) if learnt_shortcut(used) else shortcut_learnt(used))
     blind = [name for name, method in METHODS.items() if not method.tells_modalities and name != "feature_permutation"]
@@ -257,12 +271,14 @@ def _values(series):
 
 
 def first_by_importance(nets: pd.DataFrame) -> dict[str, dict[str, int]]:
-    """In how many settings (fill and value function) each sequence has a net's largest Shapley value.
+    """In how many settings (fill and value function) each sequence has a net's largest Shapley value above 0.
 
     Nets without intervals, of a handful of subjects, are left out.
     """
     def first(part):
         best = part.loc[part["value"] == part["value"].max(), "modality"]
+        if part["value"].max() <= 0:
+            return "none"
         return best.iloc[0] if len(best) == 1 else "a tie"
 
     known = nets[nets["low"].notna()]

@@ -22,14 +22,15 @@ from .words import attribution
 
 #: Pictures of published notebooks below this size (bytes) stay as they are.
 LIGHT = 60_000
-#: Notebook, question, figure of the gallery.
+#: Notebook, question, figure of the gallery (the first that the study has drawn).
 GALLERY = {
     "00_cohort": ("Who is studied, and is every scan usable?", "cohort"),
     "01_coregistration": ("Do the sequences show the same place at the same pixel?", "registration_errors"),
     "02_finetuning_vgg16": ("How much of VGG16's accuracy is real?", "accuracy_vgg16"),
     "02_finetuning_vgg19": ("How much of VGG19's accuracy is real?", "accuracy_vgg19"),
     "03_gradcam_layers": ("At which depth does a heat map point at the lesions?", "depth_curves"),
-    "04_multimodal_attribution": ("Which method may be believed about which sequence?", "attribution_patient"),
+    "04_multimodal_attribution": ("Which method may be believed about which sequence?",
+                                  "attribution_scores_planted", "attribution_patient"),
     "05_modality_relevance": ("Which sequence is a score made of?", "relevance_shares"),
     "06_sleep_staging": ("Which of EEG, EOG and EMG tells a net the stage of sleep?", "sleep_night"),
     "07_summary": ("Which published claims hold?", "figure2_confusion")}
@@ -143,7 +144,8 @@ def _gallery(config, run_dir, folder, executed) -> None:
         return f"figures/{figure}.png" if (folder / "figures" / f"{figure}.png").exists() else None
 
     found = report.findings(config, run_dir)
-    entries = [GalleryEntry(f"notebooks/{name}.ipynb", GALLERY[name][0], drawn(GALLERY[name][1]), found.get(name, ""))
+    entries = [GalleryEntry(f"notebooks/{name}.ipynb", GALLERY[name][0],
+                            next(filter(None, map(drawn, GALLERY[name][1:])), None), found.get(name, ""))
                for name in executed]
     more = {"report.html": "everything in one offline file", "metrics.json": "every recorded number",
             "provenance.json": "settings, code digests, versions"}

@@ -91,18 +91,20 @@ def lesion_table(table: pd.DataFrame, config: StudyConfig) -> pd.DataFrame:
     -------
     pandas.DataFrame
         ``backbone, where`` (sequence or ``all``), ``value, low, high``, ``brain`` and ``bright`` (the lesions' share of
-        the brain and of the intensity), ``slices, subjects``; empty where no lesion is known.
+        the brain and of the intensity), ``slices, subjects``, and ``left``: slices with lesions but without positive
+        relevance, which have no share; empty where no lesion is known.
     """
     if "lesion_all" not in table or not table["lesion_all"].notna().any():
         return pd.DataFrame()
     rows, patients = [], table[table["group"].isin(patient_groups(config))]
+    without = patients[patients["lesion_area"].notna() & patients["lesion_all"].isna()].groupby("backbone").size()
     for backbone, part in patients[patients["lesion_all"].notna()].groupby("backbone", sort=False):
         for where in (*config.sequences, "all"):
             rows.append({"backbone": backbone, "where": where,
                          **_mean(part[f"lesion_{where}"], part["subject"], config),
                          "brain": part["lesion_area"].mean(), "bright": part[f"lesion_bright_{where}"].mean(),
-                         "slices": len(part),
-                         "subjects": part["subject"].nunique()})
+                         "slices": len(part), "subjects": part["subject"].nunique(),
+                         "left": int(without.get(backbone, 0))})
     return pd.DataFrame(rows)
 
 

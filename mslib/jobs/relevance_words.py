@@ -101,8 +101,11 @@ def biases_sentence(table: pd.DataFrame) -> str:
     told = []
     for backbone, part in table.groupby("backbone", sort=False):
         kept = part["kept"].quantile([0.25, 0.5, 0.75]).to_list()
-        told.append(f"{backbone.upper()} median {kept[1]:.2f} (quartiles {kept[0]:.2f} to {kept[2]:.2f})")
-    return f"Sum of the relevance over the logit (1: nothing was kept by biases): {'; '.join(told)}."
+        told.append(f"{backbone.upper()} median {kept[1]:.2f} (quartiles {kept[0]:.2f} to {kept[2]:.2f}), below 0 in "
+                    f"{(part['kept'] < 0).sum()} of {len(part)} slices")
+    return (f"Sum of the relevance over the logit, slice by slice (1: nothing was kept by biases): {'; '.join(told)}. "
+            "Below 0 the image as a whole speaks against the class that the net names, and biases decide for it: the "
+            "shares then say where relevance lies, not what speaks for the class.")
 
 
 def planted_sentence(verdict: pd.DataFrame) -> str:
@@ -120,9 +123,10 @@ def lesion_sentence(lesions: pd.DataFrame) -> str:
     if lesions.empty:
         return "No lesion outlines are known here."
     told = [f"{row.backbone.upper()} {interval_text(row.value, row.low, row.high, 3)} against {row.brain:.3f} of the "
-            f"brain and {row.bright:.3f} of the brightness ({row.slices} slices of {row.subjects} patients)"
-            for row in lesions[lesions["where"] == "all"].itertuples()]
-    return f"Share of the positive relevance inside lesions: {'; '.join(told)}."
+            f"brain and {row.bright:.3f} of the brightness ({row.slices} slices of {row.subjects} patients; {row.left} "
+            "more without positive relevance left out)" for row in lesions[lesions["where"] == "all"].itertuples()]
+    return (f"Share of the positive relevance inside lesions: {'; '.join(told)}. Slices differ between nets where some "
+            "are left out, so that nets are not to be compared by these numbers.")
 
 
 def effects_sentence(effects: pd.DataFrame) -> str:
@@ -178,5 +182,5 @@ def recorded(overall, shares, verdict, lesions, effects, stable, agreed) -> dict
     if stable is not None:
         found["two_seeds"] = {f"{row.backbone} {row.modality}": [row.first, row.second, row.rho]
                               for row in stable.itertuples()}
-    found["agreement"] = agreed.groupby(["rule", "kind"])["tau"].mean().rename(" ".join).to_dict()
+    found["agreement"] = {" ".join(key): tau for key, tau in agreed.groupby(["rule", "kind"])["tau"].mean().items()}
     return found

@@ -138,7 +138,7 @@ def plot_scores(table, better: Mapping[str, int], *, chance: Mapping[str, float]
     for i, row in enumerate(values):
         for j, value in enumerate(row):
             best, worst = share[i, j] == 1, share[i, j] == 0
-            ax.text(j, i, "–" if np.isnan(value) else f"{value:.2f}", ha="center", va="center", fontsize=7.5,
+            ax.text(j, i, "–" if np.isnan(value) else f"{value:z.2f}", ha="center", va="center", fontsize=7.5,
                     color="black" if share[i, j] > 0.35 else "white" if not np.isnan(value) else "#777777",
                     fontweight="bold" if best else "normal", style="italic" if worst else "normal")
     for j, name in enumerate(columns):
