@@ -183,6 +183,9 @@ def test_advice_follows_the_numbers():
     assert told[3] == "Share on the shortcut surely above that of an even map: deeplift. Not so: lime."
     assert "gradcam" in told[4]
     assert judged.advice(None, made_up(), None, pd.DataFrame())[0] == told[4]
+    mute = made_up()
+    mute.loc[["lime", "gradient"], "delta_zero"] = 1e-5
+    assert "Under the fill zero, 2 of 16 methods" in judged.advice(mute, made_up(), exposed, used())[3]
     ignored = judged.advice(made_up(), made_up(), exposed, used(0.5, 0.6))
     assert "did NOT learn" in ignored[3] and "Share on the shortcut" not in " ".join(ignored)
 
@@ -204,9 +207,10 @@ def test_importance_is_told_over_all_settings_and_not_of_a_handful():
     rows = [{"net": net, "worth": worth, "fill": fill, "modality": modality, "value": value, "low": low}
             for net, low in (("vgg16", 0.0), ("few", np.nan))
             for worth, fill, values in (("accuracy", "zero", (1, 2, 0)), ("accuracy", "mean", (2, 1, 0)),
-                                        ("cross-entropy", "zero", (2, 1, 0)), ("cross-entropy", "mean", (1, 1, 0)))
+                                        ("cross-entropy", "zero", (2, 1, 0)), ("cross-entropy", "mean", (1, 1, 0)),
+                                        ("accuracy", "noise", (-1, -2, -3)))
             for modality, value in zip(("T1w", "T2w", "FLAIR"), values)]
-    assert judged.first_by_importance(pd.DataFrame(rows)) == {"vgg16": {"T1w": 2, "T2w": 1, "a tie": 1}}
+    assert judged.first_by_importance(pd.DataFrame(rows)) == {"vgg16": {"T1w": 2, "T2w": 1, "a tie": 1, "none": 1}}
 
 
 def test_a_layer_repairs_grad_cam_only_beyond_its_intervals():

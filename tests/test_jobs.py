@@ -132,7 +132,7 @@ def test_randomisation_summary():
 
 def verdicts(measures):
     curves = depth.depth_table(measures, CONFIG)
-    return [row["holds?"].split(":")[0] for row in claims.depth_claims(measures, curves, CONFIG)]
+    return [row["holds?"].split(":")[0] for row in claims.depth_claims(measures, curves, likeness(), CONFIG)]
 
 
 def test_claims_of_depth():
@@ -185,7 +185,7 @@ def test_two_patients_decide_nothing():
     measures = make_measures().query("subject in ['000', '001']")
     table = depth.depth_table(measures, CONFIG)
     assert table["value"].notna().all() and table["low"].isna().all()
-    rows = claims.depth_claims(measures, table, CONFIG)
+    rows = claims.depth_claims(measures, table, likeness(), CONFIG)
     assert all(row["holds?"] == "not testable: too few subjects for an interval" for row in rows)
     assert all("n < 5 subjects" in row["our evidence"] for row in rows if "compromise" not in row["published claim"])
     assert all("not measured" in row["our evidence"] for row in rows if "compromise" in row["published claim"])
@@ -195,11 +195,24 @@ def test_claims_of_lobes():
     empty = pd.DataFrame(columns=["backbone", "layer"])
     lobes = depth.lobe_table(make_measures(), LAST, CONFIG)
     rows = claims.group_claims(empty, lobes, likeness(), CONFIG)[1:]
+    assert [row["holds?"].split(":")[0] for row in rows] == ["undecided", "does not hold"], "as frontal in RRMS"
+    lobes.loc[(lobes["group"] == "RRMS") & (lobes["lobe"] == "frontal"), ["value", "low", "high"]] = 0.3, 0.28, 0.32
+    rows = claims.group_claims(empty, lobes, likeness(), CONFIG)[1:]
     assert {row["published claim"].split()[0]: row["holds?"] for row in rows} == {
         "Frontal": "holds", "Temporal": "does not hold"}
     kept = likeness().assign(layer="block5_conv4", low=0.1)
     rows = claims.group_claims(empty, lobes, kept, CONFIG)[1:]
     assert [row["holds?"].split(":")[0] for row in rows] == ["undecided", "does not hold"], "maps of the image alone"
+
+
+def test_a_layer_that_shows_the_image_settles_nothing():
+    """block4_conv4 meets lesions better than the last convolution, but also with random weights."""
+    better = {"auprc": [0.7, 0.5, 0.45, 0.4, 0.35], "half_heat_share": [0.3, 0.25, 0.2, 0.1, 0.05]}
+    measures = make_measures(better)
+    curves = depth.depth_table(measures, CONFIG)
+    kept = likeness().assign(layer="block4_conv4", low=0.1)
+    found = [claims.depth_claims(measures, curves, one, CONFIG)[3]["holds?"] for one in (likeness(), kept)]
+    assert found[0] == "does not hold" and found[1].startswith("undecided: this layer's maps stay alike")
 
 
 def accuracy(slice_wise, permuted, independent):

@@ -216,7 +216,7 @@ def test_what_is_recorded_is_what_the_gallery_says():
 # Claims about attribution
 
 
-def write_planted(folder, guided, others, last, random):
+def write_planted(folder, guided, others, last, random, top=0.8):
     """Tables of notebook 04 with given MSFI of the two guided methods, of the best others, and Grad-CAM's last."""
     names = [*attribution_claims.GUIDED, "deeplift", "gradient"]
     values = [guided, guided, others, others - 0.1]
@@ -229,16 +229,26 @@ def write_planted(folder, guided, others, last, random):
              for net in ("T1w decides", "T2w decides")
              for layer, value in (("block3_conv1", 0.4), ("block5_conv3", last))]
     write_table(folder / "tables" / "gradcam_msfi_by_layer.csv", pd.DataFrame(sweep))
+    steps = [{"method": name, "step": step, "random": words, "likeness": value}
+             for step, words, value in ((1, "logits", 0.9), (2, "block 5 and logits", top), (3, "all layers", 0.1))
+             for name in names]
+    write_table(folder / "tables" / "randomisation_methods.csv", pd.DataFrame(steps))
 
 
 @pytest.mark.parametrize(("guided", "others", "last", "random", "verdicts"), [
-    (0.5, 0.3, 0.05, 0.9, ["holds", "holds", "holds", "holds"]),
-    (0.2, 0.4, 0.39, 0.1, ["does not hold", "does not hold", "does not hold", "does not hold"]),
-    (0.4, 0.41, 0.11, 0.48, ["undecided", "undecided", "undecided", "holds"])])
+    (0.5, 0.3, 0.05, 0.9, ["holds", "holds", "holds", "holds", "holds"]),
+    (0.2, 0.4, 0.39, 0.1, ["does not hold", "does not hold", "holds", "does not hold", "does not hold"]),
+    (0.4, 0.41, 0.11, 0.48, ["undecided", "undecided", "holds", "undecided", "holds"])])
 def test_claims_about_attribution(tmp_path, guided, others, last, random, verdicts):
     write_planted(tmp_path, guided, others, last, random)
     rows = attribution_claims.attribution_claims(tmp_path, {"04_multimodal_attribution": {"planted_msfi": {}}}, CONFIG)
     assert [row["holds?"].split(":")[0] for row in rows] == verdicts
+
+
+def test_guided_methods_with_a_random_top(tmp_path):
+    write_planted(tmp_path, 0.5, 0.3, 0.05, 0.1, top=0.2)
+    row = attribution_claims.attribution_claims(tmp_path, {"04_multimodal_attribution": {"planted_msfi": {}}}, CONFIG)[2]
+    assert row["holds?"] == "does not hold" and "block 5 and logits random: Guided BackProp 0.20" in row["our evidence"]
 
 
 @pytest.mark.parametrize(("first", "surely", "verdict"), [(3, 3, "holds"), (2, 2, "undecided"), (0, 0, "does not")])

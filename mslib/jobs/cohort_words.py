@@ -27,6 +27,6 @@ def coverage_sentence(table: pd.DataFrame, reference: dict, labels: dict[str, st
         for group, (_, low, high) in groups.items():
             own = table.loc[table["group"] == group, measure]
             covers = own.min() <= low and own.max() >= high
-            lines.append(f"{group}, {labels.get(measure, measure)}: here {own.min():.3g} to {own.max():.3g}, real patients "
-                         f"{low:.3g} to {high:.3g} ({'covered' if covers else 'NOT covered'}).")
+            lines.append(f"{group}, {labels.get(measure, measure)}: here {own.min():.3g} to {own.max():.3g}, real "
+                         f"patients {low:.3g} to {high:.3g} ({'covered' if covers else 'NOT covered'}).")
     return "\n".join(lines)
