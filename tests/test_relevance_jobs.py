@@ -247,7 +247,8 @@ def test_claims_about_attribution(tmp_path, guided, others, last, random, verdic
 
 def test_guided_methods_with_a_random_top(tmp_path):
     write_planted(tmp_path, 0.5, 0.3, 0.05, 0.1, top=0.2)
-    row = attribution_claims.attribution_claims(tmp_path, {"04_multimodal_attribution": {"planted_msfi": {}}}, CONFIG)[2]
+    numbers = {"04_multimodal_attribution": {"planted_msfi": {}}}
+    row = attribution_claims.attribution_claims(tmp_path, numbers, CONFIG)[2]
     assert row["holds?"] == "does not hold" and "block 5 and logits random: Guided BackProp 0.20" in row["our evidence"]
 
 

@@ -219,10 +219,7 @@ def seconds_table(patients: dict, truths: dict[str, dict]) -> pd.DataFrame:
 
 
 def share_table(scores: pd.DataFrame, importance: pd.DataFrame, config: StudyConfig) -> pd.DataFrame:
-    """Mean share of every sequence in the maps of each method; a last row: the net's importance, scaled to 1.
-
-    No such row where the importance has no interval (too few subjects), or nothing is gained from any sequence.
-    """
+    """Mean share of every sequence in the maps of each method; last, where it has intervals, the net's importance."""
     names = [f"share_{sequence}" for sequence in config.sequences]
     table = scores.groupby("method", sort=False)[names].mean().dropna(how="all")
     weights = np.clip(importance_of(importance, config), 0, None)
