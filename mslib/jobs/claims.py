@@ -175,8 +175,10 @@ def group_claims(comparison: pd.DataFrame, lobes: pd.DataFrame, likeness: pd.Dat
         if part.empty:
             rows.append(_row(caveat, backbone, "", untestable("no explained patients of both groups")))
         for one in part.to_dict("records"):
-            rows.append(_row(caveat, backbone, "last convolution, P(SPMS > RRMS): "
-                             f"{interval_text(one['auc'], one['low'], one['high'])}, p after Holm for all layers and "
+            apart = one["auc"] in (0, 1) and min(one["n_more"], one["n_less"]) >= MIN_SUBJECTS
+            told = (f"{one['auc']:.0f} (no interval: the groups lie wholly apart)" if apart else
+                    interval_text(one["auc"], one["low"], one["high"]))
+            rows.append(_row(caveat, backbone, f"last convolution, P(SPMS > RRMS): {told}, p after Holm for all layers and "
                              f"nets {one['p_holm']:.2g} (n = {one['n_more']} and {one['n_less']})",
                              scales))
         part = lobes[(lobes["group"] == "SPMS") & (lobes["backbone"] == backbone)]
