@@ -178,8 +178,8 @@ def group_claims(comparison: pd.DataFrame, lobes: pd.DataFrame, likeness: pd.Dat
             apart = one["auc"] in (0, 1) and min(one["n_more"], one["n_less"]) >= MIN_SUBJECTS
             told = (f"{one['auc']:.0f} (no interval: the groups lie wholly apart)" if apart else
                     interval_text(one["auc"], one["low"], one["high"]))
-            rows.append(_row(caveat, backbone, f"last convolution, P(SPMS > RRMS): {told}, p after Holm for all layers and "
-                             f"nets {one['p_holm']:.2g} (n = {one['n_more']} and {one['n_less']})",
+            rows.append(_row(caveat, backbone, f"last convolution, P(SPMS > RRMS): {told}, p after Holm for all layers "
+                             f"and nets {one['p_holm']:.2g} (n = {one['n_more']} and {one['n_less']})",
                              scales))
         part = lobes[(lobes["group"] == "SPMS") & (lobes["backbone"] == backbone)]
         for lobe in ("frontal", "temporal"):
