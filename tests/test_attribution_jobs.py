@@ -213,6 +213,18 @@ def test_importance_is_told_over_all_settings_and_not_of_a_handful():
     assert judged.first_by_importance(pd.DataFrame(rows)) == {"vgg16": {"T1w": 2, "T2w": 1, "a tie": 1, "none": 1}}
 
 
+@pytest.mark.parametrize(("low", "values", "last"), [
+    (0.1, (3, 1, 0), [0.75, 0.25, 0]), (np.nan, (3, 1, 0), None), (0.1, (-3, -1, 0), None)])
+def test_no_importance_of_a_handful_beside_the_maps_shares(low, values, last):
+    shares = pd.DataFrame({"method": ["deeplift"], **{f"share_{name}": [1 / 3] for name in CONFIG.sequences}})
+    importance = pd.DataFrame({"fill": "zero", "worth": "cross-entropy", "modality": list(CONFIG.sequences),
+                               "value": values, "low": low})
+    table = judged.share_table(shares, importance, CONFIG).set_index("method")
+    assert list(table.index) == ["deeplift"] + ["exact Shapley value of the sequence"] * (last is not None)
+    if last is not None:
+        np.testing.assert_allclose(table.iloc[-1].astype(float), last)
+
+
 def test_a_layer_repairs_grad_cam_only_beyond_its_intervals():
     layers = {"block3_conv3": 0.6, "block5_conv3": 0.2}
     rows = [{"method": method, "layer": layer, "value": value, "low": value - 0.05, "high": value + 0.05, "chance": 0.1}

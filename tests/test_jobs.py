@@ -106,6 +106,7 @@ def test_direction_of_the_percentile_comparison(q95, holds):
         assert np.isnan(row["low"]), "groups wholly apart have no interval"
     row = claims.group_claims(table, depth.lobe_table(measures, LAST, CONFIG), likeness(), CONFIG)[0]
     assert row["holds?"].startswith("not testable: each patient's map is of the own class"), "whatever the direction"
+    assert ("the groups lie wholly apart" in row["our evidence"]) == (holds != "undecided")
     values = depth.percentile_values(measures, LAST)
     assert values.groupby("group")["value"].mean().to_dict() == pytest.approx({"RRMS": q95[0], "SPMS": q95[1]}, abs=0.1)
 

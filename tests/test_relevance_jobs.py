@@ -107,6 +107,26 @@ def test_shares_by_class_and_answer_come_back_with_their_numbers():
     assert order.split("over brightness: ")[1].startswith("T2w 2.0"), "dark, and still with much relevance"
 
 
+def test_relevance_against_the_named_class_is_told():
+    table = made_table()
+    table.loc[:9, "kept"] = -0.5
+    told = words.biases_sentence(table)
+    assert f"below 0 in 10 of {len(table)} slices" in told and "speaks against the class" in told
+
+
+def test_slices_without_positive_relevance_are_counted():
+    """Of 32 slices of patients two show a lesion and no positive relevance, three no lesion: all four of the first."""
+    table = made_table().assign(lesion_area=0.02, lesion_all=0.1, **{f"lesion_{name}": 0.1 for name in SEQUENCES},
+                                **{f"lesion_bright_{name}": 0.03 for name in (*SEQUENCES, "all")})
+    patients = table.index[table["group"] != "control"]
+    shares = ["lesion_all", *(f"lesion_{name}" for name in SEQUENCES)]
+    table.loc[patients[:2], shares] = np.nan
+    table.loc[patients[2:5], [*shares, "lesion_area"]] = np.nan
+    found = relevance_tables.lesion_table(table, CONFIG)
+    assert set(found["left"]) == {2} and set(found["slices"]) == {32 - 5}
+    assert "(27 slices of 7 patients; 2 more without positive relevance left out)" in words.lesion_sentence(found)
+
+
 def worths(**values):
     return pd.DataFrame([{"net": "vgg16", "fill": "zero", "worth": "cross-entropy", "modality": name, "value": value}
                          for name, value in values.items()])
@@ -208,6 +228,7 @@ def test_what_is_recorded_is_what_the_gallery_says():
     found = words.recorded(overall, relevance_tables.class_shares(table, CONFIG), None, empty, empty, None, agreed)
     assert found["shares"]["vgg16"]["T1w"][0] == pytest.approx(50, abs=2)
     assert found["over_brightness"]["vgg16"]["T2w"][0] == pytest.approx(2, abs=0.2)
+    assert found["agreement"]["epsilon_plus absolute"] == 1
     told = report._relevance_finding(found, "epsilon_plus")
     beyond = found["over_brightness"]["vgg16"]["T2w"][0]
     assert f"T2w {found['shares']['vgg16']['T2w'][0]:.0f} % ({beyond:.2f})" in told
