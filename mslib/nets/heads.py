@@ -16,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 
 from mslib.study import StudyError
 
-from .data import SliceSet
+from .data import SliceSet, evenly_of_subjects
 from .training import stream
 
 #: Inverse strengths of the ridge penalty that the cross-validation over subjects chooses from, and its folds.
@@ -49,9 +49,7 @@ def subject_features(model: keras.Model, slices: SliceSet, index: np.ndarray, ch
         Subjects in alphabetical order.
     targets : ndarray of int, shape (subjects,)
     """
-    owners = slices.table["subject"].to_numpy()[index]
-    index = np.concatenate([own[np.linspace(0, len(own) - 1, min(SLICES, len(own))).round().astype(int)]
-                            for own in (index[owners == name] for name in np.unique(owners))])
+    index = evenly_of_subjects(slices.table, index, SLICES)
     pooled = stream(keras.Model(model.input, model.get_layer("gap").output), slices, index, channels, label)
     table = slices.table.iloc[index]
     owners, first, number = np.unique(table["subject"].to_numpy(), return_index=True, return_inverse=True)
