@@ -111,7 +111,7 @@ def test_damaged_weights_are_named(tmp_path):
     marked, parts = plant(head(24, (48, 40)), 0, 4.0, 1), np.array(["train"] * 16 + ["validation"] * 8)
     train_planted(marked, parts, CONFIG, tmp_path, 0, "net")
     (tmp_path / "weights.weights.h5").write_bytes(b"half a file")
-    with pytest.raises(StudyError, match=r"weights\.weights\.h5: is not a weight file of vgg16 .*; if an earlier run left it, delete it"):
+    with pytest.raises(StudyError, match=r"weights\.h5: is not a weight file of vgg16 .*; if an .* delete it"):
         train_planted(marked, parts, CONFIG, tmp_path, 0, "net")
 
 
