@@ -42,8 +42,8 @@ CORES = workflow.global_resources["_cores"]
 MEMORY_MB = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20 * 9 // 10
 if CORES is not None and "mem_mb" not in workflow.global_resources:
     workflow.register_resource("mem_mb", MEMORY_MB)
-# Large nets keep the whole machine busy. Small ones spend their time on tracing, on one core: two go side by side, those
-# first that others wait for.
+# Large nets keep the whole machine busy. Small ones spend their time on tracing, on one core: they go side by side,
+# those first that others wait for.
 WHOLE = (CORES or 8) if prod(STUDY.model.image_size) > 64 * 64 else 1
 AWAITED = 1
 
@@ -200,7 +200,7 @@ if TRAINS:
         output: f"{RUN}/metrics/02_finetuning_{{backbone}}.json", f"{RUN}/made/02_finetuning_{{backbone}}.json"
         log: notebook=f"{RUN}/notebooks/02_finetuning_{{backbone}}.ipynb"
         params: code=code_digest("notebooks/02_finetuning.ipynb"), settings=STUDY.model_dump_json()
-        threads: WHOLE
+        threads: (CORES or 8) if STUDY.model.weights == "simulated" else WHOLE  # backbones share the further subjects
         resources: mem_mb=memory(9000)
         priority: AWAITED
         message: "Notebook 02: fine-tuning {wildcards.backbone}"
@@ -213,6 +213,7 @@ rule notebook_gradcam:
     params: code=code_digest("notebooks/03_gradcam_layers.ipynb"), settings=STUDY.model_dump_json()
     threads: WHOLE
     resources: mem_mb=memory(6000)
+    priority: AWAITED
     message: "Notebook 03: Grad-CAM at every layer"
     shell: notebook("03_gradcam_layers")
 
@@ -246,7 +247,9 @@ rule notebook_attribution:
     shell: notebook("04_multimodal_attribution")
 
 rule notebook_relevance:
-    input: stacks, NETS, f"{RUN}/metrics/04_multimodal_attribution.json", source="notebooks/05_modality_relevance.ipynb"
+    input:
+        stacks, NETS, f"{RUN}/metrics/03_gradcam_layers.json", f"{RUN}/metrics/04_multimodal_attribution.json",
+        source="notebooks/05_modality_relevance.ipynb"
     output: f"{RUN}/metrics/05_modality_relevance.json", f"{RUN}/made/05_modality_relevance.json"
     log: notebook=f"{RUN}/notebooks/05_modality_relevance.ipynb"
     params: code=code_digest("notebooks/05_modality_relevance.ipynb"), settings=STUDY.model_dump_json()

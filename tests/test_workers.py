@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from mslib.nets import build_trainable, workers
 from mslib.nets.convolution import SMALL_MAP, DeepConv2D
+from mslib.nets.frozen import split_net
 from mslib.nets.workers import Worker, learning_rates, worker_for
 from mslib.study.config import Schedule
 
@@ -142,7 +143,22 @@ def test_large_maps_and_maps_of_unknown_size_keep_the_gradient_of_tensorflow(hei
     assert "Conv2DBackpropFilter" not in operations(8, 8)
 
 
-def test_the_trained_net_uses_it_and_nothing_else_changes():
+def test_a_net_in_training_computes_what_plain_convolutions_would():
     model = build_trainable("vgg16", 3, (32, 32, 3), "float32")
-    found = [layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D)]
-    assert len(found) == 13 and all(isinstance(layer, DeepConv2D) for layer in found)
+    assert sum(isinstance(layer, DeepConv2D) for layer in model.layers) == 13
+
+    def plain(layer):
+        return (keras.layers.Conv2D if isinstance(layer, DeepConv2D) else type(layer)).from_config(layer.get_config())
+
+    peer = keras.models.clone_model(model, clone_function=plain)
+    peer.set_weights(model.get_weights())
+    images = np.random.default_rng(0).random((2, 32, 32, 3), dtype="float32")
+    np.testing.assert_allclose(model(images, training=True), peer(images, training=True), rtol=1e-5, atol=1e-5)
+
+
+def test_nets_above_frozen_blocks_share_a_worker(monkeypatch):
+    """Keras numbers the input of a part of a net; the number must not keep it from its copy."""
+    monkeypatch.setattr(workers, "_KEPT", {})
+    upper = [split_net(build_trainable("vgg16", 3, (32, 32, 3), "float32"), 4)[1] for _ in range(2)]
+    assert upper[0].layers[0].name != upper[1].layers[0].name
+    assert worker_for(upper[0], 1e-4) is worker_for(upper[1], 1e-4)

@@ -9,7 +9,7 @@ import pandas as pd
 
 from mslib.explain import METHODS
 from mslib.measure import MIN_SUBJECTS, correlation_by_chance
-from mslib.nets.data import evenly
+from mslib.nets.spread import evenly
 from mslib.study import StudyConfig
 
 from . import planted, planted_results

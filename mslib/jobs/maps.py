@@ -14,7 +14,7 @@ import pandas as pd
 from mslib.explain import cascading_randomisation, layer_cams, upsample_maps
 from mslib.measure import measure_maps
 from mslib.nets import channels_of, load_net
-from mslib.nets.data import evenly
+from mslib.nets.spread import evenly
 from mslib.study import StudyConfig, StudyError, atomic_path, progress, stamped_folder, write_table
 from mslib.study.provenance import file_sha256, made_by
 

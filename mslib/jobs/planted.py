@@ -12,8 +12,8 @@ import pandas as pd
 from mslib.explain.model import batches_of, logits_of
 from mslib.measure import bootstrap_subjects
 from mslib.nets import SliceSet, gather, split_subjects
-from mslib.nets.data import evenly_of_subjects
 from mslib.nets.planted import Marked, plant, train_planted
+from mslib.nets.spread import evenly_of_subjects
 from mslib.study import StudyConfig, progress
 
 from .cohort import usable_subjects

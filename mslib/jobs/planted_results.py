@@ -10,8 +10,8 @@ import pandas as pd
 from mslib.explain import METHODS, attribute, layer_cams, postprocess, randomised_copy
 from mslib.measure import bootstrap_subjects, feature_importance_score, feature_portions
 from mslib.nets import SliceSet
-from mslib.nets.data import evenly
 from mslib.nets.planted import shortcut_mask
+from mslib.nets.spread import evenly
 from mslib.study import StudyConfig
 from mslib.study.provenance import file_sha256
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
-#: Pixels of a map up to which the filter gradient is taken as matrix products (benchmarks/README.md).
+#: Pixels of a map up to which the filter gradient is taken as matrix products (`benchmarks/training.py`).
 SMALL_MAP = 64
 
 
@@ -30,9 +30,9 @@ def _convolve(images, kernel):
 class DeepConv2D(keras.layers.Conv2D):
     """`keras.layers.Conv2D` (3 x 3, stride 1, zero padding) with a faster filter gradient on small maps.
 
-    oneDNN's filter gradient is written for large maps: on 6 x 5 pixels with 512 channels it takes three times as long
-    as the forward and the input's gradient together, and a product of matrices a fifth of that. Values are the same,
-    up to rounding; on maps above `SMALL_MAP` pixels, or of unknown size, it is the layer of Keras.
+    oneDNN's filter gradient suits large maps: on 6 x 5 pixels with 512 channels it takes longer than the forward pass
+    and the gradient of the input together, matrix products a quarter of that (bfloat16). Values are the same, up to
+    rounding; on maps above `SMALL_MAP` pixels, or of unknown size, it is the layer of Keras.
     """
 
     def convolution_op(self, inputs, kernel):

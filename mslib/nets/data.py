@@ -87,17 +87,6 @@ def gather(stacks: dict[str, np.ndarray], groups: pd.Series, classes: list[str])
     return SliceSet(np.concatenate([stacks[subject] for subject in subjects]), table)
 
 
-def evenly(index: np.ndarray, count: int) -> np.ndarray:
-    """`count` of the elements, spread evenly from the first to the last (all where there are fewer)."""
-    return index[np.linspace(0, len(index) - 1, min(count, len(index))).round().astype(int)]
-
-
-def evenly_of_subjects(table: pd.DataFrame, index: np.ndarray, count: int) -> np.ndarray:
-    """`count` rows of every subject among the rows `index` of a slice table, spread evenly over its slices."""
-    owners = table["subject"].to_numpy()[index]
-    return np.concatenate([evenly(index[owners == name], count) for name in np.unique(owners)])
-
-
 def channels_of(config: StudyConfig) -> list[int] | None:
     """Which channels of a stack go into the net: all (None) or one sequence three times."""
     if config.model.input == "fused":

@@ -16,7 +16,8 @@ from sklearn.preprocessing import StandardScaler
 
 from mslib.study import StudyError
 
-from .data import SliceSet, evenly_of_subjects
+from .data import SliceSet
+from .spread import evenly_of_subjects
 from .training import stream
 
 #: Inverse strengths of the ridge penalty that the cross-validation over subjects chooses from, and its folds.

@@ -223,7 +223,14 @@ def fit(model: keras.Model, slices: SliceSet, train: np.ndarray, validation: np.
 
 
 def finish(model: keras.Model, path: Path) -> None:
-    """Save the weights of a finished training, and delete what it would have been gone on with from."""
+    """Save the weights of a finished training, then delete the state that it would have resumed from.
+
+    Parameters
+    ----------
+    model : keras.Model
+    path : Path
+        ``.weights.h5`` in the folder of the training.
+    """
     with atomic_path(path) as temporary:
         model.save_weights(str(temporary))
     for name in ("state.npz", "best.npz"):

@@ -129,7 +129,19 @@ def fold_batch_norm(trained: keras.Model, plain: keras.Model | None = None) -> k
 
 
 def load_weights(model: keras.Model, path: str | Path) -> None:
-    """Load a weight file into a net; one that is damaged or of another net is named (StudyError)."""
+    """Load a weight file into a net.
+
+    Parameters
+    ----------
+    model : keras.Model
+    path : path
+        ``.weights.h5``, or a ``.h5`` of `keras.applications`.
+
+    Raises
+    ------
+    StudyError
+        The file is damaged, or of another net.
+    """
     try:
         model.load_weights(str(path))
     except (OSError, ValueError, KeyError) as error:

@@ -69,12 +69,12 @@ class Worker:
 def worker_for(model: keras.Model, weight_decay: float, facts_head=None, facts_weight: float = 1.0) -> Worker:
     """A worker that holds the weights of `model`; parameters as in `Worker`.
 
-    With a head for facts it trains `model` itself. Else it trains the kept copy of the model's structure: the caller
-    takes the weights out.
+    With a head for facts it trains `model` itself. Else it trains the kept copy of the model's structure, and the
+    caller takes the weights out before the next call.
     """
     if facts_head is not None:
         return Worker(model, weight_decay, facts_head, facts_weight)
-    key = (model.to_json(), weight_decay)
+    key = (model.to_json().replace(model.layers[0].name, "input"), weight_decay)  # Keras may have numbered that name
     if key not in _KEPT:
         _KEPT.clear()
         _KEPT[key] = Worker(keras.models.clone_model(model), weight_decay)
@@ -83,7 +83,18 @@ def worker_for(model: keras.Model, weight_decay: float, facts_head=None, facts_w
 
 
 def learning_rates(schedule: Schedule, steps: int) -> np.ndarray:
-    """Learning rate of every step: a tenth of them rises from a twentieth of the peak, then half a cosine falls."""
+    """Learning rate of every step: a tenth of them rises from a twentieth of the peak, then half a cosine falls.
+
+    Parameters
+    ----------
+    schedule : Schedule
+        Gives the peak.
+    steps : int
+
+    Returns
+    -------
+    ndarray of float, (steps,)
+    """
     warmup = max(1, steps // 10)
     rate = keras.optimizers.schedules.CosineDecay(
         schedule.learning_rate / 20, max(1, steps - warmup), alpha=0.01, warmup_target=schedule.learning_rate,
