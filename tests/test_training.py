@@ -43,12 +43,15 @@ def make_slices(per_group=4, n=8, size=16, seed=0):
 
 
 def small_net():
+    """All by name: nets of one structure are trained in one compiled copy."""
     keras.utils.set_random_seed(4)
-    inputs = x = keras.Input((16, 16, 3))
-    for filters in (8, 8):
-        x = keras.layers.Conv2D(filters, 3, padding="same")(x)
-        x = keras.layers.ReLU()(keras.layers.BatchNormalization(momentum=0.85)(x))
-    return keras.Model(inputs, keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D(name="gap")(x)))
+    inputs = x = keras.Input((16, 16, 3), name="image")
+    for number, filters in enumerate((8, 8)):
+        x = keras.layers.Conv2D(filters, 3, padding="same", name=f"conv{number}")(x)
+        x = keras.layers.BatchNormalization(momentum=0.85, name=f"norm{number}")(x)
+        x = keras.layers.ReLU(name=f"relu{number}")(x)
+    pooled = keras.layers.GlobalAveragePooling2D(name="gap")(x)
+    return keras.Model(inputs, keras.layers.Dense(3, name="logits")(pooled), name="small")
 
 
 def recipe(**changes):

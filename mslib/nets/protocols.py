@@ -15,7 +15,7 @@ from mslib.study.provenance import ROOT, file_sha256, made_by
 from .data import SliceSet, channels_of
 from .frozen import frozen_activations, split_net
 from .further import further_slices
-from .heads import fit_subject_head, subject_features
+from .heads import SLICES_OUTSIDE, fit_subject_head, subject_features
 from .pretraining import pretrained_weights, training_rows
 from .splits import permute_groups, refuse_leakage, split_slices, split_subjects
 from .training import Recipe, choose_precision, finish, fit, stream
@@ -91,7 +91,8 @@ def _fit_head(model, slices, train, config, run_dir, channels):
     own, others = subject_features(model, slices, train, channels, label), None
     if config.model.weights == "simulated":
         further = further_slices(config, run_dir)
-        others = subject_features(model, further, training_rows(further, config), channels, f"{label}, further")
+        others = subject_features(model, further, training_rows(further, config), channels, f"{label}, further",
+                                  SLICES_OUTSIDE)
     return fit_subject_head(model, own, others, config.seed)
 
 
