@@ -5,6 +5,7 @@ import json
 import os
 import shlex
 import sys
+from math import prod
 from pathlib import Path
 
 import snakemake
@@ -41,6 +42,10 @@ CORES = workflow.global_resources["_cores"]
 MEMORY_MB = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20 * 9 // 10
 if CORES is not None and "mem_mb" not in workflow.global_resources:
     workflow.register_resource("mem_mb", MEMORY_MB)
+# Large nets keep the whole machine busy. Small ones spend their time on tracing, on one core: they go side by side,
+# those first that others wait for.
+WHOLE = (CORES or 8) if prod(STUDY.model.image_size) > 64 * 64 else 1
+AWAITED = 1
 
 # Snakemake 9.15 does not take the cores and memory of a job that it chooses alone, but gives them back when it ends
 # (its issue 3815), so that more and more jobs would run side by side. Here they are taken. Newer ones that do so
@@ -137,6 +142,7 @@ rule all:
 rule start:
     output: touch(f"{RUN}/started.txt")
     params: facts=RAW, weights=STUDY.model.weights
+    priority: AWAITED
     message: "Cohort: describe the dataset"
     shell: f"{MSLIB} start {JOB}"
 
@@ -145,6 +151,7 @@ rule simulate:
     output: f"{RUN}/bids/derivatives/truth/sub-{{id}}/anat/sub-{{id}}_truth.json"
     params: facts=RAW
     resources: mem_mb=memory(1500)
+    priority: AWAITED
     message: "Cohort: simulate sub-{wildcards.id}"
     shell: f"{MSLIB} simulate {JOB} --subject {{wildcards.id}}"
 
@@ -154,6 +161,7 @@ checkpoint check:
     params: groups=STUDY.groups, sequences=STUDY.sequences, cohort=STUDY.cohort.model_dump_json(),
         code=made_by("mslib.cohort.bids")
     resources: mem_mb=memory(1500)
+    priority: AWAITED
     message: "Cohort: check every subject"
     shell: f"{MSLIB} check {JOB}"
 
@@ -164,6 +172,7 @@ rule preprocess:
         prep=STUDY.prep.model_dump_json(), size=STUDY.model.image_size, mm=STUDY.model.pixel_mm,
         code=made_by("mslib.prep")
     resources: mem_mb=memory(1500)
+    priority: AWAITED
     message: "Preprocess sub-{wildcards.id}: bias field, co-registration, slices"
     shell: f"{MSLIB} preprocess {JOB} --subject {{wildcards.id}}"
 
@@ -191,8 +200,9 @@ if TRAINS:
         output: f"{RUN}/metrics/02_finetuning_{{backbone}}.json", f"{RUN}/made/02_finetuning_{{backbone}}.json"
         log: notebook=f"{RUN}/notebooks/02_finetuning_{{backbone}}.ipynb"
         params: code=code_digest("notebooks/02_finetuning.ipynb"), settings=STUDY.model_dump_json()
-        threads: CORES or 8  # the whole machine: nothing runs beside training
+        threads: (CORES or 8) if STUDY.model.weights == "simulated" else WHOLE  # backbones share the further subjects
         resources: mem_mb=memory(9000)
+        priority: AWAITED
         message: "Notebook 02: fine-tuning {wildcards.backbone}"
         shell: notebook("02_finetuning", "--backbone {wildcards.backbone}")
 
@@ -201,8 +211,9 @@ rule notebook_gradcam:
     output: f"{RUN}/metrics/03_gradcam_layers.json", f"{RUN}/made/03_gradcam_layers.json"
     log: notebook=f"{RUN}/notebooks/03_gradcam_layers.ipynb"
     params: code=code_digest("notebooks/03_gradcam_layers.ipynb"), settings=STUDY.model_dump_json()
-    threads: CORES or 8
+    threads: WHOLE
     resources: mem_mb=memory(6000)
+    priority: AWAITED
     message: "Notebook 03: Grad-CAM at every layer"
     shell: notebook("03_gradcam_layers")
 
@@ -211,6 +222,7 @@ checkpoint patients:
     output: f"{RUN}/attributions/patients.json"
     params: patients=STUDY.attribution.patients, code=code_digest("mslib.jobs.explained")
     resources: mem_mb=memory(2500)
+    priority: AWAITED
     message: "Attribution: choose the patients"
     shell: f"{MSLIB} patients {JOB}"
 
@@ -219,6 +231,7 @@ rule attribute:
     output: f"{RUN}/attributions/{{backbone}}/sub-{{id}}.json"
     params: code=code_digest("mslib.jobs.attributions"), settings=STUDY.attribution.model_dump_json()
     resources: mem_mb=memory(3000)
+    priority: AWAITED
     message: "Attribution: sub-{wildcards.id} by every method"
     shell: f"{MSLIB} attribute {JOB} --backbone {{wildcards.backbone}} --subject {{wildcards.id}}"
 
@@ -227,18 +240,22 @@ rule notebook_attribution:
     output: f"{RUN}/metrics/04_multimodal_attribution.json", f"{RUN}/made/04_multimodal_attribution.json"
     log: notebook=f"{RUN}/notebooks/04_multimodal_attribution.ipynb"
     params: code=code_digest("notebooks/04_multimodal_attribution.ipynb"), settings=STUDY.model_dump_json()
-    threads: CORES or 8
+    threads: WHOLE
     resources: mem_mb=memory(6000)
+    priority: AWAITED
     message: "Notebook 04: sixteen attribution methods"
     shell: notebook("04_multimodal_attribution")
 
 rule notebook_relevance:
-    input: stacks, NETS, f"{RUN}/metrics/04_multimodal_attribution.json", source="notebooks/05_modality_relevance.ipynb"
+    input:
+        stacks, NETS, f"{RUN}/metrics/03_gradcam_layers.json", f"{RUN}/metrics/04_multimodal_attribution.json",
+        source="notebooks/05_modality_relevance.ipynb"
     output: f"{RUN}/metrics/05_modality_relevance.json", f"{RUN}/made/05_modality_relevance.json"
     log: notebook=f"{RUN}/notebooks/05_modality_relevance.ipynb"
     params: code=code_digest("notebooks/05_modality_relevance.ipynb"), settings=STUDY.model_dump_json()
-    threads: CORES or 8
+    threads: WHOLE
     resources: mem_mb=memory(6000)
+    priority: AWAITED
     message: "Notebook 05: relevance of the sequences"
     shell: notebook("05_modality_relevance")
 
@@ -273,7 +290,7 @@ if STUDY.sleep:
         output: f"{RUN}/metrics/06_sleep_staging.json", f"{RUN}/made/06_sleep_staging.json"
         log: notebook=f"{RUN}/notebooks/06_sleep_staging.ipynb"
         params: code=code_digest("notebooks/06_sleep_staging.ipynb"), settings=STUDY.model_dump_json()
-        threads: CORES or 8
+        threads: WHOLE
         resources: mem_mb=memory(3000)
         message: "Notebook 06: sleep staging"
         shell: notebook("06_sleep_staging")

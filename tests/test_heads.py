@@ -110,7 +110,9 @@ def test_others_are_joined_at_their_weight_and_choose_no_penalty():
     penalty = fit_subject_head(model, own, others, seed=1)
     features, targets = (np.concatenate([np.repeat(mine, int(OWN_WEIGHT), axis=0), other])
                          for mine, other in zip(own, others))
-    joined = np.concatenate([own[0], others[0]])
+    middle = [np.mean([kind[0][kind[1] == target].mean(0) for target in range(3)], 0) for kind in (own, others)]
+    joined = np.concatenate([own[0], others[0] + middle[0] - middle[1]])
+    features[-30:] = joined[-30:]
     scale, centre = joined.std(0), joined.mean(0)
     peer = LogisticRegression(C=penalty, max_iter=3000, tol=1e-8).fit((features - centre) / scale, targets)
     found = model(np.broadcast_to(joined[:, None, None, :], (42, 8, 8, 6)).astype("float32")).numpy()
@@ -119,6 +121,26 @@ def test_others_are_joined_at_their_weight_and_choose_no_penalty():
     np.testing.assert_allclose(found - found.mean(1, keepdims=True), expected, atol=1e-2)
     alone = fit_subject_head(pooled_net(), own, None, seed=1)
     assert {penalty, alone} <= set(PENALTIES)
+
+
+def test_what_others_differ_by_as_a_whole_changes_nothing():
+    """Shares of the classes differ, too: a plain mean would take a part of the disease for the difference."""
+    rng = np.random.default_rng(6)
+    centres = np.eye(3, 6) * 3
+    own_targets, targets = np.repeat([0, 1, 2], 6), np.repeat([0, 1, 2], [40, 10, 10])
+    own = centres[own_targets] + rng.normal(size=(18, 6)), own_targets
+    others = centres[targets] + rng.normal(size=(60, 6)), targets
+    moved = others[0] + rng.normal(0, 5, 6), targets
+    heads = []
+    for kind in (others, moved):
+        model = pooled_net()
+        fit_subject_head(model, own, kind, seed=1)
+        heads.append(model.get_layer("logits").get_weights())
+    for one, other in zip(*heads):
+        np.testing.assert_allclose(one, other, atol=1e-4)
+    fresh = centres[targets] + rng.normal(size=(60, 6))
+    right = (fresh @ heads[1][0] + heads[1][1]).argmax(1) == targets
+    assert min(right[targets == target].mean() for target in range(3)) >= 0.8
 
 
 @pytest.mark.parametrize("targets", [[0, 0, 1, 1, 2], [0, 0, 0, 1, 1]])
@@ -151,9 +173,9 @@ def seen(monkeypatch):
     monkeypatch.setattr(protocols, "further_slices", lambda *_: further)
     monkeypatch.setattr(protocols, "pretrained_weights", lambda *_: start)
 
-    def noted(model, slices, index, channels=None, label=""):
+    def noted(model, slices, index, *more):
         names.append(set(slices.table["subject"].iloc[index]))
-        return subject_features(model, slices, index, channels, label)
+        return subject_features(model, slices, index, *more)
 
     monkeypatch.setattr(protocols, "subject_features", noted)
     return names, further

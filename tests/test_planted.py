@@ -9,6 +9,7 @@ from scipy import ndimage
 from mslib.jobs.planted import Experiment, control_slices, experiments, has_planted, spread
 from mslib.nets import SliceSet, fold_batch_norm, planted
 from mslib.nets.planted import narrowed, plant, roles, shortcut_mask, train_planted
+from mslib.nets.spread import evenly
 from mslib.nets.vgg import build_classifier, build_trainable
 from mslib.study import StudyConfig, StudyError
 
@@ -111,7 +112,7 @@ def test_damaged_weights_are_named(tmp_path):
     marked, parts = plant(head(24, (48, 40)), 0, 4.0, 1), np.array(["train"] * 16 + ["validation"] * 8)
     train_planted(marked, parts, CONFIG, tmp_path, 0, "net")
     (tmp_path / "weights.weights.h5").write_bytes(b"half a file")
-    with pytest.raises(StudyError, match=r"weights\.weights\.h5: cannot be read"):
+    with pytest.raises(StudyError, match=r"weights\.h5: is not a weight file of vgg16 .*; if an .* delete it"):
         train_planted(marked, parts, CONFIG, tmp_path, 0, "net")
 
 
@@ -128,6 +129,13 @@ def test_slices_are_spread_over_subjects():
     chosen = spread(head(40), 8)
     assert chosen.table["subject"].value_counts().to_dict() == {"a": 4, "b": 4}
     assert chosen.table["slice"].tolist() == [0, 6, 13, 19] * 2
+    assert spread(head(40), 2).table["slice"].tolist() == [10] * 2, "one of each: that in the middle"
+
+
+@pytest.mark.parametrize("n,count,expected", [(5, 1, [2]), (4, 1, [2]), (1, 1, [0]), (9, 2, [0, 8]), (9, 3, [0, 4, 8]),
+                                              (3, 8, [0, 1, 2])])
+def test_elements_are_spread_from_end_to_end(n, count, expected):
+    np.testing.assert_array_equal(evenly(np.arange(n) * 7, count), np.array(expected) * 7)
 
 
 def test_controls_are_split_by_subject(monkeypatch):

@@ -9,6 +9,7 @@ import pandas as pd
 
 from mslib.explain import METHODS
 from mslib.measure import MIN_SUBJECTS, correlation_by_chance
+from mslib.nets.spread import evenly
 from mslib.study import StudyConfig
 
 from . import planted, planted_results
@@ -176,10 +177,9 @@ def study_importance(config: StudyConfig, run_dir: str | Path, backbone: str) ->
     images, brain, targets, subjects = [], [], [], []
     for person in explained_subjects(config, run_dir):
         stack = stack_of(run_dir, person.id)
-        index = explained_slices(person, stack)
-        chosen = np.linspace(0, len(index) - 1, min(config.attribution.shapley_slices, len(index))).round().astype(int)
-        images.append(images_of(stack, index[chosen], config))
-        brain.append(stack["brain"][index[chosen]])
+        chosen = evenly(explained_slices(person, stack), config.attribution.shapley_slices)
+        images.append(images_of(stack, chosen, config))
+        brain.append(stack["brain"][chosen])
         targets += [target_of(person, config)] * len(chosen)
         subjects += [person.id] * len(chosen)
     return importance_table(net(config, run_dir, backbone), np.concatenate(images), np.array(targets),

@@ -14,6 +14,7 @@ import pandas as pd
 from mslib.explain import cascading_randomisation, layer_cams, upsample_maps
 from mslib.measure import measure_maps
 from mslib.nets import channels_of, load_net
+from mslib.nets.spread import evenly
 from mslib.study import StudyConfig, StudyError, atomic_path, progress, stamped_folder, write_table
 from mslib.study.provenance import file_sha256, made_by
 
@@ -178,8 +179,7 @@ def randomisation_table(model, backbone: str, config: StudyConfig, run_dir: str 
         each = max(1, config.explain.randomisation_slices // len(people))
         for person in people:
             stack = stack_of(run_dir, person.id)
-            index = explained_slices(person, stack)
-            index = index[np.linspace(0, len(index) - 1, min(each, len(index))).round().astype(int)]
+            index = evenly(explained_slices(person, stack), each)
             images.append(images_of(stack, index, config))
             brains.append(stack["brain"][index])
             targets += [target_of(person, config)] * len(index)

@@ -55,8 +55,8 @@ def _head(facts):
     """How the last layer came about, where it was not trained slice by slice."""
     if facts.get("subject_head") is None:
         return ""
-    return ("; then the last layer anew, by logistic regression of subjects (those of training and of pre-training) on "
-            "their mean pooled features")
+    return ("; then the last layer anew, by logistic regression of subjects (those of training and of pre-training, "
+            "the difference of the two means taken out) on their mean pooled features")
 
 
 def _nets(config, run_dir):

@@ -13,6 +13,7 @@ from mslib.explain.model import batches_of, logits_of
 from mslib.measure import bootstrap_subjects
 from mslib.nets import SliceSet, gather, split_subjects
 from mslib.nets.planted import Marked, plant, train_planted
+from mslib.nets.spread import evenly_of_subjects
 from mslib.study import StudyConfig, progress
 
 from .cohort import usable_subjects
@@ -80,12 +81,8 @@ def control_slices(config: StudyConfig, run_dir: str | Path) -> dict[str, SliceS
 
 def spread(slices: SliceSet, count: int) -> SliceSet:
     """`count` slices or a few more, spread evenly over the subjects and over their slices."""
-    owners = slices.table["subject"].to_numpy()
-    names = np.unique(owners)
-    own = [np.flatnonzero(owners == name) for name in names]
-    each = -(-count // len(names))
-    index = np.concatenate([rows[np.linspace(0, len(rows) - 1, min(each, len(rows))).round().astype(int)]
-                            for rows in own])
+    each = -(-count // slices.table["subject"].nunique())
+    index = evenly_of_subjects(slices.table, np.arange(len(slices.table)), each)
     return SliceSet(slices.images[index], slices.table.iloc[index].reset_index(drop=True))
 
 

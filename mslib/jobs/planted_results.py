@@ -11,6 +11,7 @@ from mslib.explain import METHODS, attribute, layer_cams, postprocess, randomise
 from mslib.measure import bootstrap_subjects, feature_importance_score, feature_portions
 from mslib.nets import SliceSet
 from mslib.nets.planted import shortcut_mask
+from mslib.nets.spread import evenly
 from mslib.study import StudyConfig
 from mslib.study.provenance import file_sha256
 
@@ -85,7 +86,7 @@ def randomisation_scores(one: dict, config: StudyConfig, run_dir: str | Path, ex
         ``method, step, random, subject, likeness`` of `RANDOMISED` slices spread over the subjects; NaN where a map is
         flat.
     """
-    index = np.unique(np.linspace(0, len(one["images"]) - 1, RANDOMISED).round().astype(int))
+    index = evenly(np.arange(len(one["images"])), RANDOMISED)
     part = {key: one[key][index] for key in ("images", "targets", "brain")}
     tables = []
     for step, (random, lowest) in enumerate(STEPS.items(), start=1):

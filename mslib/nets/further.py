@@ -112,7 +112,7 @@ def further_size(config: StudyConfig) -> tuple[int, int]:
     return tuple(2 * round(size * scale / 2) for size in config.model.image_size)
 
 
-def _write_slices(people, made, path: Path) -> None:
+def _write_slices(made, path: Path) -> None:
     """Write subjects as they come: ``images.npy``, then facts, volumes and slices of each, so that both or none are.
 
     Memory holds one subject. The header's room for the number of rows is numpy's own, made for arrays that grow.
@@ -132,7 +132,7 @@ def _write_slices(people, made, path: Path) -> None:
         np.lib.format.write_array_header_1_0(file, header | {"shape": (sum(small["counts"]), *images.shape[1:])})
     with atomic_path(path) as temporary:
         np.savez(temporary, facts=np.concatenate(small["facts"]).astype("float32"), counts=small["counts"],
-                 volumes=small["volumes"], subjects=[person.id for person in people])
+                 volumes=small["volumes"])
 
 
 def _further_folder(config: StudyConfig, run_dir: str | Path) -> tuple[list, Path]:
@@ -149,7 +149,7 @@ def _further_folder(config: StudyConfig, run_dir: str | Path) -> tuple[list, Pat
         phantom.template(cache=cache)
         made = Parallel(n_jobs=2, return_as="generator")(
             delayed(_further_subject)(person, config, mm, cache) for person in people)
-        _write_slices(people, progress(made, total=len(people), desc="simulate further subjects", unit="subject"), path)
+        _write_slices(progress(made, total=len(people), desc="simulate further subjects", unit="subject"), path)
     return people, path.parent
 
 

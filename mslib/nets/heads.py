@@ -17,19 +17,20 @@ from sklearn.preprocessing import StandardScaler
 from mslib.study import StudyError
 
 from .data import SliceSet
+from .spread import evenly_of_subjects
 from .training import stream
 
 #: Inverse strengths of the ridge penalty that the cross-validation over subjects chooses from, and its folds.
 PENALTIES, FOLDS = (0.001, 0.003, 0.01, 0.03, 0.1), 5
 #: What a training subject of the study counts for beside a subject outside it.
 OWN_WEIGHT = 5.0
-#: Slices of every subject that its mean is taken over, evenly spaced from bottom to top.
-SLICES = 16
+#: Slices of every subject that its mean is taken over, evenly spaced from bottom to top: of the study, outside it.
+SLICES, SLICES_OUTSIDE = 16, 8
 
 
 def subject_features(model: keras.Model, slices: SliceSet, index: np.ndarray, channels: list[int] | None = None,
-                     label: str = "pooled features") -> tuple[np.ndarray, np.ndarray]:
-    """Pooled features averaged over `SLICES` slices of every subject, in evaluation mode.
+                     label: str = "pooled features", count: int = SLICES) -> tuple[np.ndarray, np.ndarray]:
+    """Pooled features averaged over slices of every subject, in evaluation mode.
 
     Parameters
     ----------
@@ -42,6 +43,8 @@ def subject_features(model: keras.Model, slices: SliceSet, index: np.ndarray, ch
         As in `SliceSet.batch`.
     label : str
         Text of the bar.
+    count : int
+        Slices of every subject, evenly spaced.
 
     Returns
     -------
@@ -49,9 +52,7 @@ def subject_features(model: keras.Model, slices: SliceSet, index: np.ndarray, ch
         Subjects in alphabetical order.
     targets : ndarray of int, shape (subjects,)
     """
-    owners = slices.table["subject"].to_numpy()[index]
-    index = np.concatenate([own[np.linspace(0, len(own) - 1, min(SLICES, len(own))).round().astype(int)]
-                            for own in (index[owners == name] for name in np.unique(owners))])
+    index = evenly_of_subjects(slices.table, index, count)
     pooled = stream(keras.Model(model.input, model.get_layer("gap").output), slices, index, channels, label)
     table = slices.table.iloc[index]
     owners, first, number = np.unique(table["subject"].to_numpy(), return_index=True, return_inverse=True)
@@ -78,12 +79,18 @@ def _penalty(own, others, seed):
     return PENALTIES[int(np.argmin(losses))]
 
 
+def _middle(features, targets):
+    """Mean of the classes' means, so that both kinds of subjects are compared at the same shares of classes."""
+    return np.mean([features[targets == target].mean(0) for target in np.unique(targets)], axis=0)
+
+
 def _joined(own, others):
-    """Features, targets and weights of both kinds of subjects."""
+    """Features, targets and weights of both kinds of subjects, the others moved to where the own ones lie."""
     if others is None:
         return *own, np.ones(len(own[1]))
+    moved = others[0] - _middle(*others) + _middle(*own)
     weights = np.repeat([OWN_WEIGHT, 1.0], [len(own[1]), len(others[1])])
-    return np.concatenate([own[0], others[0]]), np.concatenate([own[1], others[1]]), weights
+    return np.concatenate([own[0], moved]), np.concatenate([own[1], others[1]]), weights
 
 
 def fit_subject_head(model: keras.Model, own: tuple[np.ndarray, np.ndarray],
@@ -98,7 +105,8 @@ def fit_subject_head(model: keras.Model, own: tuple[np.ndarray, np.ndarray],
         From `subject_features`, of the study's training subjects. The penalty is chosen by folds over them, because
         images of `others` may differ a little.
     others : (features, targets), optional
-        Of subjects outside the study; each weighs 1, those of `own` `OWN_WEIGHT`.
+        Of subjects outside the study; each weighs 1, those of `own` `OWN_WEIGHT`. What their images differ by as a
+        whole is taken out: the mean of their classes' means is moved to that of `own`.
     seed : int
         Of the folds.
 

@@ -15,13 +15,13 @@ import keras
 import numpy as np
 from scipy import ndimage
 
-from mslib.study import StudyConfig, StudyError, atomic_path, stamped_folder
+from mslib.study import StudyConfig, stamped_folder
 from mslib.study.config import Schedule
 from mslib.study.provenance import made_by
 
 from .data import SliceSet
-from .training import Recipe, fit
-from .vgg import build_classifier, build_trainable, fold_batch_norm
+from .training import Recipe, finish, fit
+from .vgg import build_classifier, build_trainable, fold_batch_norm, load_weights
 
 #: How often the mark of the deciding, the agreeing and the idle sequence shows the class.
 AGREEMENT = (1.0, 0.7, 0.5)
@@ -191,12 +191,6 @@ def train_planted(marked: Marked, parts: np.ndarray, config: StudyConfig, folder
         recipe = Recipe.of(schedule, config, patience=settings.epochs, seed=seed, channels=None)
         index = [np.flatnonzero(parts == part) for part in ("train", "validation")]
         fit(trained, marked.slices, *index, path.parent, recipe, label)
-        with atomic_path(path) as temporary:
-            fold_batch_norm(trained, plain).save_weights(str(temporary))
-        for name in ("state.npz", "best.npz"):
-            (path.parent / name).unlink(missing_ok=True)
-    try:
-        plain.load_weights(str(path))
-    except (OSError, ValueError, KeyError) as error:
-        raise StudyError(f"{path}: cannot be read ({' '.join(str(error).split())[:120]}); delete it") from error
+        finish(fold_batch_norm(trained, plain), path)
+    load_weights(plain, path)
     return plain

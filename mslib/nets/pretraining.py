@@ -19,8 +19,8 @@ from mslib.study.provenance import made_by
 from .data import SliceSet
 from .further import further_slices
 from .splits import split_subjects
-from .training import Recipe, choose_precision, fit
-from .vgg import build_trainable
+from .training import Recipe, choose_precision, finish, fit
+from .vgg import build_trainable, load_weights
 
 #: Every how many-th slice of a validation subject is looked at after an epoch.
 VALIDATION_STEP = 3
@@ -28,11 +28,13 @@ VALIDATION_STEP = 3
 STAGE_SEEDS = 1000
 
 
-def _stage(model, slices, parts, folder, schedule, config, label, seed):
+def _learn(model, slices, config, schedule, folder, label, seed):
+    """Train a stage: the class, and the known facts beside it."""
+    parts = _parts(slices, config)
     recipe = Recipe.of(schedule, config, patience=schedule.epochs, seed=seed)
     validation = np.flatnonzero(parts == "validation")[::VALIDATION_STEP]
-    return fit(model, slices.shrunk(schedule.shrink), np.flatnonzero(parts != "validation"), validation, folder, recipe,
-               label, keras.layers.Dense(slices.facts.shape[1], name="facts"))
+    fit(model, slices.shrunk(schedule.shrink), np.flatnonzero(parts != "validation"), validation, folder, recipe,
+        label, keras.layers.Dense(slices.facts.shape[1], name="facts"))
 
 
 def _parts(slices, config):
@@ -72,21 +74,25 @@ def pretrained_weights(backbone: str, config: StudyConfig, run_dir: str | Path, 
              "input": config.model.input,
              "slices": slices.digest(), "code": made_by("mslib.nets.pretraining")}
     folder = Path(run_dir) / "nets" / backbone / "pretraining"
-    parts = _parts(slices, config)
     size = slices.images.shape[1:3]
     weights, curves = None, []
     for number, schedule in enumerate(training.pretraining, start=1):
         if number > 1 and schedule.shrink < shrink:
             break
+        facts["stages"] = [stage.model_dump() for stage in training.pretraining[:number]]
+        kept = stamped_folder(folder / f"stage{number}", facts) / "weights.weights.h5"
         keras.utils.set_random_seed(config.seed)
         shape = (*(n // schedule.shrink for n in size), len(config.sequences))
         model = build_trainable(backbone, len(config.groups), shape, choose_precision(training.precision))
-        if weights is not None:
-            model.set_weights(weights)
-        facts["stages"] = [stage.model_dump() for stage in training.pretraining[:number]]
-        curve = _stage(model, slices, parts, stamped_folder(folder / f"stage{number}", facts), schedule, config,
-                       f"{backbone} pre-training, stage {number}", config.seed + STAGE_SEEDS * (number - 1))
-        curves.append(curve.assign(stage=number))
+        if kept.exists():
+            load_weights(model, kept)
+        else:
+            if weights is not None:
+                model.set_weights(weights)
+            _learn(model, slices, config, schedule, kept.parent, f"{backbone} pre-training, stage {number}",
+                   config.seed + STAGE_SEEDS * (number - 1))
+            finish(model, kept)
+        curves.append(pd.read_csv(kept.with_name("history.csv")).assign(stage=number))
         weights = model.get_weights()
     if len(curves) == len(training.pretraining):
         write_table(folder / "history.csv", pd.concat(curves, ignore_index=True))

@@ -9,16 +9,16 @@ import keras
 import numpy as np
 import pandas as pd
 
-from mslib.study import StudyConfig, StudyError, atomic_path, stamped_folder, write_json, write_table
+from mslib.study import StudyConfig, StudyError, stamped_folder, write_json, write_table
 from mslib.study.provenance import ROOT, file_sha256, made_by
 
 from .data import SliceSet, channels_of
 from .frozen import frozen_activations, split_net
 from .further import further_slices
-from .heads import fit_subject_head, subject_features
+from .heads import SLICES_OUTSIDE, fit_subject_head, subject_features
 from .pretraining import pretrained_weights, training_rows
 from .splits import permute_groups, refuse_leakage, split_slices, split_subjects
-from .training import Recipe, choose_precision, fit, stream
+from .training import Recipe, choose_precision, finish, fit, stream
 from .vgg import build_classifier, build_trainable, fold_batch_norm
 
 #: Protocol name to (split unit, labels permuted between subjects).
@@ -91,7 +91,8 @@ def _fit_head(model, slices, train, config, run_dir, channels):
     own, others = subject_features(model, slices, train, channels, label), None
     if config.model.weights == "simulated":
         further = further_slices(config, run_dir)
-        others = subject_features(model, further, training_rows(further, config), channels, f"{label}, further")
+        others = subject_features(model, further, training_rows(further, config), channels, f"{label}, further",
+                                  SLICES_OUTSIDE)
     return fit_subject_head(model, own, others, config.seed)
 
 
@@ -166,7 +167,8 @@ def train_protocol(protocol: str, backbone: str, slices: SliceSet, config: Study
         raise StudyError(f"protocol: must be one of {list(PROTOCOLS)} (got {protocol!r})")
     folder = stamped_folder(Path(run_dir) / "nets" / backbone / protocol, training_facts(protocol, config, slices))
     predictions = folder / "predictions.csv"
-    if predictions.exists() and (folder / "net.json").exists():
+    weights = folder / "weights.weights.h5"
+    if all(path.exists() for path in (predictions, folder / "net.json", weights)):
         return pd.read_csv(predictions, dtype={"subject": str})
     if PROTOCOLS[protocol][1]:
         groups = slices.table.groupby("subject")["group"].first()
@@ -178,16 +180,13 @@ def train_protocol(protocol: str, backbone: str, slices: SliceSet, config: Study
     slices = slices.shrunk(_schedule(protocol, config).shrink)
     plain, record = trained_net(protocol, backbone, slices, parts, config, run_dir, folder, config.seed,
                                 f"{backbone} {protocol}")
-    with atomic_path(folder / "weights.weights.h5") as temporary:
-        plain.save_weights(str(temporary))
     shown = slices.table.assign(part=parts.to_numpy())
     shown = shown[shown["part"] != "train"].reset_index()
     logits = stream(plain, slices, shown["index"].to_numpy(), channels_of(config))
     table = pd.concat([shown.drop(columns="index"), logit_table(logits, config.groups)], axis=1)
     write_table(predictions, table)
-    for name in ("state.npz", "best.npz"):
-        (folder / name).unlink(missing_ok=True)
     write_json(folder / "net.json", record)
+    finish(plain, weights)
     return pd.read_csv(predictions, dtype={"subject": str})
 
 

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import keras
 
-from mslib.study import StudyConfig, atomic_path, stamped_folder
+from mslib.study import StudyConfig, stamped_folder
 from mslib.study.provenance import made_by
 
 from . import protocols
 from .data import SliceSet
+from .training import finish
 
 
 def train_repeat(backbone: str, slices: SliceSet, config: StudyConfig, run_dir: str | Path,
@@ -44,9 +45,6 @@ def train_repeat(backbone: str, slices: SliceSet, config: StudyConfig, run_dir: 
         small = slices.shrunk(config.training.subject.shrink)
         model, _ = protocols.trained_net("subject", backbone, small, parts, config, run_dir, path.parent,
                                          config.seed + repeat, f"{backbone} repeat {repeat}")
-        with atomic_path(path) as temporary:
-            model.save_weights(str(temporary))
-        for name in ("state.npz", "best.npz"):
-            (path.parent / name).unlink(missing_ok=True)
+        finish(model, path)
     shape = (*config.model.image_size, len(config.sequences))
     return protocols.build_classifier(backbone, len(config.groups), shape, path)

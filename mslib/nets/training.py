@@ -15,6 +15,7 @@ from mslib.study import StudyError, atomic_path, progress, write_table
 from mslib.study.config import Augmentation, Schedule, StudyConfig
 
 from .data import SliceSet, balanced_draw, channels_of, make_augmenter
+from .workers import Worker, learning_rates, worker_for
 
 
 @dataclass(frozen=True)
@@ -78,34 +79,24 @@ def stream(model: keras.Model, slices: SliceSet, index: np.ndarray, channels=Non
     -------
     ndarray, shape (len(index), ...)
     """
-    forward = tf.function(lambda images: tf.cast(model(images, training=False), tf.float32), reduce_retracing=True)
-    parts = [forward(tf.constant(slices.batch(index[start:start + batch_size], channels))).numpy().astype(dtype)
+    parts = [np.asarray(model.predict_on_batch(slices.batch(index[start:start + batch_size], channels)))
+             .astype("float32").astype(dtype)
              for start in progress(range(0, len(index), batch_size), desc=label, unit="batch")]
     return np.concatenate(parts)
 
 
-def refresh_batch_norm(model: keras.Model, slices: SliceSet, index: np.ndarray, recipe: Recipe,
+def refresh_batch_norm(worker: Worker, slices: SliceSet, index: np.ndarray, recipe: Recipe,
                        n_batches: int = 20) -> None:
     """Re-estimate the running statistics of batch norm on un-augmented training slices.
 
     They lag behind the weights while the learning rate is high; evaluating or folding with stale ones costs
-    accuracy. A forward pass in training mode moves them by 1 - momentum, and nothing else.
+    accuracy.
     """
-    forward = tf.function(lambda images: model(images, training=True), reduce_retracing=True)
     rng = np.random.default_rng([recipe.seed, 77])
     targets = slices.table["target"].to_numpy()
     for _ in range(n_batches):
-        forward(tf.constant(slices.batch(balanced_draw(targets, index, recipe.batch_size, rng), recipe.channels)))
-
-
-def _optimizer(recipe, steps):
-    warmup = max(1, steps // 10)
-    rate = keras.optimizers.schedules.CosineDecay(
-        recipe.schedule.learning_rate / 20, max(1, steps - warmup), alpha=0.01,
-        warmup_target=recipe.schedule.learning_rate, warmup_steps=warmup)
-    optimizer = keras.optimizers.AdamW(rate, weight_decay=recipe.weight_decay, clipnorm=1.0)
-    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
-    return optimizer
+        drawn = balanced_draw(targets, index, recipe.batch_size, rng)
+        worker.forward(tf.constant(slices.batch(drawn, recipe.channels)))
 
 
 def _weight_arrays(model):
@@ -154,31 +145,15 @@ def _evaluate(model, slices, index, recipe):
     return float(loss), float((logits.argmax(1) == targets).mean())
 
 
-def _run_epoch(trainer, augment, slices, order, recipe, epoch, bar):
+def _run_epoch(worker, augment, slices, order, recipe, epoch, rates, bar):
     """Mean loss of the classes and accuracy (running, as the weights change) of one epoch."""
-    losses, accuracies = [], []
-    for start in range(0, len(order) - recipe.batch_size + 1, recipe.batch_size):
+    found = []
+    for rate, start in zip(rates, range(0, len(order) - recipe.batch_size + 1, recipe.batch_size), strict=True):
         index = order[start:start + recipe.batch_size]
         images = augment(tf.constant(slices.batch(index, recipe.channels)), tf.constant([recipe.seed + epoch, start]))
-        values = trainer.train_on_batch(images, slices.truth(index), return_dict=True)
-        losses.append(float(values.get(f"{trainer.output_names[0]}_loss", values["loss"])))
-        accuracies.append(float(next(value for name, value in values.items() if name.endswith("accuracy"))))
+        found.append(worker.step(images, slices.truth(index), rate))
         bar.update()
-    return float(np.mean(losses)), float(np.mean(accuracies))
-
-
-def _trainer(model, facts_head, optimizer, facts_weight=1.0):
-    """The compiled net; with a head for known facts on its pooled features where there is one."""
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    if facts_head is None:
-        trainer, settings = model, {"loss": loss, "metrics": ["accuracy"]}
-    else:
-        pooled = model.get_layer("gap").output
-        trainer = keras.Model(model.input, [model.output, facts_head(pooled)])
-        settings = {"loss": [loss, "mse"], "loss_weights": [1.0, facts_weight], "metrics": [["accuracy"], []]}
-    trainer.compile(optimizer, **settings)
-    optimizer.build(trainer.trainable_variables)
-    return trainer
+    return np.mean(found, axis=0).tolist()
 
 
 def fit(model: keras.Model, slices: SliceSet, train: np.ndarray, validation: np.ndarray, folder: str | Path,
@@ -219,33 +194,47 @@ def fit(model: keras.Model, slices: SliceSet, train: np.ndarray, validation: np.
         raise StudyError(f"{label}: an epoch has about {wanted} slices, fewer than training.batch_size "
                          f"{recipe.batch_size}; raise slices_per_subject or lower the batch size")
     epochs = recipe.schedule.epochs
-    optimizer = _optimizer(recipe, steps * epochs)
-    trainer = _trainer(model, facts_head, optimizer, recipe.facts_weight)
+    rates = learning_rates(recipe.schedule, steps * epochs).reshape(epochs, steps)
+    worker = worker_for(model, recipe.weight_decay, facts_head, recipe.facts_weight)
     augment = make_augmenter(recipe.augmentation) if recipe.augmentation else _unchanged
-    history = _load_state(folder, trainer, optimizer)
+    history = _load_state(folder, worker.trainer, worker.optimizer)
     if len(history) < epochs and history:
         print(f"{label}: goes on after epoch {len(history)} of {epochs}")
     bar = progress(total=steps * epochs, initial=steps * len(history), desc=label, unit="batch")
     while len(history) < epochs and not _stopped(history, recipe.patience):
         epoch = len(history)
         order = balanced_draw(targets, train, wanted, np.random.default_rng([recipe.seed, epoch]))
-        trainer.reset_metrics()
-        loss, accuracy = _run_epoch(trainer, augment, slices, order, recipe, epoch, bar)
+        loss, accuracy = _run_epoch(worker, augment, slices, order, recipe, epoch, rates[epoch], bar)
         if not np.isfinite(loss):
             raise StudyError(f"{label}: the loss of epoch {epoch + 1} is {loss}; lower training learning_rate")
-        refresh_batch_norm(model, slices, train, recipe)
-        val_loss, val_accuracy = _evaluate(model, slices, validation, recipe)
+        refresh_batch_norm(worker, slices, train, recipe)
+        val_loss, val_accuracy = _evaluate(worker.model, slices, validation, recipe)
         history.append({"epoch": epoch + 1, "steps": steps, "loss": loss, "accuracy": accuracy,
                         "val_loss": val_loss, "val_accuracy": val_accuracy})
         if not np.isfinite(val_loss):
             raise StudyError(f"{label}: the validation loss of epoch {epoch + 1} is {val_loss}; lower learning_rate")
         if val_loss <= min(row["val_loss"] for row in history):
-            _save_weights(folder / "best.npz", model)
-        _save_state(folder, trainer, optimizer, history)
+            _save_weights(folder / "best.npz", worker.model)
+        _save_state(folder, worker.trainer, worker.optimizer, history)
         bar.set_postfix(loss=f"{loss:.2f}", validation=f"{val_accuracy:.2f}")
     bar.close()
     _load_weights(folder / "best.npz", model)
     return pd.DataFrame(history)
+
+
+def finish(model: keras.Model, path: Path) -> None:
+    """Save the weights of a finished training, then delete the state that it would have resumed from.
+
+    Parameters
+    ----------
+    model : keras.Model
+    path : Path
+        ``.weights.h5`` in the folder of the training.
+    """
+    with atomic_path(path) as temporary:
+        model.save_weights(str(temporary))
+    for name in ("state.npz", "best.npz"):
+        path.with_name(name).unlink(missing_ok=True)
 
 
 def _unchanged(images, seed):

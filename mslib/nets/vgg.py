@@ -11,6 +11,8 @@ from keras import layers
 
 from mslib.study import StudyError
 
+from .convolution import DeepConv2D
+
 #: Convolutions per block (Simonyan and Zisserman 2015, table 1, columns D and E).
 CONVOLUTIONS = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
 FILTERS = (64, 128, 256, 512, 512)
@@ -33,7 +35,7 @@ def _network(backbone, n_classes, input_shape, batch_norm, dtype):
         for conv in range(1, n + 1):
             name = f"block{block}_conv{conv}"
             if batch_norm:
-                x = layers.Conv2D(filters, 3, padding="same", kernel_initializer="he_normal", name=name, **options)(x)
+                x = DeepConv2D(filters, 3, padding="same", kernel_initializer="he_normal", name=name, **options)(x)
                 x = layers.BatchNormalization(momentum=0.85, epsilon=1e-3, name=f"{name}_bn", **options)(x)
                 x = layers.ReLU(name=f"{name}_relu", **options)(x)
             else:
@@ -76,7 +78,7 @@ def build_classifier(backbone: str, n_classes: int, input_shape: tuple[int | Non
     if weights is None:
         return model
     if weights != "imagenet" and str(weights).endswith(".weights.h5"):
-        _load(model, weights)
+        load_weights(model, weights)
         return model
     base = _imagenet_base(backbone, None if weights == "imagenet" else Path(weights))
     for name in convolution_names(backbone):
@@ -126,12 +128,25 @@ def fold_batch_norm(trained: keras.Model, plain: keras.Model | None = None) -> k
     return plain
 
 
-def _load(model, path):
+def load_weights(model: keras.Model, path: str | Path) -> None:
+    """Load a weight file into a net.
+
+    Parameters
+    ----------
+    model : keras.Model
+    path : path
+        ``.weights.h5``, or a ``.h5`` of `keras.applications`.
+
+    Raises
+    ------
+    StudyError
+        The file is damaged, or of another net.
+    """
     try:
         model.load_weights(str(path))
     except (OSError, ValueError, KeyError) as error:
         raise StudyError(f"{path}: is not a weight file of {model.name} with {model.output_shape[-1]} classes "
-                         f"({' '.join(str(error).split())[:200]})") from error
+                         f"({' '.join(str(error).split())[:200]}); if an earlier run left it, delete it") from error
 
 
 def _imagenet_base(backbone, path):
@@ -150,7 +165,7 @@ def _imagenet_base(backbone, path):
     base = application(weights=None, include_top=False)
     if not h5py.is_hdf5(path):
         raise StudyError(f"{path}: is not an HDF5 weight file of {backbone}")
-    _load(base, path)
+    load_weights(base, path)
     return base
 
 

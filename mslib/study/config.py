@@ -161,7 +161,7 @@ class Planted(Section):
     epochs: PositiveInt = 6
     learning_rate: Positive = 2e-3
     narrow: Annotated[int, Field(ge=1, le=16)] = 4
-    test_slices: Annotated[int, Field(ge=8)] = 24
+    test_slices: Annotated[int, Field(ge=8)] = 10
     seeds: Annotated[int, Field(ge=2)] = 2
 
 

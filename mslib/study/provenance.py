@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import platform
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,6 +38,15 @@ def _imports(tree: ast.AST, module: str, is_package: bool) -> Iterable[tuple[str
                 yield from ((source, alias.name) for alias in node.names)
 
 
+@lru_cache(maxsize=1024)
+def _imported(source: str, module: str, is_package: bool) -> tuple[tuple[str, str | None], ...]:
+    return tuple(_imports(ast.parse(source), module, is_package))
+
+
+def _imports_of(path: Path, module: str) -> tuple[tuple[str, str | None], ...]:
+    return _imported(path.read_text(encoding="utf-8"), module, path.name == "__init__.py")
+
+
 def _resolve(module: str, name: str | None) -> str:
     """The module that defines `name`: a submodule, or what the package's ``__init__`` re-exports it from."""
     if name is None:
@@ -46,7 +56,7 @@ def _resolve(module: str, name: str | None) -> str:
     path = _module_path(module)
     if path is None or path.name != "__init__.py":
         return module
-    for source, exported in _imports(ast.parse(path.read_text(encoding="utf-8")), module, True):
+    for source, exported in _imports_of(path, module):
         if exported == name:
             return _resolve(source, name)
     return module
@@ -66,8 +76,7 @@ def module_closure(trees: Iterable[ast.AST]) -> list[Path]:
         if module in found or path is None:
             continue
         found[module] = path
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        waiting += [_resolve(*pair) for pair in _imports(tree, module, path.name == "__init__.py")]
+        waiting += [_resolve(*pair) for pair in _imports_of(path, module)]
     return sorted(found.values())
 
 
@@ -78,6 +87,11 @@ def _without_docstrings(tree: ast.AST) -> str:
         if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
             node.body = body[1:] or [ast.Pass()]
     return _dump(tree)
+
+
+@lru_cache(maxsize=1024)
+def _essence(source: str) -> str:
+    return _without_docstrings(ast.parse(source))
 
 
 def _dump(node) -> str:
@@ -123,7 +137,7 @@ def code_digest(*steps: str, without: str | None = None) -> str:
                if without is None or not path.is_relative_to(ROOT / without)]
     for path in counted:
         digest.update(path.relative_to(ROOT).as_posix().encode())
-        digest.update(_without_docstrings(ast.parse(path.read_text(encoding="utf-8"))).encode())
+        digest.update(_essence(path.read_text(encoding="utf-8")).encode())
     return digest.hexdigest()[:16]
 
 
