@@ -199,6 +199,17 @@ def test_the_subject_wise_net_ends_in_a_head_of_subjects(weights, seen, tmp_path
     assert channels_of(study) is None
 
 
+def test_the_head_is_fitted_to_the_net_that_is_reported(tmp_path):
+    """In float32, whatever the training computed in: fitted again to the reported net's features, it stays."""
+    slices, study = images_of(4), config("scratch", precision="bfloat16")
+    train_protocol("subject", "vgg16", slices, study, tmp_path)
+    net = protocols.load_net(tmp_path, "vgg16", study)
+    kept = net.get_layer("logits").get_weights()[0]
+    train = np.flatnonzero(protocols.assign_parts("subject", slices, study) == "train")
+    fit_subject_head(net, subject_features(net, slices, train), None, study.seed)
+    np.testing.assert_allclose(net.get_layer("logits").get_weights()[0], kept, atol=1e-3 * np.abs(kept).max())
+
+
 def test_the_repeat_of_another_seed_ends_alike(seen, tmp_path):
     names, _ = seen
     slices, study = images_of(4), config("simulated")

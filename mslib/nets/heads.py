@@ -35,7 +35,7 @@ def subject_features(model: keras.Model, slices: SliceSet, index: np.ndarray, ch
     Parameters
     ----------
     model : keras.Model
-        Net of `build_trainable` or `build_classifier`.
+        Plain net of `build_classifier`, or one of `build_trainable`.
     slices : SliceSet
     index : ndarray of int
         Rows of `slices`.

@@ -86,7 +86,10 @@ def _fit(model, slices, index, folder, recipe, channels, label):
 
 
 def _fit_head(model, slices, train, config, run_dir, channels):
-    """Fit the last layer to the training subjects, and to those further ones that the net was pre-trained on."""
+    """Fit the last layer to the training subjects, and to those further ones that the net was pre-trained on.
+
+    The net is the plain one in float32 that is reported: what bfloat16 rounds differently would not be learnt away.
+    """
     label = f"{model.name} pooled features"
     own, others = subject_features(model, slices, train, channels, label), None
     if config.model.weights == "simulated":
@@ -133,9 +136,10 @@ def trained_net(protocol: str, backbone: str, slices: SliceSet, parts: pd.Series
     model, origin, precision = _start(backbone, config, run_dir, shape, schedule.shrink)
     recipe = Recipe.of(schedule, config, seed=seed)
     _fit(model, slices, index, folder, recipe, channels, label)
+    plain = _finished(model)
     with_head = config.training.subject_head and protocol == "subject"
-    penalty = _fit_head(model, slices, index["train"], config, run_dir, channels) if with_head else None
-    return _finished(model), {
+    penalty = _fit_head(plain, slices, index["train"], config, run_dir, channels) if with_head else None
+    return plain, {
         "backbone": backbone, "protocol": protocol, "weights": origin, "training_precision": precision,
         "input": config.model.input, "pixel_mm": config.model.pixel_mm * schedule.shrink, "epochs": schedule.epochs,
         "slices_per_subject": schedule.slices_per_subject, "learning_rate": schedule.learning_rate,
