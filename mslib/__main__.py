@@ -51,7 +51,7 @@ def _run(args: argparse.Namespace) -> None:
         from mslib.jobs.maps import make_maps
         make_maps(config, args.run_dir, args.backbone)
     elif args.job == "patients":
-        from mslib.jobs.attributions import choose_patients
+        from mslib.jobs.explained import choose_patients
         choose_patients(config, args.run_dir)
     elif args.job == "attribute":
         from mslib.jobs.attributions import attribute_subject

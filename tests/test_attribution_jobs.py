@@ -8,7 +8,7 @@ import pytest
 from mslib.explain import METHODS
 from mslib.jobs import attribution_scores as scores
 from mslib.jobs import attribution_tables as judged
-from mslib.jobs import attributions, planted_results
+from mslib.jobs import attributions, explained, planted_results
 from mslib.study import StudyConfig, StudyError
 
 CONFIG = StudyConfig(study="test", statistics={"bootstrap": 200}, attribution={
@@ -152,8 +152,8 @@ def test_only_patients_of_the_notebook_can_be_asked_for(monkeypatch):
 def test_groups_take_turns(monkeypatch):
     people = [type("Person", (), {"id": f"{group}{i}", "group": group})
               for group in ("RRMS", "SPMS") for i in range(3)]
-    monkeypatch.setattr(attributions, "explained_subjects", lambda *_: people)
-    found = [person.id for person in attributions.attributed_subjects(
+    monkeypatch.setattr(explained, "explained_subjects", lambda *_: people)
+    found = [person.id for person in explained.attributed_subjects(
         CONFIG.model_copy(update={"attribution": CONFIG.attribution.model_copy(update={"patients": 4})}), "run")]
     assert found == ["RRMS0", "SPMS0", "RRMS1", "SPMS1"]
 

@@ -15,7 +15,7 @@ from mslib.study import StudyConfig, StudyError, atomic_path, progress, stamped_
 from mslib.study.provenance import code_digest, file_sha256
 
 from .cohort import qc_path
-from .explained import explained_subjects, stack_of
+from .explained import attributed_subjects, stack_of
 from .maps import images_of, net, target_of, weights_path
 
 #: Values change places between images: made for all patients together, not for one.
@@ -94,20 +94,6 @@ def kept_maps(model: keras.Model, images, targets, brain, config: StudyConfig, f
         with np.load(path, allow_pickle=False) as stored:
             maps[method], seconds[method] = stored["maps"], float(stored["seconds"])
     return maps, pd.Series(seconds, dtype=float)
-
-
-def attributed_subjects(config: StudyConfig, run_dir: str | Path) -> list:
-    """The first explained patients, groups taking turns (``attribution.patients`` of them)."""
-    people = explained_subjects(config, run_dir)
-    turns = pd.Series([person.group for person in people]).groupby([person.group for person in people]).cumcount()
-    order = sorted(range(len(people)), key=lambda i: (turns.iloc[i], people[i].group, people[i].id))
-    return [people[i] for i in order[: config.attribution.patients]]
-
-
-def choose_patients(config: StudyConfig, run_dir: str | Path) -> None:
-    """Write the ids of `attributed_subjects` to ``attributions/patients.json``."""
-    write_json(Path(run_dir) / "attributions" / "patients.json",
-               [person.id for person in attributed_subjects(config, run_dir)])
 
 
 def fullest_slice(person, config: StudyConfig, run_dir: str | Path) -> dict:

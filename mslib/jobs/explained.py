@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from mslib.prep import load_stack
-from mslib.study import StudyConfig, StudyError
+from mslib.study import StudyConfig, StudyError, write_json
 
 from .cohort import stack_path, subject_folder, usable_subjects
 from .predictions import predictions_path, read_predictions, tested
@@ -80,3 +81,17 @@ def volume_subjects(config: StudyConfig, run_dir: str | Path) -> list:
 def volume_path(backbone: str, run_dir: str | Path, subject: str) -> Path:
     """Where a patient's Grad-CAM volume of a net lies."""
     return subject_folder(run_dir, subject) / "anat" / f"sub-{subject}_space-T1w_desc-{backbone}gradcam_cam.nii.gz"
+
+
+def attributed_subjects(config: StudyConfig, run_dir: str | Path) -> list:
+    """The first explained patients, groups taking turns (``attribution.patients`` of them)."""
+    people = explained_subjects(config, run_dir)
+    turns = pd.Series([person.group for person in people]).groupby([person.group for person in people]).cumcount()
+    order = sorted(range(len(people)), key=lambda i: (turns.iloc[i], people[i].group, people[i].id))
+    return [people[i] for i in order[: config.attribution.patients]]
+
+
+def choose_patients(config: StudyConfig, run_dir: str | Path) -> None:
+    """Write the ids of `attributed_subjects` to ``attributions/patients.json``."""
+    write_json(Path(run_dir) / "attributions" / "patients.json",
+               [person.id for person in attributed_subjects(config, run_dir)])
