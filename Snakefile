@@ -217,6 +217,16 @@ rule notebook_gradcam:
     message: "Notebook 03: Grad-CAM at every layer"
     shell: notebook("03_gradcam_layers")
 
+rule planted:
+    input: stacks
+    output: f"{RUN}/planted/nets.json"
+    params: code=code_digest("mslib.jobs.planted_results"), settings=STUDY.model_dump_json()
+    threads: WHOLE
+    resources: mem_mb=memory(4000)
+    priority: AWAITED
+    message: "Attribution: planted nets"
+    shell: f"{MSLIB} planted {JOB}"
+
 checkpoint patients:
     input: stacks, NETS
     output: f"{RUN}/attributions/patients.json"
@@ -236,7 +246,9 @@ rule attribute:
     shell: f"{MSLIB} attribute {JOB} --backbone {{wildcards.backbone}} --subject {{wildcards.id}}"
 
 rule notebook_attribution:
-    input: attributed, stacks, NETS, source="notebooks/04_multimodal_attribution.ipynb"
+    input:
+        attributed, stacks, NETS, f"{RUN}/planted/nets.json" if TRAINS else [],
+        source="notebooks/04_multimodal_attribution.ipynb"
     output: f"{RUN}/metrics/04_multimodal_attribution.json", f"{RUN}/made/04_multimodal_attribution.json"
     log: notebook=f"{RUN}/notebooks/04_multimodal_attribution.ipynb"
     params: code=code_digest("notebooks/04_multimodal_attribution.ipynb"), settings=STUDY.model_dump_json()
@@ -269,7 +281,7 @@ if STUDY.sleep:
         input: OWN_NIGHTS
         output: NIGHTS
         params: settings=STUDY.sleep.model_dump_json(), seed=STUDY.seed, code=made_by("mslib.sleep")
-        threads: 2
+        threads: WHOLE
         resources: mem_mb=memory(1500)
         message: "Sleep: nights"
         shell: f"{MSLIB} nights {JOB}"

@@ -16,6 +16,7 @@ JOBS = {
     "preprocess": "preprocess one subject",
     "notebook": "execute one notebook into the run folder",
     "maps": "Grad-CAM of every layer and its measures for one backbone",
+    "planted": "train and explain the planted nets of notebook 04",
     "patients": "choose the patients of notebook 04",
     "attribute": "maps of one patient by the methods of notebook 04",
     "nights": "make, fetch or read the nights of notebook 06",
@@ -50,6 +51,9 @@ def _run(args: argparse.Namespace) -> None:
     if args.job == "maps":
         from mslib.jobs.maps import make_maps
         make_maps(config, args.run_dir, args.backbone)
+    elif args.job == "planted":
+        from mslib.jobs.planted_results import make_planted
+        make_planted(config, args.run_dir)
     elif args.job == "patients":
         from mslib.jobs.explained import choose_patients
         choose_patients(config, args.run_dir)

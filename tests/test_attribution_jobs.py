@@ -1,5 +1,7 @@
 """Jobs of notebook 04 on made-up nets: planted importance comes back, perfect and blind maps are told apart."""
 
+import json
+
 import keras
 import numpy as np
 import pandas as pd
@@ -156,6 +158,17 @@ def test_groups_take_turns(monkeypatch):
     found = [person.id for person in explained.attributed_subjects(
         CONFIG.model_copy(update={"attribution": CONFIG.attribution.model_copy(update={"patients": 4})}), "run")]
     assert found == ["RRMS0", "SPMS0", "RRMS1", "SPMS1"]
+
+
+@pytest.mark.parametrize("groups, made", [
+    (["control", "RRMS", "SPMS"], ["T1w_1", "T2w_1", "FLAIR_1", "FLAIR_2", "shortcut_1"]), (["RRMS", "SPMS"], [])])
+def test_the_job_of_the_planted_nets_leaves_none_to_the_notebook(groups, made, monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr(planted_results, "control_slices", lambda *_: {"test": "slices"})
+    monkeypatch.setattr(planted_results, "planted_maps",
+                        lambda experiment, *_: seen.append(f"{experiment.name}_{_[-1] + 1}"))
+    planted_results.make_planted(CONFIG.model_copy(update={"groups": groups}), tmp_path)
+    assert seen == made == json.loads((tmp_path / "planted" / "nets.json").read_text(encoding="utf-8"))
 
 
 def made_up(best="deeplift", failing="guided_backprop"):

@@ -12,12 +12,12 @@ from mslib.measure import bootstrap_subjects, feature_importance_score, feature_
 from mslib.nets import SliceSet
 from mslib.nets.planted import shortcut_mask
 from mslib.nets.spread import evenly
-from mslib.study import StudyConfig
+from mslib.study import StudyConfig, write_json
 from mslib.study.provenance import file_sha256
 
 from .attribution_scores import SIGMA, likeness
 from .attributions import kept_maps
-from .planted import Experiment, explained_set, planted_folder, planted_net
+from .planted import Experiment, control_slices, experiments, explained_set, has_planted, planted_folder, planted_net
 
 #: Slices that the randomisation looks at, and what is random at each of its steps (the deepest layers first).
 RANDOMISED, STEPS = 8, {"logits": "logits", "block 5 and logits": "block5_conv1", "all layers": "block1_conv1"}
@@ -40,6 +40,24 @@ def planted_maps(experiment: Experiment, slices: dict[str, SliceSet], config: St
     return {"model": model, "maps": maps, "seconds": seconds, "images": images, "targets": targets,
             "brain": marked.brain, "features": marked.marks, "corner": marked.corner,
             "subjects": marked.slices.table["subject"].tolist()}
+
+
+def repeated_experiment(config: StudyConfig) -> Experiment:
+    """The experiment that is trained from a second seed: the last sequence decides."""
+    return experiments(config)[len(config.sequences) - 1]
+
+
+def make_planted(config: StudyConfig, run_dir: str | Path) -> None:
+    """The job of the planted nets, which need no net of the study: trained, and explained by every method.
+
+    Notebook 04 takes them up; their names in ``planted/nets.json`` say that they are done.
+    """
+    made, slices = [], control_slices(config, run_dir) if has_planted(config) else {}
+    for experiment in experiments(config) if slices else []:
+        for repeat in range(2 if experiment == repeated_experiment(config) else 1):
+            planted_maps(experiment, slices, config, run_dir, repeat)
+            made.append(planted_folder(run_dir, experiment, repeat).name)
+    write_json(Path(run_dir) / "planted" / "nets.json", made)
 
 
 def layer_sweep(one: dict, features, importance, config: StudyConfig, label: str) -> pd.DataFrame:
