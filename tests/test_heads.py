@@ -165,7 +165,7 @@ def images_of(per_group, prefix=""):
 
 
 @pytest.fixture
-def seen(monkeypatch):
+def seen(monkeypatch, shallow):
     """Subjects that heads were fitted to; further subjects and pre-trained weights are made up."""
     names, further = [], images_of(4, "P")
     further = SliceSet(further.images, further.table, np.zeros((len(further.table), 2), "float32"))
@@ -199,7 +199,7 @@ def test_the_subject_wise_net_ends_in_a_head_of_subjects(weights, seen, tmp_path
     assert channels_of(study) is None
 
 
-def test_the_head_is_fitted_to_the_net_that_is_reported(tmp_path):
+def test_the_head_is_fitted_to_the_net_that_is_reported(shallow, tmp_path):
     """In float32, whatever the training computed in: fitted again to the reported net's features, it stays."""
     slices, study = images_of(4), config("scratch", precision="bfloat16")
     train_protocol("subject", "vgg16", slices, study, tmp_path)

@@ -96,7 +96,7 @@ def test_a_narrow_net_is_folded_exactly():
     np.testing.assert_allclose(np.asarray(plain(images)), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
-def test_a_planted_net_is_trained_once(tmp_path, monkeypatch):
+def test_a_planted_net_is_trained_once(tmp_path, monkeypatch, shallow):
     marked = plant(head(24, (48, 40)), 0, 4.0, 1)
     parts = np.array(["train"] * 16 + ["validation"] * 8)
     first = train_planted(marked, parts, CONFIG, tmp_path, 0, "net")
@@ -108,7 +108,7 @@ def test_a_planted_net_is_trained_once(tmp_path, monkeypatch):
         train_planted(marked, parts, CONFIG, tmp_path, 1, "net")
 
 
-def test_damaged_weights_are_named(tmp_path):
+def test_damaged_weights_are_named(tmp_path, shallow):
     marked, parts = plant(head(24, (48, 40)), 0, 4.0, 1), np.array(["train"] * 16 + ["validation"] * 8)
     train_planted(marked, parts, CONFIG, tmp_path, 0, "net")
     (tmp_path / "weights.weights.h5").write_bytes(b"half a file")

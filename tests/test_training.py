@@ -302,7 +302,7 @@ def study(**training_changes):
         "batch_size": 12, "precision": "float32", "subject": one, "slice": one, "permuted": one} | training_changes)
 
 
-def test_a_protocol_from_slices_to_a_plain_net(tmp_path, monkeypatch):
+def test_a_protocol_from_slices_to_a_plain_net(tmp_path, monkeypatch, shallow):
     slices, config = make_slices(n=4, size=32), study()
     table = train_protocol("subject", "vgg16", slices, config, tmp_path)
     assert set(table["part"]) == {"validation", "test"} and len(table) == 3 * 2 * 4
@@ -370,7 +370,7 @@ def test_activations_of_frozen_blocks_are_made_once(tmp_path):
     assert not np.allclose(again.images, found.images, atol=1e-2), "other slices, other activations"
 
 
-def test_frozen_blocks_stay_as_pretrained_and_the_rest_learns(tmp_path, monkeypatch):
+def test_frozen_blocks_stay_as_pretrained_and_the_rest_learns(tmp_path, monkeypatch, shallow):
     start = build_trainable("vgg16", 3, (32, 32, 3), "float32")
     weights = start.get_weights()
     monkeypatch.setattr(protocols, "pretrained_weights", lambda *_: weights)
@@ -388,14 +388,14 @@ def test_frozen_blocks_stay_as_pretrained_and_the_rest_learns(tmp_path, monkeypa
         if layer.weights and layer.name[:6] in ("block1", "block2", "block3", "block4"):
             np.testing.assert_array_equal(layer.get_weights()[0], after.get_layer(layer.name).get_weights()[0])
     moved = [np.abs(before.get_layer(name).get_weights()[0] - after.get_layer(name).get_weights()[0]).max()
-             for name in ("block5_conv1", "block5_conv3", "logits")]
+             for name in ("block5_conv1", "logits")]
     assert min(moved) > 1e-4
 
 
 # Stages of pre-training
 
 
-def test_stages_go_on_from_each_other_and_protocols_start_from_their_pixels(tmp_path, monkeypatch):
+def test_stages_go_on_from_each_other_and_protocols_start_from_their_pixels(tmp_path, monkeypatch, shallow):
     starts, shapes, recipes = [], [], []
 
     def no_training(model, slices, train, validation, folder, recipe, label, head):
