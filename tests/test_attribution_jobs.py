@@ -10,7 +10,8 @@ import pytest
 from mslib.explain import METHODS
 from mslib.jobs import attribution_scores as scores
 from mslib.jobs import attribution_tables as judged
-from mslib.jobs import attributions, explained, planted_results
+from mslib.jobs import attribution_claims, attributions, explained, planted_results
+from mslib.jobs.verdicts import FAILS, HOLDS
 from mslib.study import StudyConfig, StudyError
 
 CONFIG = StudyConfig(study="test", statistics={"bootstrap": 200}, attribution={
@@ -246,6 +247,9 @@ def test_a_layer_repairs_grad_cam_only_beyond_its_intervals():
     assert judged.sweep_sentence(sweep).count("An earlier layer repairs it") == 2
     close = sweep.assign(value=sweep["value"] / 3 + 0.1, low=0.0, high=1.0)
     assert judged.sweep_sentence(close).count("does not clearly repair it") == 2
+    verdicts = [attribution_claims._repaired(pd.concat([one.assign(backbone="a"), other.assign(backbone="b")]))[1]
+                for one, other in ((sweep, sweep), (sweep, close), (close, close))]
+    assert verdicts == [HOLDS, "undecided: not surely in every net", FAILS]
 
 
 def test_the_shortcut_is_exposed_by_heat_on_it(linear):
