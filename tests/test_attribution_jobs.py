@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 
 from mslib.explain import METHODS
+from mslib.jobs import attribution_claims, attributions, explained, planted_results
 from mslib.jobs import attribution_scores as scores
 from mslib.jobs import attribution_tables as judged
-from mslib.jobs import attribution_claims, attributions, explained, planted_results
 from mslib.jobs.verdicts import FAILS, HOLDS
 from mslib.study import StudyConfig, StudyError
 
@@ -263,3 +263,5 @@ def test_the_shortcut_is_exposed_by_heat_on_it(linear):
     table = planted_results.shortcut_table(one, CONFIG)
     assert table["exposed"].to_dict() == {"gradient": True, "lime": False, "occlusion": False}
     assert table.loc["lime", "value"] == pytest.approx(square.mean()) and table.loc["occlusion", "blank"] == 8
+    seen = planted_results.shortcut_table(one | {"corner": np.arange(8) < 3}, CONFIG)
+    assert (seen["slices"] == 3).all() and (seen["subjects"] == 3).all(), "those that show it, not all"

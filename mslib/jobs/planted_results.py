@@ -134,7 +134,8 @@ def shortcut_table(one: dict, config: StudyConfig) -> pd.DataFrame:
     -------
     pandas.DataFrame
         By method: ``value``, ``low``, ``high`` (subject bootstrap), ``chance`` (its share of the picture), ``blank``
-        (maps without positive attribution), ``exposed``: the lower limit lies above chance.
+        (maps without positive attribution), ``slices`` and ``subjects`` that show it, ``exposed``: the lower limit
+        lies above chance.
     """
     square = shortcut_mask(one["images"].shape[1:3], config.model.pixel_mm)
     shown, rows = one["corner"], []
@@ -147,5 +148,5 @@ def shortcut_table(one: dict, config: StudyConfig) -> pd.DataFrame:
                                    confidence=config.statistics.confidence, seed=config.seed)
         rows.append({"method": method, "value": found.estimate, "low": found.low, "high": found.high,
                      "chance": square.mean(), "blank": int((total <= 0).sum()), "slices": int(shown.sum()),
-                     "exposed": bool(found.low > square.mean())})
+                     "subjects": len(set(names)), "exposed": bool(found.low > square.mean())})
     return pd.DataFrame(rows).set_index("method")
