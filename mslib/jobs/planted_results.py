@@ -52,11 +52,13 @@ def make_planted(config: StudyConfig, run_dir: str | Path) -> None:
 
     Notebook 04 takes them up; their names in ``planted/nets.json`` say that they are done.
     """
-    made, slices = [], control_slices(config, run_dir) if has_planted(config) else {}
-    for experiment in experiments(config) if slices else []:
-        for repeat in range(2 if experiment == repeated_experiment(config) else 1):
-            planted_maps(experiment, slices, config, run_dir, repeat)
-            made.append(planted_folder(run_dir, experiment, repeat).name)
+    made = []
+    if has_planted(config):
+        slices, repeated = control_slices(config, run_dir), repeated_experiment(config)
+        for experiment in experiments(config):
+            for repeat in range(2 if experiment == repeated else 1):
+                planted_maps(experiment, slices, config, run_dir, repeat)
+                made.append(planted_folder(run_dir, experiment, repeat).name)
     write_json(Path(run_dir) / "planted" / "nets.json", made)
 
 
