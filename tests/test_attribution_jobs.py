@@ -252,6 +252,43 @@ def test_a_layer_repairs_grad_cam_only_beyond_its_intervals():
     assert verdicts == [HOLDS, "undecided: not surely in every net", FAILS]
 
 
+def test_a_net_that_needs_no_sequence_is_left_out_and_told(linear):
+    common = linear["features"], linear["brain"]
+    settings = {name: linear[name] for name in ("model", "images", "targets", "subjects")} | {"config": CONFIG}
+    maps = {name: np.ones_like(linear["images"]) for name in METHODS}
+    useless, useful = (scores.score_maps(maps, *common, importance=np.array(weights), **settings)
+                       for weights in ((-1.0, 0, -2), (0, 0, 1.0)))
+    assert useless[["msfi", "portion", "msfi_chance"]].isna().all(axis=None) and useless["iou"].notna().all()
+    removal = useless.assign(fill="zero", delta=0.1)
+    both, alone = (judged.judgement(table, removal, CONFIG) for table in (pd.concat([useful, useless]), useless))
+    np.testing.assert_allclose(both["msfi"], useful["msfi_chance"].iloc[0])
+    assert "leave out 8 slices" in judged.score_caption(pd.concat([useful, useless]), "")
+    assert "leave out" not in judged.score_caption(useful, "")
+    assert alone["msfi"].isna().all() and "msfi" not in judged.better(alone)
+    exposed = pd.DataFrame({"exposed": [False] * len(METHODS)}, index=list(METHODS))
+    agreement = pd.DataFrame({"tau": [1.0]})
+    nets = pd.DataFrame({"net": "vgg16", "fill": "zero", "worth": "cross-entropy", "modality": list(CONFIG.sequences),
+                         "value": 1.0, "low": np.nan})
+    found = judged.recorded(alone.assign(random=0.1), alone, nets, agreement, exposed, used(), CONFIG)
+    assert found["planted_best"] is None
+    assert "(MSFI): none" in judged.advice(alone.assign(random=0.1), alone, exposed, used())[0]
+
+
+def test_layers_are_judged_by_nets_that_need_a_sequence():
+    rows = [{"backbone": "a", "method": method, "layer": layer, "value": value, "low": value - 0.05,
+             "high": value + 0.05, "chance": 0.1}
+            for method in ("gradcam", "guided_gradcam")
+            for layer, value in (("block3_conv3", 0.6), ("block5_conv3", 0))]
+    sweep = pd.DataFrame(rows)
+    lost = sweep.assign(backbone="b", value=np.nan, low=np.nan, high=np.nan, chance=np.nan)
+    for claim, holds in ((attribution_claims._repaired, HOLDS), (attribution_claims._useless, HOLDS)):
+        assert claim(pd.concat([sweep, lost]))[1] == holds
+        assert claim(lost) == attribution_claims.NO_TEST
+    assert judged.sweep_sentence(lost).count("not defined") == 2
+    table = pd.DataFrame({"msfi": np.nan, "msfi_low": np.nan, "msfi_high": np.nan}, index=list(METHODS))
+    assert attribution_claims._best(table) == attribution_claims.NO_TEST
+
+
 def test_the_shortcut_is_exposed_by_heat_on_it(linear):
     images = np.zeros((8, 96, 84, 3), np.float32)
     square = planted_results.shortcut_mask((96, 84), CONFIG.model.pixel_mm)

@@ -34,7 +34,7 @@ def content(folder):
 
 def test_a_new_folder_holds_its_stamp(tmp_path, capsys):
     folder = stamped_folder(tmp_path / "nets" / "a", FACTS)
-    assert folder == tmp_path / "nets" / "a" and capsys.readouterr().out == ""
+    assert folder == tmp_path / "nets" / "a" and capsys.readouterr().err == ""
     assert list(content(folder)) == ["stamp.json"]
     assert json.loads((folder / "stamp.json").read_text(encoding="utf-8")) == FACTS
 
@@ -44,7 +44,7 @@ def test_the_same_facts_keep_the_content(tmp_path, capsys):
     write_text(folder / "below" / "result.txt", "kept")
     before = content(folder)
     assert stamped_folder(str(folder), dict(reversed(FACTS.items()))) == folder
-    assert content(folder) == before and capsys.readouterr().out == ""
+    assert content(folder) == before and capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("facts", [FACTS | {"seed": 2}, FACTS | {"code": "abc"}, {"seed": 1},
@@ -54,12 +54,12 @@ def test_other_facts_empty_the_folder_and_say_so(tmp_path, capsys, facts):
     write_text(folder / "below" / "result.txt", "stale")
     write_text(tmp_path / "beside.txt", "not ours")
     stamped_folder(folder, facts)
-    told = capsys.readouterr().out.splitlines()
+    told = capsys.readouterr().err.splitlines()
     assert told == [f"{folder}: was made with other settings, code or data; made anew"]
     assert list(content(folder)) == ["stamp.json"]
     assert (tmp_path / "beside.txt").read_text() == "not ours"
     stamped_folder(folder, facts)
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("stamp", [None, "", '{"seed": 1'])
@@ -69,7 +69,7 @@ def test_a_folder_without_a_whole_stamp_is_emptied(tmp_path, capsys, stamp):
     if stamp is not None:
         write_text(folder / "stamp.json", stamp)
     stamped_folder(folder, FACTS)
-    assert "made anew" in capsys.readouterr().out
+    assert "made anew" in capsys.readouterr().err
     assert list(content(folder)) == ["stamp.json"]
 
 
@@ -77,7 +77,7 @@ def test_a_stamp_of_other_bytes_is_another_stamp(tmp_path, capsys):
     folder = stamped_folder(tmp_path / "a", FACTS)
     (folder / "stamp.json").write_bytes(b"\xff\xfe\x00")
     stamped_folder(folder, FACTS)
-    assert "made anew" in capsys.readouterr().out
+    assert "made anew" in capsys.readouterr().err
     assert json.loads((folder / "stamp.json").read_text(encoding="utf-8")) == FACTS
 
 
@@ -85,7 +85,7 @@ def test_a_folder_without_files_is_new(tmp_path, capsys):
     """Snakemake makes the folders of a job's outputs before the job."""
     (tmp_path / "a" / "anat").mkdir(parents=True)
     stamped_folder(tmp_path / "a", FACTS)
-    assert capsys.readouterr().out == "" and (tmp_path / "a" / "anat").is_dir()
+    assert capsys.readouterr().err == "" and (tmp_path / "a" / "anat").is_dir()
 
 
 def test_a_file_in_the_place_of_the_folder_is_told_in_one_line(tmp_path):
@@ -276,7 +276,7 @@ def test_another_seed_makes_them_anew(further, capsys, tmp_path):
     config, run, slices = further
     shutil.copytree(run / "further", tmp_path / "further")
     other = further_slices(tiny(config.seed + 1), tmp_path)
-    assert f"{tmp_path / 'further'}: was made with other settings" in capsys.readouterr().out
+    assert f"{tmp_path / 'further'}: was made with other settings" in capsys.readouterr().err
     assert other.digest() != slices.digest() and set(other.table["group"]) == set(GROUPS)
     assert not np.array_equal(other.facts.max(0), slices.facts.max(0))
 
@@ -320,7 +320,7 @@ def test_a_fitted_net_is_taken_up_when_nothing_changed(trainings, tmp_path, caps
                         ("explain", CONFIG.explain.model_copy(update={"nifti_subjects": 1}))):
         train_protocol("subject", "vgg16", slices, CONFIG.model_copy(update={name: value}), tmp_path)
     assert trainings == ["vgg16 subject"], "what comes after training does not decide a net"
-    assert "made anew" not in capsys.readouterr().out
+    assert "made anew" not in capsys.readouterr().err
 
 
 def test_a_file_of_weights_counts_by_its_content(tmp_path):
@@ -361,6 +361,6 @@ def test_a_fitted_net_is_made_anew_when_something_changed(trainings, tmp_path, c
         train_protocol("subject", "vgg16", make_slices(), config, tmp_path)
         assert trainings[3:] == [], "another protocol's schedule does not decide this net"
     folder = tmp_path / "nets" / "vgg16" / "slice"
-    assert f"{folder}: was made with other settings, code or data; made anew" in capsys.readouterr().out
+    assert f"{folder}: was made with other settings, code or data; made anew" in capsys.readouterr().err
     assert content(tmp_path / "nets" / "vgg16" / "subject") == kept, "the other net is left alone"
     assert json.loads((folder / "net.json").read_text())["epochs"] == config.training.slice.epochs

@@ -10,10 +10,12 @@ from mslib.show.figure import label_of
 from mslib.study import StudyConfig
 
 from .record import interval_text
-from .verdicts import FAILS, FAILS_ABOVE, HOLDS, sweep_repairs, undecided, verdict
+from .verdicts import FAILS, FAILS_ABOVE, HOLDS, sweep_repairs, undecided, untestable, verdict
 from .words import LIFT
 
 GUIDED = ("guided_backprop", "guided_gradcam")
+#: Evidence and verdict where no net has learnt what was planted.
+NO_TEST = ("no planted net gives a sequence a positive importance", untestable("the planted nets need no sequence"))
 
 
 def _told(table, name):
@@ -22,6 +24,8 @@ def _told(table, name):
 
 def _best(table):
     """Guided BackProp and Guided Grad-CAM above all others, surely."""
+    if table["msfi"].isna().all():
+        return NO_TEST
     others = table.drop(list(GUIDED))["msfi"].nlargest(2).index
     lowest, highest = table.loc[list(GUIDED), "msfi_low"].min(), table.drop(list(GUIDED))["msfi_high"].max()
     beaten = table.loc[list(GUIDED), "msfi_high"].min() < table.loc[others[0], "msfi_low"]
@@ -34,6 +38,9 @@ def _best(table):
 def _useless(sweep):
     """Grad-CAM at its last layer not above chance in any net."""
     last = sweep[(sweep["method"] == "gradcam") & (sweep["layer"] == sweep["layer"].iloc[-1])]
+    last = last[last["chance"].notna()]
+    if last.empty:
+        return NO_TEST
     told = f"MSFI at {last['layer'].iloc[0]}: " + "; ".join(
         f"{row.backbone} {interval_text(row.value, row.low, row.high)}, chance {row.chance:.2f}"
         for row in last.itertuples())
@@ -74,6 +81,8 @@ def _of_nets(row):
 
 def _repaired(sweep):
     """Whether an earlier layer repairs Grad-CAM: in all planted nets, in some of them taken alone, or in none."""
+    if sweep["chance"].isna().all():
+        return NO_TEST
     repaired, told = sweep_repairs(sweep, "gradcam")
     if repaired:
         return told, HOLDS

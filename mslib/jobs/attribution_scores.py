@@ -121,15 +121,17 @@ def score_maps(maps: dict[str, np.ndarray], features, brain, importance, model: 
     pandas.DataFrame
         One row per method and image: ``msfi``, ``portion`` (of the most important modality), ``iou``, ``tau`` (MI
         correlation), ``share_<sequence>`` of the positive attribution, ``gap`` (completeness), ``blank``,
-        ``probability`` and ``right`` of the net; ``msfi_chance``, ``portion_chance``, ``iou_chance``.
+        ``probability`` and ``right`` of the net; ``msfi_chance``, ``portion_chance``, ``iou_chance``. MSFI and portion
+        are NaN for a net that gives no sequence a positive importance.
     """
     logits = _scores(model, images)
     chance = softmax(logits, axis=1)[np.arange(len(targets)), targets]
     even = feature_portions(np.repeat(brain[..., None], images.shape[-1], -1).astype(float), features, brain)
     top, stacked = int(np.argmax(importance)), (len(images), -1, images.shape[2])
+    needed = 1 if importance[top] > 0 else np.nan  # a net that needs no sequence has no most important one
     common = {"subject": list(subjects), "image": np.arange(len(images)), "probability": chance,
               "right": logits.argmax(1) == targets, "msfi_chance": feature_importance_score(even, importance),
-              "portion_chance": even[:, top]}
+              "portion_chance": needed * even[:, top]}
     where = np.repeat(brain[..., None], images.shape[-1], -1)
     tables = []
     for method, raw in maps.items():
@@ -139,8 +141,8 @@ def score_maps(maps: dict[str, np.ndarray], features, brain, importance, model: 
         iou, iou_chance = iou_at_median(*flat)
         totals = modality_totals(heat * where)
         shares = totals / np.where(totals.sum(1) > 0, totals.sum(1), np.nan)[:, None]
-        row = common | {"msfi": feature_importance_score(portions, importance), "portion": portions[:, top], "iou": iou,
-                        "iou_chance": iou_chance, "blank": totals.sum(1) == 0}
+        row = common | {"msfi": feature_importance_score(portions, importance), "portion": needed * portions[:, top],
+                        "iou": iou, "iou_chance": iou_chance, "blank": totals.sum(1) == 0}
         if METHODS[method].tells_modalities or method == "feature_permutation":
             row |= {f"share_{name}": shares[:, m] for m, name in enumerate(config.sequences)}
             row["tau"] = importance_correlation(totals, importance)
@@ -217,7 +219,7 @@ def mean_table(scores: pd.DataFrame, measures, config: StudyConfig) -> pd.DataFr
     for method, part in scores.groupby("method", sort=False):
         row = {}
         for name in measures:
-            if name not in part or part[name].isna().all():
+            if name not in part:
                 continue
             found = bootstrap_subjects(part[name], part["subject"], n=config.statistics.bootstrap,
                                        confidence=config.statistics.confidence, seed=config.seed)

@@ -68,10 +68,8 @@ def judgement(scores: pd.DataFrame, removal: pd.DataFrame, config: StudyConfig, 
 
     Parameters
     ----------
-    scores : DataFrame
-        From `score_maps`.
-    removal : DataFrame
-        From `removal_table`: columns ``delta_<fill>`` with limits.
+    scores, removal : DataFrame
+        From `score_maps` and `removal_table`: columns ``delta_<fill>`` with limits.
     random, repeat : DataFrame, optional
         From `randomisation_scores` (its last step counts) and `repeat_scores`.
     """
@@ -122,11 +120,12 @@ def one_net_sentence(one: dict, random: pd.DataFrame, name: str) -> str:
 def score_caption(scores: pd.DataFrame, who: str) -> str:
     """What the table's figure shows, of how many."""
     rows = scores[scores["method"] == scores["method"].iloc[0]]
-    right = rows["right"].mean()
+    right, undefined = rows["right"].mean(), int(rows["msfi_chance"].isna().sum())
     return (f"{who}; n = {len(rows)} slices, {rows['subject'].nunique()} subjects; the net is right about "
             f"{right:.0%} of them. Light: best of a column (bold), dark: worst (italics). "
             + ("Intervals are in the table (CSV)." if rows["subject"].nunique() >= MIN_SUBJECTS else
                f"No intervals: n < {MIN_SUBJECTS} subjects.")
+            + f" MSFI and portion leave out {undefined} slices: their net needs no sequence." * bool(undefined)
             + " A dash: not defined for the method, or for no map of it.")
 
 
@@ -264,7 +263,7 @@ def advice(table: pd.DataFrame | None, patients: pd.DataFrame, exposed: pd.DataF
 
 
 def _values(series):
-    return ", ".join(f"{name} {value:.2g}" for name, value in series.items()) or "none"
+    return ", ".join(f"{name} {value:.2g}" for name, value in series.dropna().items()) or "none"
 
 
 def first_by_importance(nets: pd.DataFrame) -> dict[str, dict[str, int]]:
@@ -290,7 +289,8 @@ def recorded(table, patients, nets, agreement, exposed, used, config: StudyConfi
              "importance": {backbone: dict(zip(config.sequences, importance_of(nets[nets["net"] == backbone], config)))
                             for backbone in config.model.backbones}}
     if table is not None:
-        found |= {"planted_msfi": table["msfi"].to_dict(), "planted_best": table["msfi"].idxmax(),
+        found |= {"planted_msfi": table["msfi"].to_dict(),
+                  "planted_best": table["msfi"].idxmax() if table["msfi"].notna().any() else None,
                   "sound": list(sound_methods(table).index),
                   "randomisation_fails": sorted(table.index[table["random"] > FAILS_ABOVE]),
                   "fill_agreement": agreement["tau"].tolist(),

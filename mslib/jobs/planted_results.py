@@ -88,12 +88,13 @@ def layer_sweep(one: dict, features, importance, config: StudyConfig, label: str
     for layer, cam in cams.items():
         for method, raw in (("gradcam", np.repeat(cam[..., None], images.shape[-1], -1)),
                             ("guided_gradcam", guided * cam[..., None])):
-            score = feature_importance_score(feature_portions(postprocess(raw, SIGMA), features, brain), importance)
+            portions = feature_portions(postprocess(raw, SIGMA), features, brain)
+            score = feature_importance_score(portions, importance)
             found = bootstrap_subjects(score, one["subjects"], n=config.statistics.bootstrap,
                                        confidence=config.statistics.confidence, seed=config.seed)
             rows.append({"backbone": label, "method": method, "layer": layer, "measure": "msfi",
                          "value": found.estimate, "low": found.low, "high": found.high, "chance": chance,
-                         "blank": int(np.isnan(score).sum())})
+                         "blank": int(np.isnan(portions).all(1).sum())})
     return pd.DataFrame(rows)
 
 

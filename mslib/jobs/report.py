@@ -166,7 +166,8 @@ def _attribution_finding(numbers) -> str:
     if "planted_msfi" in numbers:
         best, scores = numbers["planted_best"], numbers["planted_msfi"]
         told = [f"against planted truth {label_of(best)} comes nearest (share of its heat inside the marks, "
-                f"sequences weighed by importance: MSFI {scores[best]:.2f}; 1 would be perfect)",
+                f"sequences weighed by importance: MSFI {scores[best]:.2f}; 1 would be perfect)" if best else
+                "no planted net needs any sequence: nothing can be judged against planted truth",
                 "fail the randomisation check: " + (", ".join(map(label_of, numbers["randomisation_fails"])) or "none"),
                 "pass it and mark what the net needs, whatever takes its place: "
                 + (", ".join(map(label_of, numbers["sound"])) or "none")]

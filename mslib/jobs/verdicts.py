@@ -31,8 +31,13 @@ def verdict(low: float | None, high: float | None, border: float = 0.0, name: st
 
 
 def sweep_repairs(sweep: pd.DataFrame, method: str) -> tuple[bool, str]:
-    """Whether the best layer of a method lies, in every net, surely above chance and above its last; and the means."""
-    rows = sweep[sweep["method"] == method]
+    """Whether the best layer of a method lies, in every net, surely above chance and above its last; and the means.
+
+    Nets that give no sequence a positive importance (no chance level) are left out.
+    """
+    rows = sweep[(sweep["method"] == method) & sweep["chance"].notna()]
+    if rows["value"].isna().all():
+        return False, "not defined"
     mean = rows.groupby("layer", sort=False)["value"].mean()
     last, best = mean.iloc[-1], mean.idxmax()
     limits = rows[rows["layer"] == best]

@@ -155,20 +155,16 @@ def feature_importance_score(portions, importance) -> np.ndarray:
     portions : array-like, (N, M)
         As from `feature_portions`; a modality without attribution (NaN) counts as 0.
     importance : array-like, (M,)
-        Negative values count as 0; one at least is positive.
+        Negative values count as 0.
 
     Returns
     -------
     ndarray of float, (N,)
-        1: all attribution of the modalities that matter lies in their features. NaN: a map without attribution.
-
-    Raises
-    ------
-    ValueError
-        No modality matters.
+        1: all attribution of the modalities that matter lies in their features. NaN: a map without attribution, or
+        (then every row) no modality with a positive importance.
     """
     portions, weights = np.asarray(portions, float), np.clip(np.asarray(importance, float), 0, None)
     if not weights.sum() > 0:
-        raise ValueError(f"importance: one modality at least must have a positive one (got {importance})")
+        return np.full(len(portions), np.nan)
     score = np.nan_to_num(portions) @ weights / weights.sum()
     return np.where(np.isnan(portions).all(1), np.nan, score)

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -91,7 +92,7 @@ def stamped_folder(folder: str | Path, facts: dict) -> Path:
     try:
         known = stamp.is_file() and stamp.read_bytes() == text.encode()
         if not known and any(path.is_file() for path in folder.rglob("*")):
-            print(f"{folder}: was made with other settings, code or data; made anew")
+            print(f"{folder}: was made with other settings, code or data; made anew", file=sys.stderr)
             shutil.rmtree(folder)
     except OSError as error:
         raise WriteError(f"{folder}: cannot be emptied ({error.strerror or error}); remove it by hand") from error
