@@ -217,6 +217,16 @@ rule notebook_gradcam:
     message: "Notebook 03: Grad-CAM at every layer"
     shell: notebook("03_gradcam_layers")
 
+if TRAINS:
+    rule repeat:
+        input: stacks, f"{RUN}/metrics/02_finetuning_{{backbone}}.json"
+        output: touch(f"{RUN}/relevance/{{backbone}}/repeat.done")
+        params: code=code_digest("mslib.jobs.relevance"), settings=STUDY.model_dump_json()
+        threads: WHOLE
+        resources: mem_mb=memory(6000)
+        message: "Relevance: {wildcards.backbone} trained once more from another seed"
+        shell: f"{MSLIB} repeat {JOB} --backbone {{wildcards.backbone}}"
+
 rule planted:
     input: stacks
     output: f"{RUN}/planted/nets.json"
@@ -261,6 +271,7 @@ rule notebook_attribution:
 rule notebook_relevance:
     input:
         stacks, NETS, f"{RUN}/metrics/03_gradcam_layers.json", f"{RUN}/metrics/04_multimodal_attribution.json",
+        expand(f"{RUN}/relevance/{{backbone}}/repeat.done", backbone=BACKBONES) if TRAINS else [],
         source="notebooks/05_modality_relevance.ipynb"
     output: f"{RUN}/metrics/05_modality_relevance.json", f"{RUN}/made/05_modality_relevance.json"
     log: notebook=f"{RUN}/notebooks/05_modality_relevance.ipynb"

@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from mslib.study import StudyError, load_config
+from mslib.study import StudyConfig, StudyError, load_config
 
 JOBS = {
     "start": "describe the simulated dataset, or fetch and convert the real patients",
@@ -19,6 +19,7 @@ JOBS = {
     "planted": "train and explain the planted nets of notebook 04",
     "patients": "choose the patients of notebook 04",
     "attribute": "maps of one patient by the methods of notebook 04",
+    "repeat": "train one net once more from another seed and measure its relevance (notebook 05)",
     "nights": "make, fetch or read the nights of notebook 06",
     "fold": "train and explain the net of one fold of sleep staging (notebook 06)",
     "publish": "copy the light part of a run to results/",
@@ -37,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
             job.add_argument("--subject", required=True)
         if name == "notebook":
             job.add_argument("--name", required=True, help="for instance 00_cohort")
-        if name in ("maps", "notebook", "attribute"):
+        if name in ("maps", "notebook", "attribute", "repeat"):
             job.add_argument("--backbone", required=name != "notebook")
         if name == "fold":
             job.add_argument("--number", required=True, type=int, help="from 0 on")
@@ -63,6 +64,9 @@ def _run(args: argparse.Namespace) -> None:
     elif args.job == "notebook":
         from mslib.jobs.notebook import execute_notebook
         execute_notebook(args.name, args.config, args.run_dir, args.backbone)
+    elif args.job == "repeat":
+        from mslib.jobs.relevance import repeat_relevance
+        repeat_relevance(config, args.run_dir, args.backbone)
     elif args.job == "nights":
         from mslib.jobs.sleep import read_nights
         read_nights(config, args.run_dir)
@@ -73,16 +77,20 @@ def _run(args: argparse.Namespace) -> None:
         from mslib.jobs.publish import publish
         publish(config, args.config, args.run_dir, args.results)
     else:
-        from mslib.jobs import cohort
-        if args.job in PER_SUBJECT:
-            getattr(cohort, args.job)(config, args.run_dir, args.subject)
-        elif args.job == "start":
-            if config.model.weights not in ("scratch", "simulated"):  # looking at weights takes seconds
-                from mslib.jobs.weights import check_weights
-                check_weights(config)
-            cohort.start_cohort(config, args.run_dir)
-        else:
-            cohort.check_cohort(config, args.run_dir)
+        _run_cohort(args, config)
+
+
+def _run_cohort(args: argparse.Namespace, config: StudyConfig) -> None:
+    from mslib.jobs import cohort
+    if args.job in PER_SUBJECT:
+        getattr(cohort, args.job)(config, args.run_dir, args.subject)
+    elif args.job == "start":
+        if config.model.weights not in ("scratch", "simulated"):  # looking at weights takes seconds
+            from mslib.jobs.weights import check_weights
+            check_weights(config)
+        cohort.start_cohort(config, args.run_dir)
+    else:
+        cohort.check_cohort(config, args.run_dir)
 
 
 def main(arguments: list[str] | None = None) -> int:

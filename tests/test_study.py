@@ -136,6 +136,14 @@ def test_everything_is_published(whole):
     assert made <= published, "what notebooks made in a fresh run folder is published, all of it"
 
 
+def test_the_job_of_the_repeat_leaves_none_to_the_notebook(whole):
+    for backbone in SMOKE.model.backbones:
+        folder = whole / "run" / "relevance" / backbone
+        made = [*folder.glob("repeat1/weights.weights.h5"), *folder.glob("repeated/shares.csv")]
+        assert len(made) == 2
+        assert max(path.stat().st_mtime for path in made) <= (folder / "repeat.done").stat().st_mtime
+
+
 def test_executed_notebooks_hold_no_errors_and_no_machine_paths(whole):
     for path in (whole / "results" / "notebooks").glob("*.ipynb"):
         assert str(ROOT) not in path.read_text(encoding="utf-8")
