@@ -125,9 +125,10 @@ def test_everything_is_published(whole):
     for name in ("README.md", "report.html", "metrics.json", "provenance.json"):
         assert (results / name).is_file()
     assert sorted(path.stem for path in (results / "notebooks").glob("*.ipynb")) == executed_notebooks(SMOKE)
-    for name in ("figure1_examples", "figure2_confusion", "figure3_layers", "figure4_layers", "layer_grid",
-                 "depth_curves"):
+    for name in ("figure1_examples", "figure2_confusion", "layer_grid", "depth_curves"):
         assert (results / "figures" / f"{name}.png").is_file()
+    for name, backbone in (("figure3_layers", "vgg16"), ("figure4_layers", "vgg19")):
+        assert (results / "figures" / f"{name}.png").is_file() == (backbone in SMOKE.model.backbones)
     blank = (results / "notebooks" / "07_summary.ipynb").read_text(encoding="utf-8").count("is blank; no viewer")
     assert len(list((results / "viewers").glob("*.html"))) + blank == SMOKE.explain.viewer_subjects
     made = {path.relative_to(whole / "run").as_posix() for name in ("figures", "tables", "viewers")
