@@ -218,13 +218,14 @@ def test_the_last_step_of_the_randomisation_is_judged_with_its_interval():
 
 
 def test_importance_is_told_over_all_settings_and_not_of_a_handful():
-    rows = [{"net": net, "worth": worth, "fill": fill, "modality": modality, "value": value, "low": low}
+    rows = [{"net": net, "worth": worth, "fill": fill, "modality": modality, "value": value, "low": low, "nothing": 0,
+             "all": sum(values)}
             for net, low in (("vgg16", 0.0), ("few", np.nan))
             for worth, fill, values in (("accuracy", "zero", (1, 2, 0)), ("accuracy", "mean", (2, 1, 0)),
                                         ("cross-entropy", "zero", (2, 1, 0)), ("cross-entropy", "mean", (1, 1, 0)),
-                                        ("accuracy", "noise", (-1, -2, -3)))
+                                        ("accuracy", "noise", (-1, -2, -3)), ("cross-entropy", "noise", (1, 0, -4)))
             for modality, value in zip(("T1w", "T2w", "FLAIR"), values)]
-    assert judged.first_by_importance(pd.DataFrame(rows)) == {"vgg16": {"T1w": 2, "T2w": 1, "a tie": 1, "none": 1}}
+    assert judged.first_by_importance(pd.DataFrame(rows)) == {"vgg16": {"T1w": 2, "T2w": 1, "a tie": 1, "none": 2}}
 
 
 @pytest.mark.parametrize(("low", "values", "last"), [
@@ -268,7 +269,7 @@ def test_a_net_that_needs_no_sequence_is_left_out_and_told(linear):
     exposed = pd.DataFrame({"exposed": [False] * len(METHODS)}, index=list(METHODS))
     agreement = pd.DataFrame({"tau": [1.0]})
     nets = pd.DataFrame({"net": "vgg16", "fill": "zero", "worth": "cross-entropy", "modality": list(CONFIG.sequences),
-                         "value": 1.0, "low": np.nan})
+                         "value": 1.0, "low": np.nan, "all": 1.0, "nothing": 0.0})
     found = judged.recorded(alone.assign(random=0.1), alone, nets, agreement, exposed, used(), CONFIG)
     assert found["planted_best"] is None
     assert "(MSFI): none" in judged.advice(alone.assign(random=0.1), alone, exposed, used())[0]

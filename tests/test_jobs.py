@@ -76,6 +76,23 @@ def test_planted_means_are_found():
     assert depth.best_layer(table, "vgg19") == "block5_conv1"
 
 
+def test_a_layer_that_is_mostly_blank_is_not_the_best():
+    table = depth.depth_table(make_measures(), CONFIG)
+    for blank, best in ((40, "block5_conv1"), (41, "block4_conv4")):
+        lost = table.assign(blank=table["blank"].where(table["layer"] != "block5_conv1", blank))
+        second = table[(table["measure"] == "auprc") & (table["layer"] != "block5_conv1")]
+        expected = best if blank == 40 else second.loc[second["value"].idxmax(), "layer"]
+        assert depth.best_layer(lost, "vgg19") == expected
+    assert depth.best_layer(table.assign(blank=80), "vgg19") == "block5_conv1", "all alike: the highest of all"
+
+
+def test_a_sure_trend_of_next_to_nothing_is_undecided():
+    values = pd.Series(0.05 + 0.01 * np.sin(np.arange(20)), index=[f"{i:02d}" for i in range(20)])
+    assert claims._of_patients(values, CONFIG)[1] == "holds"
+    assert claims._of_patients(values, CONFIG, smallest=0.1)[1].startswith("undecided: above 0, but below 0.1")
+    assert claims._of_patients(values + 0.1, CONFIG, smallest=0.1)[1] == "holds"
+
+
 def test_blank_maps_are_counted_not_averaged():
     measures = make_measures()
     blank = (measures["layer"] == "block5_pool") & (measures["slice"] == 0)

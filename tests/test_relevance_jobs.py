@@ -221,15 +221,17 @@ def test_a_repeat_differs_from_the_first_net_and_is_taken_up(tmp_path, small_net
 
 def test_what_is_recorded_is_what_the_gallery_says():
     table = made_table()
+    table.loc[:4, "kept"] = -0.1
     overall = relevance_tables.mean_shares(table, ["backbone"], CONFIG)
     shapley = worths(T1w=3, T2w=1, FLAIR=-4)
     agreed = relevance_tables.agreement(relevance_tables.rule_shares(table, shapley, CONFIG), shapley, CONFIG)
-    empty = pd.DataFrame()
-    found = words.recorded(overall, relevance_tables.class_shares(table, CONFIG), None, empty, empty, None, agreed)
+    empty, shares = pd.DataFrame(), relevance_tables.class_shares(table, CONFIG)
+    found = words.recorded(table, overall, shares, None, empty, empty, None, agreed)
     assert found["shares"]["vgg16"]["T1w"][0] == pytest.approx(50, abs=2)
     assert found["over_brightness"]["vgg16"]["T2w"][0] == pytest.approx(2, abs=0.2)
     assert found["agreement"]["epsilon_plus absolute"] == 1
     told = report._relevance_finding(found, "epsilon_plus")
+    assert "in sum against the class that the net names in 5 of 48 slices" in told
     beyond = found["over_brightness"]["vgg16"]["T2w"][0]
     assert f"T2w {found['shares']['vgg16']['T2w'][0]:.0f} % ({beyond:.2f})" in told
 

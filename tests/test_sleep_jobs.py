@@ -346,7 +346,9 @@ def test_a_planted_effect_of_the_drug_is_found_where_it_is():
     assert set(zip(found["stage"], found["modality"], found["term"])) == {("N2", "EOG", "drug"), ("N2", "EEG", "drug")}
     row = found[found["modality"] == "EOG"].iloc[0]
     assert row["low"] < 4 < row["high"] and row["detectable"] < 2
-    claims = sleep_claims.effect_claims(fitted)
+    claims = sleep_claims.effect_claims(fitted, simulated=True)
+    assert ["planted in these simulated nights" in row["our evidence"] for row in claims] == [True, False, True]
+    assert not any("planted" in row["our evidence"] for row in sleep_claims.effect_claims(fitted, simulated=False))
     assert claims[0]["holds?"] == HOLDS and "EOG in N2" in claims[0]["our evidence"]
     assert claims[1]["holds?"].startswith("undecided: corrected p above 5 % for EEG")
 
@@ -355,7 +357,7 @@ def test_effects_that_cannot_be_told_are_said_to_be_so():
     known = covariates().assign(woman=1.0)
     fitted = sleep_effects.fit_effects(night_shares(known, np.random.default_rng(0), stages=["N2"]))
     assert fitted[["estimate", "p", "p_fdr"]].isna().all(axis=None) and "woman is constant" in fitted["why"].iloc[0]
-    assert sleep_claims.effect_claims(fitted)[0]["holds?"].startswith("not testable")
+    assert sleep_claims.effect_claims(fitted, True)[0]["holds?"].startswith("not testable")
     assert sleep_effects.fit_effects(night_shares(covariates(), np.random.default_rng(0)).drop(
         columns=["decade", "woman", "drug"])).empty
     assert words.effect_sentences(*[pd.DataFrame()] * 4)[0].startswith("No mixed model")

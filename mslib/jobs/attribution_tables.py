@@ -269,16 +269,16 @@ def _values(series):
 def first_by_importance(nets: pd.DataFrame) -> dict[str, dict[str, int]]:
     """In how many settings (fill and value function) each sequence has a net's largest Shapley value above 0.
 
-    Nets without intervals, of a handful of subjects, are left out.
+    None has where all sequences together gain nothing. Nets without intervals, of a handful of subjects, are left out.
     """
     def first(part):
         best = part.loc[part["value"] == part["value"].max(), "modality"]
-        if part["value"].max() <= 0:
+        if min(part["value"].max(), (part["all"] - part["nothing"]).iloc[0]) <= 0:
             return "none"
         return best.iloc[0] if len(best) == 1 else "a tie"
 
-    known = nets[nets["low"].notna()]
-    return {net: own.groupby(["worth", "fill"])[["value", "modality"]].apply(first).value_counts().to_dict()
+    known, columns = nets[nets["low"].notna()], ["value", "modality", "all", "nothing"]
+    return {net: own.groupby(["worth", "fill"])[columns].apply(first).value_counts().to_dict()
             for net, own in known.groupby("net", sort=False)}
 
 
@@ -286,6 +286,7 @@ def recorded(table, patients, nets, agreement, exposed, used, config: StudyConfi
     """Numbers of the notebook for the summary, the report and the gallery."""
     found = {"patients": int(patients["slices"].max()), "patient_msfi": patients["msfi"].to_dict(),
              "importance_first": first_by_importance(nets),
+             "importance_right": nets[nets["worth"] == "accuracy"].groupby("net")["all"].first().to_dict(),
              "importance": {backbone: dict(zip(config.sequences, importance_of(nets[nets["net"] == backbone], config)))
                             for backbone in config.model.backbones}}
     if table is not None:

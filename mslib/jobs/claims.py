@@ -19,6 +19,8 @@ from .sleep_report import sleep_rows
 from .verdicts import FAILS, HOLDS, undecided, untestable, verdict
 
 PUBLISHED_ACCURACY = {"vgg16": 0.93, "vgg19": 0.95}
+#: Mean rank correlation below which a trend is next to nothing (a small effect, Cohen 1988).
+SMALL_RANK = 0.1
 #: Level of p after correction.
 LEVEL = 0.05
 HARDLY = "block4_conv4 is hardly readable (tested as: meets lesions worse than the last convolution)"
@@ -32,15 +34,18 @@ def metrics(run_dir: str | Path) -> dict:
     return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in found}
 
 
-def _of_patients(values: pd.Series, config: StudyConfig, sign: int = 1) -> tuple[str, str]:
-    """Evidence and verdict on "the mean of one value a patient, times `sign`, is above 0"."""
+def _of_patients(values: pd.Series, config: StudyConfig, sign: int = 1, smallest: float = 0.0) -> tuple[str, str]:
+    """Evidence and verdict on "the mean of one value a patient, times `sign`, is above 0", and not below `smallest`."""
     values = sign * values.dropna()
     mean, share = patient_interval(values, config)
     shown = patient_interval(sign * values, config)[0]
     told = f"{interval_text(*shown)}, above 0 in {(sign * values > 0).sum()} of {len(values)} patients"
     if math.isnan(mean.low) and len(values) >= MIN_SUBJECTS and (values != 0).any():
         return told, verdict(share.low, share.high, 0.5, "half of the patients")
-    return told, verdict(mean.low, mean.high)
+    found = verdict(mean.low, mean.high)
+    if found == HOLDS and mean.estimate < smallest:
+        found = undecided(f"above 0, but below {smallest:g}: next to nothing")
+    return told, found
 
 
 def _row(claim, backbone, evidence, holds):
@@ -130,7 +135,8 @@ def depth_claims(measures: pd.DataFrame, curves: pd.DataFrame, likeness: pd.Data
     no_masks = untestable("no lesion masks")
     for backbone in config.model.backbones:
         last = last_convolution(backbone)
-        told, found = _of_patients(layer_trend(measures, backbone, "half_heat_share"), config)
+        told, found = _of_patients(layer_trend(measures, backbone, "half_heat_share"), config,
+                                   smallest=SMALL_RANK)
         rows.append(_row("Shallower layers are more localised, deeper ones more general", backbone,
                          "rank correlation of depth with the brain share that holds half of the heat, all layers, mean "
                          f"over patients: {told}", found))
@@ -139,7 +145,8 @@ def depth_claims(measures: pd.DataFrame, curves: pd.DataFrame, likeness: pd.Data
                 "(not published) Shallower layers meet lesions better", "The last convolution is the best compromise",
                 *([HARDLY] if backbone == "vgg19" else []))]
             continue
-        told, found = _of_patients(layer_trend(measures, backbone, "auprc"), config, sign=-1)
+        told, found = _of_patients(layer_trend(measures, backbone, "auprc"), config, sign=-1,
+                                   smallest=SMALL_RANK)
         rows.append(_row("(not published) Shallower layers meet lesions better", backbone,
                          "rank correlation of depth with AUPRC, all layers, mean over patients: "
                          f"{told}", found))

@@ -209,8 +209,18 @@ def headline_layers(layers: list[str], best: str | None, n: int = 5) -> list[str
 
 
 def best_layer(depth: pd.DataFrame, backbone: str, measure: str = "auprc", method: str = "gradcam") -> str | None:
-    """Layer with the highest mean of a measure; None where it is measured nowhere (no lesion masks)."""
+    """Layer with the highest mean of a measure; None where it is measured nowhere (no lesion masks).
+
+    Layers that are blank in more than half of the slices are passed over where there are others: their mean is one of
+    other, fuller slices.
+    """
     part = depth[(depth["backbone"] == backbone) & (depth["measure"] == measure) & (depth["method"] == method)]
-    if part["value"].isna().all():
-        return None
-    return str(part["layer"].iloc[int(np.nanargmax(part["value"].to_numpy()))])
+    part = part[part["value"].notna()]
+    seen = part[~mostly_blank(part)]
+    part = seen if len(seen) else part
+    return str(part.loc[part["value"].idxmax(), "layer"]) if len(part) else None
+
+
+def mostly_blank(depth: pd.DataFrame) -> pd.Series:
+    """Rows of `depth_table` whose mean leaves out more than half of the slices."""
+    return depth["blank"] > depth["slices"] / 2

@@ -124,7 +124,8 @@ def lesion_sentence(lesions: pd.DataFrame) -> str:
         return "No lesion outlines are known here."
     told = [f"{row.backbone.upper()} {interval_text(row.value, row.low, row.high, 3)} against {row.brain:.3f} of the "
             f"brain and {row.bright:.3f} of the brightness ({row.slices} slices of {row.subjects} patients; {row.left} "
-            "more without positive relevance left out)" for row in lesions[lesions["where"] == "all"].itertuples()]
+            f"more without positive relevance left out{': too few are left to say' if row.left > row.slices else ''})"
+            for row in lesions[lesions["where"] == "all"].itertuples()]
     return (f"Share of the positive relevance inside lesions: {'; '.join(told)}. Slices differ between nets where some "
             "are left out, so that nets are not to be compared by these numbers.")
 
@@ -162,9 +163,10 @@ def agreement_sentence(agreed: pd.DataFrame) -> str:
             "fills of a net are not independent, and the slices are others.")
 
 
-def recorded(overall, shares, verdict, lesions, effects, stable, agreed) -> dict:
+def recorded(table, overall, shares, verdict, lesions, effects, stable, agreed) -> dict:
     """Numbers of the notebook for the summary, the report and the gallery."""
-    found = {"shares": {}, "over_brightness": {}, "right_wrong": {}, "slices": {}}
+    found = {"shares": {}, "over_brightness": {}, "right_wrong": {}, "slices": {}, "against": {
+        backbone: [int((part["kept"] < 0).sum()), len(part)] for backbone, part in table.groupby("backbone")}}
     for key, kind in (("shares", "absolute"), ("over_brightness", LIFT)):
         for backbone, part in overall[overall["kind"] == kind].groupby("backbone", sort=False):
             found[key][backbone] = {row.modality: [row.value, row.low, row.high] for row in part.itertuples()}

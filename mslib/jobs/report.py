@@ -168,12 +168,14 @@ def _attribution_finding(numbers) -> str:
         told = [f"against planted truth {label_of(best)} comes nearest (share of its heat inside the marks, "
                 f"sequences weighed by importance: MSFI {scores[best]:.2f}; 1 would be perfect)" if best else
                 "no planted net needs any sequence: nothing can be judged against planted truth",
-                "fail the randomisation check: " + (", ".join(map(label_of, numbers["randomisation_fails"])) or "none"),
-                "pass it and mark what the net needs, whatever takes its place: "
-                + (", ".join(map(label_of, numbers["sound"])) or "none")]
+                "like their map of a net with all weights random (one net): "
+                + (", ".join(map(label_of, numbers["randomisation_fails"])) or "none"),
+                "unlike it, and marking what the net needs whatever takes its place: "
+                + (", ".join(f"{label_of(name)} (MSFI {scores[name]:.2f})" for name in numbers["sound"]) or "none")]
     for backbone, first in numbers["importance_first"].items():
-        told.append(f"{backbone.upper()} gains most (exact Shapley value, patients) from " + ", ".join(
-            f"{name} in {count}" for name, count in first.items()) + f" of {sum(first.values())} settings")
+        told.append(f"{backbone.upper()}, right about {numbers['importance_right'][backbone]:.0%} of the patients' "
+                    "slices, gains most (exact Shapley value) from " + ", ".join(
+                        f"{name} in {count}" for name, count in first.items()) + f" of {sum(first.values())} settings")
     return "; ".join(told) or "maps only: patients are too few to quote an importance"
 
 
@@ -182,10 +184,13 @@ def _relevance_finding(numbers, rule) -> str:
     for backbone, of_net in numbers["shares"].items():
         beyond = numbers["over_brightness"][backbone]
         told.append(f"{backbone.upper()}: " + ", ".join(
-            f"{name} {values[0]:.0f} % ({beyond[name][0]:.2f})" for name, values in of_net.items()))
-    tested = [row for row in numbers.get("planted", []) if row["rule"] == rule and row["kind"] == LIFT]
-    told += [f"of planted nets this ratio names the deciding sequence in {row['first']} of {row['nets']}"
-             for row in tested]
+            f"{name} {values[0]:.0f} % ({beyond[name][0]:.2f})" for name, values in of_net.items())
+            + ", in sum against the class that the net names in {} of {} slices".format(*numbers["against"][backbone]))
+    tested = [row for row in numbers.get("planted", []) if row["kind"] == LIFT]
+    if tested:
+        told.append("of planted nets this ratio names the deciding sequence in " + ", ".join(
+            f"{row['first']} of {row['nets']} by {row['rule']}{' (used here)' if row['rule'] == rule else ''}"
+            for row in tested))
     return ("share of the relevance, which follows brightness first (in brackets: over the sequence's share of the "
             f"brightness, 1 is what brightness alone would give): {'; '.join(told)}")
 
@@ -196,7 +201,9 @@ def findings(config: StudyConfig, run_dir: str | Path) -> dict[str, str]:
     who = "scan sessions" if config.cohort.source == "open_ms" else "subjects"
     for name, numbers in found.items():
         if name == "00_cohort":
-            lines[name] = f"{numbers['subjects']} {who}; faults listed: {numbers['faults']}"
+            covered, ranges = numbers.get("ranges_covered", (0, 0))
+            lines[name] = f"{numbers['subjects']} {who}; faults listed: {numbers['faults']}" + (
+                f"; ranges of real patients covered: {covered} of {ranges}" if ranges else "")
         elif name == "01_coregistration":
             against = ("distance to the transforms of the data's authors, which err themselves"
                        if config.cohort.source == "open_ms" else "error against known truth")

@@ -123,10 +123,10 @@ def plot_registration_errors(table, *, targets: Mapping[str, float] | None = Non
             ax.text(i + 0.25, np.median(values), f"{np.median(values):.2g}", fontsize=7, va="center")
         for (label, value), style in zip((targets or {}).items(), ("--", ":", "-."), strict=False):
             ax.axhline(value, color="#B00020", ls=style, lw=1)
-            ax.text(-0.42, value, f"{label} {value:g} mm", color="#B00020", fontsize=6, va="bottom")
+            ax.text(1.48, value, f"{label} {value:g} mm", color="#B00020", fontsize=6, va="bottom", ha="right")
         ax.set_yscale("log")
         ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        ax.yaxis.set_minor_formatter("")
+        ax.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
         ax.set_xticks([0, 1], ["before", "after"])
         ax.set_xlim(-0.45, 1.5)
         worst = pairs[:, 1].max()

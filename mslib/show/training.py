@@ -204,7 +204,7 @@ def plot_accuracies(table, *, protocols: Sequence[str] | None = None,
         if published and level == published_level:
             for net, value in published.items():
                 ax.axvline(value, color=colours.get(net, "#444444"), ls="--", lw=1)
-        ax.set_xlim(0, 1.13)
+        ax.set_xlim(0, 1.45)
         ax.set_xticks(np.linspace(0, 1, 6))
         ax.set_xlabel(measure)
         ax.grid(axis="x")
@@ -221,10 +221,9 @@ def plot_accuracies(table, *, protocols: Sequence[str] | None = None,
 
 
 def _interval_dot(ax, row, y: float, colour: str) -> None:
-    """A value with its interval, its figure written behind it."""
+    """A value with its interval; its figure stands in a column on the right."""
     ax.plot([row.low, row.high], [y, y], color=colour, lw=1.6, solid_capstyle="butt")
     ax.plot(row.value, y, "o", color=colour, ms=4.5)
     size = f"  n={row.n:,}" if hasattr(row, "n") else ""
     size += "" if row.high == row.high else "  (no interval)"
-    ax.text(np.fmax(row.high, row.value) + 0.015, y, f"{row.value:.2f}{size}", fontsize=6, va="center",
-            color="#444444", bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.4, "alpha": 0.85})
+    ax.text(1.04, y, f"{row.value:.2f}{size}", fontsize=6, va="center", color="#444444")
