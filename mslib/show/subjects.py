@@ -122,8 +122,7 @@ def plot_registration_errors(table, *, targets: Mapping[str, float] | None = Non
             ax.plot([i - 0.22, i + 0.22], [np.median(values)] * 2, color="black", lw=2)
             ax.text(i + 0.25, np.median(values), f"{np.median(values):.2g}", fontsize=7, va="center")
         for (label, value), style in zip((targets or {}).items(), ("--", ":", "-."), strict=False):
-            ax.axhline(value, color="#B00020", ls=style, lw=1)
-            ax.text(1.48, value, f"{label} {value:g} mm", color="#B00020", fontsize=6, va="bottom", ha="right")
+            ax.axhline(value, color="#B00020", ls=style, lw=1, zorder=0, label=f"{label}, {value:g} mm")
         ax.set_yscale("log")
         ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         ax.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
@@ -133,6 +132,8 @@ def plot_registration_errors(table, *, targets: Mapping[str, float] | None = Non
         ax.set_title(f"{sequence}: n = {len(pairs)}, worst after {worst:.2f} mm", fontsize=8)
         ax.grid(axis="y")
     axes[0, 0].set_ylabel(unit)
+    if targets:
+        fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(targets))
     add_caption(fig, caption)
     return fig
 
