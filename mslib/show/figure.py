@@ -103,7 +103,7 @@ def colours_of(names: Sequence[str]) -> dict[str, str]:
 def colours_by_depth(names: Sequence[str]) -> dict[str, str]:
     """Give each name its place on a scale from dark (first, shallow) to light (last, deep)."""
     scale = plt.get_cmap("plasma")
-    return {name: to_hex(scale(0.86 * i / max(1, len(names) - 1))) for i, name in enumerate(names)}
+    return {name: to_hex(scale(0.8 * i / max(1, len(names) - 1))) for i, name in enumerate(names)}
 
 
 def grouped_bars(ax: Axes, table, groups: Sequence[str], modalities: Sequence[str], *, by: str) -> list:
