@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mslib.explain import METHODS
-from mslib.jobs import attribution_claims, attributions, explained, planted_results
+from mslib.explain import METHODS, attribute
+from mslib.jobs import attribution_advice, attribution_claims, attributions, explained, planted_results
 from mslib.jobs import attribution_scores as scores
 from mslib.jobs import attribution_tables as judged
 from mslib.jobs.verdicts import FAILS, HOLDS
@@ -175,7 +175,8 @@ def test_the_job_of_the_planted_nets_leaves_none_to_the_notebook(groups, made, m
 def made_up(best="deeplift", failing="guided_backprop"):
     names = list(METHODS)
     table = pd.DataFrame({"msfi": np.linspace(0.1, 0.4, 16), "random": 0.1, "repeat": 0.7, "slices": 8.0,
-                          "delta_zero": 0.1, "delta_zero_low": 0.05, "gap": np.nan},
+                          "delta_zero": 0.1, "delta_zero_low": 0.05, "gap": np.nan, "msfi_low": 0.2,
+                          "msfi_chance": 0.1},
                          index=pd.Index(names, name="method"))
     table.loc[best, "msfi"], table.loc[failing, "random"] = 0.9, 0.8
     table.loc["lime", "delta_zero_low"] = -0.1
@@ -190,18 +191,47 @@ def used(right=1.0, wrong=0.0):
 
 def test_advice_follows_the_numbers():
     exposed = pd.DataFrame({"exposed": [True, False]}, index=["deeplift", "lime"])
-    told = judged.advice(made_up(), made_up(), exposed, used())
+    told = attribution_advice.advice(made_up(), made_up(), exposed, used())
     assert told[0].startswith("Nearest to the planted truth (MSFI): deeplift 0.9, ")
     assert told[1].endswith("more than the net: guided_backprop.")
     assert "deeplift 0.9" in told[2] and "lime" not in told[2] and "guided_backprop" not in told[2]
     assert told[3] == "Share on the shortcut surely above that of an even map: deeplift. Not so: lime."
     assert "gradcam" in told[4]
-    assert judged.advice(None, made_up(), None, pd.DataFrame())[0] == told[4]
+    assert attribution_advice.advice(None, made_up(), None, pd.DataFrame())[0] == told[4]
     mute = made_up()
     mute.loc[["lime", "gradient"], "delta_zero"] = 1e-5
-    assert "Under the fill zero, 2 of 16 methods" in judged.advice(mute, made_up(), exposed, used())[3]
-    ignored = judged.advice(made_up(), made_up(), exposed, used(0.5, 0.6))
+    assert "Under the fill zero, 2 of 16 methods" in attribution_advice.advice(mute, made_up(), exposed, used())[3]
+    ignored = attribution_advice.advice(made_up(), made_up(), exposed, used(0.5, 0.6))
     assert "did NOT learn" in ignored[3] and "Share on the shortcut" not in " ".join(ignored)
+
+
+def test_methods_are_sorted_by_the_checks_that_they_pass():
+    table = made_up().assign(msfi_low=0.2, gap=np.nan)
+    table.loc["smoothgrad", "msfi_low"], table.loc["gradient_shap", "gap"] = 0.05, 0.3
+    exposed = pd.DataFrame({"exposed": True}, index=table.index).drop("lime")
+    exposed.loc["occlusion", "exposed"] = False
+    told = attribution_advice.trust(table, exposed)
+    every, one, more = told[1], told[2], told[3]
+    assert every.startswith("Pass all of them (in brackets: MSFI): deeplift (0.90); ") and "occlusion" not in every
+    for name, what in (("occlusion", "exposes the shortcut"), ("guided_backprop", "changes with the net's weights"),
+                       ("smoothgrad", "marks the planted signs more than chance"), ("gradient_shap", "adds up"),
+                       ("gradcam", "tells the sequences apart")):
+        assert f"{name} ({table.loc[name, 'msfi']:.2f}), not: {what}" in one and f" {name} (" not in every
+    assert more == "Fail more: lime."
+    assert "gradient" in told[4] and "less than half" in told[4]
+    assert "exposes the shortcut" not in attribution_advice.trust(table, None)[0]
+
+
+def test_superpixels_of_the_shapley_methods_add_up(linear):
+    groups, _ = attributions.groups_of(linear["images"], linear["brain"], CONFIG)
+    drawn = {"shapley_sampling": {}, "kernel_shap": {"samples": 200}}
+    maps = {name: attribute(name, *arguments(linear), groups=groups, **more) for name, more in drawn.items()}
+    maps["lime"] = maps["kernel_shap"]
+    table = scores.score_maps(maps | {"kernel_shap": 2 * maps["kernel_shap"]}, linear["features"], linear["brain"],
+                              np.array([0, 0, 1.0]), linear["model"], linear["images"], linear["targets"], SUBJECTS,
+                              CONFIG).groupby("method")["gap"].mean()
+    assert table["shapley_sampling"] < 1e-3 and table["kernel_shap"] == pytest.approx(1, abs=1e-3)
+    assert np.isnan(table["lime"])
 
 
 def test_the_last_step_of_the_randomisation_is_judged_with_its_interval():
@@ -272,7 +302,7 @@ def test_a_net_that_needs_no_sequence_is_left_out_and_told(linear):
                          "value": 1.0, "low": np.nan, "all": 1.0, "nothing": 0.0})
     found = judged.recorded(alone.assign(random=0.1), alone, nets, agreement, exposed, used(), CONFIG)
     assert found["planted_best"] is None
-    assert "(MSFI): none" in judged.advice(alone.assign(random=0.1), alone, exposed, used())[0]
+    assert "(MSFI): none" in attribution_advice.advice(alone.assign(random=0.1), alone, exposed, used())[0]
 
 
 def test_layers_are_judged_by_nets_that_need_a_sequence():

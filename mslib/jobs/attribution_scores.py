@@ -35,13 +35,16 @@ from mslib.measure import (
 from mslib.measure.statistics import percentile_interval, resample_counts
 from mslib.study import StudyConfig, progress
 
+from .attributions import groups_of
+
 #: SD of the smoothing before maps are measured, pixels.
 SIGMA = 1.0
 #: What takes the place of a whole modality: in-painting would have nothing to start from.
 MODALITY_FILLS = ("zero", "mean", "noise")
-#: Methods whose maps add up, pixel by pixel, to the score's difference from a baseline of zeros. (Those of the Shapley
-#: methods repeat a superpixel's value in each of its pixels: its values add up, its pixels do not.)
+#: Methods whose maps add up, pixel by pixel, to the score's difference from a baseline of zeros.
 COMPLETE = ("integrated_gradients", "deeplift", "gradient_shap")
+#: Methods whose superpixels add up to its difference from the image with black superpixels.
+COMPLETE_IN_GROUPS = ("shapley_sampling", "kernel_shap")
 
 
 def _scores(model, images):
@@ -100,6 +103,15 @@ def importance_of(table: pd.DataFrame, config: StudyConfig, fill: str = "zero",
     return rows["value"].reindex(list(config.sequences)).to_numpy()
 
 
+def once_a_group(values, groups) -> np.ndarray:
+    """A map that has the value of every group in one of its pixels alone, so that its sum is that of the groups."""
+    kept = np.zeros_like(values)
+    names, places = np.unique(groups, return_index=True)
+    places = places[names >= 0]
+    kept.flat[places] = values.flat[places]
+    return kept
+
+
 def score_maps(maps: dict[str, np.ndarray], features, brain, importance, model: keras.Model, images, targets, subjects,
                config: StudyConfig) -> pd.DataFrame:
     """Measures of every map.
@@ -132,7 +144,7 @@ def score_maps(maps: dict[str, np.ndarray], features, brain, importance, model: 
     common = {"subject": list(subjects), "image": np.arange(len(images)), "probability": chance,
               "right": logits.argmax(1) == targets, "msfi_chance": feature_importance_score(even, importance),
               "portion_chance": needed * even[:, top]}
-    where = np.repeat(brain[..., None], images.shape[-1], -1)
+    where, (groups, _) = np.repeat(brain[..., None], images.shape[-1], -1), groups_of(images, brain, config)
     tables = []
     for method, raw in maps.items():
         heat = postprocess(raw, SIGMA)
@@ -148,6 +160,9 @@ def score_maps(maps: dict[str, np.ndarray], features, brain, importance, model: 
             row["tau"] = importance_correlation(totals, importance)
         if method in COMPLETE:
             row["gap"] = completeness_gap(raw, model, images, targets, np.zeros_like(images))
+        if method in COMPLETE_IN_GROUPS:
+            once = np.stack([once_a_group(one, own) for one, own in zip(raw, groups)])
+            row["gap"] = completeness_gap(once, model, images, targets, np.where(groups >= 0, 0, images))
         tables.append(pd.DataFrame(row).assign(method=method))
     return pd.concat(tables, ignore_index=True)
 

@@ -13,6 +13,7 @@ from mslib.nets.spread import evenly
 from mslib.study import StudyConfig
 
 from . import planted, planted_results
+from .attribution_advice import GAP_ABOVE, learnt_shortcut, sound_methods
 from .attribution_scores import importance_of, importance_table, informativeness, mean_table, score_maps
 from .attributions import method_parameters
 from .explained import explained_slices, explained_subjects, stack_of
@@ -26,10 +27,6 @@ BETTER = {"msfi": 1, "portion": 1, "iou": 1, "tau": 1, "delta_zero": 1, "delta_m
 LABELS = {"msfi": "MSFI", "portion": "portion", "iou": "IoU", "tau": "MI correlation", "rho": "informative (rho)",
           "random": "randomised", "repeat": "repeat", "delta_zero": "ΔAUPC zero", "delta_mean": "ΔAUPC mean",
           "delta_blurred": "ΔAUPC blurred", "delta_noise": "ΔAUPC noise", "delta_inpainted": "ΔAUPC in-painted"}
-#: Delta-AUPC from which a map is taken to mark what the net needs; smaller ones are above 0 in the digits only.
-NOTABLE = 0.01
-#: Delta-AUPC below which, in size, removal by the map and by its shuffled copy cost the net the same.
-MUTE = 0.001
 SCORES = ("msfi", "portion", "iou", "tau", "gap")
 
 
@@ -78,6 +75,10 @@ def judgement(scores: pd.DataFrame, removal: pd.DataFrame, config: StudyConfig, 
         table = table.join(mean_table(part, ["delta"], config).add_suffix(f"_{fill}").rename(
             columns={f"delta_{end}_{fill}": f"delta_{fill}_{end}" for end in ("low", "high")}))
     table = table.join(informativeness(scores))
+    for name in (f"{name}_chance" for name in SCORES if f"{name}_chance" in scores):
+        table[name] = scores.groupby("method")[name].mean()
+    if "gap" in table:
+        table["adds_up"] = (table["gap"] <= GAP_ABOVE).where(table["gap"].notna())
     table["blank"] = scores.groupby("method")["blank"].sum()
     table["slices"] = scores.groupby("method").size()
     if random is not None:
@@ -149,28 +150,6 @@ def sweep_sentence(sweep: pd.DataFrame) -> str:
     return "\n".join(told)
 
 
-def learnt_shortcut(used: pd.DataFrame) -> bool:
-    """Whether the net goes by the corner: surely right where it tells the class, surely wrong where it lies."""
-    rows = used[used["experiment"] == planted.SHORTCUT].set_index("tells")
-    right, wrong = (rows.loc[name].fillna(rows.loc[name, "value"]) for name in ("corner", "corner, reversed"))
-    return bool(right["low"] > 0.5 and wrong["high"] < 0.5)
-
-
-def shortcut_learnt(used: pd.DataFrame) -> str:
-    """Whether the net goes by the shortcut, in words."""
-    if learnt_shortcut(used):
-        return "The net goes by the shortcut: right where the corner tells the class, wrong where it lies."
-    return ("The net did NOT learn to go by the shortcut (table at the top): whether a method shows it says nothing "
-            "about the method, and no figure is drawn.")
-
-
-def shortcut_sentence(exposed: pd.DataFrame) -> str:
-    """Which methods expose the shortcut."""
-    yes, no = ([name for name in exposed.index if bool(exposed.loc[name, "exposed"]) is seen] for seen in (True, False))
-    return (f"Share on the shortcut surely above that of an even map: {', '.join(yes) or 'none'}. Not so: "
-            f"{', '.join(no) or 'none'}.")
-
-
 def study_importance(config: StudyConfig, run_dir: str | Path, backbone: str) -> pd.DataFrame:
     """Modality importance of a net of the study over slices of all explained patients (``shapley_slices`` of each)."""
     images, brain, targets, subjects = [], [], [], []
@@ -225,45 +204,6 @@ def share_table(scores: pd.DataFrame, importance: pd.DataFrame, config: StudyCon
     if importance["low"].notna().any() and weights.any():
         table.loc["exact Shapley value of the sequence"] = weights / weights.sum()
     return table.reset_index()
-
-
-def sound_methods(table: pd.DataFrame) -> pd.Series:
-    """MSFI of the methods that pass the randomisation and mark what the net needs under every fill, best first."""
-    deltas = [name for name in table if name.startswith("delta_") and name.endswith("_low")]
-    sound = table[(table["random"] <= FAILS_ABOVE) & (table[deltas] > NOTABLE).all(axis=1)]
-    return sound["msfi"].sort_values(ascending=False)
-
-
-def advice(table: pd.DataFrame | None, patients: pd.DataFrame, exposed: pd.DataFrame | None,
-           used: pd.DataFrame) -> list[str]:
-    """Which methods to trust and why, tied to the tables' numbers."""
-    told = []
-    if table is not None:
-        told.append(f"Nearest to the planted truth (MSFI): {_values(table['msfi'].nlargest(3))}; farthest: "
-                    f"{_values(table['msfi'].nsmallest(3))}.")
-        failed = table[table["random"] > FAILS_ABOVE].index
-        told.append(f"Fail the randomisation check (likeness above {FAILS_ABOVE} with all weights "
-                    f"random), so they show the image more than the net: {', '.join(failed) or 'none'}.")
-        told.append("Pass it, and mark what the net needs under every fill (delta-AUPC surely above "
-                    f"{NOTABLE:g}), best MSFI first: {_values(sound_methods(table))}.")
-        for name in (name for name in LABELS if name.startswith("delta_") and name in table):
-            mute = int((table[name].abs() < MUTE).sum())
-            if mute:
-                told.append(f"Under the fill {name.removeprefix('delta_')}, {mute} of {len(table)} methods have a "
-                            f"delta-AUPC below {MUTE:g} in size: removing what the map marks costs the net neither "
-                            "more nor less than removing as a shuffled map says. That may be the fill, not the map.")
-    if exposed is not None:
-        told.append(shortcut_sentence(exposed) if learnt_shortcut(used) else shortcut_learnt(used))
-    blind = [name for name, method in METHODS.items() if not method.tells_modalities and name != "feature_permutation"]
-    told.append(f"Cannot say which sequence decided, whatever their scores: {', '.join(blind)}.")
-    gaps = patients["gap"].dropna() if "gap" in patients else pd.Series(dtype=float)
-    told.append("Values should add up to the score's difference from a black image; they miss it by (share, on "
-                f"patients): {_values(gaps)}.")
-    return told
-
-
-def _values(series):
-    return ", ".join(f"{name} {value:.2g}" for name, value in series.dropna().items()) or "none"
 
 
 def first_by_importance(nets: pd.DataFrame) -> dict[str, dict[str, int]]:
