@@ -152,6 +152,8 @@ def test_published_protocol():
     assert counts["control"] == 19 and counts["RRMS"] + counts["SPMS"] == 19
     assert (config.model.weights, config.model.image_size, config.prep.n_slices) == ("imagenet", (224, 224), 135)
     assert (config.training.augmentation.gain, config.training.augmentation.gamma) == (0, 0)
+    own = config.attribution
+    assert (own.superpixels, own.permutations, own.steps, own.levels) == (50, 25, 50, 11)
 
 
 def test_the_readers_steps_to_an_own_cohort_make_a_study(tmp_path):
@@ -161,11 +163,13 @@ def test_the_readers_steps_to_an_own_cohort_make_a_study(tmp_path):
     source = re.search(r"Copy `(config/\w+\.yaml)` to `config/mine\.yaml`", steps)[1]
     settings = yaml.safe_load((ROOT / source).read_text(encoding="utf-8"))
     settings |= {"study": "mine", "groups": ["control", "PPMS"], "cohort": {"source": "bids", "root": "path/to/bids"}}
+    assert "Delete its `sleep` block" in steps
+    del settings["sleep"]
     path = tmp_path / "mine.yaml"
     for weights in re.findall(r"`(imagenet|scratch)`", steps.partition("4. Choose")[2].partition("5. ")[0]):
         settings["model"]["weights"] = weights
         path.write_text(yaml.safe_dump(settings), encoding="utf-8")
-        assert load_config(path).model.weights == weights
+        assert load_config(path).model.weights == weights and load_config(path).sleep is None
     settings["model"]["weights"] = "simulated"
     path.write_text(yaml.safe_dump(settings), encoding="utf-8")
     with pytest.raises(StudyError, match=r"model\.weights: must be 'imagenet', a path or 'scratch' for groups other"):

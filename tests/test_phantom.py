@@ -288,6 +288,25 @@ def test_names_are_bids_and_nothing_is_missing(dataset):
         assert all(path.exists() for path in phantom.subject_files(dataset, name).values())
 
 
+def read_json(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_the_dataset_describes_itself_as_bids_asks(dataset):
+    raw, derived = (read_json(folder / "dataset_description.json") for folder in
+                    (dataset, dataset / "derivatives" / "truth"))
+    assert raw["Name"] and raw["BIDSVersion"] and raw["DatasetType"] == "raw"
+    assert derived["DatasetType"] == "derivative" and derived["GeneratedBy"][0]["Name"] and derived["BIDSVersion"]
+    columns = (dataset / "participants.tsv").read_text(encoding="utf-8").splitlines()[0].split("\t")
+    described = read_json(dataset / "participants.json")
+    assert all(described[name]["Description"] for name in columns if name != "participant_id")
+    images = sorted(dataset.glob("sub-*/anat/*.nii.gz"))
+    assert len(images) == 12
+    for image in images:
+        sidecar = read_json(image.with_name(image.name.replace(".nii.gz", ".json")))
+        assert sidecar["MagneticFieldStrength"] == 3 and 0 < sidecar["EchoTime"] < sidecar["RepetitionTime"]
+
+
 def test_truth_tells_what_the_files_hold(dataset):
     for name in ("001", "002", "003"):
         files = phantom.subject_files(dataset, name)

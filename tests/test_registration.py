@@ -1,5 +1,6 @@
 """Rigid registration: known motions, direction, robust start, determinism, bad input."""
 
+import functools
 import os
 from pathlib import Path
 
@@ -114,19 +115,27 @@ def _real_session(patient, study):
     return files, to_flair
 
 
-# Limits: the distance of ANTs's rigid registration on the same scans (mm; benchmarks/registration.py).
+@functools.cache
+def _fixed(file):
+    """T1w image, its brain mask, and the image without its bias field."""
+    t1w = sitk.ReadImage(str(file), sitk.sitkFloat32)
+    mask = brain_mask(t1w)
+    return t1w, mask, correct_bias(t1w, mask)[0]
+
+
+# Limits (mm): the distance of ANTs's rigid registration on the same scans when this was begun; of the second session of
+# patient01 as in benchmarks/README.md, where a later run of ANTs came nearer on some of the others.
 @pytest.mark.real
 @pytest.mark.parametrize("patient, study, sequence, limit", [
-    ("patient01", 1, "FLAIR", 0.39), ("patient01", 1, "T2W", 0.56), ("patient03", 2, "FLAIR", 0.64),
-    ("patient03", 2, "T2W", 0.66)])
+    ("patient01", 1, "FLAIR", 0.39), ("patient01", 1, "T2W", 0.56), ("patient01", 2, "FLAIR", 0.20),
+    ("patient01", 2, "T2W", 0.47), ("patient03", 2, "FLAIR", 0.64), ("patient03", 2, "T2W", 0.66)])
 def test_real_sessions_agree_with_the_authors(patient, study, sequence, limit):
     files, to_flair = _real_session(patient, study)
-    t1w, moving = (sitk.ReadImage(str(files[name]), sitk.sitkFloat32) for name in ("T1W", sequence))
-    mask = brain_mask(t1w)
+    t1w, mask, evened = _fixed(files["T1W"])
+    moving = sitk.ReadImage(str(files[sequence]), sitk.sitkFloat32)
     rough = register_rigid(t1w, moving, mask, levels_mm=(6.0, 3.0))
     inside = sitk.Resample(mask, moving, rough.transform.GetInverse(), sitk.sitkNearestNeighbor)
-    found = register_rigid(correct_bias(t1w, mask)[0], correct_bias(moving, inside)[0], mask,
-                           initial=rough.transform, levels_mm=(1.5,))
+    found = register_rigid(evened, correct_bias(moving, inside)[0], mask, initial=rough.transform, levels_mm=(1.5,))
     reference = sitk.CompositeTransform(3)
     if sequence == "T2W":
         reference.AddTransform(to_flair["T2W"])

@@ -12,6 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
+import nibabel as nib
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
@@ -80,7 +82,7 @@ def run_undisturbed(folder):
 
 
 def run_killed(folder):
-    """The study killed while simulating, preprocessing, training and explaining, then finished.
+    """The study killed while simulating, preprocessing, training, mapping and explaining, then finished.
 
     Gives the folder, and the times of what was finished when a kill came.
     """
@@ -89,7 +91,8 @@ def run_killed(folder):
         (lambda: any(run.glob("bids/derivatives/truth/*/anat/*_truth.json")), "all", None),
         (lambda: len([*run.glob("derivatives/mslib/*/anat/*_desc-qc.json")]) > 3, "head", "bids/sub-*/anat/*.nii.gz"),
         (lambda: any(run.glob("nets/*/*/state.npz")), "all", "derivatives/mslib/*/anat/*_desc-slices.npz"),
-        (lambda: any(run.glob("maps/*/sub-*.csv")), "all", "nets/*/*/weights.weights.h5")]
+        (lambda: any(run.glob("maps/*/sub-*.csv")), "all", "nets/*/*/weights.weights.h5"),
+        (lambda: any(run.glob("attributions/*/sub-*/*.npz")), "all", "maps/*/sub-*.csv")]
     for ready, whom, finished in moments:
         kill_when(start(folder), ready, whom, folder)
         if finished:
@@ -116,7 +119,7 @@ def whole(runs):
 
 @pytest.fixture(scope="module")
 def killed(runs):
-    """The same study in another folder, killed four times: the folder, and when its files were finished."""
+    """The same study in another folder, killed five times: the folder, and when its files were finished."""
     return runs[1]
 
 
@@ -152,15 +155,26 @@ def test_executed_notebooks_hold_no_errors_and_no_machine_paths(whole):
             assert all(output.output_type != "error" for output in cell.get("outputs", []))
 
 
+def test_maps_of_chosen_subjects_are_volumes_in_t1w_space(whole):
+    volumes = sorted((whole / "run").glob("derivatives/mslib/sub-*/anat/*gradcam*.nii.gz"))
+    assert len(volumes) == SMOKE.explain.nifti_subjects * len(SMOKE.model.backbones)
+    for path in volumes:
+        image, told = nib.load(path), json.loads(path.with_name(path.name.replace(".nii.gz", ".json")).read_text())
+        t1w = nib.load(next(path.parent.glob("*desc-preproc_T1w.nii.gz")))
+        assert image.shape == (*t1w.shape, len(told["Layers"])) and len(told["Layers"]) > 1
+        assert np.allclose(image.affine, t1w.affine) and np.isfinite(image.get_fdata()).all()
+
+
 def test_a_killed_run_completes_and_keeps_what_was_finished(killed):
     _, kept = killed
     kinds = {path.name.rpartition("_")[2] for path in kept}
     assert {"T1w.nii.gz", "desc-slices.npz", "weights.weights.h5"} <= kinds
+    assert any(path.parts[-3] == "maps" for path in kept)
     assert times(kept) == kept
 
 
 def test_two_runs_agree(whole, killed):
-    """One of them killed four times: the same files, tables and recorded numbers to 1e-4, provenance exactly."""
+    """One of them killed five times: the same files, tables and recorded numbers to 1e-4, provenance exactly."""
     first, second = whole / "results", killed[0] / "results"
     names = sorted(path.relative_to(first) for path in first.rglob("*") if path.is_file())
     assert names == sorted(path.relative_to(second) for path in second.rglob("*") if path.is_file())
@@ -340,6 +354,13 @@ def test_results_are_what_the_code_makes(study):
     config = load_config(ROOT / "config" / provenance["config"])
     assert provenance["settings"] == json.loads(config.model_dump_json())
     assert provenance["code"] == study_digests(config)
+
+
+def test_co_registration_meets_its_targets():
+    """Of the default cohort, against known truth: 0.3 mm for the median subject, 1 mm for the worst."""
+    errors = pd.read_csv(ROOT / "results" / "simulated" / "tables" / "registration_errors.csv")
+    assert set(errors["sequence"]) == {"T2w", "FLAIR"} and errors["subject"].nunique() == 68
+    assert errors.groupby("sequence")["after"].median().max() <= 0.3 and errors["after"].max() <= 1.0
 
 
 def test_results_are_light():
