@@ -2,13 +2,13 @@
 
     python benchmarks/attribution.py [--captum-python captum/bin/python]
 
-Tables: gradient methods in units of forward and backward passes, beside tf-keras-vis; occlusion by incremental
-inference, full passes and captum; its saving over window and depth, counted and measured; LIME, Kernel SHAP and Shapley
-sampling beside captum. captum runs in an environment of its own (``python3.11 -m venv captum && captum/bin/pip install
-captum scikit-learn``), with as many threads; without it only our side is measured. All sides take turns on the same net
-and image; the fastest of several repeats counts, wall seconds first, CPU seconds beside them for a machine that is not
-quiet. The slow ones are asked for a part of the work (so many windows, samples) and reckoned up: every table says of
-how many.
+Tables: gradient methods in units of forward and backward passes, beside tf-keras-vis and captum; occlusion by
+incremental inference, full passes and captum; its saving over window and depth, counted and measured; LIME, Kernel SHAP
+and Shapley sampling beside captum. captum runs in an environment of its own (``python3.11 -m venv captum &&
+captum/bin/pip install captum scikit-learn``), with as many threads; without it only our side is measured. All sides
+take turns on the same net and image; the fastest of several repeats counts, wall seconds first, CPU seconds beside them
+for a machine that is not quiet. The slow ones are asked for a part of the work (so many windows, samples) and reckoned
+up: every table says of how many.
 """
 
 import os
@@ -99,8 +99,8 @@ def show(title, rows):
     print(f"{title}\n{pd.DataFrame(rows).to_string(index=False, float_format='%.3g')}\n", flush=True)
 
 
-def gradients(model, repeats, n=1):
-    """Every gradient method over one forward and backward pass an image and sample."""
+def gradients(model, captum, repeats, n=1):
+    """Every gradient method over one forward and backward pass an image and sample; captum with as many samples."""
     images = np.random.default_rng(1).random((n, *model.input_shape[1:]), dtype=np.float32)
     targets = np.zeros(n, np.int32)
 
@@ -118,11 +118,16 @@ def gradients(model, repeats, n=1):
     tasks |= {name: lambda samples=samples: saliency(score, images, smooth_samples=samples, keepdims=True)
               for name, samples in peers.items()}
     passes = PASSES | {name: max(1, samples) for name, samples in peers.items()}
+    if captum:
+        tasks |= {f"captum, {name}": lambda name=name: captum(name, samples=max(MORE.get(name, {}).values(), default=1))
+                  for name in PASSES}
     best = in_turn({"bare": lambda: bare(images).numpy()} | tasks, repeats)
     unit = {clock: best["bare"][clock] / n for clock in ("wall", "cpu")}
     show(f"Gradient methods, {n} images: over passes x (forward + backward, {unit['wall']:.2f} s)",
-         [{"method": name, "passes": each} | {f"x {clock}": best[name][clock] / n / each / unit[clock]
-                                              for clock in unit} for name, each in passes.items()])
+         [{"method": name, "passes": each}
+          | {f"x {clock}": best[name][clock] / n / each / unit[clock] for clock in unit}
+          | {f"captum over ours, {clock}": best[f"captum, {name}"][clock] / best[name][clock]
+             for clock in unit if f"captum, {name}" in best} for name, each in passes.items()])
 
 
 def places_of(shape, window, stride):
@@ -243,7 +248,7 @@ def main():
         tables = {"occlusion": lambda: occlusions(model, image, captum, args.repeats, folder, args.windows),
                   "curves": lambda: curves(model, image, args.repeats, args.windows),
                   "removal": lambda: removals(model, image, groups, captum, args.repeats, args.samples),
-                  "gradient": lambda: gradients(model, args.repeats)}
+                  "gradient": lambda: gradients(model, captum, args.repeats)}
         for name in args.only:
             tables[name]()
         if captum:

@@ -18,6 +18,25 @@ from captum import attr
 from torch import nn
 
 POOL_BEHIND = (2, 4, 7, 10, 13)
+#: Gradient methods; what samples is asked for as many samples as our side.
+GRADIENTS = {
+    "gradient": lambda model, image, _: attr.Saliency(model).attribute(image, 0, abs=False),
+    "input_x_gradient": lambda model, image, _: attr.InputXGradient(model).attribute(image, 0),
+    "guided_backprop": lambda model, image, _: attr.GuidedBackprop(model).attribute(image, 0),
+    "deconvolution": lambda model, image, _: attr.Deconvolution(model).attribute(image, 0),
+    "smoothgrad": lambda model, image, n: attr.NoiseTunnel(attr.Saliency(model)).attribute(
+        image, nt_samples=n, stdevs=0.15, target=0, abs=False),
+    "integrated_gradients": lambda model, image, n: attr.IntegratedGradients(model).attribute(image, 0, 0, n_steps=n),
+    "gradient_shap": lambda model, image, n: attr.GradientShap(model).attribute(
+        image, torch.zeros_like(image), n_samples=n, target=0),
+    "deeplift": lambda model, image, _: attr.DeepLift(model).attribute(image, 0, 0),
+    "gradcam": lambda model, image, _: attr.LayerGradCam(model, last_relu(model)).attribute(
+        image, 0, relu_attributions=True),
+    "guided_gradcam": lambda model, image, _: attr.GuidedGradCam(model, last_relu(model)).attribute(image, 0)}
+
+
+def last_relu(model):
+    return [layer for layer in model if isinstance(layer, nn.ReLU)][-1]
 
 
 def build(arrays):
@@ -43,6 +62,8 @@ def first(array):
 
 
 def call(model, arrays, ask):
+    if ask["method"] in GRADIENTS:
+        return GRADIENTS[ask["method"]](model.float(), first(arrays["image"]), ask["samples"])
     image, evals = first(arrays["image"]), ask["evals"]
     if ask["method"] == "covered":  # no captum in it: full passes in float64, the measure of who is exact
         return covered(model.double(), image.double(), ask["places"], ask.get("evals"))
@@ -75,11 +96,11 @@ def main(file, threads):
     for line in sys.stdin:
         ask = json.loads(line)
         wall, cpu = time.perf_counter(), time.process_time()
-        with torch.no_grad():
+        with torch.set_grad_enabled(ask["method"] in GRADIENTS):
             found = call(model, arrays, ask)
         answer = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
         if "out" in ask:
-            np.save(ask["out"], found.numpy())
+            np.save(ask["out"], found.detach().numpy())
         print(json.dumps(answer), flush=True)
 
 
