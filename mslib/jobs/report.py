@@ -215,6 +215,9 @@ def findings(config: StudyConfig, run_dir: str | Path) -> dict[str, str]:
             backbone = name.removeprefix("02_finetuning_")
             ours = numbers["accuracy"][backbone]
             told = [f"split of slices {interval_text(*ours['slice']['slice'])} of slices"] if "slice" in ours else []
+            if "slice_permuted" in ours:
+                told.append(f"with labels that mean nothing {interval_text(*ours['slice_permuted']['subject'])} of "
+                            f"subjects (chance {numbers['chance']['slice_permuted']:.2f}; above it: leakage)")
             fresh = next((key for key in ("independent", "subject") if key in ours), None)
             titles = {"independent": "independent cohort", "subject": "split of subjects"}
             told += [f"{titles[fresh]} {interval_text(*ours[fresh]['subject'])} of subjects"] if fresh else []
