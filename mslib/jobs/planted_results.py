@@ -56,7 +56,7 @@ def make_planted(config: StudyConfig, run_dir: str | Path) -> None:
     if has_planted(config):
         slices, repeated = control_slices(config, run_dir), repeated_experiment(config)
         for experiment in experiments(config):
-            for repeat in range(2 if experiment == repeated else 1):
+            for repeat in range(config.attribution.planted.seeds if experiment == repeated else 1):
                 planted_maps(experiment, slices, config, run_dir, repeat)
                 made.append(planted_folder(run_dir, experiment, repeat).name)
     write_json(Path(run_dir) / "planted" / "nets.json", made)

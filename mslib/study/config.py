@@ -162,6 +162,7 @@ class Planted(Section):
     learning_rate: Positive = 2e-3
     narrow: Annotated[int, Field(ge=1, le=16)] = 4
     test_slices: Annotated[int, Field(ge=8)] = 10
+    seeds: Annotated[int, Field(ge=2)] = 2
 
 
 class Attribution(Section):
