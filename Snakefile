@@ -206,6 +206,15 @@ if TRAINS:
         message: "Notebook 02: fine-tuning {wildcards.backbone}"
         shell: notebook("02_finetuning", "--backbone {wildcards.backbone}")
 
+    rule repeat:
+        input: stacks, f"{RUN}/metrics/02_finetuning_{{backbone}}.json"
+        output: touch(f"{RUN}/relevance/{{backbone}}/repeat.done")
+        params: code=code_digest("mslib.jobs.relevance"), settings=STUDY.model_dump_json()
+        threads: WHOLE
+        resources: mem_mb=memory(6000)
+        message: "Relevance: {wildcards.backbone} trained once more from another seed"
+        shell: f"{MSLIB} repeat {JOB} --backbone {{wildcards.backbone}}"
+
 rule notebook_gradcam:
     input: stacks, NETS, source="notebooks/03_gradcam_layers.ipynb"
     output: f"{RUN}/metrics/03_gradcam_layers.json", f"{RUN}/made/03_gradcam_layers.json"
@@ -216,16 +225,6 @@ rule notebook_gradcam:
     priority: AWAITED
     message: "Notebook 03: Grad-CAM at every layer"
     shell: notebook("03_gradcam_layers")
-
-if TRAINS:
-    rule repeat:
-        input: stacks, f"{RUN}/metrics/02_finetuning_{{backbone}}.json"
-        output: touch(f"{RUN}/relevance/{{backbone}}/repeat.done")
-        params: code=code_digest("mslib.jobs.relevance"), settings=STUDY.model_dump_json()
-        threads: WHOLE
-        resources: mem_mb=memory(6000)
-        message: "Relevance: {wildcards.backbone} trained once more from another seed"
-        shell: f"{MSLIB} repeat {JOB} --backbone {{wildcards.backbone}}"
 
 rule planted:
     input: stacks

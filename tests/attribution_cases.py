@@ -34,6 +34,21 @@ def relative(ours, reference):
     return np.abs(ours - reference).max() / np.abs(reference).max()
 
 
+def with_first_kernel(model, change):
+    """A copy of a net whose first kernel is changed."""
+    other = keras.models.clone_model(model)
+    weights = model.get_weights()
+    weights[0] = change(weights[0].copy())
+    other.set_weights(weights)
+    return other
+
+
+def without_second(kernel):
+    """A first kernel that does not see the second modality."""
+    kernel[..., 1, :] = 0
+    return kernel
+
+
 def blocks(images):
     """Quarters (of signals halves) of every modality as groups, of one image."""
     shape = images.shape[1:-1]

@@ -6,6 +6,7 @@ from math import factorial
 import keras
 import numpy as np
 import pytest
+from attribution_cases import with_first_kernel, without_second
 
 from mslib.explain import perturbation
 from mslib.explain.coalitions import coalition_scores
@@ -152,11 +153,7 @@ def test_seeded(case, method):
 
 def test_a_group_that_the_net_does_not_see_gets_nothing(case):
     model, images, targets, groups = case
-    blind = keras.models.clone_model(model)
-    weights = model.get_weights()
-    weights[0] = weights[0].copy()
-    weights[0][:, :, 1] = 0
-    blind.set_weights(weights)
+    blind = with_first_kernel(model, without_second)
     for method in ("feature_ablation", "shapley_sampling"):
         maps = getattr(perturbation, method)(blind, images, targets, groups=groups, **IN_GROUPS[method])
         assert np.abs(maps[..., 1]).max() < 1e-5 < np.abs(maps[..., 0]).max()
