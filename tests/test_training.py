@@ -155,7 +155,7 @@ def test_a_damaged_state_is_named(slices, parts, whole, tmp_path, monkeypatch, c
     capsys.readouterr()
     model = small_net()
     history = fit(model, slices, *parts, tmp_path, recipe())
-    told = [line for line in capsys.readouterr().out.splitlines() if "damaged state" in line]
+    told = [line for line in capsys.readouterr().err.splitlines() if "damaged state" in line]
     assert len(told) == 1 and str(state) in told[0] and "starts again" in told[0]
     same(model, history, whole)
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import keras
 import numpy as np
+from tqdm.auto import tqdm
 
 from .baselines import baseline_images
 from .groups import default_groups, number_groups
@@ -50,7 +51,8 @@ def spread_over_groups(values, groups):
     return np.append(values, 0.0)[groups].astype(np.float32)
 
 
-def explain_each(explain: Callable, images, targets, groups, baseline, seed, check: Callable | None = None):
+def explain_each(explain: Callable, images, targets, groups, baseline, seed, progress: bool,
+                 check: Callable | None = None):
     """Attribution of every image, whatever images stand beside it.
 
     Parameters
@@ -58,7 +60,7 @@ def explain_each(explain: Callable, images, targets, groups, baseline, seed, che
     explain : callable
         (image, base, groups, n_groups, target, rng) to values of the groups; groups are numbered per image, 0 to
         ``n_groups - 1``, and every image gets a generator of the same seed.
-    images, targets, groups, baseline, seed
+    images, targets, groups, baseline, seed, progress
         As in `feature_ablation`.
     check : callable, optional
         Takes the greatest number of groups of an image and raises what there is to raise, before the net is asked.
@@ -73,7 +75,7 @@ def explain_each(explain: Callable, images, targets, groups, baseline, seed, che
         check(int(counts.max()))
     base = baseline_images(images, baseline, seed)
     maps = np.zeros(images.shape, np.float32)
-    for i in np.flatnonzero(counts):
+    for i in tqdm(np.flatnonzero(counts), desc="feature groups", unit="image", disable=not progress):
         values = explain(images[i], base[i], groups[i], int(counts[i]), int(targets[i]), np.random.default_rng(seed))
         maps[i] = spread_over_groups(values, groups[i])
     return maps

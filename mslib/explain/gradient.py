@@ -12,6 +12,7 @@ from functools import lru_cache
 import keras
 import numpy as np
 import tensorflow as tf
+from tqdm.auto import tqdm
 
 from .baselines import baseline_images
 from .rules import (
@@ -98,17 +99,17 @@ def deconvolution(model: keras.Model, images, targets, *, batch_size: int = 16) 
     return _gradients(model, images, targets, batch_size, "deconvolution")
 
 
-def _mean_over(model, make, n, images, targets, batch_size):
+def _mean_over(model, make, n, images, targets, batch_size, progress):
     """Mean over n draws of ``weight * gradient at point``; `make` gives (point, weight) of a draw."""
     total = np.zeros(images.shape, np.float64)
-    for number in range(n):
+    for number in tqdm(range(n), desc="gradients", unit="pass", disable=not progress):
         point, weight = make(number)
         total += weight * _gradients(model, point, targets, batch_size)
     return total
 
 
 def smoothgrad(model: keras.Model, images, targets, *, samples: int = 10, noise: float = 0.15, seed: int = 0,
-               batch_size: int = 16) -> np.ndarray:
+               batch_size: int = 16, progress: bool = False) -> np.ndarray:
     """Mean gradient over noisy copies of the image (Smilkov et al. 2017).
 
     Parameters
@@ -121,6 +122,8 @@ def smoothgrad(model: keras.Model, images, targets, *, samples: int = 10, noise:
         Standard deviation, as a share of the image's range (maximum minus minimum over all modalities).
     seed : int
         Of the noise, the same for every image (times its range), so that a map does not depend on the other images.
+    progress : bool
+        Show a bar over the passes.
 
     Returns
     -------
@@ -133,11 +136,11 @@ def smoothgrad(model: keras.Model, images, targets, *, samples: int = 10, noise:
     def noisy(_):
         return images + spread * rng.standard_normal(images.shape[1:], np.float32), 1 / samples
 
-    return _mean_over(model, noisy, samples, images, targets, batch_size).astype(np.float32)
+    return _mean_over(model, noisy, samples, images, targets, batch_size, progress).astype(np.float32)
 
 
 def integrated_gradients(model: keras.Model, images, targets, *, steps: int = 50, baseline="zero", seed: int = 0,
-                         batch_size: int = 16) -> np.ndarray:
+                         batch_size: int = 16, progress: bool = False) -> np.ndarray:
     """Gradient integrated on the straight line from a baseline, times the difference (Sundararajan et al. 2017).
 
     Parameters
@@ -150,6 +153,8 @@ def integrated_gradients(model: keras.Model, images, targets, *, steps: int = 50
         As in `mslib.explain.baseline_images`.
     seed : int
         Of a noisy baseline.
+    progress : bool
+        As in `smoothgrad`.
 
     Returns
     -------
@@ -159,17 +164,17 @@ def integrated_gradients(model: keras.Model, images, targets, *, steps: int = 50
     base = baseline_images(images, baseline, seed)
     nodes, weights = np.polynomial.legendre.leggauss(steps)
     total = _mean_over(model, lambda i: (base + np.float32((nodes[i] + 1) / 2) * (images - base), weights[i] / 2),
-                       steps, images, targets, batch_size)
+                       steps, images, targets, batch_size, progress)
     return ((images - base) * total).astype(np.float32)
 
 
 def gradient_shap(model: keras.Model, images, targets, *, samples: int = 5, baseline="zero", seed: int = 0,
-                  batch_size: int = 16) -> np.ndarray:
+                  batch_size: int = 16, progress: bool = False) -> np.ndarray:
     """Expected gradient at random points between baseline and image, times the difference (Lundberg and Lee 2017).
 
     Parameters
     ----------
-    model, images, targets, batch_size, baseline
+    model, images, targets, batch_size, baseline, progress
         As in `integrated_gradients`.
     samples : int
         Random points of every image.
@@ -187,7 +192,7 @@ def gradient_shap(model: keras.Model, images, targets, *, samples: int = 5, base
     def between(_):
         return base + rng.random(dtype=np.float32) * (images - base), 1 / samples
 
-    total = _mean_over(model, between, samples, images, targets, batch_size)
+    total = _mean_over(model, between, samples, images, targets, batch_size, progress)
     return ((images - base) * total).astype(np.float32)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import keras
 import numpy as np
+from tqdm.auto import tqdm
 
 from .baselines import baseline_images
 from .incremental import obstacle, occlusion_losses
@@ -13,12 +14,12 @@ ENGINES = ("auto", "incremental", "full")
 
 
 def occlusion(model: keras.Model, images, targets, *, window: int = 11, stride: int = 5, baseline="zero",
-              seed: int = 0, batch_size: int = 64, engine: str = "auto") -> np.ndarray:
+              seed: int = 0, batch_size: int = 64, engine: str = "auto", progress: bool = False) -> np.ndarray:
     """What the score loses when a window of one modality is covered (Zeiler and Fergus 2014), overlaps averaged.
 
     Parameters
     ----------
-    model, images, targets, baseline, seed, batch_size
+    model, images, targets, baseline, seed, batch_size, progress
         As in `feature_ablation`.
     window, stride : int
         Size and step of the window along every axis of space.
@@ -42,9 +43,9 @@ def occlusion(model: keras.Model, images, targets, *, window: int = 11, stride: 
     places = [(*place, modality) for place in windows(images.shape[1:-1], window, stride)
               for modality in range(images.shape[-1])]
     maps = np.empty(images.shape, np.float32)
-    for i, (image, one, target) in enumerate(zip(images, base, targets)):
-        total, times = np.zeros(image.shape), np.zeros(image.shape)
-        for place, loss in zip(places, losses_of(model, image, one, places, int(target), batch_size)):
+    for i in tqdm(range(len(images)), desc="occlusion", unit="image", disable=not progress):
+        total, times = np.zeros(images.shape[1:]), np.zeros(images.shape[1:])
+        for place, loss in zip(places, losses_of(model, images[i], base[i], places, int(targets[i]), batch_size)):
             total[place] += loss
             times[place] += 1
         maps[i] = total / np.maximum(times, 1)

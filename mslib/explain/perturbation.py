@@ -5,6 +5,7 @@ from __future__ import annotations
 import keras
 import numpy as np
 from sklearn.linear_model import LinearRegression
+from tqdm.auto import tqdm
 
 from .coalitions import coalition_scores, explain_each, spread_over_groups
 from .groups import default_groups, number_groups
@@ -12,7 +13,7 @@ from .model import batches_of, logits_of
 
 
 def feature_ablation(model: keras.Model, images, targets, *, groups=None, baseline="zero", seed: int = 0,
-                     batch_size: int = 64) -> np.ndarray:
+                     batch_size: int = 64, progress: bool = False) -> np.ndarray:
     """What the score loses when one feature group is replaced by the baseline.
 
     Parameters
@@ -30,6 +31,8 @@ def feature_ablation(model: keras.Model, images, targets, *, groups=None, baseli
         is the same whatever other images stand beside it. Errors of sampling are therefore alike in all images.
     batch_size : int
         Images in one pass.
+    progress : bool
+        Show a bar over the images.
 
     Returns
     -------
@@ -41,11 +44,11 @@ def feature_ablation(model: keras.Model, images, targets, *, groups=None, baseli
         scores = coalition_scores(model, image, base, own, coalitions, target, batch_size)
         return scores[0] - scores[1:]
 
-    return explain_each(losses, images, targets, groups, baseline, seed)
+    return explain_each(losses, images, targets, groups, baseline, seed, progress)
 
 
 def feature_permutation(model: keras.Model, images, targets, *, groups=None, permutations: int = 8, seed: int = 0,
-                        batch_size: int = 64) -> np.ndarray:
+                        batch_size: int = 64, progress: bool = False) -> np.ndarray:
     """What the score loses when a feature group takes another image's values (Fisher et al. 2019).
 
     The images are shifted cyclically by a random number of places, so that each one always gets values of another;
@@ -61,6 +64,8 @@ def feature_permutation(model: keras.Model, images, targets, *, groups=None, per
     permutations : int
         Over how many different shifts the loss is averaged; from N - 1 on over all of them, exactly.
     seed : int
+    progress : bool
+        Show a bar over the groups.
 
     Returns
     -------
@@ -85,7 +90,7 @@ def feature_permutation(model: keras.Model, images, targets, *, groups=None, per
         return logits_of(model, batches_of(batch, batch_size))[rows, targets]
 
     whole, losses = scores(images), np.zeros((len(images), n_groups))
-    for group in range(n_groups):
+    for group in tqdm(range(n_groups), desc="feature permutation", unit="group", disable=not progress):
         shifts = 1 + rng.permutation(len(images) - 1)[:permutations]
         for shift in shifts:
             other = np.roll(images, shift, 0)
@@ -94,12 +99,12 @@ def feature_permutation(model: keras.Model, images, targets, *, groups=None, per
 
 
 def lime(model: keras.Model, images, targets, *, groups=None, samples: int = 500, width: float = 1.0, baseline="zero",
-         seed: int = 0, batch_size: int = 64) -> np.ndarray:
+         seed: int = 0, batch_size: int = 64, progress: bool = False) -> np.ndarray:
     """Weights of a linear model of the score in random coalitions, near ones counting more (Ribeiro et al. 2016).
 
     Parameters
     ----------
-    model, images, targets, groups, baseline, batch_size
+    model, images, targets, groups, baseline, batch_size, progress
         As in `feature_ablation`.
     samples : int
         Random coalitions, more than there are groups; several times as many for values that do not hang on the seed.
@@ -124,17 +129,17 @@ def lime(model: keras.Model, images, targets, *, groups=None, samples: int = 500
         near = np.exp(-(distance**2) / (2 * width**2))
         return LinearRegression().fit(coalitions, scores, near).coef_
 
-    return explain_each(weights, images, targets, groups, baseline, seed,
+    return explain_each(weights, images, targets, groups, baseline, seed, progress,
                         lambda most: _check_samples("lime", samples, most + 1, most))
 
 
 def shapley_sampling(model: keras.Model, images, targets, *, groups=None, permutations: int = 25, baseline="zero",
-                     seed: int = 0, batch_size: int = 64) -> np.ndarray:
+                     seed: int = 0, batch_size: int = 64, progress: bool = False) -> np.ndarray:
     """Mean gain of a feature group over random orders in which groups join (Strumbelj and Kononenko 2010).
 
     Parameters
     ----------
-    model, images, targets, groups, baseline, batch_size
+    model, images, targets, groups, baseline, batch_size, progress
         As in `feature_ablation`.
     permutations : int
         Random orders.
@@ -153,16 +158,16 @@ def shapley_sampling(model: keras.Model, images, targets, *, groups=None, permut
         steps = np.diff(scores.reshape(permutations, n_groups + 1), axis=1)
         return np.take_along_axis(steps, ranks, 1).mean(0)
 
-    return explain_each(gains, images, targets, groups, baseline, seed)
+    return explain_each(gains, images, targets, groups, baseline, seed, progress)
 
 
 def kernel_shap(model: keras.Model, images, targets, *, groups=None, samples: int = 600, baseline="zero", seed: int = 0,
-                batch_size: int = 64) -> np.ndarray:
+                batch_size: int = 64, progress: bool = False) -> np.ndarray:
     """Shapley values by weighted regression over random coalitions (Lundberg and Lee 2017, theorem 2).
 
     Parameters
     ----------
-    model, images, targets, groups, baseline, batch_size
+    model, images, targets, groups, baseline, batch_size, progress
         As in `feature_ablation`.
     samples : int
         Random coalitions, drawn in pairs of complements. Because a pair says one thing about n groups, there must be
@@ -190,7 +195,7 @@ def kernel_shap(model: keras.Model, images, targets, *, groups=None, samples: in
         scores = coalition_scores(model, image, base, own, coalitions, target, batch_size)
         return _efficient_regression(coalitions, scores - nothing, everything - nothing)
 
-    return explain_each(values, images, targets, groups, baseline, seed,
+    return explain_each(values, images, targets, groups, baseline, seed, progress,
                         lambda most: _check_samples("kernel_shap", samples, 2 * (most - 1), most))
 
 

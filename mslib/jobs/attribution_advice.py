@@ -7,6 +7,7 @@ import pandas as pd
 from mslib.explain import METHODS
 
 from . import planted
+from .attribution_scores import tells_sequences
 from .verdicts import FAILS_ABOVE
 
 #: Delta-AUPC from which a map is taken to mark what the net needs; smaller ones are above 0 in the digits only.
@@ -15,6 +16,8 @@ NOTABLE = 0.01
 MUTE = 0.001
 #: Share by which values may miss what they should add up to.
 GAP_ABOVE = 0.05
+#: Two of the checks, in words.
+CHANGES, MARKS = "changes with the net's weights", "marks what the net needs under every fill"
 
 
 def learnt_shortcut(used: pd.DataFrame) -> bool:
@@ -41,9 +44,8 @@ def shortcut_sentence(exposed: pd.DataFrame) -> str:
 
 def sound_methods(table: pd.DataFrame) -> pd.Series:
     """MSFI of the methods that pass the randomisation and mark what the net needs under every fill, best first."""
-    deltas = [name for name in table if name.startswith("delta_") and name.endswith("_low")]
-    sound = table[(table["random"] <= FAILS_ABOVE) & (table[deltas] > NOTABLE).all(axis=1)]
-    return sound["msfi"].sort_values(ascending=False)
+    passed = checks(table, None)
+    return table.loc[passed[CHANGES] & passed[MARKS], "msfi"].sort_values(ascending=False)
 
 
 def advice(table: pd.DataFrame | None, patients: pd.DataFrame, exposed: pd.DataFrame | None,
@@ -66,7 +68,7 @@ def advice(table: pd.DataFrame | None, patients: pd.DataFrame, exposed: pd.DataF
                             "more nor less than removing as a shuffled map says. That may be the fill, not the map.")
     if exposed is not None:
         told.append(shortcut_sentence(exposed) if learnt_shortcut(used) else shortcut_learnt(used))
-    blind = [name for name in METHODS if not _tells(name)]
+    blind = [name for name in METHODS if not tells_sequences(name)]
     told.append(f"Cannot say which sequence decided, whatever their scores: {', '.join(blind)}.")
     gaps = patients["gap"].dropna() if "gap" in patients else pd.Series(dtype=float)
     told.append("Values should add up to the score's difference from a black image (of the Shapley methods: from the "
@@ -75,10 +77,6 @@ def advice(table: pd.DataFrame | None, patients: pd.DataFrame, exposed: pd.DataF
                 f"{', '.join(gaps.index[gaps > GAP_ABOVE]) or 'none'}.")
     return told + ([] if table is None else trust(table, exposed if learnt_shortcut(used) else None))
 
-
-def _tells(name):
-    """Whether maps of this study tell modalities apart: feature permutation is given each modality's own groups."""
-    return METHODS[name].tells_modalities or name == "feature_permutation"
 
 
 def checks(table: pd.DataFrame, exposed: pd.DataFrame | None) -> pd.DataFrame:
@@ -98,10 +96,10 @@ def checks(table: pd.DataFrame, exposed: pd.DataFrame | None) -> pd.DataFrame:
     """
     deltas = [name for name in table if name.startswith("delta_") and name.endswith("_low")]
     passed = pd.DataFrame({
-        "tells the sequences apart": [_tells(name) for name in table.index],
+        "tells the sequences apart": [tells_sequences(name) for name in table.index],
         "marks the planted signs more than chance": table["msfi_low"] > table["msfi_chance"],
-        "changes with the net's weights": table["random"] <= FAILS_ABOVE,
-        "marks what the net needs under every fill": (table[deltas] > NOTABLE).all(axis=1),
+        CHANGES: table["random"] <= FAILS_ABOVE,
+        MARKS: (table[deltas] > NOTABLE).all(axis=1),
         "adds up, if it should": ~(table["gap"] > GAP_ABOVE) if "gap" in table else True}, index=table.index)
     if exposed is not None:
         passed["exposes the shortcut"] = exposed["exposed"].reindex(table.index, fill_value=False).astype(bool)

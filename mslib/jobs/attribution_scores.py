@@ -47,6 +47,11 @@ COMPLETE = ("integrated_gradients", "deeplift", "gradient_shap")
 COMPLETE_IN_GROUPS = ("shapley_sampling", "kernel_shap")
 
 
+def tells_sequences(method: str) -> bool:
+    """Whether maps of this study tell sequences apart: Feature Permutation is given each sequence's own superpixels."""
+    return METHODS[method].tells_modalities or method == "feature_permutation"
+
+
 def _scores(model, images):
     return logits_of(model, batches_of(images, 64))
 
@@ -144,7 +149,8 @@ def score_maps(maps: dict[str, np.ndarray], features, brain, importance, model: 
     common = {"subject": list(subjects), "image": np.arange(len(images)), "probability": chance,
               "right": logits.argmax(1) == targets, "msfi_chance": feature_importance_score(even, importance),
               "portion_chance": needed * even[:, top]}
-    where, (groups, _) = np.repeat(brain[..., None], images.shape[-1], -1), groups_of(images, brain, config)
+    where = np.repeat(brain[..., None], images.shape[-1], -1)
+    groups = groups_of(images, brain, config)[0] if set(maps) & set(COMPLETE_IN_GROUPS) else None
     tables = []
     for method, raw in maps.items():
         heat = postprocess(raw, SIGMA)
@@ -155,7 +161,7 @@ def score_maps(maps: dict[str, np.ndarray], features, brain, importance, model: 
         shares = totals / np.where(totals.sum(1) > 0, totals.sum(1), np.nan)[:, None]
         row = common | {"msfi": feature_importance_score(portions, importance), "portion": needed * portions[:, top],
                         "iou": iou, "iou_chance": iou_chance, "blank": totals.sum(1) == 0}
-        if METHODS[method].tells_modalities or method == "feature_permutation":
+        if tells_sequences(method):
             row |= {f"share_{name}": shares[:, m] for m, name in enumerate(config.sequences)}
             row["tau"] = importance_correlation(totals, importance)
         if method in COMPLETE:

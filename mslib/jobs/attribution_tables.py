@@ -44,7 +44,7 @@ def settings_text(method: str, config: StudyConfig) -> str:
     """Parameters of a method in this study that are not its defaults, and its defaults that matter."""
     given = method_parameters(method, config, None, None)
     told = {name: value for name, value in {**METHODS[method].parameters, **given}.items()
-            if name not in ("groups", "seed", "batch_size", "engine") and value is not None}
+            if name not in ("groups", "seed", "batch_size", "engine", "progress") and value is not None}
     return ", ".join(f"{name} {value}" for name, value in told.items())
 
 

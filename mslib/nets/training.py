@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,7 +132,7 @@ def _load_state(folder, model, optimizer):
     except FileNotFoundError:
         return []
     except (zipfile.BadZipFile, EOFError, KeyError, ValueError, OSError, pd.errors.ParserError) as error:
-        print(f"{path}: damaged state of an earlier run ({error}); this training starts again")
+        print(f"{path}: damaged state of an earlier run ({error}); this training starts again", file=sys.stderr)
         return []
     for variable, value in zip(optimizer.variables, slots, strict=True):
         variable.assign(value)
@@ -199,7 +200,7 @@ def fit(model: keras.Model, slices: SliceSet, train: np.ndarray, validation: np.
     augment = make_augmenter(recipe.augmentation) if recipe.augmentation else _unchanged
     history = _load_state(folder, worker.trainer, worker.optimizer)
     if len(history) < epochs and history:
-        print(f"{label}: goes on after epoch {len(history)} of {epochs}")
+        print(f"{label}: goes on after epoch {len(history)} of {epochs}", file=sys.stderr)
     bar = progress(total=steps * epochs, initial=steps * len(history), desc=label, unit="batch")
     while len(history) < epochs and not _stopped(history, recipe.patience):
         epoch = len(history)

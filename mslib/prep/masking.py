@@ -6,7 +6,6 @@ import functools
 
 import numpy as np
 import SimpleITK as sitk
-from nilearn import datasets
 
 from .images import as_image
 from .registration import LEVER_MM, mutual_information_setup, pyramid_level, register_rigid
@@ -17,6 +16,8 @@ LEVELS_MM = (6.0, 4.0)
 @functools.cache
 def _template(spacing_mm: int) -> tuple[sitk.Image, sitk.Image]:
     """ICBM152 T1 template and brain mask as SimpleITK images (LPS)."""
+    from nilearn import datasets  # 1.5 s, and seldom needed
+
     images = []
     for load in (datasets.load_mni152_template, datasets.load_mni152_brain_mask):
         source = load(resolution=spacing_mm)
