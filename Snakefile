@@ -212,6 +212,7 @@ if TRAINS:
         params: code=code_digest("mslib.jobs.relevance"), settings=STUDY.model_dump_json()
         threads: WHOLE
         resources: mem_mb=memory(6000)
+        priority: AWAITED
         message: "Relevance: {wildcards.backbone} trained once more from another seed"
         shell: f"{MSLIB} repeat {JOB} --backbone {{wildcards.backbone}}"
 
@@ -256,7 +257,8 @@ rule attribute:
 
 rule notebook_attribution:
     input:
-        attributed, stacks, NETS, f"{RUN}/planted/nets.json" if TRAINS else [],
+        attributed, stacks, NETS,
+        [f"{RUN}/planted/nets.json", f"{RUN}/relevance/{BACKBONES[0]}/repeat.done"] if TRAINS else [],
         source="notebooks/04_multimodal_attribution.ipynb"
     output: f"{RUN}/metrics/04_multimodal_attribution.json", f"{RUN}/made/04_multimodal_attribution.json"
     log: notebook=f"{RUN}/notebooks/04_multimodal_attribution.ipynb"

@@ -8,7 +8,14 @@ import pandas as pd
 import pytest
 
 from mslib.explain import METHODS, attribute
-from mslib.jobs import attribution_advice, attribution_claims, attributions, explained, planted_results
+from mslib.jobs import (
+    attribution_advice,
+    attribution_checks,
+    attribution_claims,
+    attributions,
+    explained,
+    planted_results,
+)
 from mslib.jobs import attribution_scores as scores
 from mslib.jobs import attribution_tables as judged
 from mslib.jobs.verdicts import FAILS, HOLDS
@@ -96,6 +103,41 @@ def test_likeness_of_maps():
     np.testing.assert_allclose(scores.likeness(maps, -2 * maps, brain), 1, err_msg="magnitudes count")
     assert np.abs(scores.likeness(maps, rng.normal(size=maps.shape), brain)).max() < 0.2
     assert np.isnan(scores.likeness(maps, np.zeros_like(maps), brain)).all()
+
+
+def explained_by(linear, folder, name="gradient"):
+    maps = {name: attribute(name, *arguments(linear))}
+    return linear | {"maps": maps, "folder": folder, "facts": {"weights": "a"}}
+
+
+def test_a_map_that_follows_the_net_does_not_survive_random_weights(linear, tmp_path, monkeypatch):
+    monkeypatch.setattr(attribution_checks, "METHODS", {"gradient": METHODS["gradient"]})
+    monkeypatch.setattr(attribution_checks, "STEPS", {"nothing": "", "logits": "logits"})
+    one = explained_by(linear, tmp_path)
+    found = attribution_checks.randomisation_scores(one, CONFIG, {"logits": "logits"})
+    assert set(found["step"]) == {2} and found["subject"].tolist() == SUBJECTS and found["likeness"].max() < 0.3
+    assert (tmp_path / "random2" / "gradient.npz").is_file()
+    with pytest.raises(ValueError, match="lowest: must be a layer of the model"):
+        attribution_checks.randomisation_scores(one, CONFIG, {"nothing": "none"})
+
+
+def test_patients_are_repeated_with_the_second_net(linear, tmp_path, monkeypatch):
+    monkeypatch.setattr(attribution_checks, "METHODS", {"gradient": METHODS["gradient"]})
+    weights = tmp_path / "second.weights.h5"
+    weights.write_bytes(b"second")
+    second = keras.models.clone_model(linear["model"])
+    second.set_weights([2 * linear["model"].get_weights()[0], linear["model"].get_weights()[1]])
+    monkeypatch.setattr(attribution_checks, "second_net", lambda *_: (second, weights))
+    one = explained_by(linear, tmp_path / "maps")
+    found = attribution_checks.repeated_patients(one, CONFIG, tmp_path, "vgg16")
+    np.testing.assert_allclose(found["likeness"], 1)
+    other = second.get_weights()[0][::-1]
+    second.set_weights([other, second.get_weights()[1]])
+    weights.write_bytes(b"another second")
+    found = attribution_checks.repeated_patients(one, CONFIG, tmp_path, "vgg16")
+    assert found["likeness"].max() < 0.3, "made anew for other weights"
+    real = CONFIG.model_copy(update={"cohort": CONFIG.cohort.model_copy(update={"source": "open_ms"})})
+    assert attribution_checks.repeated_patients(one, real, tmp_path, "vgg16") is None
 
 
 def test_informative_maps_are_better_where_the_net_is_right():
@@ -197,6 +239,9 @@ def test_advice_follows_the_numbers():
     assert "deeplift 0.9" in told[2] and "lime" not in told[2] and "guided_backprop" not in told[2]
     assert told[3] == "Share on the shortcut surely above that of an even map: deeplift. Not so: lime."
     assert "gradcam" in told[4]
+    assert told[5].startswith("On patients, ") and told[5].endswith("likeness above 0.5: guided_backprop.")
+    assert not [one for one in attribution_advice.advice(made_up(), made_up().drop(columns="random"), exposed, used())
+                if one.startswith("On patients, ")]
     assert attribution_advice.advice(None, made_up(), None, pd.DataFrame())[0] == told[4]
     mute = made_up()
     mute.loc[["lime", "gradient"], "delta_zero"] = 1e-5

@@ -70,6 +70,10 @@ def advice(table: pd.DataFrame | None, patients: pd.DataFrame, exposed: pd.DataF
         told.append(shortcut_sentence(exposed) if learnt_shortcut(used) else shortcut_learnt(used))
     blind = [name for name in METHODS if not tells_sequences(name)]
     told.append(f"Cannot say which sequence decided, whatever their scores: {', '.join(blind)}.")
+    if "random" in patients:
+        failed = patients.index[patients["random"] > FAILS_ABOVE]
+        told.append(f"On patients, with all weights of the study's net random, likeness above {FAILS_ABOVE}: "
+                    f"{', '.join(failed) or 'none'}.")
     gaps = patients["gap"].dropna() if "gap" in patients else pd.Series(dtype=float)
     told.append("Values should add up to the score's difference from a black image (of the Shapley methods: from the "
                 f"image with black superpixels); they miss it by (share, on patients): {_values(gaps)}. Miss more than "

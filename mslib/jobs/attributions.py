@@ -151,7 +151,8 @@ def all_patient_maps(config: StudyConfig, run_dir: str | Path, backbone: str) ->
     -------
     dict
         ``model``, ``maps`` (by method, (N, H, W, M)), ``seconds`` (per image, by method), ``images``, ``targets``,
-        ``brain``, ``lesion``, ``subjects`` and ``slices`` of N patients.
+        ``brain``, ``lesion``, ``subjects`` and ``slices`` of N patients; ``folder`` that maps are kept in, ``facts``
+        that decide them beside code and settings.
     """
     people, model = attributed_subjects(config, run_dir), net(config, run_dir, backbone)
     if len(people) < 2:
@@ -162,12 +163,12 @@ def all_patient_maps(config: StudyConfig, run_dir: str | Path, backbone: str) ->
     images, targets = joined["images"], np.array([target_of(person, config) for person in people])
     each = [patient_maps(model, backbone, person, config, run_dir)
             for person in progress(people, desc=f"{backbone}: patients", unit="subject")]
-    together, spent = kept_maps(model, images, targets, joined["brain"], config,
-                                Path(run_dir) / "attributions" / backbone / "together",
-                                _facts(config, run_dir, backbone, people), JOINT, f"{backbone}: all patients")
+    folder, facts = Path(run_dir) / "attributions" / backbone, _facts(config, run_dir, backbone, people)
+    together, spent = kept_maps(model, images, targets, joined["brain"], config, folder / "together", facts, JOINT,
+                                f"{backbone}: all patients")
     maps = {name: together[name] if name in JOINT else np.concatenate([own[name] for own, _ in each])
             for name in METHODS}
     seconds = pd.concat([pd.concat([one for _, one in each], axis=1).mean(1), spent]).reindex(list(METHODS))
     return {"model": model, "maps": maps, "seconds": seconds, "images": images, "targets": targets,
             "brain": joined["brain"], "lesion": joined["lesion"], "subjects": [person.id for person in people],
-            "slices": [one["slice"] for one in chosen]}
+            "slices": [one["slice"] for one in chosen], "folder": folder, "facts": facts}

@@ -1,4 +1,4 @@
-"""What the methods say of planted nets: maps, layers, randomisation, repeats, the shortcut."""
+"""What the methods say of planted nets: maps, layers, the shortcut."""
 
 from __future__ import annotations
 
@@ -7,20 +7,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mslib.explain import METHODS, attribute, layer_cams, postprocess, randomised_copy
+from mslib.explain import METHODS, attribute, layer_cams, postprocess
 from mslib.measure import bootstrap_subjects, feature_importance_score, feature_portions
 from mslib.nets import SliceSet
 from mslib.nets.planted import shortcut_mask
-from mslib.nets.spread import evenly
 from mslib.study import StudyConfig, write_json
 from mslib.study.provenance import file_sha256
 
-from .attribution_scores import SIGMA, likeness
+from .attribution_scores import SIGMA
 from .attributions import kept_maps
 from .planted import Experiment, control_slices, experiments, explained_set, has_planted, planted_folder, planted_net
 
-#: Slices that the randomisation looks at, and what is random at each of its steps (the deepest layers first).
-RANDOMISED, STEPS = 8, {"logits": "logits", "block 5 and logits": "block5_conv1", "all layers": "block1_conv1"}
 #: Layers whose Grad-CAM is held against the truth.
 SWEPT = ("block3_conv", "block4_conv", "block5_conv")
 
@@ -34,11 +31,11 @@ def planted_maps(experiment: Experiment, slices: dict[str, SliceSet], config: St
     model, marked = planted_net(experiment, slices, config, run_dir, repeat), explained_set(experiment, slices, config)
     images, targets = marked.slices.images.astype("float32"), marked.slices.table["target"].to_numpy()
     folder = planted_folder(run_dir, experiment, repeat)
-    maps, seconds = kept_maps(model, images, targets, marked.brain, config, folder / "maps",
-                              {"weights": file_sha256(folder / "weights.weights.h5"), "slices": marked.slices.digest()},
+    facts = {"weights": file_sha256(folder / "weights.weights.h5"), "slices": marked.slices.digest()}
+    maps, seconds = kept_maps(model, images, targets, marked.brain, config, folder / "maps", facts,
                               METHODS, f"planted net, {experiment.name} {repeat + 1}: attributions")
     return {"model": model, "maps": maps, "seconds": seconds, "images": images, "targets": targets,
-            "brain": marked.brain, "features": marked.marks, "corner": marked.corner,
+            "brain": marked.brain, "features": marked.marks, "corner": marked.corner, "folder": folder, "facts": facts,
             "subjects": marked.slices.table["subject"].tolist()}
 
 
@@ -96,38 +93,6 @@ def layer_sweep(one: dict, features, importance, config: StudyConfig, label: str
                          "value": found.estimate, "low": found.low, "high": found.high, "chance": chance,
                          "blank": int(np.isnan(portions).all(1).sum())})
     return pd.DataFrame(rows)
-
-
-def randomisation_scores(one: dict, config: StudyConfig, run_dir: str | Path, experiment: Experiment) -> pd.DataFrame:
-    """Likeness of every method's maps to the original while layers are set to random from the output down.
-
-    Returns
-    -------
-    pandas.DataFrame
-        ``method, step, random, subject, likeness`` of `RANDOMISED` slices spread over the subjects; NaN where a map is
-        flat.
-    """
-    index = evenly(np.arange(len(one["images"])), RANDOMISED)
-    part = {key: one[key][index] for key in ("images", "targets", "brain")}
-    tables = []
-    for step, (random, lowest) in enumerate(STEPS.items(), start=1):
-        net = randomised_copy(one["model"], lowest, config.seed)
-        folder = planted_folder(run_dir, experiment)
-        maps, _ = kept_maps(net, **part, config=config, folder=folder / f"random{step}",
-                            facts={"weights": file_sha256(folder / "weights.weights.h5"), "lowest": lowest,
-                                   "images": index.tolist()}, methods=METHODS, label=f"randomised: {random}")
-        for method, found in maps.items():
-            tables.append(pd.DataFrame({"method": method, "step": step, "random": random,
-                                        "subject": np.asarray(one["subjects"])[index],
-                                        "likeness": likeness(one["maps"][method][index], found, part["brain"])}))
-    return pd.concat(tables, ignore_index=True)
-
-
-def repeat_scores(one: dict, other: dict) -> pd.DataFrame:
-    """Likeness of the maps of two nets that were trained alike from different weights: ``method, image, likeness``."""
-    return pd.concat([pd.DataFrame({"method": method, "image": np.arange(len(maps)),
-                                    "likeness": likeness(maps, other["maps"][method], one["brain"])})
-                      for method, maps in one["maps"].items()], ignore_index=True)
 
 
 def shortcut_table(one: dict, config: StudyConfig) -> pd.DataFrame:

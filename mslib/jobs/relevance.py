@@ -9,16 +9,15 @@ import numpy as np
 import pandas as pd
 
 from mslib.explain import lrp, relevance_flow
-from mslib.nets.repeats import train_repeat
 from mslib.study import StudyConfig, progress, stamped_folder, write_table
 from mslib.study.provenance import file_sha256, made_by
 
 from .cohort import qc_path, stack_path, subject_folder
 from .depth import headline_layers
 from .explained import explained_subjects, fresh_subjects, stack_of, volume_subjects
-from .finetuning import load_slices
 from .maps import example_maps, images_of, net, target_of, weights_path
 from .relevance_scores import scored_relevance, spread_slices
+from .second_net import second_net
 from .volumes import keep_volume
 
 
@@ -88,8 +87,7 @@ def compare_rules(config: StudyConfig, run_dir: str | Path, backbone: str) -> pd
 def repeat_relevance(config: StudyConfig, run_dir: str | Path, backbone: str) -> pd.DataFrame:
     """Shares by the study's rule of a net trained from another seed, on the slices of `compare_rules`."""
     people, own = judged_subjects(config, run_dir), config.relevance
-    model = train_repeat(backbone, load_slices(config, run_dir, "study"), config, run_dir)
-    weights = Path(run_dir) / "relevance" / backbone / "repeat1" / "weights.weights.h5"
+    model, weights = second_net(config, run_dir, backbone)
     folder = stamped_folder(Path(run_dir) / "relevance" / backbone / "repeated",
                             _facts(config, run_dir, people, weights))
     return _kept(folder / "shares.csv", lambda: pd.concat(

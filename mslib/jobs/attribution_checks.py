@@ -1,0 +1,81 @@
+"""Do maps follow the net? Every method once more, on nets with random weights and on a net trained a second time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from mslib.explain import METHODS, randomised_copy
+from mslib.nets.spread import evenly
+from mslib.study import StudyConfig
+from mslib.study.provenance import file_sha256
+
+from .attribution_scores import likeness
+from .attributions import kept_maps
+from .second_net import has_second_net, second_net
+
+#: Slices that the randomisation looks at.
+RANDOMISED = 8
+#: What is random at its steps (the deepest layers first), and the last layer that is.
+STEPS = {"logits": "logits", "block 5 and logits": "block5_conv1", "all layers": "block1_conv1"}
+#: The last of them alone, which decides whether a method passes.
+ALL_LAYERS = {"all layers": STEPS["all layers"]}
+
+
+def randomisation_scores(one: dict, config: StudyConfig, steps: Mapping[str, str] = STEPS) -> pd.DataFrame:
+    """Likeness of every method's maps to the original while layers are set to random from the output down.
+
+    Parameters
+    ----------
+    one : dict
+        From `planted_maps` or `all_patient_maps`; maps are kept in its folder.
+    config : StudyConfig
+    steps : mapping of str to str
+        What is random, and the name of the last layer that is.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``method, step, random, subject, likeness`` of `RANDOMISED` slices spread over the subjects; NaN where a map is
+        flat.
+    """
+    index = evenly(np.arange(len(one["images"])), RANDOMISED)
+    part = {key: one[key][index] for key in ("images", "targets", "brain")}
+    tables = []
+    for random, lowest in steps.items():
+        net, step = randomised_copy(one["model"], lowest, config.seed), list(STEPS).index(random) + 1
+        maps, _ = kept_maps(net, **part, config=config, folder=Path(one["folder"]) / f"random{step}",
+                            facts=one["facts"] | {"lowest": lowest, "images": index.tolist()}, methods=METHODS,
+                            label=f"randomised: {random}")
+        for method, found in maps.items():
+            tables.append(pd.DataFrame({"method": method, "step": step, "random": random,
+                                        "subject": np.asarray(one["subjects"])[index],
+                                        "likeness": likeness(one["maps"][method][index], found, part["brain"])}))
+    return pd.concat(tables, ignore_index=True)
+
+
+def repeat_scores(one: dict, other: dict) -> pd.DataFrame:
+    """Likeness of the maps of two nets that were trained alike from different weights: ``method, image, likeness``."""
+    return pd.concat([pd.DataFrame({"method": method, "image": np.arange(len(maps)),
+                                    "likeness": likeness(maps, other["maps"][method], one["brain"])})
+                      for method, maps in one["maps"].items()], ignore_index=True)
+
+
+def repeated_patients(patients: dict, config: StudyConfig, run_dir: str | Path, backbone: str) -> pd.DataFrame | None:
+    """`repeat_scores` of the study's net and its second one on the patients' slices; None where there is no second.
+
+    Parameters
+    ----------
+    patients : dict
+        From `all_patient_maps`.
+    """
+    if not has_second_net(config):
+        return None
+    model, weights = second_net(config, run_dir, backbone)
+    maps, _ = kept_maps(model, *(patients[key] for key in ("images", "targets", "brain")), config,
+                        Path(patients["folder"]) / "repeat", patients["facts"] | {"weights": file_sha256(weights)},
+                        METHODS, f"{backbone} trained again: attributions")
+    return repeat_scores(patients, {"maps": maps})
