@@ -41,8 +41,8 @@ def depth_table(measures: pd.DataFrame, config: StudyConfig) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        ``backbone, method, layer, measure, value, low, high, chance, slices, subjects, blank``: blank maps have no
-        measure and are counted.
+        ``backbone, method, layer, measure, value, low, high, chance, slices, subjects, blank, mostly_blank``: blank
+        maps have no measure and are counted; where they are more than half of the slices the mean is of the others.
     """
     rows = []
     for (backbone, method, layer), part in measures.groupby(["backbone", "method", "layer"], sort=True):
@@ -51,7 +51,8 @@ def depth_table(measures: pd.DataFrame, config: StudyConfig) -> pd.DataFrame:
             rows.append({"backbone": backbone, "method": method, "layer": layer, "measure": measure,
                          "value": found.estimate, "low": found.low, "high": found.high,
                          "chance": part[f"{measure}_chance"].mean(), "slices": len(part),
-                         "subjects": part["subject"].nunique(), "blank": int(part["blank"].sum())})
+                         "subjects": part["subject"].nunique(), "blank": int(part["blank"].sum()),
+                         "mostly_blank": bool(part["blank"].mean() > 0.5)})
     return pd.DataFrame(rows)
 
 
@@ -216,11 +217,6 @@ def best_layer(depth: pd.DataFrame, backbone: str, measure: str = "auprc", metho
     """
     part = depth[(depth["backbone"] == backbone) & (depth["measure"] == measure) & (depth["method"] == method)]
     part = part[part["value"].notna()]
-    seen = part[~mostly_blank(part)]
+    seen = part[~part["mostly_blank"]]
     part = seen if len(seen) else part
     return str(part.loc[part["value"].idxmax(), "layer"]) if len(part) else None
-
-
-def mostly_blank(depth: pd.DataFrame) -> pd.Series:
-    """Rows of `depth_table` whose mean leaves out more than half of the slices."""
-    return depth["blank"] > depth["slices"] / 2

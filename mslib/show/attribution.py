@@ -15,6 +15,7 @@ from .figure import (
     draw_slice,
     heat_bar,
     label_of,
+    mark_blank,
     outline,
     require_columns,
     styled,
@@ -32,7 +33,7 @@ def _draw_map(ax, background, heat, top, lesion):
         ax.imshow(share, cmap=SIGNED_MAP, vmin=-1, vmax=1, alpha=np.clip(2 * np.abs(share), 0, 0.9),
                   interpolation="nearest")
     else:
-        ax.text(0.5, 0.5, "blank", transform=ax.transAxes, ha="center", va="center", color="white", fontweight="bold")
+        mark_blank(ax)
     if lesion is not None:
         outline(ax, lesion, colour="#00c853", width=0.6)
 

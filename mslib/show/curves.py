@@ -33,8 +33,8 @@ def _draw_curve(ax, part, positions: Mapping[str, int], column: str, style: Mapp
     order = np.argsort(place)
     place, part = place[order], part.iloc[order]
     ax.plot(place, part["value"], marker="o", ms=3.5, **style)
-    if {"blank", "slices"} <= set(part):
-        thin = (part["blank"] > part["slices"] / 2).to_numpy()
+    if "mostly_blank" in part:
+        thin = part["mostly_blank"].to_numpy(bool)
         ax.plot(place[thin], part["value"].to_numpy()[thin], "o", ms=3.5, mec=style["color"], mfc="white")
     low, high = part["low"].to_numpy(float), part["high"].to_numpy(float)
     ax.fill_between(place, low, high, color=style["color"], alpha=0.18, lw=0)
@@ -91,7 +91,7 @@ def plot_depth_curves(table, layers: Sequence[str], *, measures: Sequence[str] |
     ----------
     table : pandas.DataFrame
         Columns ``measure, layer, value, low, high``, the columns named by `hue` and `rows`, and optionally
-        ``chance``, and ``blank`` with ``slices``: hollow where more than half of the slices are left out.
+        ``chance``, and ``mostly_blank``: hollow where more than half of the slices are left out.
     layers : sequence of str
         Horizontal axis, shallow to deep.
     measures : sequence of str, optional

@@ -204,6 +204,12 @@ def outline(ax: Axes, mask, colour: str = LESION, width: float = 0.8) -> None:
         ax.contour(mask, levels=[0.5], colors=[colour], linewidths=width)
 
 
+def mark_blank(ax: Axes) -> None:
+    """Say on a slice that its map holds nothing."""
+    ax.text(0.5, 0.5, "blank", transform=ax.transAxes, ha="center", va="center", color="white", fontweight="bold",
+            bbox={"facecolor": "#aa0000", "edgecolor": "none", "pad": 2})
+
+
 def overlay_heat(ax: Axes, heat, top: float) -> None:
     """Lay a non-negative heat map over a slice: colour and opacity grow with heat / top."""
     share = np.clip(slice_array(heat, "heat map") / top, 0, 1)

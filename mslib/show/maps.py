@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from .figure import add_caption, draw_slice, heat_bar, label_of, outline, overlay_heat, styled
+from .figure import add_caption, draw_slice, heat_bar, label_of, mark_blank, outline, overlay_heat, styled
 
 BLANK_BELOW = 1e-12
 LABEL_WIDTH = 0.95  # of a slice
@@ -45,8 +45,7 @@ def _draw_row(axes, slices, heat, lesions, label: str) -> None:
         if one.max() > BLANK_BELOW:
             overlay_heat(ax, one, top)
         else:
-            ax.text(0.5, 0.5, "blank", transform=ax.transAxes, ha="center", va="center", color="white",
-                    fontweight="bold", bbox={"facecolor": "#aa0000", "edgecolor": "none", "pad": 2})
+            mark_blank(ax)
         if lesion is not None:
             outline(ax, lesion, width=0.6)
     _row_label(axes[0], f"{label}\nmax {top:.2g}", fontsize=7.5)

@@ -9,7 +9,17 @@ import numpy as np
 from matplotlib.figure import Figure
 from skimage.feature import canny
 
-from .figure import SIGNED_MAP, add_caption, draw_slice, heat_bar, outline, overlay_heat, slice_array, styled
+from .figure import (
+    SIGNED_MAP,
+    add_caption,
+    draw_slice,
+    heat_bar,
+    mark_blank,
+    outline,
+    overlay_heat,
+    slice_array,
+    styled,
+)
 
 
 @styled
@@ -159,8 +169,7 @@ def plot_headline(flair, maps: Mapping[str, np.ndarray], *, lesion=None,
         ax.set_title(name)
         top = float(np.abs(heat).max())
         if not top > 0:
-            ax.text(0.5, 0.5, "blank", transform=ax.transAxes, ha="center", color="white", fontweight="bold",
-                    bbox={"facecolor": "#aa0000", "edgecolor": "none", "pad": 2})
+            mark_blank(ax)
         elif kind == "diverging":
             share = np.clip(slice_array(heat, name) / full, -1, 1)
             ax.imshow(share, cmap=SIGNED_MAP, vmin=-1, vmax=1, alpha=np.clip(2 * np.abs(share), 0, 0.85))
