@@ -19,7 +19,7 @@ JOBS = {
     "planted": "train and explain the planted nets of notebook 04",
     "patients": "choose the patients of notebook 04",
     "attribute": "maps of one patient by the methods of notebook 04",
-    "repeat": "train one net once more from another seed and measure its relevance (notebook 05)",
+    "repeat": "train one net once more from another seed and measure its relevance (notebooks 04, 05)",
     "nights": "make, fetch or read the nights of notebook 06",
     "fold": "train and explain the net of one fold of sleep staging (notebook 06)",
     "publish": "copy the light part of a run to results/",

@@ -59,6 +59,19 @@ def test_default_samples_do_for_default_groups(flat, method):
     assert (attribute(method, model, images[:1], targets[:1]) != 0).any()
 
 
+# Progress
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if "progress" in METHODS[name].parameters])
+def test_a_bar_is_shown_and_changes_nothing(flat, method, capsys):
+    model, images, targets, _ = flat
+    given = {"groups": blocks(images)} if "groups" in METHODS[method].parameters else {}
+    quiet = attribute(method, model, images, targets, **given)
+    assert capsys.readouterr().err == ""
+    np.testing.assert_array_equal(attribute(method, model, images, targets, progress=True, **given), quiet)
+    assert "100%" in capsys.readouterr().err
+
+
 # Modalities
 
 

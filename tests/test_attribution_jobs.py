@@ -117,8 +117,29 @@ def test_a_map_that_follows_the_net_does_not_survive_random_weights(linear, tmp_
     found = attribution_checks.randomisation_scores(one, CONFIG, {"logits": "logits"})
     assert set(found["step"]) == {2} and found["subject"].tolist() == SUBJECTS and found["likeness"].max() < 0.3
     assert (tmp_path / "random2" / "gradient.npz").is_file()
+    made = (tmp_path / "random2" / "gradient.npz").stat().st_mtime_ns
+    attribution_checks.randomisation_scores(one, CONFIG, {"logits": "logits"})
+    assert (tmp_path / "random2" / "gradient.npz").stat().st_mtime_ns == made
+    monkeypatch.setattr(attribution_checks, "made_by", lambda _: "other code")
+    attribution_checks.randomisation_scores(one, CONFIG, {"logits": "logits"})
+    assert (tmp_path / "random2" / "gradient.npz").stat().st_mtime_ns > made, "weights are drawn by other code"
     with pytest.raises(ValueError, match="lowest: must be a layer of the model"):
         attribution_checks.randomisation_scores(one, CONFIG, {"nothing": "none"})
+
+
+def test_maps_that_depend_on_each_other_are_compared_for_the_same_images(linear, tmp_path, monkeypatch):
+    """The weights stay as they are: the likeness is 1 if nothing else differs."""
+    monkeypatch.setattr(attribution_checks, "METHODS", {"feature_permutation": METHODS["feature_permutation"]})
+    monkeypatch.setattr(attribution_checks, "STEPS", {"logits": "logits"})
+    monkeypatch.setattr(attribution_checks, "RANDOMISED", 4)
+    monkeypatch.setattr(attribution_checks, "randomised_copy", lambda model, *_: model)
+    groups, shared = attributions.groups_of(linear["images"], linear["brain"], CONFIG)
+    given = attributions.method_parameters("feature_permutation", CONFIG, groups, shared)
+    one = linear | {"maps": {"feature_permutation": attribute("feature_permutation", *arguments(linear), **given)},
+                    "folder": tmp_path, "facts": {"weights": "a"}}
+    found = attribution_checks.randomisation_scores(one, CONFIG, {"logits": "logits"})
+    assert len(found) == 4
+    np.testing.assert_allclose(found["likeness"], 1)
 
 
 def test_patients_are_repeated_with_the_second_net(linear, tmp_path, monkeypatch):
@@ -240,8 +261,9 @@ def test_advice_follows_the_numbers():
     assert told[3] == "Share on the shortcut surely above that of an even map: deeplift. Not so: lime."
     assert "gradcam" in told[4]
     assert told[5].startswith("On patients, ") and told[5].endswith("likeness above 0.5: guided_backprop.")
-    assert not [one for one in attribution_advice.advice(made_up(), made_up().drop(columns="random"), exposed, used())
-                if one.startswith("On patients, ")]
+    blank = made_up()
+    blank.loc["gradcam", "random"] = np.nan
+    assert attribution_advice.advice(made_up(), blank, exposed, used())[5].endswith("for blank maps: gradcam.")
     assert attribution_advice.advice(None, made_up(), None, pd.DataFrame())[0] == told[4]
     mute = made_up()
     mute.loc[["lime", "gradient"], "delta_zero"] = 1e-5
@@ -288,8 +310,11 @@ def test_the_last_step_of_the_randomisation_is_judged_with_its_interval():
     scores = table[table["step"] == 1]
     found = judged.judgement(scores, scores, CONFIG, random=table)
     np.testing.assert_allclose(found["random"], 0.24)
-    assert found["passes"].all() and found["random_low"].between(0.2, 0.24).all()
+    assert found["passes"].astype(bool).all() and found["random_low"].between(0.2, 0.24).all()
     assert found["random_high"].between(0.24, 0.28).all()
+    flat = table.assign(likeness=table["likeness"].where(table["method"] != "gradcam"))
+    found = judged.judgement(scores, scores, CONFIG, random=flat)
+    assert pd.isna(found.loc["gradcam", "passes"]) and found.drop("gradcam")["passes"].astype(bool).all()
 
 
 def test_importance_is_told_over_all_settings_and_not_of_a_handful():
@@ -345,9 +370,10 @@ def test_a_net_that_needs_no_sequence_is_left_out_and_told(linear):
     agreement = pd.DataFrame({"tau": [1.0]})
     nets = pd.DataFrame({"net": "vgg16", "fill": "zero", "worth": "cross-entropy", "modality": list(CONFIG.sequences),
                          "value": 1.0, "low": np.nan, "all": 1.0, "nothing": 0.0})
-    found = judged.recorded(alone.assign(random=0.1), alone, nets, agreement, exposed, used(), CONFIG)
+    alone = alone.assign(random=0.1)
+    found = judged.recorded(alone, alone, nets, agreement, exposed, used(), CONFIG)
     assert found["planted_best"] is None
-    assert "(MSFI): none" in attribution_advice.advice(alone.assign(random=0.1), alone, exposed, used())[0]
+    assert "(MSFI): none" in attribution_advice.advice(alone, alone, exposed, used())[0]
 
 
 def test_layers_are_judged_by_nets_that_need_a_sequence():

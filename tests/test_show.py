@@ -82,6 +82,14 @@ def depth_curves():
     return show.plot_depth_curves(table, LAYERS, labels={"AUPRC": "AUPRC (higher: better)"})
 
 
+def test_layers_that_are_mostly_blank_are_hollow():
+    table = interval_table(measure=["AUPRC"] * 3, layer=LAYERS, method=["gradcam"] * 3, backbone=["vgg16"] * 3,
+                           mostly_blank=[False, True, False])
+    for known, hollow in ((table, 1), (table.drop(columns="mostly_blank"), 0)):
+        lines = show.plot_depth_curves(known, LAYERS).axes[0].lines
+        assert sum(len(line.get_xdata()) for line in lines if line.get_markerfacecolor() == "white") == hollow
+
+
 def randomisation():
     table = interval_table(measure=["SSIM"] * 3, step=["none", *LAYERS[:2]], layer=["block5_pool"] * 3)
     return show.plot_randomisation(table, ["none", *LAYERS[:2]], rows=None)

@@ -70,17 +70,16 @@ def advice(table: pd.DataFrame | None, patients: pd.DataFrame, exposed: pd.DataF
         told.append(shortcut_sentence(exposed) if learnt_shortcut(used) else shortcut_learnt(used))
     blind = [name for name in METHODS if not tells_sequences(name)]
     told.append(f"Cannot say which sequence decided, whatever their scores: {', '.join(blind)}.")
-    if "random" in patients:
-        failed = patients.index[patients["random"] > FAILS_ABOVE]
-        told.append(f"On patients, with all weights of the study's net random, likeness above {FAILS_ABOVE}: "
-                    f"{', '.join(failed) or 'none'}.")
+    failed, unknown = (patients.index[rows] for rows in (patients["random"] > FAILS_ABOVE, patients["random"].isna()))
+    told.append(f"On patients, with all weights of the study's net random, likeness above {FAILS_ABOVE}: "
+                f"{', '.join(failed) or 'none'}"
+                + f"; not defined, for blank maps: {', '.join(unknown)}" * bool(len(unknown)) + ".")
     gaps = patients["gap"].dropna() if "gap" in patients else pd.Series(dtype=float)
     told.append("Values should add up to the score's difference from a black image (of the Shapley methods: from the "
                 f"image with black superpixels); they miss it by (share, on patients): {_values(gaps)}. Miss more than "
                 f"{GAP_ABOVE:g}, so that no total of theirs may be read: "
                 f"{', '.join(gaps.index[gaps > GAP_ABOVE]) or 'none'}.")
     return told + ([] if table is None else trust(table, exposed if learnt_shortcut(used) else None))
-
 
 
 def checks(table: pd.DataFrame, exposed: pd.DataFrame | None) -> pd.DataFrame:
@@ -96,7 +95,8 @@ def checks(table: pd.DataFrame, exposed: pd.DataFrame | None) -> pd.DataFrame:
     Returns
     -------
     DataFrame of bool
-        By method. A check that does not apply (sums of methods that need not add up) counts as passed.
+        By method. A check that does not apply (sums of methods that need not add up) counts as passed, one that could
+        not be made (blank maps) as failed.
     """
     deltas = [name for name in table if name.startswith("delta_") and name.endswith("_low")]
     passed = pd.DataFrame({

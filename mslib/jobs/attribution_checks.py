@@ -11,10 +11,10 @@ import pandas as pd
 from mslib.explain import METHODS, randomised_copy
 from mslib.nets.spread import evenly
 from mslib.study import StudyConfig
-from mslib.study.provenance import file_sha256
+from mslib.study.provenance import file_sha256, made_by
 
 from .attribution_scores import likeness
-from .attributions import kept_maps
+from .attributions import JOINT, kept_maps
 from .second_net import has_second_net, second_net
 
 #: Slices that the randomisation looks at.
@@ -34,7 +34,7 @@ def randomisation_scores(one: dict, config: StudyConfig, steps: Mapping[str, str
         From `planted_maps` or `all_patient_maps`; maps are kept in its folder.
     config : StudyConfig
     steps : mapping of str to str
-        What is random, and the name of the last layer that is.
+        Some of `STEPS`.
 
     Returns
     -------
@@ -43,22 +43,27 @@ def randomisation_scores(one: dict, config: StudyConfig, steps: Mapping[str, str
         flat.
     """
     index = evenly(np.arange(len(one["images"])), RANDOMISED)
-    part = {key: one[key][index] for key in ("images", "targets", "brain")}
-    tables = []
+    part = {key: one[key][index] for key in ("images", "targets", "brain")} | {"config": config}
+    facts = one["facts"] | {"images": index.tolist()}
+    before, tables = {method: maps[index] for method, maps in one["maps"].items()}, []
+    if len(index) < len(one["images"]):  # made of the same images as those that they are held against
+        joint = [method for method in METHODS if method in JOINT]
+        before |= kept_maps(one["model"], **part, folder=Path(one["folder"]) / "chosen", facts=facts, methods=joint,
+                            label="not randomised")[0]
     for random, lowest in steps.items():
         net, step = randomised_copy(one["model"], lowest, config.seed), list(STEPS).index(random) + 1
-        maps, _ = kept_maps(net, **part, config=config, folder=Path(one["folder"]) / f"random{step}",
-                            facts=one["facts"] | {"lowest": lowest, "images": index.tolist()}, methods=METHODS,
+        drawn = facts | {"lowest": lowest, "random_code": made_by("mslib.explain.randomisation")}
+        maps, _ = kept_maps(net, **part, folder=Path(one["folder"]) / f"random{step}", facts=drawn, methods=METHODS,
                             label=f"randomised: {random}")
         for method, found in maps.items():
             tables.append(pd.DataFrame({"method": method, "step": step, "random": random,
                                         "subject": np.asarray(one["subjects"])[index],
-                                        "likeness": likeness(one["maps"][method][index], found, part["brain"])}))
+                                        "likeness": likeness(before[method], found, part["brain"])}))
     return pd.concat(tables, ignore_index=True)
 
 
 def repeat_scores(one: dict, other: dict) -> pd.DataFrame:
-    """Likeness of the maps of two nets that were trained alike from different weights: ``method, image, likeness``."""
+    """Likeness of the maps of two nets that were trained alike from another seed: ``method, image, likeness``."""
     return pd.concat([pd.DataFrame({"method": method, "image": np.arange(len(maps)),
                                     "likeness": likeness(maps, other["maps"][method], one["brain"])})
                       for method, maps in one["maps"].items()], ignore_index=True)

@@ -85,7 +85,7 @@ def judgement(scores: pd.DataFrame, removal: pd.DataFrame, config: StudyConfig, 
         last = random[random["step"] == random["step"].max()]
         alike = last[["method", "subject"]].assign(random=last["likeness"])
         table = table.join(mean_table(alike, ["random"], config))
-        table["passes"] = table["random"] <= FAILS_ABOVE
+        table["passes"] = (table["random"] <= FAILS_ABOVE).where(table["random"].notna())
     if repeat is not None:
         table["repeat"] = repeat.groupby("method")["likeness"].mean()
     return table.reindex(list(METHODS))
@@ -109,6 +109,11 @@ def chance_row(scores: pd.DataFrame) -> dict[str, float]:
     modalities = sum(name.startswith("share_") for name in scores)
     return known | zero | {"iou": float(scores["iou_chance"].mean()),
                            "tau": float(correlation_by_chance(modalities).mean())}
+
+
+def checked_sentence(random: pd.DataFrame) -> str:
+    """Of how many slices the randomisation of patients' maps is."""
+    return f"Randomised (all layers): {random.groupby(['method', 'step']).size().max()} of them."
 
 
 def one_net_sentence(one: dict, random: pd.DataFrame, name: str) -> str:
@@ -225,6 +230,7 @@ def first_by_importance(nets: pd.DataFrame) -> dict[str, dict[str, int]]:
 def recorded(table, patients, nets, agreement, exposed, used, config: StudyConfig) -> dict:
     """Numbers of the notebook for the summary, the report and the gallery."""
     found = {"patients": int(patients["slices"].max()), "patient_msfi": patients["msfi"].to_dict(),
+             "patient_randomisation_fails": sorted(patients.index[patients["random"] > FAILS_ABOVE]),
              "importance_first": first_by_importance(nets),
              "importance_right": nets[nets["worth"] == "accuracy"].groupby("net")["all"].first().to_dict(),
              "importance": {backbone: dict(zip(config.sequences, importance_of(nets[nets["net"] == backbone], config)))

@@ -77,8 +77,9 @@ def kept_maps(model: keras.Model, images, targets, brain, config: StudyConfig, f
     """
     settings = json.loads(config.attribution.model_dump_json(exclude={"planted", "patients", "shapley_slices", "fills",
                                                                       "levels"}))
-    folder = stamped_folder(folder, facts | {"code": code_digest("mslib.explain.methods"), "settings": settings,
-                                             "seed": config.seed})
+    folder = stamped_folder(folder, facts | {
+        "code": code_digest("mslib.explain.methods"), "settings": settings, "seed": config.seed,
+        "parameters": {method: method_parameters(method, config, None, None) for method in METHODS}})
     groups = shared = None
     maps, seconds = {}, {}
     for method in progress(list(methods), desc=label, unit="method"):
@@ -111,9 +112,10 @@ def fullest_slice(person, config: StudyConfig, run_dir: str | Path) -> dict:
             "lesion": stack["lesion"][index][None], "slice": index}
 
 
-def _facts(config, run_dir, backbone, people):
+def _facts(config, run_dir, backbone, slices):
     return {"weights": file_sha256(weights_path(config, run_dir, backbone)), "input": config.model.input,
-            "subjects": {person.id: file_sha256(qc_path(run_dir, person.id)) for person in people}}
+            "groups": config.groups, "slices": slices,
+            "subjects": {name: file_sha256(qc_path(run_dir, name)) for name in slices}}
 
 
 def patient_maps(model: keras.Model, backbone: str, person, config: StudyConfig, run_dir: str | Path):
@@ -130,9 +132,9 @@ def patient_maps(model: keras.Model, backbone: str, person, config: StudyConfig,
     """
     one = fullest_slice(person, config, run_dir)
     folder = Path(run_dir) / "attributions" / backbone / f"sub-{person.id}"
-    return kept_maps(model, one["images"], np.array([target_of(person, config)]), one["brain"], config, folder,
-                     _facts(config, run_dir, backbone, [person]), [name for name in METHODS if name not in JOINT],
-                     f"{backbone}: attributions of sub-{person.id}")
+    facts = _facts(config, run_dir, backbone, {person.id: one["slice"]})
+    return kept_maps(model, one["images"], np.array([target_of(person, config)]), one["brain"], config, folder, facts,
+                     [name for name in METHODS if name not in JOINT], f"{backbone}: attributions of sub-{person.id}")
 
 
 def attribute_subject(config: StudyConfig, run_dir: str | Path, backbone: str, subject: str) -> None:
@@ -163,7 +165,8 @@ def all_patient_maps(config: StudyConfig, run_dir: str | Path, backbone: str) ->
     images, targets = joined["images"], np.array([target_of(person, config) for person in people])
     each = [patient_maps(model, backbone, person, config, run_dir)
             for person in progress(people, desc=f"{backbone}: patients", unit="subject")]
-    folder, facts = Path(run_dir) / "attributions" / backbone, _facts(config, run_dir, backbone, people)
+    folder = Path(run_dir) / "attributions" / backbone
+    facts = _facts(config, run_dir, backbone, {person.id: one["slice"] for person, one in zip(people, chosen)})
     together, spent = kept_maps(model, images, targets, joined["brain"], config, folder / "together", facts, JOINT,
                                 f"{backbone}: all patients")
     maps = {name: together[name] if name in JOINT else np.concatenate([own[name] for own, _ in each])
