@@ -118,9 +118,9 @@ def raw_files(wildcards):
 
 
 def attributed(wildcards):
-    """One finished job per patient of notebook 04; who they are is known once the nets are."""
+    """One finished job per patient of notebook 04 and net; who they are is known once the nets are."""
     people = json.loads(Path(checkpoints.patients.get().output[0]).read_text())
-    return expand(f"{RUN}/attributions/{BACKBONES[0]}/sub-{{id}}.json", id=people)
+    return expand(f"{RUN}/attributions/{wildcards.backbone}/sub-{{id}}.json", id=people)
 
 
 def memory(mb):
@@ -252,13 +252,23 @@ rule attribute:
     params: code=code_digest("mslib.jobs.attributions"), settings=STUDY.attribution.model_dump_json()
     resources: mem_mb=memory(3000)
     priority: AWAITED
-    message: "Attribution: sub-{wildcards.id} by every method"
+    message: "Attribution: {wildcards.backbone}, sub-{wildcards.id} by every method"
     shell: f"{MSLIB} attribute {JOB} --backbone {{wildcards.backbone}} --subject {{wildcards.id}}"
+
+rule attribution_checks:
+    input: attributed, stacks, NETS, f"{RUN}/relevance/{{backbone}}/repeat.done" if TRAINS else []
+    output: f"{RUN}/attributions/{{backbone}}/checks.json"
+    params: code=code_digest("mslib.jobs.attribution_checks"), settings=STUDY.model_dump_json()
+    threads: WHOLE
+    resources: mem_mb=memory(4000)
+    priority: AWAITED
+    message: "Attribution: {wildcards.backbone}, maps of random weights and of the second net"
+    shell: f"{MSLIB} checks {JOB} --backbone {{wildcards.backbone}}"
 
 rule notebook_attribution:
     input:
-        attributed, stacks, NETS,
-        [f"{RUN}/planted/nets.json", f"{RUN}/relevance/{BACKBONES[0]}/repeat.done"] if TRAINS else [],
+        expand(f"{RUN}/attributions/{{backbone}}/checks.json", backbone=BACKBONES), stacks, NETS,
+        f"{RUN}/planted/nets.json" if TRAINS else [],
         source="notebooks/04_multimodal_attribution.ipynb"
     output: f"{RUN}/metrics/04_multimodal_attribution.json", f"{RUN}/made/04_multimodal_attribution.json"
     log: notebook=f"{RUN}/notebooks/04_multimodal_attribution.ipynb"

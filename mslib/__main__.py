@@ -19,6 +19,7 @@ JOBS = {
     "planted": "train and explain the planted nets of notebook 04",
     "patients": "choose the patients of notebook 04",
     "attribute": "maps of one patient by the methods of notebook 04",
+    "checks": "maps of random weights and of the second net, for one net's patients of notebook 04",
     "repeat": "train one net once more from another seed and measure its relevance (notebooks 04, 05)",
     "nights": "make, fetch or read the nights of notebook 06",
     "fold": "train and explain the net of one fold of sleep staging (notebook 06)",
@@ -38,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
             job.add_argument("--subject", required=True)
         if name == "notebook":
             job.add_argument("--name", required=True, help="for instance 00_cohort")
-        if name in ("maps", "notebook", "attribute", "repeat"):
+        if name in ("maps", "notebook", "attribute", "checks", "repeat"):
             job.add_argument("--backbone", required=name != "notebook")
         if name == "fold":
             job.add_argument("--number", required=True, type=int, help="from 0 on")
@@ -61,6 +62,9 @@ def _run(args: argparse.Namespace) -> None:
     elif args.job == "attribute":
         from mslib.jobs.attributions import attribute_subject
         attribute_subject(config, args.run_dir, args.backbone, args.subject)
+    elif args.job == "checks":
+        from mslib.jobs.attribution_checks import check_patients
+        check_patients(config, args.run_dir, args.backbone)
     elif args.job == "notebook":
         from mslib.jobs.notebook import execute_notebook
         execute_notebook(args.name, args.config, args.run_dir, args.backbone)

@@ -12,6 +12,7 @@ from mslib.jobs import (
     attribution_advice,
     attribution_checks,
     attribution_claims,
+    attribution_patients,
     attributions,
     explained,
     planted_results,
@@ -112,19 +113,19 @@ def explained_by(linear, folder, name="gradient"):
 
 def test_a_map_that_follows_the_net_does_not_survive_random_weights(linear, tmp_path, monkeypatch):
     monkeypatch.setattr(attribution_checks, "METHODS", {"gradient": METHODS["gradient"]})
-    monkeypatch.setattr(attribution_checks, "STEPS", {"nothing": "", "logits": "logits"})
+    monkeypatch.setattr(attribution_checks, "STEPS", {"nothing": "none", "logits": "logits"})
     one = explained_by(linear, tmp_path)
-    found = attribution_checks.randomisation_scores(one, CONFIG, {"logits": "logits"})
+    found = attribution_checks.randomisation_scores(one, CONFIG, ["logits"])
     assert set(found["step"]) == {2} and found["subject"].tolist() == SUBJECTS and found["likeness"].max() < 0.3
     assert (tmp_path / "random2" / "gradient.npz").is_file()
     made = (tmp_path / "random2" / "gradient.npz").stat().st_mtime_ns
-    attribution_checks.randomisation_scores(one, CONFIG, {"logits": "logits"})
+    attribution_checks.randomisation_scores(one, CONFIG, ["logits"])
     assert (tmp_path / "random2" / "gradient.npz").stat().st_mtime_ns == made
     monkeypatch.setattr(attribution_checks, "made_by", lambda _: "other code")
-    attribution_checks.randomisation_scores(one, CONFIG, {"logits": "logits"})
+    attribution_checks.randomisation_scores(one, CONFIG, ["logits"])
     assert (tmp_path / "random2" / "gradient.npz").stat().st_mtime_ns > made, "weights are drawn by other code"
     with pytest.raises(ValueError, match="lowest: must be a layer of the model"):
-        attribution_checks.randomisation_scores(one, CONFIG, {"nothing": "none"})
+        attribution_checks.randomisation_scores(one, CONFIG, ["nothing"])
 
 
 def test_maps_that_depend_on_each_other_are_compared_for_the_same_images(linear, tmp_path, monkeypatch):
@@ -137,7 +138,7 @@ def test_maps_that_depend_on_each_other_are_compared_for_the_same_images(linear,
     given = attributions.method_parameters("feature_permutation", CONFIG, groups, shared)
     one = linear | {"maps": {"feature_permutation": attribute("feature_permutation", *arguments(linear), **given)},
                     "folder": tmp_path, "facts": {"weights": "a"}}
-    found = attribution_checks.randomisation_scores(one, CONFIG, {"logits": "logits"})
+    found = attribution_checks.randomisation_scores(one, CONFIG, ["logits"])
     assert len(found) == 4
     np.testing.assert_allclose(found["likeness"], 1)
 
@@ -159,6 +160,40 @@ def test_patients_are_repeated_with_the_second_net(linear, tmp_path, monkeypatch
     assert found["likeness"].max() < 0.3, "made anew for other weights"
     real = CONFIG.model_copy(update={"cohort": CONFIG.cohort.model_copy(update={"source": "open_ms"})})
     assert attribution_checks.repeated_patients(one, real, tmp_path, "vgg16") is None
+
+
+def test_the_job_of_the_checks_leaves_no_maps_to_the_notebook(linear, tmp_path, monkeypatch):
+    monkeypatch.setattr(attribution_checks, "METHODS", {"gradient": METHODS["gradient"]})
+    monkeypatch.setattr(attribution_checks, "STEPS", {"top": "logits", "all layers": "logits"})
+    weights = tmp_path / "second.weights.h5"
+    weights.write_bytes(b"second")
+    monkeypatch.setattr(attribution_checks, "second_net", lambda *_: (linear["model"], weights))
+    one = explained_by(linear, tmp_path / "vgg16")
+    monkeypatch.setattr(attribution_checks, "all_patient_maps", lambda *_: one)
+    attribution_checks.check_patients(CONFIG, tmp_path, "vgg16")
+    assert json.loads((tmp_path / "vgg16" / "checks.json").read_text(encoding="utf-8")) == ["randomised", "repeat"]
+    made = sorted(path.relative_to(tmp_path / "vgg16").as_posix() for path in tmp_path.rglob("*.npz"))
+    assert made == ["random2/gradient.npz", "repeat/gradient.npz"], "all layers at once, no other step"
+    monkeypatch.setattr(attributions, "attribute", None)
+    importance = scores.importance_table(*arguments(linear), linear["brain"], SUBJECTS, CONFIG, "vgg16")
+    judged_one = attribution_patients.judge_patients(one | {"lesion": linear["features"][..., 0]}, importance, CONFIG,
+                                                     tmp_path, "vgg16")
+    assert judged_one["table"].loc["gradient", "repeat"] == pytest.approx(1), "the same net, taken up"
+    assert attribution_patients.checked_sentence(judged_one["random"]) == "Randomised (all layers): 8 of them."
+    real = CONFIG.model_copy(update={"cohort": CONFIG.cohort.model_copy(update={"source": "open_ms"})})
+    attribution_checks.check_patients(real, tmp_path, "vgg16")
+    assert json.loads((tmp_path / "vgg16" / "checks.json").read_text(encoding="utf-8")) == ["randomised"]
+
+
+def test_nets_that_order_the_methods_alike_agree():
+    one = pd.DataFrame({"msfi": np.arange(16.0), "random": 0.1, "rho": np.nan}, index=list(METHODS))
+    other = one.assign(msfi=-one["msfi"])
+    found = attribution_patients.nets_agree({"vgg16": one, "vgg19": one + 1, "third": other})
+    assert found.loc[found["measure"] == "MSFI", "tau"].tolist() == [1, -1, -1] and (found["methods"] == 16).all()
+    assert found.loc[found["measure"] == "randomised", "tau"].isna().all() and len(found) == 6, "all alike: no order"
+    assert attribution_patients.nets_agree({"vgg16": one}).empty
+    joined = attribution_patients.of_nets({"vgg16": one, "vgg19": other})
+    assert list(joined) == ["net", *one] and joined["net"].value_counts().to_dict() == {"vgg16": 16, "vgg19": 16}
 
 
 def test_informative_maps_are_better_where_the_net_is_right():
@@ -230,9 +265,12 @@ def test_the_job_of_the_planted_nets_leaves_none_to_the_notebook(groups, made, m
     seen = []
     monkeypatch.setattr(planted_results, "control_slices", lambda *_: {"test": "slices"})
     monkeypatch.setattr(planted_results, "planted_maps",
-                        lambda experiment, *_: seen.append(f"{experiment.name}_{_[-1] + 1}"))
+                        lambda experiment, *_: seen.append(f"{experiment.name}_{_[-1] + 1}") or seen[-1])
+    randomised = []
+    monkeypatch.setattr(planted_results, "randomisation_scores", lambda one, _: randomised.append(one))
     planted_results.make_planted(CONFIG.model_copy(update={"groups": groups}), tmp_path)
     assert seen == made == json.loads((tmp_path / "planted" / "nets.json").read_text(encoding="utf-8"))
+    assert randomised == [name for name in made if name == "FLAIR_1"], "what notebook 04 randomises"
 
 
 def made_up(best="deeplift", failing="guided_backprop"):
@@ -252,23 +290,28 @@ def used(right=1.0, wrong=0.0):
                          "low": value - 0.1, "high": value + 0.1})
 
 
+def of_vgg16():
+    return {"vgg16": made_up()}
+
+
 def test_advice_follows_the_numbers():
     exposed = pd.DataFrame({"exposed": [True, False]}, index=["deeplift", "lime"])
-    told = attribution_advice.advice(made_up(), made_up(), exposed, used())
+    told = attribution_advice.advice(made_up(), of_vgg16(), exposed, used())
     assert told[0].startswith("Nearest to the planted truth (MSFI): deeplift 0.9, ")
     assert told[1].endswith("more than the net: guided_backprop.")
     assert "deeplift 0.9" in told[2] and "lime" not in told[2] and "guided_backprop" not in told[2]
     assert told[3] == "Share on the shortcut surely above that of an even map: deeplift. Not so: lime."
     assert "gradcam" in told[4]
-    assert told[5].startswith("On patients, ") and told[5].endswith("likeness above 0.5: guided_backprop.")
+    assert told[5] == "On patients, with all weights of VGG16 random, likeness above 0.5: guided_backprop."
     blank = made_up()
     blank.loc["gradcam", "random"] = np.nan
-    assert attribution_advice.advice(made_up(), blank, exposed, used())[5].endswith("for blank maps: gradcam.")
-    assert attribution_advice.advice(None, made_up(), None, pd.DataFrame())[0] == told[4]
+    told_of = attribution_advice.advice(made_up(), {"vgg19": blank}, exposed, used())[5]
+    assert "VGG19" in told_of and told_of.endswith("for blank maps: gradcam.")
+    assert attribution_advice.advice(None, of_vgg16(), None, pd.DataFrame())[0] == told[4]
     mute = made_up()
     mute.loc[["lime", "gradient"], "delta_zero"] = 1e-5
-    assert "Under the fill zero, 2 of 16 methods" in attribution_advice.advice(mute, made_up(), exposed, used())[3]
-    ignored = attribution_advice.advice(made_up(), made_up(), exposed, used(0.5, 0.6))
+    assert "Under the fill zero, 2 of 16 methods" in attribution_advice.advice(mute, of_vgg16(), exposed, used())[3]
+    ignored = attribution_advice.advice(made_up(), of_vgg16(), exposed, used(0.5, 0.6))
     assert "did NOT learn" in ignored[3] and "Share on the shortcut" not in " ".join(ignored)
 
 
@@ -371,9 +414,9 @@ def test_a_net_that_needs_no_sequence_is_left_out_and_told(linear):
     nets = pd.DataFrame({"net": "vgg16", "fill": "zero", "worth": "cross-entropy", "modality": list(CONFIG.sequences),
                          "value": 1.0, "low": np.nan, "all": 1.0, "nothing": 0.0})
     alone = alone.assign(random=0.1)
-    found = judged.recorded(alone, alone, nets, agreement, exposed, used(), CONFIG)
+    found = judged.recorded(alone, {"vgg16": alone}, nets, agreement, exposed, used(), CONFIG)
     assert found["planted_best"] is None
-    assert "(MSFI): none" in attribution_advice.advice(alone, alone, exposed, used())[0]
+    assert "(MSFI): none" in attribution_advice.advice(alone, {"vgg16": alone}, exposed, used())[0]
 
 
 def test_layers_are_judged_by_nets_that_need_a_sequence():

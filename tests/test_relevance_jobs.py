@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mslib.jobs import attribution_claims, relevance_scores, relevance_tables, report, volumes
+from mslib.jobs import attribution_claims, relevance_scores, relevance_tables, report, second_net, volumes
 from mslib.jobs import relevance_words as words
 from mslib.jobs.relevance_scores import lesion_shares, scored_relevance, spread_slices
 from mslib.jobs.words import interval_sentence
@@ -198,7 +198,7 @@ def small_nets(monkeypatch):
     monkeypatch.setattr(protocols, "build_trainable", build)
 
 
-def test_a_repeat_differs_from_the_first_net_and_is_taken_up(tmp_path, small_nets):
+def test_a_repeat_differs_from_the_first_net_and_is_taken_up(tmp_path, small_nets, monkeypatch):
     one = {"epochs": 1, "slices_per_subject": 2, "learning_rate": 1e-3}
     study = StudyConfig(study="test", model={"image_size": (32, 32)}, training={
         "batch_size": 3, "precision": "float32", "subject": one, "slice": one, "permuted": one})
@@ -217,6 +217,15 @@ def test_a_repeat_differs_from_the_first_net_and_is_taken_up(tmp_path, small_net
     assert not np.allclose(first, net), "another seed"
     second = train_repeat("vgg16", slices, study, tmp_path, repeat=2).predict(images, verbose=0)
     assert not np.allclose(first, second)
+    loaded = []
+    monkeypatch.setattr(second_net, "load_slices", lambda *_: loaded.append(1) or slices)
+    monkeypatch.setattr(second_net, "build_classifier", protocols.build_classifier)
+    model, weights = second_net.second_net(study, tmp_path, "vgg16")
+    np.testing.assert_array_equal(model.predict(images, verbose=0), first)
+    assert weights == path and not loaded, "a finished net needs no cohort"
+    monkeypatch.setattr(second_net, "made_by", lambda _: "other code")
+    second_net.second_net(study, tmp_path, "vgg16")
+    assert loaded and path.stat().st_mtime_ns == stored, "in doubt the cohort says whether it is taken up"
 
 
 def test_what_is_recorded_is_what_the_gallery_says():

@@ -147,8 +147,17 @@ def test_the_job_of_the_repeat_leaves_none_to_the_notebook(whole):
         assert len(made) == 2
         done = (folder / "repeat.done").stat().st_mtime
         assert max(path.stat().st_mtime for path in made) <= done
-        if backbone == SMOKE.model.backbones[0]:
-            assert done <= (whole / "run" / "notebooks" / "04_multimodal_attribution.ipynb").stat().st_mtime
+        assert done <= (whole / "run" / "attributions" / backbone / "checks.json").stat().st_mtime
+
+
+def test_the_jobs_of_the_maps_leave_none_to_the_notebook(whole):
+    folders = [(whole / "run" / "attributions" / backbone, "checks.json", {"random3", "repeat", "together"})
+               for backbone in SMOKE.model.backbones]
+    folders.append((whole / "run" / "planted", "nets.json", {"random1", "random3"}))
+    for folder, last, known in folders:
+        made = sorted(folder.rglob("*.npz"))
+        assert known <= {path.parent.name for path in made}
+        assert max(path.stat().st_mtime for path in made) <= (folder / last).stat().st_mtime, folder
 
 
 def test_executed_notebooks_hold_no_errors_and_no_machine_paths(whole):

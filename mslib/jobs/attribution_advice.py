@@ -48,9 +48,26 @@ def sound_methods(table: pd.DataFrame) -> pd.Series:
     return table.loc[passed[CHANGES] & passed[MARKS], "msfi"].sort_values(ascending=False)
 
 
-def advice(table: pd.DataFrame | None, patients: pd.DataFrame, exposed: pd.DataFrame | None,
+def advice(table: pd.DataFrame | None, patients: dict[str, pd.DataFrame], exposed: pd.DataFrame | None,
            used: pd.DataFrame) -> list[str]:
-    """Which methods to trust and why, tied to the tables' numbers."""
+    """Which methods to trust and why, tied to the tables' numbers.
+
+    Parameters
+    ----------
+    table : DataFrame or None
+        Of the planted nets, from `mslib.jobs.attribution_tables.judgement`; None where there are none.
+    patients : dict of str to DataFrame
+        Of the study's nets on patients, by net.
+    exposed : DataFrame or None
+        From `mslib.jobs.planted_results.shortcut_table`.
+    used : DataFrame
+        From `mslib.jobs.planted.use_table`.
+
+    Returns
+    -------
+    list of str
+        Sentences.
+    """
     told = []
     if table is not None:
         told.append(f"Nearest to the planted truth (MSFI): {_values(table['msfi'].nlargest(3))}; farthest: "
@@ -70,16 +87,21 @@ def advice(table: pd.DataFrame | None, patients: pd.DataFrame, exposed: pd.DataF
         told.append(shortcut_sentence(exposed) if learnt_shortcut(used) else shortcut_learnt(used))
     blind = [name for name in METHODS if not tells_sequences(name)]
     told.append(f"Cannot say which sequence decided, whatever their scores: {', '.join(blind)}.")
-    failed, unknown = (patients.index[rows] for rows in (patients["random"] > FAILS_ABOVE, patients["random"].isna()))
-    told.append(f"On patients, with all weights of the study's net random, likeness above {FAILS_ABOVE}: "
-                f"{', '.join(failed) or 'none'}"
-                + f"; not defined, for blank maps: {', '.join(unknown)}" * bool(len(unknown)) + ".")
-    gaps = patients["gap"].dropna() if "gap" in patients else pd.Series(dtype=float)
-    told.append("Values should add up to the score's difference from a black image (of the Shapley methods: from the "
-                f"image with black superpixels); they miss it by (share, on patients): {_values(gaps)}. Miss more than "
-                f"{GAP_ABOVE:g}, so that no total of theirs may be read: "
-                f"{', '.join(gaps.index[gaps > GAP_ABOVE]) or 'none'}.")
+    for net, one in patients.items():
+        told += _on_patients(net.upper(), one)
     return told + ([] if table is None else trust(table, exposed if learnt_shortcut(used) else None))
+
+
+def _on_patients(net, table):
+    failed, unknown = (table.index[rows] for rows in (table["random"] > FAILS_ABOVE, table["random"].isna()))
+    gaps = table["gap"].dropna() if "gap" in table else pd.Series(dtype=float)
+    return [f"On patients, with all weights of {net} random, likeness above {FAILS_ABOVE}: "
+            f"{', '.join(failed) or 'none'}"
+            + f"; not defined, for blank maps: {', '.join(unknown)}" * bool(len(unknown)) + ".",
+            "Values should add up to the score's difference from a black image (of the Shapley methods: from the image "
+            f"with black superpixels); those of {net} on patients miss it by (share): {_values(gaps)}. Miss more than "
+            f"{GAP_ABOVE:g}, so that no total of theirs may be read: "
+            f"{', '.join(gaps.index[gaps > GAP_ABOVE]) or 'none'}."]
 
 
 def checks(table: pd.DataFrame, exposed: pd.DataFrame | None) -> pd.DataFrame:

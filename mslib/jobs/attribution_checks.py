@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -10,22 +10,22 @@ import pandas as pd
 
 from mslib.explain import METHODS, randomised_copy
 from mslib.nets.spread import evenly
-from mslib.study import StudyConfig
+from mslib.study import StudyConfig, write_json
 from mslib.study.provenance import file_sha256, made_by
 
 from .attribution_scores import likeness
-from .attributions import JOINT, kept_maps
+from .attributions import JOINT, all_patient_maps, kept_maps
 from .second_net import has_second_net, second_net
 
 #: Slices that the randomisation looks at.
 RANDOMISED = 8
 #: What is random at its steps (the deepest layers first), and the last layer that is.
 STEPS = {"logits": "logits", "block 5 and logits": "block5_conv1", "all layers": "block1_conv1"}
-#: The last of them alone, which decides whether a method passes.
-ALL_LAYERS = {"all layers": STEPS["all layers"]}
+#: The last of them, which decides whether a method passes.
+ALL_LAYERS = "all layers"
 
 
-def randomisation_scores(one: dict, config: StudyConfig, steps: Mapping[str, str] = STEPS) -> pd.DataFrame:
+def randomisation_scores(one: dict, config: StudyConfig, steps: Collection[str] = tuple(STEPS)) -> pd.DataFrame:
     """Likeness of every method's maps to the original while layers are set to random from the output down.
 
     Parameters
@@ -33,7 +33,7 @@ def randomisation_scores(one: dict, config: StudyConfig, steps: Mapping[str, str
     one : dict
         From `planted_maps` or `all_patient_maps`; maps are kept in its folder.
     config : StudyConfig
-    steps : mapping of str to str
+    steps : collection of str
         Some of `STEPS`.
 
     Returns
@@ -50,8 +50,10 @@ def randomisation_scores(one: dict, config: StudyConfig, steps: Mapping[str, str
         joint = [method for method in METHODS if method in JOINT]
         before |= kept_maps(one["model"], **part, folder=Path(one["folder"]) / "chosen", facts=facts, methods=joint,
                             label="not randomised")[0]
-    for random, lowest in steps.items():
-        net, step = randomised_copy(one["model"], lowest, config.seed), list(STEPS).index(random) + 1
+    for step, (random, lowest) in enumerate(STEPS.items(), start=1):
+        if random not in steps:
+            continue
+        net = randomised_copy(one["model"], lowest, config.seed)
         drawn = facts | {"lowest": lowest, "random_code": made_by("mslib.explain.randomisation")}
         maps, _ = kept_maps(net, **part, folder=Path(one["folder"]) / f"random{step}", facts=drawn, methods=METHODS,
                             label=f"randomised: {random}")
@@ -62,11 +64,16 @@ def randomisation_scores(one: dict, config: StudyConfig, steps: Mapping[str, str
     return pd.concat(tables, ignore_index=True)
 
 
-def repeat_scores(one: dict, other: dict) -> pd.DataFrame:
+def randomised_slices(random: pd.DataFrame) -> int:
+    """Of how many slices a table of `randomisation_scores` is."""
+    return int(random.groupby(["method", "step"]).size().max())
+
+
+def repeat_scores(maps: dict, others: dict, brain) -> pd.DataFrame:
     """Likeness of the maps of two nets that were trained alike from another seed: ``method, image, likeness``."""
-    return pd.concat([pd.DataFrame({"method": method, "image": np.arange(len(maps)),
-                                    "likeness": likeness(maps, other["maps"][method], one["brain"])})
-                      for method, maps in one["maps"].items()], ignore_index=True)
+    return pd.concat([pd.DataFrame({"method": method, "image": np.arange(len(own)),
+                                    "likeness": likeness(own, others[method], brain)})
+                      for method, own in maps.items()], ignore_index=True)
 
 
 def repeated_patients(patients: dict, config: StudyConfig, run_dir: str | Path, backbone: str) -> pd.DataFrame | None:
@@ -83,4 +90,15 @@ def repeated_patients(patients: dict, config: StudyConfig, run_dir: str | Path, 
     maps, _ = kept_maps(model, *(patients[key] for key in ("images", "targets", "brain")), config,
                         Path(patients["folder"]) / "repeat", patients["facts"] | {"weights": file_sha256(weights)},
                         METHODS, f"{backbone} trained again: attributions")
-    return repeat_scores(patients, {"maps": maps})
+    return repeat_scores(patients["maps"], maps, patients["brain"])
+
+
+def check_patients(config: StudyConfig, run_dir: str | Path, backbone: str) -> None:
+    """The job of one net's checks on patients: maps of random weights and of the second net (notebook 04).
+
+    Its list of checks in ``attributions/<backbone>/checks.json`` says that it is done.
+    """
+    patients = all_patient_maps(config, run_dir, backbone)
+    randomisation_scores(patients, config, [ALL_LAYERS])
+    repeated = repeated_patients(patients, config, run_dir, backbone)
+    write_json(Path(patients["folder"]) / "checks.json", ["randomised"] + ["repeat"] * (repeated is not None))

@@ -14,6 +14,7 @@ from mslib.study import StudyConfig
 
 from . import planted, planted_results
 from .attribution_advice import GAP_ABOVE, learnt_shortcut, sound_methods
+from .attribution_checks import randomised_slices
 from .attribution_scores import importance_of, importance_table, informativeness, mean_table, score_maps
 from .attributions import method_parameters
 from .explained import explained_slices, explained_subjects, stack_of
@@ -111,16 +112,10 @@ def chance_row(scores: pd.DataFrame) -> dict[str, float]:
                            "tau": float(correlation_by_chance(modalities).mean())}
 
 
-def checked_sentence(random: pd.DataFrame) -> str:
-    """Of how many slices the randomisation of patients' maps is."""
-    return f"Randomised (all layers): {random.groupby(['method', 'step']).size().max()} of them."
-
-
 def one_net_sentence(one: dict, random: pd.DataFrame, name: str) -> str:
     """Which columns of the figure are of one planted net alone, and of how many slices."""
-    slices = random.groupby(["method", "step"]).size().max()
     return (f"ΔAUPC, randomised and repeat: the net in which {name} decides, n = {len(one['images'])} slices "
-            f"(randomised: {slices}; of subjects: {random['subject'].nunique()}).")
+            f"(randomised: {randomised_slices(random)}; of subjects: {random['subject'].nunique()}).")
 
 
 def score_caption(scores: pd.DataFrame, who: str) -> str:
@@ -180,22 +175,22 @@ def importance_caption(nets: pd.DataFrame, config: StudyConfig, run_dir: str | P
             f"{interval_sentence(len(people), config)} Cross-entropy: its negative, more is better.")
 
 
-def lesion_features(patients: dict) -> np.ndarray:
-    """Lesions as features of every sequence, (N, H, W, M)."""
-    return np.repeat((patients["lesion"] & patients["brain"])[..., None], patients["images"].shape[-1], -1)
+def seconds_table(patients: dict[str, dict], truths: dict[str, dict]) -> pd.DataFrame:
+    """Seconds per slice by method, as they were when the maps were made (not comparable between machines).
 
+    Parameters
+    ----------
+    patients : dict of str to dict
+        By net, from `mslib.jobs.attributions.all_patient_maps`.
+    truths : dict of str to dict
+        By experiment, from `mslib.jobs.planted_results.planted_maps`; may be empty.
 
-def patient_sentence(patients: dict, config: StudyConfig, backbone: str) -> str:
-    """Whose slice is shown, and whether the net is right about it."""
-    said = int(np.asarray(patients["model"](patients["images"][:1], training=False)).argmax())
-    target = int(patients["targets"][0])
-    return (f"Slice {patients['slices'][0] + 1} of patient sub-{patients['subjects'][0]}, {config.groups[target]}; "
-            f"{backbone.upper()} takes it for {config.groups[said]} ({'right' if said == target else 'wrong'}).")
-
-
-def seconds_table(patients: dict, truths: dict[str, dict]) -> pd.DataFrame:
-    """Seconds per slice by method, as they were when the maps were made (not comparable between machines)."""
-    table = pd.DataFrame({"patients": patients["seconds"]})
+    Returns
+    -------
+    pandas.DataFrame
+        ``method``, one column per net, ``planted``.
+    """
+    table = pd.DataFrame({net: one["seconds"] for net, one in patients.items()})
     if truths:
         table["planted"] = next(iter(truths.values()))["seconds"]
     return table.rename_axis("method").reset_index()
@@ -228,9 +223,11 @@ def first_by_importance(nets: pd.DataFrame) -> dict[str, dict[str, int]]:
 
 
 def recorded(table, patients, nets, agreement, exposed, used, config: StudyConfig) -> dict:
-    """Numbers of the notebook for the summary, the report and the gallery."""
-    found = {"patients": int(patients["slices"].max()), "patient_msfi": patients["msfi"].to_dict(),
-             "patient_randomisation_fails": sorted(patients.index[patients["random"] > FAILS_ABOVE]),
+    """Numbers of the notebook for the summary, the report and the gallery; `patients`: by net, from `judgement`."""
+    found = {"patients": int(max(one["slices"].max() for one in patients.values())),
+             "patient_msfi": {net: one["msfi"].to_dict() for net, one in patients.items()},
+             "patient_randomisation_fails": {net: sorted(one.index[one["random"] > FAILS_ABOVE])
+                                             for net, one in patients.items()},
              "importance_first": first_by_importance(nets),
              "importance_right": nets[nets["worth"] == "accuracy"].groupby("net")["all"].first().to_dict(),
              "importance": {backbone: dict(zip(config.sequences, importance_of(nets[nets["net"] == backbone], config)))

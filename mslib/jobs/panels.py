@@ -17,7 +17,7 @@ def figure_panel(run_dir: str | Path, name: str, title: str, see: str, good: str
     return [Panel(title, see, good, compressed(path, FIGURE_BYTES), alt, caption)] if path.exists() else []
 
 
-def attribution_panels(run_dir: str | Path) -> list[Panel]:
+def attribution_panels(run_dir: str | Path, backbones: list[str]) -> list[Panel]:
     """Figures of notebook 04."""
     outlined = "Colour inside the outlines and, of planted marks, in FLAIR only."
     return [
@@ -40,10 +40,11 @@ def attribution_panels(run_dir: str | Path) -> list[Panel]:
         *figure_panel(run_dir, "attribution_patient", "Sixteen maps of a patient",
                       "Each block: T1w, T2w, FLAIR. Outlines: lesions, where they are known.", outlined,
                       "Attribution maps of sixteen methods over one slice of a patient"),
-        *figure_panel(run_dir, "attribution_scores_patients", "Methods judged on patients",
-                      "Lesions in the place of planted marks; a low score may be the net's and not the map's.",
-                      "Delta-AUPC above 0 under every fill, randomised near 0.",
-                      "Table of scores of sixteen methods on patients")]
+        *(panel for backbone in backbones for panel in figure_panel(
+            run_dir, f"attribution_scores_patients_{backbone}", f"Methods judged on patients, {backbone.upper()}",
+            "Lesions in the place of planted marks; a low score may be the net's and not the map's.",
+            "Delta-AUPC above 0 under every fill, randomised near 0.",
+            f"Table of scores of sixteen methods on patients by {backbone.upper()}"))]
 
 
 def relevance_panels(run_dir: str | Path) -> list[Panel]:

@@ -14,6 +14,7 @@ from mslib.nets.planted import shortcut_mask
 from mslib.study import StudyConfig, write_json
 from mslib.study.provenance import file_sha256
 
+from .attribution_checks import randomisation_scores
 from .attribution_scores import SIGMA
 from .attributions import kept_maps
 from .planted import Experiment, control_slices, experiments, explained_set, has_planted, planted_folder, planted_net
@@ -45,7 +46,7 @@ def repeated_experiment(config: StudyConfig) -> Experiment:
 
 
 def make_planted(config: StudyConfig, run_dir: str | Path) -> None:
-    """The job of the planted nets, which need no net of the study: trained, and explained by every method.
+    """The job of the planted nets, which need no net of the study: trained, explained by every method, and randomised.
 
     Notebook 04 takes them up; their names in ``planted/nets.json`` say that they are done.
     """
@@ -54,7 +55,9 @@ def make_planted(config: StudyConfig, run_dir: str | Path) -> None:
         slices, repeated = control_slices(config, run_dir), repeated_experiment(config)
         for experiment in experiments(config):
             for repeat in range(config.attribution.planted.seeds if experiment == repeated else 1):
-                planted_maps(experiment, slices, config, run_dir, repeat)
+                one = planted_maps(experiment, slices, config, run_dir, repeat)
+                if experiment == repeated and not repeat:
+                    randomisation_scores(one, config)
                 made.append(planted_folder(run_dir, experiment, repeat).name)
     write_json(Path(run_dir) / "planted" / "nets.json", made)
 

@@ -255,7 +255,7 @@ def write_report(config: StudyConfig, run_dir: str | Path, claims: pd.DataFrame)
                            Panel("Subjects", table=cohort.fillna(""))]),
         "registration": Section(_registration(config, run_dir)),
         "layers": Section(_layers(config, run_dir), origin),
-        "attribution": Section(attribution_panels(run_dir), origin),
+        "attribution": Section(attribution_panels(run_dir, config.model.backbones), origin),
         "relevance": Section(relevance_panels(run_dir), origin),
         "methods": Section(intro=methods_text(config, run_dir))}
     if config.cohort.source != "open_ms":
