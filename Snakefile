@@ -258,9 +258,9 @@ rule attribute:
 rule attribution_checks:
     input: attributed, stacks, NETS, f"{RUN}/relevance/{{backbone}}/repeat.done" if TRAINS else []
     output: f"{RUN}/attributions/{{backbone}}/checks.json"
-    params: code=code_digest("mslib.jobs.attribution_checks"), settings=STUDY.model_dump_json()
+    params: code=code_digest("mslib.jobs.attribution_patients"), settings=STUDY.model_dump_json()
     threads: WHOLE
-    resources: mem_mb=memory(4000)
+    resources: mem_mb=memory(6000)
     priority: AWAITED
     message: "Attribution: {wildcards.backbone}, maps of random weights and of the second net"
     shell: f"{MSLIB} checks {JOB} --backbone {{wildcards.backbone}}"

@@ -63,7 +63,7 @@ def _run(args: argparse.Namespace) -> None:
         from mslib.jobs.attributions import attribute_subject
         attribute_subject(config, args.run_dir, args.backbone, args.subject)
     elif args.job == "checks":
-        from mslib.jobs.attribution_checks import check_patients
+        from mslib.jobs.attribution_patients import check_patients
         check_patients(config, args.run_dir, args.backbone)
     elif args.job == "notebook":
         from mslib.jobs.notebook import execute_notebook

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import kendalltau
 
 from mslib.explain import METHODS, attribute
 from mslib.jobs import (
@@ -126,6 +127,9 @@ def test_a_map_that_follows_the_net_does_not_survive_random_weights(linear, tmp_
     assert (tmp_path / "random2" / "gradient.npz").stat().st_mtime_ns > made, "weights are drawn by other code"
     with pytest.raises(ValueError, match="lowest: must be a layer of the model"):
         attribution_checks.randomisation_scores(one, CONFIG, ["nothing"])
+    for wrong in (["logit"], "logits"):
+        with pytest.raises(ValueError, match=r"steps: must be a collection of some of \['nothing', 'logits'\] "):
+            attribution_checks.randomisation_scores(one, CONFIG, wrong)
 
 
 def test_maps_that_depend_on_each_other_are_compared_for_the_same_images(linear, tmp_path, monkeypatch):
@@ -144,34 +148,35 @@ def test_maps_that_depend_on_each_other_are_compared_for_the_same_images(linear,
 
 
 def test_patients_are_repeated_with_the_second_net(linear, tmp_path, monkeypatch):
-    monkeypatch.setattr(attribution_checks, "METHODS", {"gradient": METHODS["gradient"]})
+    monkeypatch.setattr(attribution_patients, "METHODS", {"gradient": METHODS["gradient"]})
     weights = tmp_path / "second.weights.h5"
     weights.write_bytes(b"second")
     second = keras.models.clone_model(linear["model"])
     second.set_weights([2 * linear["model"].get_weights()[0], linear["model"].get_weights()[1]])
-    monkeypatch.setattr(attribution_checks, "second_net", lambda *_: (second, weights))
+    monkeypatch.setattr(attribution_patients, "second_net", lambda *_: (second, weights))
     one = explained_by(linear, tmp_path / "maps")
-    found = attribution_checks.repeated_patients(one, CONFIG, tmp_path, "vgg16")
+    found = attribution_patients.repeated_patients(one, CONFIG, tmp_path, "vgg16")
     np.testing.assert_allclose(found["likeness"], 1)
     other = second.get_weights()[0][::-1]
     second.set_weights([other, second.get_weights()[1]])
     weights.write_bytes(b"another second")
-    found = attribution_checks.repeated_patients(one, CONFIG, tmp_path, "vgg16")
+    found = attribution_patients.repeated_patients(one, CONFIG, tmp_path, "vgg16")
     assert found["likeness"].max() < 0.3, "made anew for other weights"
     real = CONFIG.model_copy(update={"cohort": CONFIG.cohort.model_copy(update={"source": "open_ms"})})
-    assert attribution_checks.repeated_patients(one, real, tmp_path, "vgg16") is None
+    assert attribution_patients.repeated_patients(one, real, tmp_path, "vgg16") is None
 
 
 def test_the_job_of_the_checks_leaves_no_maps_to_the_notebook(linear, tmp_path, monkeypatch):
-    monkeypatch.setattr(attribution_checks, "METHODS", {"gradient": METHODS["gradient"]})
+    for module in (attribution_checks, attribution_patients):
+        monkeypatch.setattr(module, "METHODS", {"gradient": METHODS["gradient"]})
     monkeypatch.setattr(attribution_checks, "STEPS", {"top": "logits", "all layers": "logits"})
     weights = tmp_path / "second.weights.h5"
     weights.write_bytes(b"second")
-    monkeypatch.setattr(attribution_checks, "second_net", lambda *_: (linear["model"], weights))
+    monkeypatch.setattr(attribution_patients, "second_net", lambda *_: (linear["model"], weights))
     one = explained_by(linear, tmp_path / "vgg16")
-    monkeypatch.setattr(attribution_checks, "all_patient_maps", lambda *_: one)
-    attribution_checks.check_patients(CONFIG, tmp_path, "vgg16")
-    assert json.loads((tmp_path / "vgg16" / "checks.json").read_text(encoding="utf-8")) == ["randomised", "repeat"]
+    monkeypatch.setattr(attribution_patients, "all_patient_maps", lambda *_: one)
+    attribution_patients.check_patients(CONFIG, tmp_path, "vgg16")
+    assert json.loads((tmp_path / "vgg16" / "checks.json").read_text(encoding="utf-8")) == ["random", "repeat"]
     made = sorted(path.relative_to(tmp_path / "vgg16").as_posix() for path in tmp_path.rglob("*.npz"))
     assert made == ["random2/gradient.npz", "repeat/gradient.npz"], "all layers at once, no other step"
     monkeypatch.setattr(attributions, "attribute", None)
@@ -181,17 +186,25 @@ def test_the_job_of_the_checks_leaves_no_maps_to_the_notebook(linear, tmp_path, 
     assert judged_one["table"].loc["gradient", "repeat"] == pytest.approx(1), "the same net, taken up"
     assert attribution_patients.checked_sentence(judged_one["random"]) == "Randomised (all layers): 8 of them."
     real = CONFIG.model_copy(update={"cohort": CONFIG.cohort.model_copy(update={"source": "open_ms"})})
-    attribution_checks.check_patients(real, tmp_path, "vgg16")
-    assert json.loads((tmp_path / "vgg16" / "checks.json").read_text(encoding="utf-8")) == ["randomised"]
+    attribution_patients.check_patients(real, tmp_path, "vgg16")
+    assert json.loads((tmp_path / "vgg16" / "checks.json").read_text(encoding="utf-8")) == ["random"]
 
 
 def test_nets_that_order_the_methods_alike_agree():
-    one = pd.DataFrame({"msfi": np.arange(16.0), "random": 0.1, "rho": np.nan}, index=list(METHODS))
-    other = one.assign(msfi=-one["msfi"])
+    order = np.arange(16.0)
+    one = pd.DataFrame({"msfi": order, "random": 0.1, "tau": np.nan, "portion": order, "delta_zero": order * 1e-6,
+                        "delta_mean": np.where(order < 8, order * 1e-6, order), "slices": 8}, index=list(METHODS))
+    other = one.assign(msfi=-order)
     found = attribution_patients.nets_agree({"vgg16": one, "vgg19": one + 1, "third": other})
-    assert found.loc[found["measure"] == "MSFI", "tau"].tolist() == [1, -1, -1] and (found["methods"] == 16).all()
-    assert found.loc[found["measure"] == "randomised", "tau"].isna().all() and len(found) == 6, "all alike: no order"
+    msfi = found[found["measure"] == "MSFI"]
+    assert msfi["tau"].tolist() == [1, -1, -1] and (msfi["methods"] == 16).all()
+    assert set(found["measure"]) == {"MSFI", "ΔAUPC mean"}, "all alike, noise or not of one sequence: no order"
+    shuffled = one.assign(delta_mean=np.where(order < 8, order[::-1] * 1e-6, order))
+    assert attribution_patients.nets_agree({"a": one, "b": shuffled}).set_index("measure").loc["ΔAUPC mean", "tau"] == 1
+    by_chance = [kendalltau(order, np.random.default_rng(i).permutation(16)).statistic for i in range(2000)]
+    assert np.mean(np.abs(by_chance) <= msfi["chance"].iloc[0]) == pytest.approx(0.95, abs=0.02)
     assert attribution_patients.nets_agree({"vgg16": one}).empty
+    assert attribution_patients.nets_agree({"vgg16": one, "few": one.assign(slices=4)}).empty
     joined = attribution_patients.of_nets({"vgg16": one, "vgg19": other})
     assert list(joined) == ["net", *one] and joined["net"].value_counts().to_dict() == {"vgg16": 16, "vgg19": 16}
 
@@ -310,7 +323,17 @@ def test_advice_follows_the_numbers():
     assert attribution_advice.advice(None, of_vgg16(), None, pd.DataFrame())[0] == told[4]
     mute = made_up()
     mute.loc[["lime", "gradient"], "delta_zero"] = 1e-5
-    assert "Under the fill zero, 2 of 16 methods" in attribution_advice.advice(mute, of_vgg16(), exposed, used())[3]
+    assert attribution_advice.advice(mute, of_vgg16(), exposed, used())[3].startswith(
+        "Of the planted nets, under the fill zero, 2 of 16 methods")
+    both = {"vgg16": made_up().assign(gap=0.1), "vgg19": mute.assign(gap=0.01)}
+    of_both = attribution_advice.advice(None, both, None, pd.DataFrame())
+    assert [line[:40] for line in of_both[1:]] == [
+        "On patients, with all weights of VGG16 r", "On patients, with all weights of VGG19 r",
+        "Of VGG19 on patients, under the fill zer", "Values should add up to the score's diff"]
+    first, second = of_both[-1].split(" VGG19 on patients")
+    assert "VGG16 on patients" in first and first.endswith("gradcam, guided_gradcam, occlusion, feature_ablation, "
+                                                           "feature_permutation, lime, shapley_sampling, kernel_shap.")
+    assert second.endswith("may be read: none.")
     ignored = attribution_advice.advice(made_up(), of_vgg16(), exposed, used(0.5, 0.6))
     assert "did NOT learn" in ignored[3] and "Share on the shortcut" not in " ".join(ignored)
 
@@ -414,8 +437,10 @@ def test_a_net_that_needs_no_sequence_is_left_out_and_told(linear):
     nets = pd.DataFrame({"net": "vgg16", "fill": "zero", "worth": "cross-entropy", "modality": list(CONFIG.sequences),
                          "value": 1.0, "low": np.nan, "all": 1.0, "nothing": 0.0})
     alone = alone.assign(random=0.1)
-    found = judged.recorded(alone, {"vgg16": alone}, nets, agreement, exposed, used(), CONFIG)
+    both = {"vgg16": alone, "vgg19": alone.assign(random=0.9, slices=9)}
+    found = judged.recorded(alone, both, nets, agreement, exposed, used(), CONFIG)
     assert found["planted_best"] is None
+    assert found["patient_randomisation_fails"] == {"vgg16": [], "vgg19": sorted(METHODS)} and found["patients"] == 9
     assert "(MSFI): none" in attribution_advice.advice(alone, {"vgg16": alone}, exposed, used())[0]
 
 
@@ -432,6 +457,24 @@ def test_layers_are_judged_by_nets_that_need_a_sequence():
     assert judged.sweep_sentence(lost).count("not defined") == 2
     table = pd.DataFrame({"msfi": np.nan, "msfi_low": np.nan, "msfi_high": np.nan}, index=list(METHODS))
     assert attribution_claims._best(table) == attribution_claims.NO_TEST
+
+
+def test_where_nothing_is_to_be_marked_no_share_is_right(linear):
+    features = linear["features"].copy()
+    features[:3] = False
+    table = scores.score_maps({"gradient": np.ones_like(linear["images"])}, features, linear["brain"],
+                              np.array([0, 0, 1.0]), *arguments(linear), SUBJECTS, CONFIG)
+    for name in ("msfi", "portion", "iou", "msfi_chance", "portion_chance"):
+        assert table[name].isna().tolist() == [True] * 3 + [False] * 5, name
+    assert "leave out 3 slices: nothing is to be marked there" in judged.score_caption(table, "")
+
+
+def test_seconds_are_told_for_every_net():
+    one = {"seconds": pd.Series({"gradient": 1.0, "lime": 2.0})}
+    two = {"seconds": pd.Series({"gradient": 3.0, "lime": 4.0})}
+    table = judged.seconds_table({"vgg16": one, "vgg19": two}, {"FLAIR": one})
+    assert table.to_dict("list") == {"method": ["gradient", "lime"], "patients_vgg16": [1, 2],
+                                     "patients_vgg19": [3, 4], "planted": [1, 2]}
 
 
 def test_the_shortcut_is_exposed_by_heat_on_it(linear):

@@ -223,9 +223,12 @@ def test_a_repeat_differs_from_the_first_net_and_is_taken_up(tmp_path, small_net
     model, weights = second_net.second_net(study, tmp_path, "vgg16")
     np.testing.assert_array_equal(model.predict(images, verbose=0), first)
     assert weights == path and not loaded, "a finished net needs no cohort"
-    monkeypatch.setattr(second_net, "made_by", lambda _: "other code")
-    second_net.second_net(study, tmp_path, "vgg16")
-    assert loaded and path.stat().st_mtime_ns == stored, "in doubt the cohort says whether it is taken up"
+    stamp = tmp_path / "nets" / "vgg16" / "subject" / "stamp.json"
+    facts = json.loads(stamp.read_text(encoding="utf-8"))
+    for count, doubt in enumerate(({"slices": "others"}, {"code": "other"}, {"schedule": {}}), start=1):
+        stamp.write_text(json.dumps(facts | doubt), encoding="utf-8")
+        second_net.second_net(study, tmp_path, "vgg16")
+        assert len(loaded) == count and path.stat().st_mtime_ns == stored, "in doubt the cohort decides"
 
 
 def test_what_is_recorded_is_what_the_gallery_says():

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 from html.parser import HTMLParser
 
@@ -16,13 +17,14 @@ from scipy.spatial.transform import Rotation
 from mslib.cohort import Cohort, phantom
 from mslib.cohort.anatomy import CENTRE
 from mslib.cohort.listing import write_listing
-from mslib.jobs import truth
+from mslib.jobs import panels, truth
 from mslib.jobs.cohort import qc_path, subject_folder
 from mslib.jobs.methods import methods_text
 from mslib.jobs.record import record
 from mslib.jobs.report import PRETRAINED, findings, lead_sentence, split_table, write_report
 from mslib.show.report import SECTIONS, compressed
 from mslib.study import StudyConfig, StudyError, write_json, write_table
+from mslib.study.provenance import ROOT, notebook_code
 
 EVIL = '<script>alert("sub-001")</script><img src=x onerror=alert(1)> & co'
 LAST = "block5_conv4"
@@ -50,6 +52,16 @@ class Reader(HTMLParser):
 
     def handle_data(self, data):
         self.words.append(data)
+
+
+def test_every_figure_of_notebook_04_has_its_place_in_the_report(monkeypatch):
+    code = notebook_code(ROOT / "notebooks" / "04_multimodal_attribution.ipynb")
+    drawn = re.findall(r'show\(figure, run_dir, f?"([^"]+)"\)', code)
+    assert len(drawn) == code.count("show(figure")
+    shown = []
+    monkeypatch.setattr(panels, "figure_panel", lambda _, name, *__: shown.append(name) or [])
+    panels.attribution_panels("run", ["vgg16", "vgg19"])
+    assert sorted(shown) == sorted({name.replace("{net}", net) for name in drawn for net in ("vgg16", "vgg19")})
 
 
 def picture(path):

@@ -77,31 +77,44 @@ def advice(table: pd.DataFrame | None, patients: dict[str, pd.DataFrame], expose
                     f"random), so they show the image more than the net: {', '.join(failed) or 'none'}.")
         told.append("Pass it, and mark what the net needs under every fill (delta-AUPC surely above "
                     f"{NOTABLE:g}), best MSFI first: {_values(sound_methods(table))}.")
-        for name in (name for name in table if name.startswith("delta_") and not name.endswith(("_low", "_high"))):
-            mute = int((table[name].abs() < MUTE).sum())
-            if mute:
-                told.append(f"Under the fill {name.removeprefix('delta_')}, {mute} of {len(table)} methods have a "
-                            f"delta-AUPC below {MUTE:g} in size: removing what the map marks costs the net neither "
-                            "more nor less than removing as a shuffled map says. That may be the fill, not the map.")
+        told += _mute_fills("the planted nets", table)
     if exposed is not None:
         told.append(shortcut_sentence(exposed) if learnt_shortcut(used) else shortcut_learnt(used))
     blind = [name for name in METHODS if not tells_sequences(name)]
     told.append(f"Cannot say which sequence decided, whatever their scores: {', '.join(blind)}.")
     for net, one in patients.items():
         told += _on_patients(net.upper(), one)
+    told += _gaps(patients)
     return told + ([] if table is None else trust(table, exposed if learnt_shortcut(used) else None))
 
 
 def _on_patients(net, table):
     failed, unknown = (table.index[rows] for rows in (table["random"] > FAILS_ABOVE, table["random"].isna()))
-    gaps = table["gap"].dropna() if "gap" in table else pd.Series(dtype=float)
     return [f"On patients, with all weights of {net} random, likeness above {FAILS_ABOVE}: "
             f"{', '.join(failed) or 'none'}"
             + f"; not defined, for blank maps: {', '.join(unknown)}" * bool(len(unknown)) + ".",
-            "Values should add up to the score's difference from a black image (of the Shapley methods: from the image "
-            f"with black superpixels); those of {net} on patients miss it by (share): {_values(gaps)}. Miss more than "
-            f"{GAP_ABOVE:g}, so that no total of theirs may be read: "
-            f"{', '.join(gaps.index[gaps > GAP_ABOVE]) or 'none'}."]
+            *_mute_fills(f"{net} on patients", table)]
+
+
+def _mute_fills(whose, table):
+    """Fills under which many a delta-AUPC is 0 but for the digits: neither best nor worst of them means anything."""
+    names = [name for name in table if name.startswith("delta_") and not name.endswith(("_low", "_high"))]
+    mute = {name.removeprefix("delta_"): int((table[name].abs() < MUTE).sum()) for name in names}
+    return [f"Of {whose}, under the fill {fill}, {count} of {len(table)} methods have a delta-AUPC below {MUTE:g} in "
+            "size: removing what the map marks costs the net neither more nor less than removing as a shuffled map "
+            "says, and their order means nothing. That may be the fill, not the map."
+            for fill, count in mute.items() if count]
+
+
+def _gaps(patients):
+    """By how much values miss what they should add up to, by net."""
+    told = ("Values should add up to the score's difference from a black image (of the Shapley methods: from the image "
+            "with black superpixels).")
+    for net, table in patients.items():
+        gaps = table["gap"].dropna() if "gap" in table else pd.Series(dtype=float)
+        told += (f" {net.upper()} on patients, share by which they miss it: {_values(gaps)}; more than {GAP_ABOVE:g}, "
+                 f"so that no total may be read: {', '.join(gaps.index[gaps > GAP_ABOVE]) or 'none'}.")
+    return [told]
 
 
 def checks(table: pd.DataFrame, exposed: pd.DataFrame | None) -> pd.DataFrame:

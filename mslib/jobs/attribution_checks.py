@@ -1,4 +1,4 @@
-"""Do maps follow the net? Every method once more, on nets with random weights and on a net trained a second time."""
+"""Do maps follow the net? Every method once more on nets with random weights; likeness to those of a second net."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ import pandas as pd
 
 from mslib.explain import METHODS, randomised_copy
 from mslib.nets.spread import evenly
-from mslib.study import StudyConfig, write_json
-from mslib.study.provenance import file_sha256, made_by
+from mslib.study import StudyConfig
+from mslib.study.provenance import made_by
 
 from .attribution_scores import likeness
-from .attributions import JOINT, all_patient_maps, kept_maps
-from .second_net import has_second_net, second_net
+from .attributions import JOINT, kept_maps
 
 #: Slices that the randomisation looks at.
 RANDOMISED = 8
@@ -41,7 +40,15 @@ def randomisation_scores(one: dict, config: StudyConfig, steps: Collection[str] 
     pandas.DataFrame
         ``method, step, random, subject, likeness`` of `RANDOMISED` slices spread over the subjects; NaN where a map is
         flat.
+
+    Raises
+    ------
+    ValueError
+        A step that is none of `STEPS`.
     """
+    unknown = sorted(set(steps) - set(STEPS))
+    if unknown or isinstance(steps, str):
+        raise ValueError(f"steps: must be a collection of some of {list(STEPS)} (got {steps if unknown else [steps]})")
     index = evenly(np.arange(len(one["images"])), RANDOMISED)
     part = {key: one[key][index] for key in ("images", "targets", "brain")} | {"config": config}
     facts = one["facts"] | {"images": index.tolist()}
@@ -74,31 +81,3 @@ def repeat_scores(maps: dict, others: dict, brain) -> pd.DataFrame:
     return pd.concat([pd.DataFrame({"method": method, "image": np.arange(len(own)),
                                     "likeness": likeness(own, others[method], brain)})
                       for method, own in maps.items()], ignore_index=True)
-
-
-def repeated_patients(patients: dict, config: StudyConfig, run_dir: str | Path, backbone: str) -> pd.DataFrame | None:
-    """`repeat_scores` of the study's net and its second one on the patients' slices; None where there is no second.
-
-    Parameters
-    ----------
-    patients : dict
-        From `all_patient_maps`.
-    """
-    if not has_second_net(config):
-        return None
-    model, weights = second_net(config, run_dir, backbone)
-    maps, _ = kept_maps(model, *(patients[key] for key in ("images", "targets", "brain")), config,
-                        Path(patients["folder"]) / "repeat", patients["facts"] | {"weights": file_sha256(weights)},
-                        METHODS, f"{backbone} trained again: attributions")
-    return repeat_scores(patients["maps"], maps, patients["brain"])
-
-
-def check_patients(config: StudyConfig, run_dir: str | Path, backbone: str) -> None:
-    """The job of one net's checks on patients: maps of random weights and of the second net (notebook 04).
-
-    Its list of checks in ``attributions/<backbone>/checks.json`` says that it is done.
-    """
-    patients = all_patient_maps(config, run_dir, backbone)
-    randomisation_scores(patients, config, [ALL_LAYERS])
-    repeated = repeated_patients(patients, config, run_dir, backbone)
-    write_json(Path(patients["folder"]) / "checks.json", ["randomised"] + ["repeat"] * (repeated is not None))

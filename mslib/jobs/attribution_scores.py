@@ -139,12 +139,13 @@ def score_maps(maps: dict[str, np.ndarray], features, brain, importance, model: 
         One row per method and image: ``msfi``, ``portion`` (of the most important modality), ``iou``, ``tau`` (MI
         correlation), ``share_<sequence>`` of the positive attribution, ``gap`` (completeness), ``blank``,
         ``probability`` and ``right`` of the net; ``msfi_chance``, ``portion_chance``, ``iou_chance``. MSFI and portion
-        are NaN for a net that gives no sequence a positive importance.
+        are NaN for a net that gives no sequence a positive importance, and where nothing is to be marked.
     """
     logits = _scores(model, images)
     chance = softmax(logits, axis=1)[np.arange(len(targets)), targets]
     even = feature_portions(np.repeat(brain[..., None], images.shape[-1], -1).astype(float), features, brain)
     top, stacked = int(np.argmax(importance)), (len(images), -1, images.shape[2])
+    even[~np.asarray(features, bool).any((1, 2, 3))] = np.nan  # where nothing is to be marked no share of it is right
     needed = 1 if importance[top] > 0 else np.nan  # a net that needs no sequence has no most important one
     common = {"subject": list(subjects), "image": np.arange(len(images)), "probability": chance,
               "right": logits.argmax(1) == targets, "msfi_chance": feature_importance_score(even, importance),
@@ -154,7 +155,7 @@ def score_maps(maps: dict[str, np.ndarray], features, brain, importance, model: 
     tables = []
     for method, raw in maps.items():
         heat = postprocess(raw, SIGMA)
-        portions = feature_portions(heat, features, brain)
+        portions = np.where(np.isnan(even), np.nan, feature_portions(heat, features, brain))
         flat = [np.moveaxis(array, -1, 1).reshape(stacked) for array in (heat, features & where, where)]
         iou, iou_chance = iou_at_median(*flat)
         totals = modality_totals(heat * where)

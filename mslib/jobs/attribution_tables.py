@@ -126,7 +126,8 @@ def score_caption(scores: pd.DataFrame, who: str) -> str:
             f"{right:.0%} of them. Light: best of a column (bold), dark: worst (italics). "
             + ("Intervals are in the table (CSV)." if rows["subject"].nunique() >= MIN_SUBJECTS else
                f"No intervals: n < {MIN_SUBJECTS} subjects.")
-            + f" MSFI and portion leave out {undefined} slices: their net needs no sequence." * bool(undefined)
+            + f" MSFI and portion leave out {undefined} slices: nothing is to be marked there, or their net needs no "
+              "sequence." * bool(undefined)
             + " A dash: not defined for the method, or for no map of it.")
 
 
@@ -188,9 +189,9 @@ def seconds_table(patients: dict[str, dict], truths: dict[str, dict]) -> pd.Data
     Returns
     -------
     pandas.DataFrame
-        ``method``, one column per net, ``planted``.
+        ``method``, ``patients_<net>``, ``planted``. Jobs that ran beside others took longer.
     """
-    table = pd.DataFrame({net: one["seconds"] for net, one in patients.items()})
+    table = pd.DataFrame({f"patients_{net}": one["seconds"] for net, one in patients.items()})
     if truths:
         table["planted"] = next(iter(truths.values()))["seconds"]
     return table.rename_axis("method").reset_index()

@@ -18,8 +18,8 @@ from .finetuning import load_slices
 def second_net(config: StudyConfig, run_dir: str | Path, backbone: str) -> tuple[keras.Model, Path]:
     """The second net, trained where that has not been done, and its weights.
 
-    One that is finished is taken up without loading the cohort where its stamp is that of the first net, which tells
-    the slices apart.
+    One that is finished is taken up without loading the cohort where its stamp is that of the first net, which holds
+    the digest of the slices; in doubt the cohort is loaded, and decides.
 
     Returns
     -------
@@ -35,7 +35,7 @@ def second_net(config: StudyConfig, run_dir: str | Path, backbone: str) -> tuple
 
 
 def _belongs(second: Path, first: Path) -> bool:
-    """Whether the second net was trained by today's code from what the first was trained from."""
+    """Whether today's code trained the second net from what the first was trained from (settings, slices, weights)."""
     stamps = [folder / "stamp.json" for folder in (second, first)]
     if not all(stamp.is_file() for stamp in stamps):
         return False
