@@ -1,5 +1,9 @@
 """Nets compiled once for many trainings, and the convolution whose filter gradient is matrix products."""
 
+import os
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -10,6 +14,7 @@ from mslib.nets.convolution import SMALL_MAP, DeepConv2D
 from mslib.nets.frozen import split_net
 from mslib.nets.workers import Worker, learning_rates, worker_for
 from mslib.study.config import Schedule
+from mslib.study.provenance import ROOT
 
 
 def net(seed, filters=4):
@@ -162,3 +167,28 @@ def test_nets_above_frozen_blocks_share_a_worker(monkeypatch):
     upper = [split_net(build_trainable("vgg16", 3, (32, 32, 3), "float32"), 4)[1] for _ in range(2)]
     assert upper[0].layers[0].name != upper[1].layers[0].name
     assert worker_for(upper[0], 1e-4) is worker_for(upper[1], 1e-4)
+
+
+SUM_OF_THREE = """
+import tensorflow as tf
+from mslib.nets.workers import add_in_order
+{first}
+whole = tf.ones((64, 128, 128, 16))
+tf.function(lambda x: tf.add_n([2 * x, tf.sin(x), tf.cos(x)]))(whole)
+"""
+
+
+@pytest.mark.parametrize("first, reordered", [("", True), ("add_in_order()", False)])
+def test_sums_of_three_are_not_made_in_the_order_of_arrival(tmp_path, first, reordered):
+    """What TensorFlow makes of a sum is read from the graph that it runs (a net shows it once in hundreds of steps)."""
+    dumped = os.environ | {"TF_DUMP_GRAPH_PREFIX": str(tmp_path), "TF_CPP_VMODULE": "meta_optimizer=1"}
+    done = subprocess.run([sys.executable, "-c", SUM_OF_THREE.format(first=first)], env=dumped, cwd=ROOT,
+                          capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    graphs = [path.read_text(encoding="utf-8") for path in tmp_path.glob("after_MetaOptimizer*")]
+    assert any("TemporaryVariable" in graph for graph in graphs) is reordered
+
+
+def test_a_worker_keeps_sums_in_order():
+    Worker(net(0), 1e-4)
+    assert tf.config.optimizer.get_experimental_options()["disable_meta_optimizer"]
