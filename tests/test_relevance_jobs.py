@@ -219,7 +219,6 @@ def test_a_repeat_differs_from_the_first_net_and_is_taken_up(tmp_path, small_net
     assert not np.allclose(first, second)
     loaded = []
     monkeypatch.setattr(second_net, "load_slices", lambda *_: loaded.append(1) or slices)
-    monkeypatch.setattr(second_net, "build_classifier", protocols.build_classifier)
     model, weights = second_net.second_net(study, tmp_path, "vgg16")
     np.testing.assert_array_equal(model.predict(images, verbose=0), first)
     assert weights == path and not loaded, "a finished net needs no cohort"

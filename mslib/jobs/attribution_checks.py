@@ -46,9 +46,8 @@ def randomisation_scores(one: dict, config: StudyConfig, steps: Collection[str] 
     ValueError
         A step that is none of `STEPS`.
     """
-    unknown = sorted(set(steps) - set(STEPS))
-    if unknown or isinstance(steps, str):
-        raise ValueError(f"steps: must be a collection of some of {list(STEPS)} (got {steps if unknown else [steps]})")
+    if not set(steps) <= set(STEPS):
+        raise ValueError(f"steps: must be a collection of some of {list(STEPS)} (got {steps!r})")
     index = evenly(np.arange(len(one["images"])), RANDOMISED)
     part = {key: one[key][index] for key in ("images", "targets", "brain")} | {"config": config}
     facts = one["facts"] | {"images": index.tolist()}

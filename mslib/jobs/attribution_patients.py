@@ -17,13 +17,12 @@ from mslib.study.provenance import file_sha256
 from .attribution_advice import MUTE
 from .attribution_checks import ALL_LAYERS, randomisation_scores, randomised_slices, repeat_scores
 from .attribution_scores import importance_of, removal_table, score_maps
-from .attribution_tables import LABELS, judgement
+from .attribution_tables import BETTER, LABELS, judgement
 from .attributions import all_patient_maps, kept_maps
 from .second_net import has_second_net, second_net
 
-#: Measures by which the methods of two nets are put into order: not the portion, which may be of another sequence.
-ORDERED = ("msfi", "iou", "tau", "delta_zero", "delta_mean", "delta_blurred", "delta_noise", "delta_inpainted",
-           "random", "repeat")
+#: Measures by which methods of two nets are not put into order: of a sequence that may be another one; of few slices.
+NOT_ORDERED = ("portion", "rho")
 
 
 def lesion_features(patients: dict) -> np.ndarray:
@@ -130,7 +129,7 @@ def nets_agree(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     rows = []
     for (net, one), (other, two) in combinations(tables.items(), 2):
         few = min(one["slices"].min(), two["slices"].min()) < MIN_SUBJECTS
-        for name in (name for name in ORDERED if name in one and name in two and not few):
+        for name in (name for name in BETTER if name not in NOT_ORDERED and name in one and name in two and not few):
             both = pd.concat([one[name], two[name]], axis=1).dropna().to_numpy(float)
             if name.startswith("delta"):
                 both = np.where(np.abs(both) < MUTE, 0, both)

@@ -145,7 +145,6 @@ def score_maps(maps: dict[str, np.ndarray], features, brain, importance, model: 
     chance = softmax(logits, axis=1)[np.arange(len(targets)), targets]
     even = feature_portions(np.repeat(brain[..., None], images.shape[-1], -1).astype(float), features, brain)
     top, stacked = int(np.argmax(importance)), (len(images), -1, images.shape[2])
-    even[~np.asarray(features, bool).any((1, 2, 3))] = np.nan  # where nothing is to be marked no share of it is right
     needed = 1 if importance[top] > 0 else np.nan  # a net that needs no sequence has no most important one
     common = {"subject": list(subjects), "image": np.arange(len(images)), "probability": chance,
               "right": logits.argmax(1) == targets, "msfi_chance": feature_importance_score(even, importance),
@@ -155,7 +154,7 @@ def score_maps(maps: dict[str, np.ndarray], features, brain, importance, model: 
     tables = []
     for method, raw in maps.items():
         heat = postprocess(raw, SIGMA)
-        portions = np.where(np.isnan(even), np.nan, feature_portions(heat, features, brain))
+        portions = feature_portions(heat, features, brain)
         flat = [np.moveaxis(array, -1, 1).reshape(stacked) for array in (heat, features & where, where)]
         iou, iou_chance = iou_at_median(*flat)
         totals = modality_totals(heat * where)

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import keras
 
-from mslib.nets import build_classifier
-from mslib.nets.repeats import train_repeat
+from mslib.nets.repeats import load_repeat, train_repeat
 from mslib.study import StudyConfig
 from mslib.study.provenance import made_by
 
@@ -29,8 +28,7 @@ def second_net(config: StudyConfig, run_dir: str | Path, backbone: str) -> tuple
     folder = Path(run_dir) / "relevance" / backbone / "repeat1"
     weights = folder / "weights.weights.h5"
     if weights.is_file() and _belongs(folder, Path(run_dir) / "nets" / backbone / "subject"):
-        shape = (*config.model.image_size, len(config.sequences))
-        return build_classifier(backbone, len(config.groups), shape, weights), weights
+        return load_repeat(backbone, config, weights), weights
     return train_repeat(backbone, load_slices(config, run_dir, "study"), config, run_dir), weights
 
 

@@ -130,7 +130,7 @@ def feature_portions(maps, features, inside=None) -> np.ndarray:
     Returns
     -------
     ndarray of float, (N, M)
-        NaN where a modality has no positive attribution.
+        NaN where a modality has no positive attribution, and for an image without any feature: no share is right there.
 
     Raises
     ------
@@ -143,7 +143,7 @@ def feature_portions(maps, features, inside=None) -> np.ndarray:
                          f"{heat.shape})")
     if inside is not None:
         heat = heat * np.asarray(inside, bool)[..., None]
-    total = heat.sum((1, 2))
+    total = heat.sum((1, 2)) * features.any((1, 2, 3))[:, None]
     return np.divide((heat * features).sum((1, 2)), total, out=np.full(total.shape, np.nan), where=total > 0)
 
 

@@ -46,5 +46,10 @@ def train_repeat(backbone: str, slices: SliceSet, config: StudyConfig, run_dir: 
         model, _ = protocols.trained_net("subject", backbone, small, parts, config, run_dir, path.parent,
                                          config.seed + repeat, f"{backbone} repeat {repeat}")
         finish(model, path)
+    return load_repeat(backbone, config, path)
+
+
+def load_repeat(backbone: str, config: StudyConfig, weights: Path) -> keras.Model:
+    """A finished net of `train_repeat` from its weights."""
     shape = (*config.model.image_size, len(config.sequences))
-    return protocols.build_classifier(backbone, len(config.groups), shape, path)
+    return protocols.build_classifier(backbone, len(config.groups), shape, weights)
