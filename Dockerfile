@@ -2,7 +2,7 @@
 #   docker build -t mslib .
 #   docker run --rm -v "$PWD/runs:/study/runs" -v "$PWD/results:/study/results" mslib            the default study
 #   docker run --rm mslib pytest                                                                 the tests
-# The two folders must be writable by user 1000 (or add `--user "$(id -u):$(id -g)" -e HOME=/study/runs`).
+# The two folders must be writable by user 1000 (or add `--user "$(id -u):$(id -g)" -e HOME=/tmp`).
 FROM python:3.11-slim
 
 ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1

@@ -1,4 +1,4 @@
-"""The files of the repository as the static tests see them: tracked or about to be, never what git ignores."""
+"""The files of the repository as the static tests see them: those that git tracks, not a reader's own configs."""
 
 import functools
 import subprocess
@@ -6,14 +6,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 IGNORED = {".git", ".venv", ".snakemake", ".cache", ".pytest_cache", ".ruff_cache", ".ipynb_checkpoints",
-           "__pycache__", "build", "data", "runs"}
+           "__pycache__", "build", "data", "runs", "ants", "captum", "zennit"}
 BINARY = {".png", ".jpg", ".gz", ".npz", ".edf"}
 
 
 @functools.cache
 def files() -> tuple[Path, ...]:
     """All files of the repository; without git (a container, an archive) all but those that git would ignore."""
-    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True,
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True,
                             text=True, check=False)
     if listed.returncode == 0 and listed.stdout:
         paths = [ROOT / name for name in listed.stdout.split("\0") if name]
