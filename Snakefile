@@ -14,6 +14,7 @@ from snakemake.scheduling.job_scheduler import JobScheduler
 from mslib.jobs.cohort import bids_root, own_files, participants, raw_facts
 from mslib.study import StudyError, load_config
 from mslib.study.provenance import code_digest, made_by
+from mslib.study.scheduling import mend
 
 NAME = str(config.get("study", "simulated"))
 CONFIG = f"config/{NAME}.yaml"
@@ -47,18 +48,8 @@ if CORES is not None and "mem_mb" not in workflow.global_resources:
 WHOLE = (CORES or 8) if prod(STUDY.model.image_size) > 64 * 64 else 1
 AWAITED = 1
 
-# Snakemake 9.15 does not take the cores and memory of a job that it chooses alone, but gives them back when it ends
-# (its issue 3815), so that more and more jobs would run side by side. Here they are taken. Newer ones that do so
-# themselves cannot be installed beside nilearn (pyproject.toml).
 if snakemake.__version__ == "9.15.0":
-    def chosen_and_taken(scheduler, jobs, choose=JobScheduler.job_selector):
-        chosen = choose(scheduler, jobs)
-        if len(jobs) == 1:
-            with scheduler._lock:
-                scheduler.update_available_resources(chosen)
-        return chosen
-
-    JobScheduler.job_selector = chosen_and_taken
+    mend(JobScheduler)
 
 NETS = expand(f"{NETS_FROM}/metrics/02_finetuning_{{backbone}}.json", backbone=BACKBONES)
 NET_FILES = expand(f"{NETS_FROM}/nets/{{backbone}}/subject/{{file}}", backbone=BACKBONES,
