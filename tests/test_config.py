@@ -1,15 +1,16 @@
 """Every mistake in a study's file is told in one line that names file, key, what is allowed and what was given."""
 
 import re
+from typing import get_args
 
 import pytest
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from repository import ROOT
 
 from mslib.cohort.people import LAWS
 from mslib.study import StudyError, load_config
-from mslib.study.config import SIMULATED_GROUPS
+from mslib.study.config import SIMULATED_GROUPS, StudyConfig
 
 CONFIGS = sorted((ROOT / "config").glob("*.yaml"))
 FAULTS = {  # text of the file, key, words that say what is allowed, what was given
@@ -128,6 +129,20 @@ def test_every_study_of_the_project_loads(path):
     config = load_config(path)
     assert config.study == path.stem
     assert f"`{path.name}`" in (ROOT / "config" / "README.md").read_text(encoding="utf-8")
+
+
+def keys(model):
+    """Names of all settings of a model and of the models in it."""
+    for key, field in model.model_fields.items():
+        inner = [kind for kind in (field.annotation, *get_args(field.annotation))
+                 if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        yield key
+        yield from keys(inner[0]) if inner else ()
+
+
+def test_every_key_is_explained():
+    text = (ROOT / "config" / "README.md").read_text(encoding="utf-8")
+    assert [key for key in keys(StudyConfig) if not re.search(rf"\b{key}\b", text)] == []
 
 
 def test_settings_outlive_writing_and_reading(tmp_path):

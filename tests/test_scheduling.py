@@ -28,10 +28,10 @@ def alarms():
 def test_alarms_do_not_pile_up(mended):
     """As it is, every wake-up while jobs wait leaves an alarm more; mended there is one."""
     one = scheduler(mended)
-    before = len(alarms())
+    before = alarms()
     for _ in range(5):
         one._schedule_reevalutation(30)
-    set_now = alarms()[before:]
+    set_now = [alarm for alarm in alarms() if alarm not in before]
     for alarm in set_now:
         alarm.cancel()
         alarm.join()
