@@ -1,117 +1,55 @@
-# The study, from raw images to results/. `snakemake` runs the default (simulated) study,
-# `snakemake --config study=smoke` the one of config/smoke.yaml. Outputs: runs/<study>/, light part in results/<study>/.
+# The study, from raw images to results/. `snakemake` runs the default (simulated) study, `snakemake --config
+# study=smoke` that of config/smoke.yaml. Outputs: runs/<study>/, the light part in results/<study>/.
+# Every rule names what decides it: input files, the settings it reads, and a digest of the code it runs.
+import dataclasses
 import fcntl
 import json
 import os
 import shlex
 import sys
+from base64 import urlsafe_b64decode
 from math import prod
 from pathlib import Path
 
-import snakemake
-from snakemake.scheduling.job_scheduler import JobScheduler
+from mslib.steps import simulated_people
+from mslib.study import StudyError, explained_networks, load_config, trained_networks
+from mslib.study.provenance import ROOT, code_digest
+from mslib.study.run import DRIVEN
 
-from mslib.jobs.cohort import bids_root, own_files, participants, raw_facts
-from mslib.study import StudyError, load_config
-from mslib.study.provenance import code_digest, made_by
-from mslib.study.scheduling import mend
 
-NAME = str(config.get("study", "simulated"))
-CONFIG = f"config/{NAME}.yaml"
+def refuse(message):
+    print(message, file=sys.stderr)
+    raise SystemExit(1)
+
+
+KEYS = {"study", "file", "run_dir", "results"}
+if unknown := sorted(set(config) - KEYS):
+    refuse(f"--config: must be of {', '.join(sorted(KEYS))} (got {', '.join(unknown)})")
+FILE = str(config.get("file", f"config/{config.get('study', 'simulated')}.yaml"))
 try:
-    STUDY = load_config(CONFIG)
+    STUDY = load_config(FILE)
 except StudyError as error:
-    print(error, file=sys.stderr)
-    raise SystemExit(1)
-if STUDY.study != NAME:
-    print(f"{CONFIG}: study: must be '{NAME}' as the file is named (got '{STUDY.study}')", file=sys.stderr)
-    raise SystemExit(1)
+    refuse(error)
+if STUDY.study != config.get("study", STUDY.study if "file" in config else "simulated"):
+    refuse(f"{FILE}: study: must be '{config.get('study', 'simulated')}' as the file is named (got '{STUDY.study}')")
 
-os.environ.update({"MSLIB_PROGRESS": "terminal", "TF_CPP_MIN_LOG_LEVEL": "3", "PYDEVD_DISABLE_FILE_VALIDATION": "1"})
+os.environ.update({DRIVEN: "1", "MSLIB_PROGRESS": "terminal", "TF_CPP_MIN_LOG_LEVEL": "3",
+                   "PYDEVD_DISABLE_FILE_VALIDATION": "1"})
 RUN = str(config.get("run_dir", f"runs/{STUDY.study}"))
 RESULTS = str(config.get("results", f"results/{STUDY.study}"))
-SOURCE = STUDY.cohort.source
-RAW = json.dumps(raw_facts(STUDY))
-TRAINS = SOURCE != "open_ms"
-BACKBONES = STUDY.model.backbones
-# Real patients are explained with the nets of another study, whose run lies beside this one.
-NETS_FROM = RUN if TRAINS else str(Path(RUN).parent / STUDY.explain.transfer_from)
-JOB = f"--config {CONFIG} --run-dir {shlex.quote(RUN)}"
-MSLIB = f"{shlex.quote(sys.executable)} -m mslib"
+SOURCE, BACKBONES = STUDY.cohort.source, STUDY.model.backbones
+# Real patients are explained with the networks of another study, whose run lies beside this one.
+NETS = f"{RUN}/nets" if STUDY.trains else f"{Path(RUN).parent}/{STUDY.explain.transfer_from}/nets"
+EXPLAINED, TRAINED = explained_networks(STUDY), trained_networks(STUDY)
+FIRST = [network for network in EXPLAINED if network.seed == 1]
+PRETRAINS = STUDY.trains and STUDY.model.weights == "simulated"
 # One machine: jobs side by side must fit into its memory. A cluster (no number of cores) looks after that itself.
 CORES = workflow.global_resources["_cores"]
 MEMORY_MB = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20 * 9 // 10
 if CORES is not None and "mem_mb" not in workflow.global_resources:
     workflow.register_resource("mem_mb", MEMORY_MB)
-# Large nets keep the whole machine busy. Small ones spend their time on tracing, on one core: they go side by side,
-# those first that others wait for.
+# Large networks keep the whole machine busy; small ones spend their time on tracing, on one core, side by side.
 WHOLE = (CORES or 8) if prod(STUDY.model.image_size) > 64 * 64 else 1
-AWAITED = 1
-
-if snakemake.__version__ == "9.15.0":
-    mend(JobScheduler)
-
-NETS = expand(f"{NETS_FROM}/metrics/02_finetuning_{{backbone}}.json", backbone=BACKBONES)
-NET_FILES = expand(f"{NETS_FROM}/nets/{{backbone}}/subject/{{file}}", backbone=BACKBONES,
-                   file=["weights.weights.h5", "net.json"])
-if not TRAINS:
-    NETS = NET_FILES
-
-if workflow.is_main_process:
-    try:
-        Path(RUN).mkdir(parents=True, exist_ok=True)
-        LOCK = open(f"{RUN}/.lock", "w")
-    except OSError as error:
-        print(f"{RUN}: cannot be written ({error.strerror})", file=sys.stderr)
-        raise SystemExit(1)
-    try:
-        fcntl.flock(LOCK, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        print(f"{RUN}: another snakemake is running this study; wait for it or stop it", file=sys.stderr)
-        raise SystemExit(1)
-
-
-if workflow.is_main_process and not TRAINS:
-    absent = [path for path in NET_FILES if not Path(path).is_file()]
-    if absent:
-        print(f"{absent[0]}: no fitted net yet; study {NAME} explains the nets of study {STUDY.explain.transfer_from}: "
-              f"first run snakemake --config study={STUDY.explain.transfer_from}", file=sys.stderr)
-        raise SystemExit(1)
-
-
-def simulated_ids():
-    return [person.id for person in participants(STUDY)]
-
-
-def subject_ids(wildcards):
-    listing = checkpoints.check.get().output[0]
-    return [person["id"] for person in json.loads(Path(listing).read_text())["subjects"]]
-
-
-def stacks(wildcards):
-    return expand(f"{RUN}/derivatives/mslib/sub-{{id}}/anat/sub-{{id}}_desc-qc.json", id=subject_ids(wildcards))
-
-
-def raw_cohort(wildcards):
-    if SOURCE == "bids":
-        return [f"{RUN}/started.txt", *map(str, own_files(STUDY))]
-    if SOURCE == "open_ms":
-        return [f"{RUN}/started.txt"]
-    return expand(f"{RUN}/bids/derivatives/truth/sub-{{id}}/anat/sub-{{id}}_truth.json", id=simulated_ids())
-
-
-def raw_files(wildcards):
-    """Images and masks of one subject: what makes its preprocessing stale."""
-    listing = json.loads(Path(checkpoints.check.get().output[0]).read_text())["subjects"]
-    person = next(row for row in listing if row["id"] == wildcards.id)
-    files = [*person["images"].values(), person["brain_mask"], person["lesion_mask"]]
-    return [str(bids_root(STUDY, RUN) / file) for file in files if file]
-
-
-def attributed(wildcards):
-    """One finished job per patient of notebook 04 and net; who they are is known once the nets are."""
-    people = json.loads(Path(checkpoints.patients.get().output[0]).read_text())
-    return expand(f"{RUN}/attributions/{wildcards.backbone}/sub-{{id}}.json", id=people)
 
 
 def memory(mb):
@@ -119,223 +57,514 @@ def memory(mb):
     return mb if CORES is None else min(mb, MEMORY_MB)
 
 
-def notebook(name, more=""):
-    """Command that executes a notebook into the run folder."""
-    return f"{MSLIB} notebook {JOB} --name {name} {more}"
+def settings(*keys):
+    """The settings that a rule reads, as text: sections or keys such as ``model.image_size``."""
+    values = json.loads(STUDY.model_dump_json())
+    def value(key):
+        found = values
+        for part in key.split("."):
+            found = found[part]
+        return found
+    return json.dumps({key: value(key) for key in keys}, sort_keys=True)
 
 
-localrules: all
+def made(name, wings, *keys):
+    """What decides an output besides its input files: code of the step and of its wings, settings that it reads."""
+    return f"{code_digest(name, *wings.split())} {settings(*keys)}"
+
+
+def step(name, more=""):
+    """Command of a step."""
+    return (f"{shlex.quote(sys.executable)} -m mslib {name} --config {shlex.quote(FILE)} "
+            f"--run-dir {shlex.quote(RUN)} {more}")
+
+
+def set_altered_aside():
+    """Outputs of this run that were cut or edited after Snakemake had noted their time give way, and are made again."""
+    notes = Path(".snakemake/metadata")
+    for note in (path for path in notes.rglob("*") if path.is_file()):
+        name = urlsafe_b64decode("".join(part.removeprefix("@") for part in note.relative_to(notes).parts)).decode()
+        if name.startswith(f"{RUN}/") and Path(name).is_file():
+            known = json.loads(note.read_text() or "{}").get("endtime")
+            if known is not None and abs(Path(name).stat().st_mtime - known) > 1e-3:
+                Path(name).rename(f"{name}.altered")
+                print(f"{name}: was changed after it was made; made again (kept as {name}.altered)", file=sys.stderr)
+
+
+if workflow.is_main_process:
+    try:
+        Path(RUN).mkdir(parents=True, exist_ok=True)
+        LOCK = open(f"{RUN}/.lock", "w")
+    except OSError as error:
+        refuse(f"{RUN}: cannot be written ({error.strerror})")
+    try:
+        fcntl.flock(LOCK, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        refuse(f"{RUN}: another snakemake is running this study; wait for it or stop it")
+    set_altered_aside()
+    absent = [path for network in FIRST if not STUDY.trains
+              if not Path(path := f"{NETS}/{network}/weights.weights.h5").is_file()]
+    if absent:
+        refuse(f"{absent[0]}: no fitted network yet; study {STUDY.study} explains those of study "
+               f"{STUDY.explain.transfer_from}: first run snakemake --config study={STUDY.explain.transfer_from}")
+
+wildcard_constraints: id="[A-Za-z0-9]+", network="vgg[0-9]+/[a-z_]+/seed[0-9]+", backbone="vgg[0-9]+", number="[0-9]+"
+localrules: all, cohort, nets, maps, attributions, relevance, sleep, report
+
+# --- what can be asked for ----------------------------------------------------------------------------------------
+
+COHORT = [f"{RUN}/subjects.csv", f"{RUN}/faults.json"] + [
+    f"{RUN}/cohort/{name}.csv" for name in ("truth", "quality", "registration_errors", "bias_fields")]
+KNOWN = [f"{RUN}/known_rule/{name}.csv" for name in (
+    "use", "scores", "removal", "randomised", "repeated", "importance", "layers", "shortcut", "relevance")
+    if STUDY.has_known_rule]
+FOLDS = list(range(STUDY.sleep.folds)) if STUDY.sleep else []
+
+
+def of(networks, *patterns):
+    return [pattern.format(network) for network in networks for pattern in patterns]
+
+
+def chosen(column):
+    """Ids of the subjects that ``subjects.csv`` marks in a column, in its order."""
+    import pandas as pd
+    table = pd.read_csv(checkpoints.subjects.get().output[0], dtype={"subject": str})
+    return list(table[table[column] > 0].sort_values(column, kind="stable")["subject"])
+
+
+def volumes(wildcards):
+    return [f"{RUN}/derivatives/mslib/sub-{name}/anat/sub-{name}_space-T1w_desc-{network.backbone}gradcam_cam.nii.gz"
+            for name in chosen("volume") for network in FIRST]
+
+
+def relevance_volumes(wildcards):
+    return [f"{RUN}/derivatives/mslib/sub-{name}/anat/sub-{name}_space-T1w_desc-{network.backbone}lrp_relevance.nii.gz"
+            for name in chosen("volume")[:STUDY.relevance.volumes] for network in FIRST]
+
+
+def attributed(wildcards):
+    return [f"{RUN}/attributions/{wildcards.network}/sub-{name}.npz" for name in chosen("attributed")]
+
+
+NET_FILES = of(TRAINED, f"{RUN}/nets/{{}}/weights.weights.h5", f"{RUN}/nets/{{}}/predictions.csv") + (
+    of(EXPLAINED, f"{RUN}/nets/{{}}/independent.csv") if STUDY.trains else [])
+MAP_FILES = of(EXPLAINED, f"{RUN}/maps/{{}}/measures.csv") + of(FIRST, f"{RUN}/maps/{{}}/randomisation.csv")
+ATTRIBUTION_FILES = of(FIRST, *(f"{RUN}/attributions/{{}}/{name}.csv" for name in ("scores", "removal", "randomised")),
+                       f"{RUN}/importance/{{}}.csv") + of(EXPLAINED, f"{RUN}/attributions/{{}}/together.npz") + KNOWN
+RELEVANCE_FILES = of(EXPLAINED, f"{RUN}/relevance/{{}}/shares.csv") + of(
+    FIRST, f"{RUN}/relevance/{{}}/rules.csv", f"{RUN}/importance/{{}}.csv") + KNOWN + [f"{RUN}/cohort/truth.csv"]
+SLEEP_FILES = [f"{RUN}/sleep/fold-{number}/relevance.csv" for number in FOLDS]
+# Notebook: files that it reads, wings whose code runs in its cells, settings that it uses.
+COMMON = ["study", "seed", "groups", "sequences", "cohort", "statistics", "model"]
+NOTEBOOKS = {
+    "00_cohort": (COHORT, "analysis/truth show", *COMMON),
+    "01_coregistration": (COHORT, "analysis/truth prep show", *COMMON, "prep"),
+    "02_finetuning": (NET_FILES, "analysis/networks nets measure show", *COMMON, "training"),
+    "03_gradcam_layers": ([*MAP_FILES, volumes], "analysis/depth analysis/lobes explain measure nets show", *COMMON,
+                          "explain"),
+    "04_multimodal_attribution": (ATTRIBUTION_FILES, "analysis/attribution analysis/known_rule explain measure show",
+                                  *COMMON, "attribution"),
+    "05_modality_relevance": ([*RELEVANCE_FILES, relevance_volumes], "analysis/relevance explain measure show", *COMMON,
+                              "relevance"),
+    "06_sleep_staging": (SLEEP_FILES, "analysis/sleep sleep explain measure show", *COMMON, "sleep")}
+if not STUDY.trains:
+    del NOTEBOOKS["02_finetuning"]
+if not STUDY.sleep:
+    del NOTEBOOKS["06_sleep_staging"]
+METRICS = expand(f"{RUN}/metrics/{{name}}.json", name=list(NOTEBOOKS))
+NOTEBOOKS["07_summary"] = (METRICS, "claims show", *COMMON)
 
 # The run's own last file is asked for too: results/ is checked in, and must not pass for a run that never was.
 rule all:
     input: f"{RESULTS}/provenance.json", f"{RUN}/metrics/07_summary.json"
 
-rule start:
-    output: touch(f"{RUN}/started.txt")
-    params: facts=RAW, weights=STUDY.model.weights
-    priority: AWAITED
-    message: "Cohort: describe the dataset"
-    shell: f"{MSLIB} start {JOB}"
+rule cohort:
+    input: COHORT
+
+rule nets:
+    input: NET_FILES, f"{RUN}/subjects.csv"
+
+rule maps:
+    input: MAP_FILES, volumes
+
+rule attributions:
+    input: ATTRIBUTION_FILES
+
+rule relevance:
+    input: RELEVANCE_FILES, relevance_volumes
+
+rule sleep:
+    input: SLEEP_FILES
+
+rule report:
+    input: METRICS
+
+# --- cohort -------------------------------------------------------------------------------------------------------
+
+PEOPLE = {one.id: one for one in simulated_people(STUDY)} if SOURCE == "simulated" else {}
+
+
+def own_files(kind="**/*"):
+    root = ROOT / STUDY.cohort.root
+    return sorted(str(path) for place in ("", "derivatives/truth/", "derivatives/brainmask/")
+                  for path in root.glob(f"{place}sub-*/**/anat/*.nii*"))
+
+
+def raw_cohort(wildcards):
+    if SOURCE == "bids":
+        return [str(ROOT / STUDY.cohort.root / "participants.tsv"), *own_files()]
+    simulated = expand(f"{RUN}/bids/derivatives/truth/sub-{{id}}/anat/sub-{{id}}_truth.json", id=list(PEOPLE))
+    return [f"{RUN}/bids/participants.tsv", *simulated]
+
+
+def people(wildcards):
+    return [row["id"] for row in json.loads(Path(checkpoints.check.get().output[0]).read_text())["subjects"]]
+
+
+def raw_files(wildcards):
+    """Images and masks of one subject: what makes its preprocessing stale."""
+    listing = json.loads(Path(checkpoints.check.get().output[0]).read_text())["subjects"]
+    person = next(row for row in listing if row["id"] == wildcards.id)
+    root = ROOT / STUDY.cohort.root if SOURCE == "bids" else Path(f"{RUN}/bids")
+    files = [*person["images"].values(), person["brain_mask"], person["lesion_mask"]]
+    return [str(root / file) for file in files if file]
+
+
+def stacks(wildcards):
+    return expand(f"{RUN}/derivatives/mslib/sub-{{id}}/anat/sub-{{id}}_desc-qc.json", id=people(wildcards))
+
+
+if SOURCE != "bids":
+    rule start:
+        output: f"{RUN}/bids/participants.tsv"
+        params: made("start", "cohort", "cohort", "seed", "model.weights")
+        message: "Cohort: describe the dataset"
+        shell: step("start")
 
 rule simulate:
-    input: f"{RUN}/started.txt"
+    input: ancient(f"{RUN}/bids/participants.tsv")
     output: f"{RUN}/bids/derivatives/truth/sub-{{id}}/anat/sub-{{id}}_truth.json"
-    params: facts=RAW
-    resources: mem_mb=memory(1500)
-    priority: AWAITED
+    params: lambda wildcards: made("simulate", "cohort", "cohort.simulated.voxel_mm") + repr(PEOPLE.get(wildcards.id))
     message: "Cohort: simulate sub-{wildcards.id}"
-    shell: f"{MSLIB} simulate {JOB} --subject {{wildcards.id}}"
+    shell: step("simulate", "--subject {wildcards.id}")
 
 checkpoint check:
     input: raw_cohort
     output: f"{RUN}/cohort.json"
-    params: groups=STUDY.groups, sequences=STUDY.sequences, cohort=STUDY.cohort.model_dump_json(),
-        code=made_by("mslib.cohort.bids")
-    resources: mem_mb=memory(1500)
-    priority: AWAITED
+    params: made("check", "cohort", "groups", "sequences", "cohort")
     message: "Cohort: check every subject"
-    shell: f"{MSLIB} check {JOB}"
+    shell: step("check")
 
 rule preprocess:
     input: ancient(f"{RUN}/cohort.json"), raw_files  # another subject in the list changes nothing for this one
-    output: f"{RUN}/derivatives/mslib/sub-{{id}}/anat/sub-{{id}}_desc-qc.json"
-    params:
-        prep=STUDY.prep.model_dump_json(), size=STUDY.model.image_size, mm=STUDY.model.pixel_mm,
-        code=made_by("mslib.prep")
-    resources: mem_mb=memory(1500)
-    priority: AWAITED
+    output:  # a subject that is left out with `on_fault: skip` has its quality file alone
+        f"{RUN}/derivatives/mslib/sub-{{id}}/anat/sub-{{id}}_desc-qc.json",
+        f"{RUN}/derivatives/mslib/sub-{{id}}/anat/sub-{{id}}_space-T1w_desc-slices.npz"
+        if STUDY.cohort.on_fault == "stop" else []
+    params: made("preprocess", "prep", "prep", "sequences", "model.image_size", "model.pixel_mm", "cohort.on_fault")
     message: "Preprocess sub-{wildcards.id}: bias field, co-registration, slices"
-    shell: f"{MSLIB} preprocess {JOB} --subject {{wildcards.id}}"
+    shell: step("preprocess", "--subject {wildcards.id}")
 
-rule notebook_cohort:
-    input: stacks, f"{RUN}/cohort.json", source="notebooks/00_cohort.ipynb"
-    output: f"{RUN}/metrics/00_cohort.json", f"{RUN}/made/00_cohort.json"
-    log: notebook=f"{RUN}/notebooks/00_cohort.ipynb"
-    params: code=code_digest("notebooks/00_cohort.ipynb"), settings=STUDY.model_dump_json()
-    resources: mem_mb=memory(2500)
-    message: "Notebook 00: the cohort"
-    shell: notebook("00_cohort")
+checkpoint subjects:
+    input: f"{RUN}/cohort.json", stacks
+    output: COHORT[:2]
+    params:
+        made("subjects", "nets/splits", "seed", "groups", "training.split", "attribution.patients",
+        "explain.nifti_subjects")
+    message: "Cohort: who is in which part, who is explained"
+    shell: step("subjects")
 
-rule notebook_coregistration:
-    input: stacks, source="notebooks/01_coregistration.ipynb"
-    output: f"{RUN}/metrics/01_coregistration.json", f"{RUN}/made/01_coregistration.json"
-    log: notebook=f"{RUN}/notebooks/01_coregistration.ipynb"
-    params: code=code_digest("notebooks/01_coregistration.ipynb"), settings=STUDY.model_dump_json()
-    resources: mem_mb=memory(2500)
-    message: "Notebook 01: co-registration"
-    shell: notebook("01_coregistration")
+rule truth:
+    input: f"{RUN}/subjects.csv", stacks
+    output: COHORT[2:]
+    params: made("truth", "analysis/truth", "sequences")
+    message: "Cohort: known truth and errors"
+    shell: step("truth")
 
-if TRAINS:
-    rule notebook_finetuning:
-        input: stacks, source="notebooks/02_finetuning.ipynb"
-        output: f"{RUN}/metrics/02_finetuning_{{backbone}}.json", f"{RUN}/made/02_finetuning_{{backbone}}.json"
-        log: notebook=f"{RUN}/notebooks/02_finetuning_{{backbone}}.ipynb"
-        params: code=code_digest("notebooks/02_finetuning.ipynb"), settings=STUDY.model_dump_json()
-        threads: (CORES or 8) if STUDY.model.weights == "simulated" else WHOLE  # backbones share the further subjects
+# --- networks -----------------------------------------------------------------------------------------------------
+
+GRID = ["groups", "sequences", "model.image_size", "model.pixel_mm", "model.input", "model.weights"]
+SHARED = [f"training.{key}" for key in ("split", "augmentation", "precision", "batch_size", "weight_decay", "patience")]
+
+
+def schedule(kind):
+    return STUDY.training.permuted if kind.endswith("_permuted") else getattr(STUDY.training, kind)
+
+
+def start_weights(backbone, shrink):
+    """Weights that a training on pixels `shrink` times as large starts from: the last stage that is not finer."""
+    coarse = [number for number, stage in enumerate(STUDY.training.pretraining, start=1) if stage.shrink >= shrink]
+    return f"{RUN}/nets/{backbone}/pretraining/stage{max(coarse, default=1)}.weights.h5" if PRETRAINS else []
+
+
+def activations_of(wildcards):
+    own = schedule(wildcards.kind)
+    return f"{RUN}/nets/{wildcards.backbone}/activations/block{own.frozen_blocks}_shrink{own.shrink}.npy" if (
+        own.frozen_blocks) else []
+
+
+if STUDY.trains:
+    rule pretraining_cohort:
+        output: expand(f"{RUN}/nets/pretraining/{{file}}", file=["images.npy", "slices.npz", "subjects.csv"])
+        params:
+            made("pretraining_cohort", "nets/pretraining cohort prep/slices", "seed", "prep", *GRID,
+            "training.pretraining_subjects", "training.pretraining_pixel_mm")
+        threads: CORES or 8
+        resources: mem_mb=memory(6000)
+        message: "Networks: simulate the pre-training cohort"
+        shell: step("pretraining_cohort")
+
+    rule pretrain:
+        input:
+            f"{RUN}/nets/pretraining/slices.npz",
+            lambda wildcards: f"{RUN}/nets/{wildcards.backbone}/pretraining/stage{int(wildcards.number) - 1}.weights.h5"
+            if int(wildcards.number) > 1 else []
+        output:
+            f"{RUN}/nets/{{backbone}}/pretraining/stage{{number}}.weights.h5",
+            f"{RUN}/nets/{{backbone}}/pretraining/stage{{number}}.csv"
+        params:
+            lambda wildcards: made("pretrain", "nets", "seed", *GRID, *SHARED, "training.area_weight") + repr(
+            STUDY.training.pretraining[:int(wildcards.number)])
+        threads: WHOLE
         resources: mem_mb=memory(9000)
-        priority: AWAITED
-        message: "Notebook 02: fine-tuning {wildcards.backbone}"
-        shell: notebook("02_finetuning", "--backbone {wildcards.backbone}")
+        message: "Networks: pre-train {wildcards.backbone}, stage {wildcards.number}"
+        shell: step("pretrain", "--backbone {wildcards.backbone} --number {wildcards.number}")
 
-    rule repeat:
-        input: stacks, f"{RUN}/metrics/02_finetuning_{{backbone}}.json"
-        output: touch(f"{RUN}/relevance/{{backbone}}/repeat.done")
-        params: code=code_digest("mslib.jobs.relevance"), settings=STUDY.model_dump_json()
+    rule activations:
+        input:
+            f"{RUN}/subjects.csv", stacks,
+            lambda wildcards: start_weights(wildcards.backbone, int(wildcards.shrink))
+        output: f"{RUN}/nets/{{backbone}}/activations/block{{blocks}}_shrink{{shrink}}.npy"
+        params: made("activations", "nets", "seed", *GRID)
         threads: WHOLE
         resources: mem_mb=memory(6000)
-        priority: AWAITED
-        message: "Relevance: {wildcards.backbone} trained once more from another seed"
-        shell: f"{MSLIB} repeat {JOB} --backbone {{wildcards.backbone}}"
+        message: "Networks: activations of {wildcards.backbone} above block {wildcards.blocks}"
+        shell:
+            step("activations", "--backbone {wildcards.backbone} --blocks {wildcards.blocks} --shrink {wildcards.shrink}")
 
-rule notebook_gradcam:
-    input: stacks, NETS, source="notebooks/03_gradcam_layers.ipynb"
-    output: f"{RUN}/metrics/03_gradcam_layers.json", f"{RUN}/made/03_gradcam_layers.json"
-    log: notebook=f"{RUN}/notebooks/03_gradcam_layers.ipynb"
-    params: code=code_digest("notebooks/03_gradcam_layers.ipynb"), settings=STUDY.model_dump_json()
+    rule train:
+        input:
+            f"{RUN}/subjects.csv", stacks, activations_of,
+            lambda wildcards: start_weights(wildcards.backbone, schedule(wildcards.kind).shrink)
+        output:
+            expand(f"{RUN}/nets/{{{{backbone}}}}/{{{{kind}}}}/seed{{{{number}}}}/{{file}}",
+                   file=["weights.weights.h5", "history.csv", "predictions.csv", "net.json"])
+        params: lambda wildcards: made("train", "nets", "seed", *GRID, *SHARED) + repr(schedule(wildcards.kind))
+        threads: WHOLE
+        resources: mem_mb=memory(9000)
+        message: "Networks: train {wildcards.backbone}, {wildcards.kind}, seed {wildcards.number}"
+        shell: step("train", "--network {wildcards.backbone}/{wildcards.kind}/seed{wildcards.number}")
+
+    rule predict:
+        input: f"{RUN}/subjects.csv", stacks, f"{RUN}/nets/{{network}}/weights.weights.h5"
+        output: f"{RUN}/nets/{{network}}/independent.csv"
+        params: made("predict", "nets", *GRID)
+        threads: WHOLE
+        resources: mem_mb=memory(4000)
+        message: "Networks: {wildcards.network} on the independent cohort"
+        shell: step("predict", "--network {wildcards.network}")
+
+# --- maps ---------------------------------------------------------------------------------------------------------
+
+def explains(*more):
+    """What every rule that explains a fitted network depends on."""
+    return [f"{RUN}/subjects.csv", f"{NETS}/{{network}}/weights.weights.h5", *more]
+
+
+rule measure_maps:
+    input: explains(), stacks
+    output: f"{RUN}/maps/{{network}}/measures.csv"
+    params: made("measure_maps", "analysis/depth analysis/lobes explain measure", *GRID, "explain.methods")
     threads: WHOLE
     resources: mem_mb=memory(6000)
-    priority: AWAITED
-    message: "Notebook 03: Grad-CAM at every layer"
-    shell: notebook("03_gradcam_layers")
+    message: "Maps: every layer of {wildcards.network}, measured"
+    shell: step("measure_maps", "--network {wildcards.network}")
 
-rule planted:
-    input: stacks
-    output: f"{RUN}/planted/nets.json"
-    params: code=code_digest("mslib.jobs.planted_results"), settings=STUDY.model_dump_json()
+rule randomise:
+    input: explains(), stacks
+    output: f"{RUN}/maps/{{network}}/randomisation.csv"
+    params: made("randomise", "explain nets/data", "seed", *GRID, "explain.randomisation_slices")
     threads: WHOLE
-    resources: mem_mb=memory(4000)
-    priority: AWAITED
-    message: "Attribution: planted nets"
-    shell: f"{MSLIB} planted {JOB}"
+    resources: mem_mb=memory(6000)
+    message: "Maps: {wildcards.network} with random weights"
+    shell: step("randomise", "--network {wildcards.network}")
 
-checkpoint patients:
-    input: stacks, NETS
-    output: f"{RUN}/attributions/patients.json"
-    params: patients=STUDY.attribution.patients, code=code_digest("mslib.jobs.explained")
-    resources: mem_mb=memory(2500)
-    priority: AWAITED
-    message: "Attribution: choose the patients"
-    shell: f"{MSLIB} patients {JOB}"
+rule volume:
+    input: f"{RUN}/subjects.csv", f"{NETS}/{{backbone}}/honest/seed1/weights.weights.h5", stacks
+    output: f"{RUN}/derivatives/mslib/sub-{{id}}/anat/sub-{{id}}_space-T1w_desc-{{backbone}}gradcam_cam.nii.gz"
+    params: made("volume", "explain prep/slices", *GRID)
+    resources: mem_mb=memory(4000)
+    message: "Maps: Grad-CAM of {wildcards.backbone} over sub-{wildcards.id} as a volume"
+    shell: step("volume", "--network {wildcards.backbone}/honest/seed1 --subject {wildcards.id}")
+
+# --- networks with a known decision rule (notebooks 04 and 05) ----------------------------------------------------
+
+EXPERIMENTS = [*STUDY.sequences, "shortcut"]
+MARKED = [f"{RUN}/known_rule/{name}/seed1" for name in EXPERIMENTS] + [
+    f"{RUN}/known_rule/{STUDY.sequences[-1]}/seed{seed}" for seed in range(2, STUDY.attribution.known_rule.seeds + 1)]
+
+if STUDY.has_known_rule:
+    rule known_rule:
+        input: f"{RUN}/subjects.csv", stacks
+        output: f"{RUN}/known_rule/{{experiment}}/seed{{number}}/weights.weights.h5"
+        params:
+            made("known_rule", "nets", "seed", *GRID, "training.batch_size", "training.weight_decay",
+            "attribution.known_rule")
+        threads: WHOLE
+        resources: mem_mb=memory(4000)
+        message: "Known rule: train {wildcards.experiment}, seed {wildcards.number}"
+        shell: step("known_rule", "--experiment {wildcards.experiment} --number {wildcards.number}")
+
+    rule known_rule_maps:
+        input: f"{RUN}/subjects.csv", stacks, f"{RUN}/known_rule/{{experiment}}/seed{{number}}/weights.weights.h5"
+        output: f"{RUN}/known_rule/{{experiment}}/seed{{number}}/maps.npz"
+        params: made("known_rule_maps", "analysis/attribution analysis/known_rule nets/known_rule explain", "seed", *GRID, "attribution")
+        threads: WHOLE
+        resources: mem_mb=memory(4000)
+        message: "Known rule: sixteen methods on {wildcards.experiment}, seed {wildcards.number}"
+        shell: step("known_rule_maps", "--experiment {wildcards.experiment} --number {wildcards.number}")
+
+    rule known_rule_scores:
+        input: f"{RUN}/subjects.csv", expand("{place}/maps.npz", place=MARKED)
+        output: KNOWN
+        params:
+            made("known_rule_scores",
+            "analysis/known_rule analysis/attribution analysis/relevance nets/known_rule explain measure", "seed", *GRID, "attribution", "relevance.compared", "statistics")
+        threads: WHOLE
+        resources: mem_mb=memory(6000)
+        message: "Known rule: evaluate methods and relevance against it"
+        shell: step("known_rule_scores")
+
+# --- attributions -------------------------------------------------------------------------------------------------
+
+METHODS = [f"attribution.{key}" for key in ("superpixels", "samples", "permutations", "steps")]
 
 rule attribute:
-    input: ancient(f"{RUN}/attributions/patients.json"), NETS
-    output: f"{RUN}/attributions/{{backbone}}/sub-{{id}}.json"
-    params: code=code_digest("mslib.jobs.attributions"), settings=STUDY.attribution.model_dump_json()
-    resources: mem_mb=memory(3000)
-    priority: AWAITED
-    message: "Attribution: {wildcards.backbone}, sub-{wildcards.id} by every method"
-    shell: f"{MSLIB} attribute {JOB} --backbone {{wildcards.backbone}} --subject {{wildcards.id}}"
+    input: explains(), f"{RUN}/derivatives/mslib/sub-{{id}}/anat/sub-{{id}}_desc-qc.json"
+    output: f"{RUN}/attributions/{{network}}/sub-{{id}}.npz"
+    params: made("attribute", "analysis/attribution explain", "seed", *GRID, *METHODS)
+    message: "Attribution: {wildcards.network}, sub-{wildcards.id} by every method"
+    shell: step("attribute", "--network {wildcards.network} --subject {wildcards.id}")
 
-rule attribution_checks:
-    input: attributed, stacks, NETS, f"{RUN}/relevance/{{backbone}}/repeat.done" if TRAINS else []
-    output: f"{RUN}/attributions/{{backbone}}/checks.json"
-    params: code=code_digest("mslib.jobs.attribution_patients"), settings=STUDY.model_dump_json()
+rule attribute_together:
+    input: explains(), attributed
+    output: f"{RUN}/attributions/{{network}}/together.npz"
+    params:
+        made("attribute_together", "analysis/attribution explain", "seed", *GRID, *METHODS,
+        "attribution.patients")
+    message: "Attribution: {wildcards.network}, Feature Permutation over all patients"
+    shell: step("attribute_together", "--network {wildcards.network}")
+
+rule attribution_randomised:
+    input: explains(f"{RUN}/attributions/{{network}}/together.npz")
+    output: f"{RUN}/attributions/{{network}}/randomised.csv"
+    params: made("attribution_randomised", "analysis/attribution explain measure", "seed", *GRID, *METHODS)
     threads: WHOLE
     resources: mem_mb=memory(6000)
-    priority: AWAITED
-    message: "Attribution: {wildcards.backbone}, maps of random weights and of the second net"
-    shell: f"{MSLIB} checks {JOB} --backbone {{wildcards.backbone}}"
+    message: "Attribution: {wildcards.network} with random weights"
+    shell: step("attribution_randomised", "--network {wildcards.network}")
 
-rule notebook_attribution:
-    input:
-        expand(f"{RUN}/attributions/{{backbone}}/checks.json", backbone=BACKBONES), stacks, NETS,
-        f"{RUN}/planted/nets.json" if TRAINS else [],
-        source="notebooks/04_multimodal_attribution.ipynb"
-    output: f"{RUN}/metrics/04_multimodal_attribution.json", f"{RUN}/made/04_multimodal_attribution.json"
-    log: notebook=f"{RUN}/notebooks/04_multimodal_attribution.ipynb"
-    params: code=code_digest("notebooks/04_multimodal_attribution.ipynb"), settings=STUDY.model_dump_json()
+rule importance:
+    input: explains(), stacks
+    output: f"{RUN}/importance/{{network}}.csv"
+    params:
+        made("importance", "analysis/attribution measure", "seed", *GRID, "attribution.shapley_slices",
+        "statistics")
+    threads: WHOLE
+    message: "Attribution: exact importance of every sequence to {wildcards.network}"
+    shell: step("importance", "--network {wildcards.network}")
+
+rule attribution_scores:
+    input: explains(f"{RUN}/attributions/{{network}}/together.npz", f"{RUN}/importance/{{network}}.csv")
+    output: f"{RUN}/attributions/{{network}}/scores.csv", f"{RUN}/attributions/{{network}}/removal.csv"
+    params: made("attribution_scores", "analysis/attribution explain measure", "seed", *GRID, "attribution")
     threads: WHOLE
     resources: mem_mb=memory(6000)
-    priority: AWAITED
-    message: "Notebook 04: sixteen attribution methods"
-    shell: notebook("04_multimodal_attribution")
+    message: "Attribution: maps of {wildcards.network} evaluated"
+    shell: step("attribution_scores", "--network {wildcards.network}")
 
-rule notebook_relevance:
-    input:
-        stacks, NETS, f"{RUN}/metrics/03_gradcam_layers.json", f"{RUN}/metrics/04_multimodal_attribution.json",
-        expand(f"{RUN}/relevance/{{backbone}}/repeat.done", backbone=BACKBONES) if TRAINS else [],
-        source="notebooks/05_modality_relevance.ipynb"
-    output: f"{RUN}/metrics/05_modality_relevance.json", f"{RUN}/made/05_modality_relevance.json"
-    log: notebook=f"{RUN}/notebooks/05_modality_relevance.ipynb"
-    params: code=code_digest("notebooks/05_modality_relevance.ipynb"), settings=STUDY.model_dump_json()
+# --- relevance ----------------------------------------------------------------------------------------------------
+
+rule relevance_shares:
+    input: explains(), stacks
+    output: f"{RUN}/relevance/{{network}}/shares.csv"
+    params:
+        made("relevance_shares", "analysis/relevance explain measure", *GRID, "relevance.rule",
+        "relevance.slices_per_subject")
     threads: WHOLE
     resources: mem_mb=memory(6000)
-    priority: AWAITED
-    message: "Notebook 05: relevance of the sequences"
-    shell: notebook("05_modality_relevance")
+    message: "Relevance: shares of the sequences by {wildcards.network}"
+    shell: step("relevance_shares", "--network {wildcards.network}")
+
+rule relevance_rules:
+    input: explains(), stacks
+    output: f"{RUN}/relevance/{{network}}/rules.csv", f"{RUN}/relevance/{{network}}/flow.csv"
+    params:
+        made("relevance_rules", "analysis/relevance explain measure", *GRID, "relevance.rule", "relevance.compared",
+        "relevance.compared_slices")
+    threads: WHOLE
+    resources: mem_mb=memory(6000)
+    message: "Relevance: {wildcards.network} by several rules"
+    shell: step("relevance_rules", "--network {wildcards.network}")
+
+rule relevance_volume:
+    input: f"{RUN}/subjects.csv", f"{NETS}/{{backbone}}/honest/seed1/weights.weights.h5", stacks
+    output: f"{RUN}/derivatives/mslib/sub-{{id}}/anat/sub-{{id}}_space-T1w_desc-{{backbone}}lrp_relevance.nii.gz"
+    params: made("relevance_volume", "explain", *GRID, "relevance.rule")
+    resources: mem_mb=memory(4000)
+    message: "Relevance: sub-{wildcards.id} by {wildcards.backbone} as a volume"
+    shell: step("relevance_volume", "--network {wildcards.backbone}/honest/seed1 --subject {wildcards.id}")
+
+# --- sleep --------------------------------------------------------------------------------------------------------
 
 if STUDY.sleep:
     NIGHTS = f"{RUN}/sleep/nights.json"
-    OWN_NIGHTS = sorted(str(path) for kind in ("nights.tsv", "**/*.edf") for path in Path(STUDY.sleep.root).glob(kind)
+    RECORDINGS = sorted(str(path) for kind in ("nights.tsv", "**/*.edf") for path in Path(STUDY.sleep.root).glob(kind)
                         ) if STUDY.sleep.source == "folder" else []
-    FOLDS = [f"{RUN}/sleep/fold-{number:02d}.json" for number in range(STUDY.sleep.folds)]
 
     rule nights:
-        input: OWN_NIGHTS
-        output: NIGHTS
-        params: settings=STUDY.sleep.model_dump_json(), seed=STUDY.seed, code=made_by("mslib.sleep")
-        threads: WHOLE
-        resources: mem_mb=memory(1500)
-        message: "Sleep: nights"
-        shell: f"{MSLIB} nights {JOB}"
-
-    rule sleep_fold:
-        input: NIGHTS
-        output: f"{RUN}/sleep/fold-{{number}}.json"
+        input: RECORDINGS
+        output: NIGHTS, directory(f"{RUN}/sleep/epochs")
         params:
-            settings=STUDY.sleep.model_dump_json(), seed=STUDY.seed,
-            code=made_by("mslib.sleep.folds") + made_by("mslib.explain.lrp"),
-            fold=lambda wildcards: int(wildcards.number)
-        resources: mem_mb=memory(3000)
-        message: "Sleep: fold {wildcards.number}"
-        shell: f"{MSLIB} fold {JOB} --number {{params.fold}}"
-
-    rule notebook_sleep:
-        input: FOLDS, NIGHTS, source="notebooks/06_sleep_staging.ipynb"
-        output: f"{RUN}/metrics/06_sleep_staging.json", f"{RUN}/made/06_sleep_staging.json"
-        log: notebook=f"{RUN}/notebooks/06_sleep_staging.ipynb"
-        params: code=code_digest("notebooks/06_sleep_staging.ipynb"), settings=STUDY.model_dump_json()
+            made("nights", "sleep", "seed", *(f"sleep.{key}" for key in (
+            "source", "root", "channels", "rate", "mismatch", "subjects", "hours")))
         threads: WHOLE
-        resources: mem_mb=memory(3000)
-        message: "Notebook 06: sleep staging"
-        shell: notebook("06_sleep_staging")
+        message: "Sleep: nights"
+        shell: step("nights")
 
-METRICS = expand(f"{RUN}/metrics/{{name}}.json", name=["00_cohort", "01_coregistration", "03_gradcam_layers",
-                                                       "04_multimodal_attribution", "05_modality_relevance",
-                                                       *(["06_sleep_staging"] if STUDY.sleep else [])])
+    rule fold:
+        input: NIGHTS
+        output:
+            expand(f"{RUN}/sleep/fold-{{{{number}}}}/{{file}}", file=["weights.weights.h5", "history.csv", "predictions.csv"])
+        params: made("fold", "sleep", "seed", "sleep")
+        message: "Sleep: train and test fold {wildcards.number}"
+        shell: step("fold", "--number {wildcards.number}")
 
-rule notebook_summary:
-    input: METRICS, NETS if TRAINS else [], source="notebooks/07_summary.ipynb"
-    output: f"{RUN}/metrics/07_summary.json", f"{RUN}/made/07_summary.json"
-    log: notebook=f"{RUN}/notebooks/07_summary.ipynb"
-    params: code=code_digest("notebooks/07_summary.ipynb"), settings=STUDY.model_dump_json()
-    resources: mem_mb=memory(2500)
-    message: "Notebook 07: summary and report"
-    shell: notebook("07_summary")
+    rule fold_relevance:
+        input: NIGHTS, f"{RUN}/sleep/fold-{{number}}/weights.weights.h5", f"{RUN}/sleep/fold-{{number}}/predictions.csv"
+        output: expand(f"{RUN}/sleep/fold-{{{{number}}}}/{{file}}.csv", file=["relevance", "ablation", "methods"])
+        params: made("fold_relevance", "sleep analysis/sleep explain", "seed", "sleep")
+        message: "Sleep: relevance and ablation of fold {wildcards.number}"
+        shell: step("fold_relevance", "--number {wildcards.number}")
+
+# --- notebooks and results ----------------------------------------------------------------------------------------
+
+rule notebook:
+    input:
+        lambda wildcards: [file for one in NOTEBOOKS[wildcards.name][0]
+                           for file in (one(wildcards) if callable(one) else [one])],
+        source="notebooks/{name}.ipynb"
+    output: f"{RUN}/metrics/{{name}}.json", f"{RUN}/made/{{name}}.json"
+    log: notebook=f"{RUN}/notebooks/{{name}}.ipynb"
+    params: lambda wildcards: made(f"notebooks/{wildcards.name}.ipynb", *NOTEBOOKS[wildcards.name][1:])
+    threads: WHOLE
+    resources: mem_mb=memory(6000)
+    message: "Notebook {wildcards.name}"
+    shell: step("notebook", "--name {wildcards.name}")
 
 rule publish:
-    input: METRICS, NETS if TRAINS else [], f"{RUN}/metrics/07_summary.json"
+    input: METRICS, f"{RUN}/metrics/07_summary.json"
     output: update(f"{RESULTS}/provenance.json")  # what is published stays until the new is whole
-    params: code=code_digest("mslib.jobs.publish"), settings=STUDY.model_dump_json()
+    params: made("publish", "publish", *COMMON)
     message: "Publish the light part to {RESULTS}"
-    shell: f"{MSLIB} publish {JOB} --results {shlex.quote(RESULTS)}"
+    shell: step("publish", f"--results {shlex.quote(RESULTS)}")

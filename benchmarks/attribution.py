@@ -32,8 +32,8 @@ from scipy.stats import spearmanr
 from tf_keras_vis.saliency import Saliency
 from tf_keras_vis.utils.scores import CategoricalScore
 
-from mslib.explain import METHODS, predict_copy
-from mslib.explain.incremental import multiplications, occlusion_losses
+from mslib.explain import METHODS, incremental, predict_copy
+from mslib.explain.incremental import occlusion_losses
 from mslib.explain.occlusion import full_losses, occlusion, windows
 from mslib.nets import build_classifier
 
@@ -175,6 +175,17 @@ def difference(one, other):
     return np.abs(one - other).max() / np.abs(other).max()
 
 
+def multiplications(model, image, places):
+    """How often the convolutions multiply two numbers: in a full pass, and for a window (mean) in incremental ones."""
+    boxes, counts = incremental._boxes(image, places), np.zeros(2)
+    for step in incremental._prepare(model, image):
+        if isinstance(step, incremental._Convolution):
+            a_cell = np.prod(step.weights.shape)
+            counts += float(a_cell * step.slide.out.prod()), float(a_cell * incremental.areas(boxes).mean())
+        boxes = step.slide.reach(boxes) if hasattr(step, "slide") else boxes
+    return counts
+
+
 def curves(model, image, repeats, few):
     """Full over incremental: counted multiplications and seconds."""
     base, rng, rows = np.zeros_like(image), np.random.default_rng(3), []
@@ -182,7 +193,7 @@ def curves(model, image, repeats, few):
     for block, window in cases:
         net, every = cut(model, block), places_of(image.shape, window, STRIDE)
         some = [every[i] for i in np.sort(rng.choice(len(every), 12 * few, replace=False))]
-        full, part = np.sum(list(multiplications(net, image, every).values()), 0)
+        full, part = multiplications(net, image, every)
         best = in_turn({"full": lambda net=net, some=some: full_losses(net, image, base, some[:few], 0, few),
                         "once": lambda net=net, some=some: occlusion_losses(net, image, base, some[:1], 0),
                         "part": lambda net=net, some=some: occlusion_losses(net, image, base, some, 0)}, repeats)

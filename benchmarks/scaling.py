@@ -25,7 +25,7 @@ def clocks():
 
 
 def run(n, folder):
-    from mslib.cohort import Cohort, phantom
+    from mslib.cohort import Cohort, phantom, write_template
     from mslib.explain import layer_cams
     from mslib.nets import build_classifier
     from mslib.prep import load_stack, preprocess_subject
@@ -33,10 +33,11 @@ def run(n, folder):
 
     people = phantom.draw_participants({"control": n // 2, "RRMS": n - n // 2}, seed=1)
     cache = folder / "template.npz"
+    write_template(cache, VOXEL_MM)
     for person in people:
         phantom.simulate_subject(person, folder / "bids", VOXEL_MM, cache=cache)
     phantom.write_dataset(people, folder / "bids")
-    cohort = Cohort.from_bids(folder / "bids", progress=False)
+    cohort = Cohort.from_bids(folder / "bids")
     prep = Prep(n4_shrink=8, n4_iterations=[5, 5], n_slices=N_SLICES)
     start = clocks()
     for subject in cohort:
@@ -46,7 +47,7 @@ def run(n, folder):
     for subject in cohort:
         anat = folder / "out" / f"sub-{subject.id}" / "anat"
         stack = load_stack(anat / f"sub-{subject.id}_space-T1w_desc-slices.npz")
-        images = stack["images"].astype("float32")
+        images = stack.images.astype("float32")
         layer_cams(model, images, np.zeros(len(images), int), upsample=False)
     end = clocks()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

@@ -1,59 +1,54 @@
-"""A training step of VGG16 and VGG19 with the filter gradient of `mslib.nets.convolution`, beside Keras's own.
+"""Training of VGG16 and VGG19: seconds of a step, of tracing it, and of the rest of an epoch.
 
-    python benchmarks/training.py [--precision float32]
+    python benchmarks/training.py [--precision float32] [--size 48 42] [--batch 64]
 
-Slices of 48 x 42 pixels, 64 in a step, as in most steps of the default study. Both nets have the same weights and take
-the same steps in turn, so that what else the machine does meets both. Good: a ratio below 1.
+Slices at random, two epochs of 12 steps. Good: an epoch takes little longer than its steps.
 """
 
 import argparse
+import tempfile
 import time
 
 import numpy as np
+import pandas as pd
 
-SHAPE, BATCH, STEPS = (48, 42, 3), 64, 12
-
-
-def with_plain_convolutions(model):
-    import keras
-
-    from mslib.nets.convolution import DeepConv2D
-
-    def plain(layer):
-        kind = keras.layers.Conv2D if isinstance(layer, DeepConv2D) else type(layer)
-        return kind.from_config(layer.get_config())
-
-    copy = keras.models.clone_model(model, clone_function=plain)
-    copy.set_weights(model.get_weights())
-    return copy
+STEPS, SUBJECTS = 12, 6
 
 
 def main():
-    import mslib  # noqa: F401, I001 - before TensorFlow
-    import keras
-    from mslib.nets import build_trainable, choose_precision
+    import mslib.nets.train
+    from mslib.nets import Recipe, SliceSet, build_trainable, choose_precision, fit
+    from mslib.nets.train import History
     from mslib.nets.vgg import CONVOLUTIONS
-    from mslib.nets.workers import Worker
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--precision", default="auto")
-    precision = choose_precision(parser.parse_args().precision)
-    rng = np.random.default_rng(0)
-    images, classes = rng.random((BATCH, *SHAPE), dtype="float32"), rng.integers(0, 3, BATCH)
-    print(f"{precision}, {BATCH} slices of {SHAPE[0]} x {SHAPE[1]}: median seconds a step, of {STEPS}")
-    print("backbone     ours    Keras    ratio   first step (tracing): ours, Keras")
+    parser.add_argument("--size", type=int, nargs=2, default=(48, 42))
+    parser.add_argument("--batch", type=int, default=64)
+    options = parser.parse_args()
+    precision, rng = choose_precision(options.precision), np.random.default_rng(0)
+    each = STEPS * options.batch // SUBJECTS
+    table = pd.DataFrame({"subject": np.repeat(list("abcdef"), each), "target": rng.integers(0, 3, SUBJECTS * each)})
+    slices = SliceSet(rng.random((len(table), *options.size, 3)).astype(np.float16), table)
+    rows, ends = np.arange(len(table)), []
+
+    class Timed(History):
+        def on_train_batch_end(self, batch, logs=None):
+            super().on_train_batch_end(batch, logs)
+            ends.append(time.perf_counter())
+
+    mslib.nets.train.History = Timed
+    recipe = Recipe(2, each, 1e-4, options.batch, 1e-4, 2, 0)
+    print(f"{precision}, {options.batch} slices of {options.size[0]} x {options.size[1]}, {STEPS} steps an epoch")
+    print("backbone   step (median)   until the first step   between epochs   whole training")
     for backbone in CONVOLUTIONS:
-        keras.utils.set_random_seed(1)
-        ours = build_trainable(backbone, 3, SHAPE, precision)
-        nets = [Worker(ours, 1e-4), Worker(with_plain_convolutions(ours), 1e-4)]
-        seconds = np.zeros((STEPS + 1, 2))
-        for step in range(STEPS + 1):
-            for side, net in enumerate(nets):
-                start = time.perf_counter()
-                net.step(images, classes, 1e-4)
-                seconds[step, side] = time.perf_counter() - start
-        first, (mine, peer) = seconds[0], np.median(seconds[1:], axis=0)
-        print(f"{backbone:8s} {mine:8.3f} {peer:8.3f} {mine / peer:8.2f}   {first[0]:.1f}, {first[1]:.1f}", flush=True)
+        ends.clear()
+        start = time.perf_counter()
+        with tempfile.TemporaryDirectory() as folder:
+            fit(build_trainable(backbone, 3, (*options.size, 3), precision), slices, rows, rows[:64], recipe, folder)
+        steps = np.diff(ends)
+        print(f"{backbone:8s} {np.median(np.delete(steps, STEPS - 1)):12.3f} s {ends[0] - start:20.1f} s "
+              f"{steps[STEPS - 1]:14.1f} s {time.perf_counter() - start:14.1f} s", flush=True)
 
 
 if __name__ == "__main__":

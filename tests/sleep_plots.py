@@ -13,7 +13,7 @@ RELEVANCE[100:120, 0], RELEVANCE[200:210, 1] = 1.0, -1.0
 
 
 def night(**changes):
-    given = {"hours": np.arange(20) / 120, "scored": np.arange(20) // 4, "named": np.full(20, 2),
+    given = {"hours": np.arange(20) / 120, "scored": np.arange(20) // 4, "predicted": np.full(20, 2),
              "shares": np.tile([50.0, 30.0, 20.0], (20, 1))} | changes
     return show.plot_night(**given, stages=STAGES, modalities=MODALITIES, title="Simulated night", caption="n = 1")
 
@@ -23,23 +23,22 @@ def relevant_epochs(**changes):
     return show.plot_relevant_epochs({"N2": one}, ["N2", "REM"], MODALITIES, rate=10.0)
 
 
-def bars(**changes):
+def table(**changes):
     rows = [{"stage": stage, "modality": modality, "value": 30.0, "low": 20.0, "high": 40.0}
             for stage in STAGES[:-1] for modality in MODALITIES]
     return pd.DataFrame(rows).assign(**changes)
 
 
 def stage_shares():
-    panels = {"right": bars(), "AUC": bars(value=0.8, low=np.nan, high=np.nan)}
+    panels = {"correct": table(), "AUC": table(value=0.8, low=np.nan, high=np.nan)}
     return show.plot_stage_shares(panels, STAGES, MODALITIES,
-                                  units={"AUC": "AUC"}, floors={"AUC": 0.5}, references={"AUC": (0.6, "guess")})
+                                  units={"AUC": "AUC"}, chance={"AUC": 0.5})
 
 
 def effects():
-    table = bars().rename(columns={"value": "estimate"}).assign(term="drug", p_fdr=[0.01, 0.5, np.nan] * 4,
-                                                                detectable=3.0)
-    table.loc[5, ["estimate", "low", "high"]] = np.nan
-    return show.plot_effects(table, {"drug": "drug less placebo"}, STAGES, MODALITIES)
+    fitted = table(term="drug", p_fdr=[0.01, 0.5, np.nan] * 4, detectable=3.0)
+    fitted.loc[5, ["value", "low", "high"]] = np.nan
+    return show.plot_effects(fitted, {"drug": "drug less placebo"}, STAGES, MODALITIES)
 
 
 SLEEP_PLOTS = [night, relevant_epochs, stage_shares, effects]

@@ -10,11 +10,10 @@ from mslib.explain import (
     METHODS,
     attribute,
     completeness_gap,
+    covered,
     default_groups,
-    modality_groups,
     predict_copy,
     superpixels,
-    tells_modalities,
 )
 
 
@@ -35,15 +34,22 @@ def test_every_method_refuses_unfit_input_in_one_line(flat, method):
              ({"targets": targets[:2]}, "targets: must be 5 integer class ids"),
              ({"targets": targets + 0.5}, "targets: must be 5 integer class ids"),
              ({"batch_size": 0}, f"{method}: batch_size must be a whole number from 1 on (got 0)"),
-             ({"precision": "half"}, "precision: must be one of float32, bfloat16"),
-             ({"nonsense": 1}, f"{method}: unknown parameter 'nonsense'")]
-    known = METHODS[method].parameters
-    unfit += [({name: 0}, f"{method}: {name} must be a whole number from 1 on (got 0)")
+             ({"images": np.float32(3)}, "images: must be a non-empty"),
+             ({"precision": "half"}, "precision: must be float32, or bfloat16 for perturbation methods"),
+             ({"method": "saliency"}, "method: must be one of gradient, input_x_gradient"),
+             ({"nonsense": 1}, f"{method}: unknown parameter 'nonsense'; allowed: ")]
+    known, family = METHODS[method].parameters, METHODS[method].family
+    unfit += [({"precision": "bfloat16"}, f"(got 'bfloat16' for {method})")] if family != "perturbation" else []
+    unfit += [({name: value}, f"{method}: {name} must be a whole number from 1 on (got {value})") for value in (0, 2.5)
               for name in ("samples", "steps", "permutations", "window", "stride") if name in known]
+    unfit += [({"window": 4}, "stride must not exceed the window")] if "window" in known else []
+    unfit += [({"width": 0.0}, "lime: width must be above 0 (got 0.0)")] if "width" in known else []
+    unfit += [({"noise": -0.1}, "noise must be from 0 on (got -0.1)")] if "noise" in known else []
     if "groups" in known:
         unfit += [({"groups": np.zeros((3, 3), int)}, "groups"), ({"groups": np.full(images.shape[1:], -1)}, "groups")]
     if "baseline" in known:
-        unfit += [({"baseline": "grey"}, "baseline: must be"), ({"baseline": np.zeros((2, 2))}, "baseline: must have")]
+        unfit += [({"baseline": "grey"}, "baseline: must be a number, an array or one of zero, mean"),
+                  ({"baseline": np.zeros((2, 2))}, "baseline: must have"), ({"baseline": np.nan}, "holds NaN")]
     if "layer" in known:
         unfit += [({"layer": "conv9"}, "layers: 'conv9': not among the layers")]
     for change, message in unfit:
@@ -59,40 +65,40 @@ def test_default_samples_do_for_default_groups(flat, method):
     assert (attribute(method, model, images[:1], targets[:1]) != 0).any()
 
 
-# Progress
-
-
-@pytest.mark.parametrize("method", [name for name in METHODS if "progress" in METHODS[name].parameters])
-def test_a_bar_is_shown_and_changes_nothing(flat, method, capsys):
-    model, images, targets, _ = flat
-    given = {"groups": blocks(images)} if "groups" in METHODS[method].parameters else {}
-    quiet = attribute(method, model, images, targets, **given)
-    assert capsys.readouterr().err == ""
-    np.testing.assert_array_equal(attribute(method, model, images, targets, progress=True, **given), quiet)
-    assert "100%" in capsys.readouterr().err
-
-
 # Modalities
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_call_says_whether_it_tells_modalities_apart(flat, method):
-    _, images, _, _ = flat
-    assert tells_modalities(method, images) == METHODS[method].tells_modalities
+def test_maps_of_modalities_differ_where_the_method_has_one_for_each(flat, method):
+    model, images, targets, _ = flat
+    more = {"samples": 100} if "samples" in METHODS[method].parameters else {}
     if "groups" in METHODS[method].parameters:
-        assert tells_modalities(method, images, groups=blocks(images))
-        assert not tells_modalities(method, images, groups=default_groups(images, shared=True))
-    else:
-        with pytest.raises(ValueError, match=f"{method}: unknown parameter 'groups'"):
-            tells_modalities(method, images, groups=blocks(images))
+        own = superpixels(images.mean(0, keepdims=True), 3)[0]
+        more |= {"groups": own} if method != "feature_permutation" else {"permutations": 1}
+    maps = attribute(method, model, images, targets, **more)
+    assert (maps != maps[..., :1]).any() == METHODS[method].per_modality
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if "groups" in METHODS[name].parameters])
-def test_maps_differ_between_modalities_where_the_call_says_so(flat, method):
+def test_groups_that_span_modalities_give_them_one_value(flat, method):
     model, images, targets, _ = flat
-    for groups in (modality_groups(images)[0], superpixels(images[:1], 3, shared=True)[0]):
-        maps = attribute(method, model, images, targets, groups=groups)
-        assert (maps != maps[..., :1]).any() == tells_modalities(method, images, groups=groups)
+    spanning = blocks(images)[..., :1] + np.zeros(3, int)
+    maps = attribute(method, model, images, targets, groups=spanning)
+    assert (maps == maps[..., :1]).all() and (maps != 0).any()
+
+
+def test_where_a_method_can_give_a_value(flat):
+    """Black margins are in no superpixel: methods of superpixels leave them 0, others do not."""
+    model, images, targets, _ = flat
+    images = images.copy()
+    images[:, :4] = 0
+    groups = superpixels(images, 3)
+    given = covered("feature_ablation", groups)
+    assert not given[:, :4].any() and given[:, 4:].all() and covered("gradient", groups).all()
+    assert (attribute("feature_ablation", model, images, targets, groups=groups)[~given] == 0).all()
+    assert (attribute("gradient", model, images, targets)[~given] != 0).any()
+    with pytest.raises(ValueError, match="method: must be one of gradient"):
+        covered("saliency", groups)
 
 
 # Completeness
@@ -160,8 +166,3 @@ def test_maps_in_bfloat16_rank_alike(flat, method):
                       for precision in ("float32", "bfloat16"))
     assert (exact != rounded).any()
     assert spearmanr(exact.ravel(), rounded.ravel()).statistic > 0.99
-
-
-def test_a_copy_in_another_precision_is_refused(flat):
-    with pytest.raises(ValueError, match="predict_copy makes copies in bfloat16"):
-        predict_copy(flat[0], "float16")

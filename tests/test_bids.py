@@ -50,7 +50,7 @@ def root(healthy, tmp_path):
 
 
 def read(root, **options):
-    return Cohort.from_bids(root, **{"groups": GROUPS, "min_per_group": 2, "progress": False, **options})
+    return Cohort.from_bids(root, **{"groups": GROUPS, "min_per_group": 2, **options})
 
 
 def lines(root, **options):

@@ -72,6 +72,15 @@ def plain_tape(model, images, targets, layer):
     return parts
 
 
+def activations_and_gradients(model, images, targets, layers=None):
+    """A and g of layers by the pass that `layer_cams` makes."""
+    from mslib.explain import cam
+
+    layers = explain.resolve_layers(model, layers)
+    found = cam._pass(cam._with_activations(model, layers), tf.constant(images), tf.constant(targets, tf.int32))
+    return {layer: (a.numpy(), g.numpy()) for layer, a, g in zip(layers, *found[:2])}
+
+
 def loop_map(method, a, g, score):
     """Every method restated channel by channel and cell by cell, in double precision."""
     a, g = a.astype(float), g.astype(float)
@@ -138,7 +147,7 @@ def test_weights_of_the_last_block_are_the_output_weights(case):
     """Known answer 1: Z alpha_k = w_k at block5_pool and at the last convolution; 2: not above it."""
     model, images, targets, maps = case
     last = [name for name in maps["gradcam"] if "block5_conv" in name][-1]
-    parts = explain.activations_and_gradients(model, images, targets)
+    parts = activations_and_gradients(model, images, targets)
     weights = model.get_layer("head").kernel.numpy().T[targets]
     for layer, (_, g) in parts.items():
         summed = g.sum(axis=(1, 2))
@@ -151,7 +160,7 @@ def test_weights_of_the_last_block_are_the_output_weights(case):
 def test_pool_map_is_cam(case):
     """At block5_pool Grad-CAM = HiResCAM = Z-th of CAM (Zhou et al. 2016), at earlier layers they part."""
     model, images, targets, maps = case
-    a = explain.activations_and_gradients(model, images, targets, ["block5_pool"])["block5_pool"][0]
+    a = activations_and_gradients(model, images, targets, ["block5_pool"])["block5_pool"][0]
     weights = model.get_layer("head").kernel.numpy().T[targets]
     cam = np.maximum(np.einsum("nhwk,nk->nhw", a, weights), 0) / np.prod(a.shape[1:3])
     for method in ("gradcam", "hirescam"):
@@ -166,7 +175,7 @@ def test_gradient_times_activation_sums_to_the_logit(bias):
     images, targets = blobs(3, size=32)
     logits = model.predict(images, verbose=0)[np.arange(3), targets]
     last_bias = model.get_layer("head").bias.numpy()[targets]
-    for layer, (a, g) in explain.activations_and_gradients(model, images, targets).items():
+    for layer, (a, g) in activations_and_gradients(model, images, targets).items():
         exact = np.allclose((a * g).sum(axis=(1, 2, 3)), logits - last_bias, rtol=1e-4, atol=1e-5)
         assert exact == (bias == 0 or layer in ("block5_conv3", "block5_pool")), layer
 
@@ -239,30 +248,13 @@ def test_a_net_that_sees_nothing_gives_blank_maps(small):
     assert explain.blank_maps(maps).all() and (maps == 0).all()
 
 
-def test_fused_layercam():
-    shallow = np.array([[[0.0, 2.0], [1.0, 4.0]]], np.float32)
-    deep = np.array([[[3.0, 0.0], [1.5, 0.0]]], np.float32)
-    fused = explain.fuse_layercam({"block4_conv1": shallow, "block5_conv1": deep})
-    np.testing.assert_allclose(fused[0], [[1, np.tanh(1)], [0.5, np.tanh(2)]], rtol=1e-6)
-    assert (explain.fuse_layercam({"a": 0 * shallow, "b": 0 * deep}) == 0).all()
-    with pytest.raises(ValueError, match="one size"):
-        explain.fuse_layercam({"a": shallow, "b": deep[:, :1]})
-    with pytest.raises(ValueError, match="shallow: c: not among the layers given: a, b"):
-        explain.fuse_layercam({"a": shallow, "b": deep}, shallow=["c"])
-
-
-def test_to_logits_drops_the_softmax_only(small):
+def test_probabilities_are_refused(small):
     _, images, targets = small
     softmax = build("vgg16", size=32, activation="softmax")
-    separate = keras.Sequential([*explain.to_logits(softmax).layers, keras.layers.Softmax()])
-    expected = softmax.predict(images, verbose=0)
+    separate = keras.Sequential([*build("vgg16", size=32).layers, keras.layers.Softmax()])
     for model in (softmax, separate):
-        with pytest.raises(ValueError, match=r"is a softmax.*to_logits"):
+        with pytest.raises(ValueError, match=r"is a softmax.*linear output"):
             explain.layer_cams(model, images, targets)
-        logits = explain.to_logits(model).predict(images, verbose=0)
-        np.testing.assert_allclose(keras.ops.softmax(logits), expected, rtol=1e-4, atol=1e-6)
-        explain.check_model(explain.to_logits(model))
-    assert softmax.get_layer("head").activation.__name__ == "softmax"
 
 
 def nested():

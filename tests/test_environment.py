@@ -1,8 +1,12 @@
 """The ways to set up the study (pip, conda, container, CI) install one and the same lock."""
 
+import ast
+import json
 import re
 import subprocess
 import tomllib
+import unicodedata
+from importlib.metadata import packages_distributions
 
 import pytest
 import yaml
@@ -68,6 +72,33 @@ def test_every_dependency_says_what_it_is_for():
         assert re.search(rf"^{extra} = \[.*\]\s+# \S", text, flags=re.MULTILINE), f"extra '{extra}' has no comment"
 
 
+def imported() -> set[str]:
+    """Top-level modules that the project's Python files, notebooks and Snakefile import."""
+    sources = [path.read_text(encoding="utf-8") for path in modules("mslib", "tests", "benchmarks")
+               if "fixtures" not in path.parts]  # made beforehand, with packages outside the lock
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        sources += ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    found = set()
+    for node in (node for source in sources for node in ast.walk(ast.parse(source))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+def test_every_dependency_is_used_and_every_used_package_is_a_dependency():
+    """Programs are called instead of imported; what is not installed belongs to the tests or to an extra."""
+    programs = {"snakemake", "jupyterlab", "ipykernel", "pytest-xdist", "ruff"}
+    packages = packages_distributions()
+    used = {canonicalize_name(packages[module][0]) for module in imported() if module in packages}
+    declared = {canonicalize_name(wanted.name) for wanted in WANTED}
+    optional = {canonicalize_name(wanted.name) for wanted in OPTIONAL}
+    assert declared - used - programs == set()
+    assert used - declared - optional - {"mslib", "shap"} == set()
+
+
 def test_conda_route_uses_the_lock():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
     python, pip, nested = environment["dependencies"]
@@ -90,6 +121,12 @@ def test_container_uses_the_lock_and_no_root():
     assert orders[-1] == 'CMD ["snakemake"]'
 
 
+def test_cluster_profile_names_rules_that_exist():
+    profile = yaml.safe_load((ROOT / "profiles/slurm/config.yaml").read_text(encoding="utf-8"))
+    rules = re.findall(r"^ *(?:rule|checkpoint) (\w+):", (ROOT / "Snakefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(rules) > 20 and set(profile["set-resources"]) <= set(rules)
+
+
 def test_ci_runs_the_readers_test_command():
     shown = subprocess.run(["bash", ".ci/run", "--print"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert shown.returncode == 0, shown.stderr
@@ -110,35 +147,73 @@ def test_no_index_address_anywhere():
     assert found == {}
 
 
-def test_citation_file_is_valid():
+def bibliography() -> list[dict[str, str]]:
+    """Entries of docs/references.bib, one field a line; nothing else but comments may stand there."""
+    text = re.sub(r"^%.*\n", "", (ROOT / "docs/references.bib").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    entry = re.compile(r"^@([a-z]+)\{([A-Za-z0-9]+),\n((?:  [a-z]+ = \{.*\},\n)+)\}\n", re.MULTILINE)
+    assert entry.sub("", text).strip() == ""
+    return [{"type": kind, "key": key, **dict(re.findall(r"^  ([a-z]+) = \{(.*)\},$", fields, flags=re.MULTILINE))}
+            for kind, key, fields in entry.findall(text)]
+
+
+BIBLIOGRAPHY = bibliography()
+
+
+def cited() -> list[dict]:
+    """Every reference of either file: family name of the first author (or the whole name), title, year, DOI."""
+    of_bib = [{"author": re.split(r", | and ", entry["author"])[0].strip("{}"), "title": entry["title"].strip("{}"),
+               "year": entry.get("year"), "doi": entry.get("doi")} for entry in BIBLIOGRAPHY]
+    of_cff = [{"author": reference["authors"][0].get("family-names"), "title": reference["title"],
+               "year": str(reference["year"]), "doi": reference.get("doi")} for reference in CITATION["references"]]
+    return of_bib + of_cff
+
+
+def test_citation_file_names_the_source_studies_and_the_data():
     assert CITATION["cff-version"] == "1.2.0"
     assert {"message", "title", "authors", "references"} <= set(CITATION)
     for reference in CITATION["references"]:
-        assert {"type", "title", "authors"} <= set(reference), reference
-        assert reference["type"] in {"article", "conference-paper", "software", "book", "data", "generic"}
-        assert all("name" in author or "family-names" in author for author in reference["authors"])
-        assert re.fullmatch(r"10\.\d{4,9}/\S+", reference.get("doi", "10.1000/none")), reference
-    known = [reference["doi"] for reference in CITATION["references"] if "doi" in reference]
-    assert len(known) == len(set(known))
+        assert {"type", "title", "authors", "year"} <= set(reference), reference
+        assert reference["type"] in {"article", "conference-paper"}
+    assert [(reference["authors"][0]["family-names"], reference["year"]) for reference in CITATION["references"]] == [
+        ("Hong", 2021), ("Jin", 2022), ("Jin", 2023), ("Ellis", 2021),
+        ("Lesjak", 2017), ("Kemp", 2000), ("Guillot", 2020)]
+
+
+def test_bibliography_is_valid():
+    needed = {"article": {"journal", "year"}, "inproceedings": {"booktitle", "year"}, "book": {"publisher", "year"},
+              "incollection": {"booktitle", "year"}, "misc": {"dependency"}}
+    for entry in BIBLIOGRAPHY:
+        assert {"author", "title"} | needed[entry["type"]] <= set(entry), entry["key"]
+        assert all(value.count("{") == value.count("}") for value in entry.values()), entry["key"]
+        if "year" in entry:
+            letters = unicodedata.normalize("NFKD", re.split(", | and ", entry["author"])[0])
+            assert entry["key"] == re.sub("[^A-Za-z]", "", letters) + entry["year"]
+    keys = [entry["key"] for entry in BIBLIOGRAPHY]
+    assert len(keys) > 80 and len(keys) == len(set(keys))
+
+
+def test_nothing_is_cited_twice():
+    for key in ("title", "doi"):
+        found = [reference[key].lower() for reference in cited() if reference[key]]
+        assert [value for value in found if found.count(value) > 1] == []
+    assert [reference["doi"] for reference in cited()
+            if reference["doi"] and not re.fullmatch(r"10\.\d{4,9}/\S+", reference["doi"])] == []
 
 
 @pytest.mark.parametrize("wanted", WANTED + OPTIONAL, ids=lambda wanted: wanted.name)
-def test_citation_mentions_every_dependency(wanted):
-    named = {canonicalize_name(package.strip())
-             for reference in CITATION["references"]
-             for listed in re.findall(r"Dependencies: (.*?)\.(?:\s|$)", reference.get("notes", ""))
-             for package in listed.split(",")}
+def test_bibliography_mentions_every_dependency(wanted):
+    named = {canonicalize_name(package.strip()) for entry in BIBLIOGRAPHY if "dependency" in entry
+             for package in entry["dependency"].split(",")}
     assert canonicalize_name(wanted.name) in named
 
 
-def test_citation_holds_every_source_named_in_the_code():
-    known = {(reference["authors"][0].get("family-names"), reference.get("year"))
-             for reference in CITATION["references"]}
+def test_references_hold_every_source_named_in_the_code():
+    held = {(reference["author"], reference["year"]) for reference in cited()}
     source = re.compile(r"\b([A-Z][\w'-]+)(?: et al\.| and [A-Z][\w'-]+),? \(?((?:19|20)\d\d)\b")
     missing = {}
-    for path in modules("mslib"):
-        for author, year in source.findall(path.read_text(encoding="utf-8")):
-            if (author, int(year)) not in known:
+    for path in modules("mslib", "benchmarks"):
+        for author, year in source.findall(" ".join(path.read_text(encoding="utf-8").split())):
+            if (author, year) not in held:
                 missing.setdefault(f"{author} {year}", set()).add(name(path))
     assert missing == {}
 

@@ -4,16 +4,22 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from attribution_cases import FIXTURE, blocks, case, convolutional, relative, with_first_kernel, without_second
+from attribution_cases import FIXTURE, blocks, case, convolutional, relative
 from scipy.ndimage import gaussian_filter
 from tf_keras_vis.gradcam import Gradcam
 from tf_keras_vis.utils.scores import CategoricalScore
 
-from mslib.explain import METHODS, attribute, baseline_images, completeness_gap, layer_cams, upsample_maps
-from mslib.explain.activation import last_convolution
+from mslib.explain import (
+    METHODS,
+    attribute,
+    baseline_images,
+    completeness_gap,
+    last_convolution,
+    layer_cams,
+    upsample_maps,
+)
 
 ALL = sorted(METHODS)
-ON_SIGNALS = [name for name in ALL if METHODS[name].family == "gradient"]
 SMALL = {"smoothgrad": {"samples": 2}, "integrated_gradients": {"steps": 4}, "gradient_shap": {"samples": 2},
          "occlusion": {"window": 5}, "lime": {"samples": 60}, "shapley_sampling": {"permutations": 2},
          "kernel_shap": {"samples": 60}, "feature_permutation": {"permutations": 1}}
@@ -142,49 +148,26 @@ def test_smoothgrad_is_the_mean_gradient_of_noisy_copies(flat):
     assert relative(attribute("smoothgrad", model, images, targets, samples=3, seed=5), mean) < 1e-5
 
 
-@pytest.mark.parametrize("method", ["smoothgrad", "gradient_shap"])
+@pytest.mark.parametrize("method", ["smoothgrad", "gradient_shap", "lime", "shapley_sampling", "kernel_shap"])
 def test_seeded(flat, method):
     model, images, targets, _ = flat
-    one, same, other = (attribute(method, model, images, targets, samples=2, seed=seed) for seed in (1, 1, 2))
+    one, same, other = (attribute(method, model, images, targets, seed=seed, **small(method, images))
+                        for seed in (1, 1, 2))
     np.testing.assert_array_equal(one, same)
     assert relative(other, one) > 1e-3
 
 
-@pytest.mark.parametrize("method", ON_SIGNALS)
-def test_a_modality_that_the_net_does_not_see_gets_nothing(net, method):
-    model, images, targets, _ = net
-    maps = attribute(method, with_first_kernel(model, without_second), images, targets, **SMALL.get(method, {}))
-    assert (maps[..., 1] == 0).all() and (maps[..., 0] != 0).any() and (maps[..., 2] != 0).any()
-
-
-@pytest.mark.parametrize("method", [name for name in ON_SIGNALS if name != "smoothgrad"])
-def test_modalities_in_another_order_give_maps_in_that_order(net, method):
-    """Noise is drawn in the order of the channels, so SmoothGrad is left out."""
-    model, images, targets, _ = net
-    order = [2, 0, 1]
-    other = with_first_kernel(model, lambda kernel: kernel[..., order, :])
-    parameters = SMALL.get(method, {})
-    expected = attribute(method, model, images, targets, **parameters)[..., order]
-    assert relative(attribute(method, other, images[..., order], targets, **parameters), expected) < 1e-5
-
-
 @pytest.mark.parametrize("method", ALL)
-def test_an_image_is_explained_alike_in_any_batch(flat, method):
-    model, images, targets, _ = flat
-    parameters = small(method, images)
-    whole = attribute(method, model, images, targets, **parameters)
-    assert whole.shape == images.shape and whole.dtype == np.float32
-    assert relative(attribute(method, model, images, targets, batch_size=2, **parameters), whole) < 1e-5
-
-
-@pytest.mark.parametrize("method", [name for name in ALL if name != "feature_permutation"])
-def test_an_image_is_explained_alike_among_others_and_alone(flat, method):
+def test_an_image_is_explained_alike_in_any_batch_and_alone(flat, method):
     """Whatever is drawn; feature permutation takes its values from the other images."""
     model, images, targets, _ = flat
     parameters = small(method, images) | ({"baseline": "noise"} if "baseline" in METHODS[method].parameters else {})
     together = attribute(method, model, images, targets, **parameters)
-    alone = attribute(method, model, images[3:4], targets[3:4], **parameters)
-    np.testing.assert_allclose(alone[0], together[3], rtol=1e-4, atol=1e-5 * np.abs(together).max())
+    assert together.shape == images.shape and together.dtype == np.float32
+    assert relative(attribute(method, model, images, targets, batch_size=2, **parameters), together) < 1e-5
+    if method != "feature_permutation":
+        alone = attribute(method, model, images[3:4], targets[3:4], **parameters)
+        np.testing.assert_allclose(alone[0], together[3], rtol=1e-4, atol=1e-5 * np.abs(together).max())
 
 
 @pytest.mark.parametrize("method", ["gradient", "guided_backprop", "deeplift"])
@@ -240,38 +223,6 @@ def test_named_baselines():
 
 
 # What is refused
-
-
-@pytest.mark.parametrize("change,message", [
-    ({"method": "saliency"}, "method: must be one of gradient, input_x_gradient"),
-    ({"smooth": 1}, "gradient: unknown parameter 'smooth'; allowed: batch_size"),
-    ({"method": "smoothgrad", "samples": 0}, "smoothgrad: samples must be a whole number from 1 on (got 0)"),
-    ({"method": "integrated_gradients", "steps": 2.5}, "steps must be a whole number from 1 on (got 2.5)"),
-    ({"method": "occlusion", "stride": 0}, "occlusion: stride must be a whole number from 1 on (got 0)"),
-    ({"method": "occlusion", "window": 4}, "occlusion: stride must not exceed the window"),
-    ({"method": "lime", "width": 0.0}, "lime: width must be above 0 (got 0.0)"),
-    ({"method": "smoothgrad", "noise": -0.1}, "smoothgrad: noise must be from 0 on (got -0.1)"),
-    ({"precision": "float16"}, "precision: must be one of float32, bfloat16 (got 'float16')"),
-    ({"precision": "bfloat16"}, "gradient (gradient) needs float32"),
-    ({"method": "gradcam", "precision": "bfloat16"}, "gradcam (activation) needs float32"),
-    ({"method": "lime", "groups": np.zeros((3, 3), int)}, "groups: must have the shape of the images"),
-    ({"batch_size": -1}, "batch_size must be a whole number from 1 on"),
-    ({"method": "deeplift", "baseline": "black"}, "baseline: must be a number, an array or one of zero, mean"),
-    ({"method": "deeplift", "baseline": np.zeros((2, 2))}, "baseline: must have the shape of the images"),
-    ({"method": "deeplift", "baseline": np.nan}, "baseline: holds NaN"),
-    ({"images": np.zeros((2, 16, 12, 4))}, "images: must be a non-empty (N, any, any, 3) array"),
-    ({"images": np.zeros((0, 16, 12, 3))}, "images: must be a non-empty"),
-    ({"images": np.float32(3)}, "images: must be a non-empty"),
-    ({"images": np.full((1, 16, 12, 3), np.nan)}, "images: 1 of 1 hold NaN or infinity"),
-    ({"targets": 4}, "targets: must lie in 0..3"),
-    ({"targets": [0, 1]}, "targets: must be 5 integer class ids"),
-    ({"method": "gradcam", "layer": "conv9"}, "layers: 'conv9': not among the layers with a spatial output")])
-def test_unfit_input_is_refused_in_one_line(flat, change, message):
-    model, images, targets, _ = flat
-    given = {"method": "gradient", "model": model, "images": images, "targets": targets} | change
-    with pytest.raises(ValueError) as caught:
-        attribute(**given)
-    assert message in str(caught.value) and len(str(caught.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize("method", ["guided_backprop", "deconvolution", "deeplift"])
@@ -385,7 +336,7 @@ def test_every_method_says_what_it_is():
         assert method.citation and method.function.__doc__, name
         assert method.family in ("gradient", "activation", "perturbation")
         assert "batch_size" in method.parameters
-    assert [name for name in METHODS if not METHODS[name].tells_modalities] == ["gradcam", "feature_permutation"]
+    assert [name for name in METHODS if not METHODS[name].per_modality] == ["gradcam"]
     assert len(METHODS) == 16, "all of Jin et al. 2022"
 
 
@@ -395,4 +346,4 @@ def test_signals_are_explained_by_removal_too(method):
     maps = attribute(method, model, images, targets, **small(method, images))
     assert maps.shape == images.shape and (maps != 0).any()
     alike = (maps == maps[..., :1]).all()
-    assert alike == (not METHODS[method].tells_modalities)
+    assert alike == (not METHODS[method].per_modality)

@@ -1,4 +1,4 @@
-"""The wings of mslib import downwards only (DESIGN: nets -> prep -> cohort -> study; show -> study)."""
+"""The wings of mslib import downwards only: nets -> prep -> cohort -> study; analysis above, steps on top."""
 
 import ast
 import subprocess
@@ -16,9 +16,9 @@ BELOW = {
     "explain": set(),
     "measure": set(),
     "sleep": set(),
-    "jobs": {"study", "cohort", "prep", "nets", "show", "explain", "measure", "sleep"},
+    "analysis": {"study", "cohort", "prep", "nets", "explain", "measure", "sleep"},
 }
-MEETING_PLACES = {"mslib/__main__.py", "mslib/__init__.py"}
+MEETING_PLACES = {f"mslib/{name}.py" for name in ("__main__", "__init__", "steps", "publish", "claims")}
 IMAGING = {"nibabel", "nilearn", "SimpleITK", "ants"}
 NETWORKS = {"tensorflow", "keras", "tf_keras_vis"}
 STRANGERS = {
@@ -76,7 +76,7 @@ def test_wings_do_not_know_what_is_not_theirs(path):
 def test_wing_says_what_is_public(wing):
     module = ast.parse((ROOT / "mslib" / wing / "__init__.py").read_text(encoding="utf-8"))
     assert ast.get_docstring(module)
-    if wing == "jobs":
+    if wing == "analysis":  # one module a topic, imported by name
         return
     bound = {alias.asname or alias.name for node in module.body if isinstance(node, ast.ImportFrom | ast.Import)
              for alias in node.names}
@@ -88,9 +88,10 @@ def test_wing_says_what_is_public(wing):
     assert not [public_name for public_name in public if public_name.startswith("_")]
 
 
-@pytest.mark.parametrize("module,absent", [("mslib.jobs.publish", "tensorflow"), ("mslib.jobs.cohort", "mslib.prep"),
-                                           ("mslib.sleep", "tensorflow")])
-def test_light_jobs_start_without_what_loads_slowly(module, absent):
+@pytest.mark.parametrize("module,absent", [("mslib.publish", "tensorflow"), ("mslib.steps", "mslib.prep"),
+                                           ("mslib.steps", "tensorflow"), ("mslib.sleep", "tensorflow"),
+                                           ("mslib.explain", "nibabel"), ("mslib.explain", "snakemake")])
+def test_light_steps_start_without_what_loads_slowly(module, absent):
     code = f"import sys, {module}; sys.exit({absent!r} in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
@@ -112,3 +113,16 @@ def test_the_check_sees_an_upward_import(tmp_path):
     for text in ("import mslib.nets", "from mslib.nets import vgg", "from mslib import nets", "from ..nets import x",
                  "from .. import nets", "def f():\n    import mslib.nets.vgg", "import_module('mslib.nets')"):
         assert wings_of(imported(Imagined(text))) == {"nets"}, text
+
+
+def test_only_steps_and_the_study_wing_know_run_folders():
+    """A function elsewhere that takes a run folder is a smell."""
+    bad = []
+    for path in FILES:
+        if name(path).split("/")[1] == "study":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                given = {argument.arg for argument in [*node.args.args, *node.args.kwonlyargs]}
+                bad += [f"{name(path)}:{node.name}"] * bool(given & {"run_dir", "run_folder"})
+    assert bad == []

@@ -8,13 +8,14 @@ from repository import ROOT
 
 from mslib.explain import LRP_COMPOSITES, LRP_RULES, Composite, attribute, lrp, relevance_flow, relevance_shares
 from mslib.explain.lrp import _traced
-from mslib.explain.lrp_composites import check_parameters
+from mslib.explain.lrp_rules import check_parameters
 
 layers = keras.layers
 FIXTURE = ROOT / "tests" / "fixtures" / "lrp" / "nets.npz"
-BOX = {"low": -3.0, "high": 3.0}
-PEERS = [*LRP_RULES, "epsilon 0.1", "epsilon_plus", "epsilon_plus_flat", "epsilon_alpha2_beta1",
-         "epsilon_alpha2_beta1_flat", "epsilon_gamma_box"]
+#: zennit's rules and composites beside ours: its z+ rule and its alpha = 1, beta = 0 are one for inputs of any sign.
+PEERS = {"epsilon": "epsilon", "z_plus": "alpha1_beta0", "alpha1_beta0": "alpha1_beta0",
+         "alpha2_beta1": "alpha2_beta1", "gamma": "gamma", "epsilon 0.1": "epsilon", "epsilon_plus": "epsilon_plus",
+         "epsilon_alpha2_beta1": "epsilon_alpha2_beta1"}
 
 
 def only(name):
@@ -114,12 +115,8 @@ def test_peer_has_the_same_net(peer):
 def test_zennit_finds_the_same(peer, rule):
     name, model = peer
     stored = np.load(FIXTURE)
-    base, _, epsilon = rule.partition(" ")
-    chosen = only(base) if base in LRP_RULES else base
-    known = LRP_COMPOSITES.get(base, chosen) if isinstance(chosen, str) else chosen
-    given = {key: value for key, value in (BOX | ({"epsilon": float(epsilon)} if epsilon else {})).items()
-             if key in known.parameters}
-    ours = lrp(model, stored[f"{name} inputs"], stored["targets"], chosen, **given)
+    given = {"epsilon": 0.1} if rule == "epsilon 0.1" else {}
+    ours = lrp(model, stored[f"{name} inputs"], stored["targets"], PEERS[rule], **given)
     assert relative(ours, stored[f"{name} {rule}"]) < 1e-5
 
 
@@ -133,8 +130,8 @@ def test_zennit_finds_the_same_where_relus_are_fused_and_a_graph_is_traced(name)
 # Every rule written out
 
 
-def written_out(rule, x, w, b, relevance, epsilon=1e-6, gamma=0.25, low=-3.0, high=3.0):
-    """Relevance of x, what every input j adds to every output k written out; w (j, k), b (k) and its connections."""
+def written_out(rule, x, w, b, relevance, epsilon=1e-6, gamma=0.25):
+    """Relevance of x, what every input j adds to every output k written out; w (j, k), b (k)."""
     def part(c, bias, r, to=1e-6):
         z = c.sum(0) + bias
         return (c / (z + to * np.where(z < 0, -1, 1)) * r).sum(1)
@@ -145,34 +142,27 @@ def written_out(rule, x, w, b, relevance, epsilon=1e-6, gamma=0.25, low=-3.0, hi
     def down(v):
         return np.minimum(v, 0)
 
-    c, matrix, connected = x[:, None] * w[0], *w
+    c = x[:, None] * w
     z = c.sum(0) + b
     return {
         "epsilon": lambda: part(c, b, relevance, epsilon),
-        "z_plus": lambda: part(up(c), up(b), relevance),
         "alpha1_beta0": lambda: part(up(c), up(b), relevance),
         "alpha2_beta1": lambda: 2 * part(up(c), up(b), relevance) - part(down(c), down(b), relevance),
         "gamma": lambda: (part(c + gamma * up(c), b + gamma * up(b), relevance * (z > 0))
                           + part(c + gamma * down(c), b + gamma * down(b), relevance * (z < 0))),
-        "flat": lambda: part(connected, 0, relevance),
-        "w_square": lambda: part(matrix ** 2, b ** 2, relevance),
-        "box": lambda: part(c - low * up(matrix) - high * down(matrix), 0, relevance),
     }[rule]()
 
 
-def dense_matrices(layer, shape):
-    """Matrix of a layer without bias and activation, from what it does to unit vectors, and which inputs it reads."""
-    kernel, bias = layer.get_weights()
+def dense_matrix(layer, shape):
+    """Matrix of a layer without bias and activation, from what it does to unit vectors, and its bias a unit."""
+    (kernel, bias), config = layer.get_weights(), layer.activation
     units = np.eye(np.prod(shape), dtype="float32").reshape(-1, *shape)
-    found = []
-    for weights in (kernel, np.ones_like(kernel)):
-        layer.set_weights([weights, np.zeros_like(bias)])
-        config = layer.activation
-        layer.activation = keras.activations.linear
-        found.append(np.asarray(layer(units), np.float64).reshape(len(units), -1))
-        layer.activation = config
+    layer.set_weights([kernel, np.zeros_like(bias)])
+    layer.activation = keras.activations.linear
+    matrix = np.asarray(layer(units), np.float64).reshape(len(units), -1)
+    layer.activation = config
     layer.set_weights([kernel, bias])
-    return found, np.tile(bias.astype(np.float64), found[0].shape[1] // len(bias))
+    return matrix, np.tile(bias.astype(np.float64), matrix.shape[1] // len(bias))
 
 
 def chain(axes):
@@ -195,9 +185,8 @@ def chain(axes):
 @pytest.mark.parametrize("axes", [1, 2])
 def test_every_rule_written_out(axes, rule):
     model = chain(axes)
-    x = np.clip(np.random.default_rng(4).normal(0, 1, (1, *model.inputs[0].shape[1:])), -3, 3).astype("float32")
-    given = {name: value for name, value in (BOX | {"epsilon": 0.05, "gamma": 0.4}).items()
-             if name in only(rule).parameters}
+    x = np.random.default_rng(4).normal(0, 1, (1, *model.inputs[0].shape[1:])).astype("float32")
+    given = {name: value for name, value in {"epsilon": 0.05, "gamma": 0.4}.items() if name in only(rule).parameters}
     _, found = lrp(model, x, None, only(rule), layers=True, **given)
     weighted = [layer for layer in model.layers if layer.weights]
     seen = [keras.Model(model.inputs[0], layer.input)(x).numpy()[0] for layer in weighted]
@@ -206,8 +195,8 @@ def test_every_rule_written_out(axes, rule):
     names = ["input", *(layer.name for layer in weighted)]
     found["input"] = next(iter(found.values()))
     for layer, below, values in zip(reversed(weighted), reversed(names[:-1]), reversed(seen)):
-        matrices, bias = dense_matrices(layer, values.shape)
-        relevance = written_out(rule, values.ravel().astype(np.float64), matrices, bias, relevance, **given)
+        matrix, bias = dense_matrix(layer, values.shape)
+        relevance = written_out(rule, values.ravel().astype(np.float64), matrix, bias, relevance, **given)
         assert relative(found[below].ravel(), relevance) < 1e-4, layer.name
         relevance = found[below].ravel().astype(np.float64)  # so that rounding does not add up over layers
 
@@ -216,12 +205,10 @@ def test_every_rule_written_out(axes, rule):
 
 
 @pytest.mark.usefixtures("eagerly")
-@pytest.mark.parametrize("rule", ["epsilon", "z_plus", "alpha1_beta0", "gamma", "epsilon_plus", "epsilon_gamma",
-                                  "epsilon_plus_flat", "epsilon_plus_w_square", "epsilon_plus_box"])
+@pytest.mark.parametrize("rule", ["epsilon", "alpha1_beta0", "gamma", "epsilon_plus", "epsilon_gamma"])
 def test_without_biases_relevance_adds_up_to_the_logit(images, rule):
     model = small(bias=0)
-    given = {key: value for key, value in {"low": -5.0, "high": 5.0}.items() if key in LRP_COMPOSITES[rule].parameters}
-    flow = relevance_flow(model, images, None, rule, **given)
+    flow = relevance_flow(model, images, None, rule)
     logits = np.asarray(model(images)).max(1)
     assert logits.min() > 0.01
     np.testing.assert_allclose(next(iter(flow.values()))["sum"], logits, rtol=1e-3)
@@ -387,31 +374,19 @@ def test_shares_of_modalities():
     relevance = np.zeros((3, 2, 2, 2), "float32")
     relevance[0, ..., 0], relevance[0, ..., 1] = [[3, -3], [0, 0]], [[1, 0], [0, 1]]
     relevance[1, 0, 0] = [-1, -3]
-    shares = relevance_shares(relevance, "epsilon_plus")
+    shares = relevance_shares(relevance)
     np.testing.assert_allclose(shares["absolute"], [[75, 25], [25, 75], [np.nan, np.nan]])
     np.testing.assert_allclose(shares["positive"], [[60, 40], [np.nan, np.nan], [np.nan, np.nan]])
 
 
 @pytest.mark.usefixtures("eagerly")
-@pytest.mark.parametrize("rule", [name for name, one in LRP_COMPOSITES.items() if one.modality_shares])
+@pytest.mark.parametrize("rule", LRP_COMPOSITES)
 def test_relevance_finds_the_only_modality_that_counts(images, rule):
     model = small()
     kernel, bias = model.layers[1].get_weights()
     kernel[:, :, [0, 2]] = 0
     model.layers[1].set_weights([kernel, bias])
-    np.testing.assert_allclose(relevance_shares(lrp(model, images, 0, rule), rule)["absolute"], [[0, 100, 0]] * 4)
-
-
-@pytest.mark.parametrize("rule", [name for name, one in LRP_COMPOSITES.items() if not one.modality_shares])
-def test_picture_rules_refuse_shares(images, rule):
-    with pytest.raises(ValueError, match=f"rule: {rule} is for pictures only"):
-        relevance_shares(images, rule)
-
-
-def test_flat_gives_every_channel_the_same(images):
-    """Why its shares are refused."""
-    relevance = lrp(small(), images, 0, "epsilon_plus_flat")
-    assert relative(relevance[..., 0], relevance[..., 1]) < 1e-6
+    np.testing.assert_allclose(relevance_shares(lrp(model, images, 0, rule))["absolute"], [[0, 100, 0]] * 4)
 
 
 # Faults
@@ -448,8 +423,6 @@ def test_what_is_not_supported_is_named(chosen, message):
     ({"epsilon": 0}, "epsilon: must be positive"),
     ({"epsilon": "small"}, "epsilon: must be a finite number"),
     ({"rule": "gamma", "gamma": -1}, "gamma: must not be negative"),
-    ({"rule": "epsilon_plus_box", "low": 2, "high": 1}, "low: must be below high"),
-    ({"rule": "epsilon_plus_box"}, "inputs: lie in .*, outside the box rule's low = 0 and high = 1"),
     ({"batch_size": 0}, "batch_size: must be a whole number from 1 on"),
     ({"layers": ["conv9"]}, "layers: 'conv9': not among"),
     ({"targets": 3}, "targets: must lie in 0..2"),
@@ -458,11 +431,6 @@ def test_faults_are_named(images, more, message):
     with pytest.raises(ValueError, match=message) as error:
         lrp(**{"model": small(), "inputs": images, "targets": 0} | more)
     assert "\n" not in str(error.value)
-
-
-def test_rule_of_the_first_layer_needs_one(images):
-    with pytest.raises(ValueError, match="rule: flat is for the layer that sees the input"):
-        lrp(net_of(layers.BatchNormalization()), images, 0, "epsilon_plus_flat")
 
 
 def test_relevance_that_is_not_finite_is_refused(images):
@@ -475,11 +443,11 @@ def test_relevance_that_is_not_finite_is_refused(images):
 def test_shares_need_relevance():
     for wrong in (np.zeros(3), np.full((1, 4, 2), np.nan), np.zeros((0, 4, 2))):
         with pytest.raises(ValueError, match="relevance: must be finite"):
-            relevance_shares(wrong, "epsilon_plus")
+            relevance_shares(wrong)
 
 
 def test_every_rule_and_composite_is_cited():
     for rule in LRP_RULES.values():
         assert rule.__doc__.split(" et al. ")[0].isalpha()
     for composite in LRP_COMPOSITES.values():
-        assert "et al." in composite.citation and set(composite.rules) <= set(LRP_RULES.values())
+        assert "et al." in composite.citation and {composite.conv, composite.dense} <= set(LRP_RULES.values())

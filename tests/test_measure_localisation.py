@@ -29,8 +29,10 @@ def test_hand_example():
     """Six brain voxels 4 3 2 1 0 0, lesion at 4 and 2; what lies outside the brain does not count."""
     row = measure.measure_maps(HEAT, LESION, BRAIN).iloc[0]
     assert row["auprc"] == pytest.approx((1 + 2 / 3) / 2)
-    assert row["auprc_chance"] == row["pointing_chance"] == row["mass_share_chance"] == pytest.approx(2 / 6)
+    for name in ("auprc", "pointing", "precision", "mass_share"):
+        assert row[f"{name}_chance"] == pytest.approx(2 / 6)
     assert row["pointing"] == 1
+    assert row["precision"] == 1 / 2  # of 4 and 3
     assert row["mass_share"] == pytest.approx(6 / 10)
     # Non-zero median 2.5: hot are 4 and 3, one of them lesion; by chance 2 * 2 / 6 would be.
     assert row["iou"] == pytest.approx(1 / 3)
@@ -40,20 +42,15 @@ def test_hand_example():
     assert (row["lesion_voxels"], row["brain_voxels"], row["blank"]) == (2, 6, False)
 
 
-def test_single_functions_equal_the_table():
+def test_iou_function_is_columns_of_the_table():
     table = measure.measure_maps(HEAT, LESION, BRAIN)
-    assert measure.average_precision(HEAT[0], LESION[0], BRAIN[0]) == table["auprc"].to_numpy()
-    for name, function in (("pointing", measure.pointing_game), ("mass_share", measure.mass_share),
-                           ("iou", measure.iou_at_median)):
-        value, chance = function(HEAT, LESION, BRAIN)
-        assert value == table[name].to_numpy() and chance == table[f"{name}_chance"].to_numpy()
-    assert measure.half_heat_share(HEAT, BRAIN) == table["half_heat_share"].to_numpy()
-    assert measure.heat_quantile(HEAT, BRAIN) == table["q95"].to_numpy()
+    value, chance = measure.iou_at_median(HEAT, LESION, BRAIN)
+    assert value == table["iou"].to_numpy() and chance == table["iou_chance"].to_numpy()
 
 
 def test_average_precision_equals_scikit_learn(maps):
     heat, lesion, brain = maps
-    ours = measure.average_precision(heat, lesion, brain)
+    ours = measure.measure_maps(heat, lesion, brain)["auprc"]
     theirs = [average_precision_score(of_lesion[inside], of_map[inside])
               for of_map, of_lesion, inside in zip(heat, lesion, brain)]
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-7)
@@ -69,23 +66,38 @@ def test_other_measures_equal_their_slow_definition(maps):
         assert row["mass_share"] == pytest.approx(values[hit].sum() / values.sum())
         assert row["q95"] == pytest.approx(np.quantile(values, 0.95))
         assert row["pointing"] == pytest.approx(hit[values == values.max()].mean())
+        assert row["precision"] == pytest.approx(precision_over_orders(values, hit))
         descending = np.sort(values)[::-1]
         k = next(k for k in range(len(values) + 1) if descending[:k].sum() >= values.sum() / 2)
         assert row["half_heat_share"] == pytest.approx(k / len(values), abs=1.01 / len(values))
 
 
-def test_tied_maxima_hit_by_their_share():
-    hit, _ = measure.pointing_game(np.array([[5.0, 5.0, 5.0, 1.0]]), np.array([[1, 0, 0, 1]], bool))
-    assert hit == pytest.approx(1 / 3)
+def precision_over_orders(values, hit):
+    """Expected share of lesion among the p hottest: each voxel by its chance to be taken, ties in random order."""
+    of_lesions = values[hit][:, None]
+    hotter, tied = (values > of_lesions).sum(1), (values == of_lesions).sum(1)
+    return np.clip((hit.sum() - hotter) / tied, 0, 1).mean()
+
+
+def test_ties_count_by_their_share():
+    """Random orders of tied voxels, drawn one by one, have the same hits on average."""
+    heat, lesion = np.array([[5.0, 5.0, 5.0, 1.0, 1.0, 0.0]]), np.array([[1, 0, 0, 1, 0, 1]], bool)
+    row = measure.measure_maps(heat, lesion).iloc[0]
+    assert row["pointing"] == pytest.approx(1 / 3) and row["precision"] == pytest.approx(1 / 3)
+    rng, lesion = np.random.default_rng(1), np.array([[1, 0, 1, 1, 0, 1]], bool)
+    hits = [lesion[0][np.lexsort((rng.random(6), -heat[0]))[:4]].mean() for _ in range(4000)]
+    exact = measure.measure_maps(heat, lesion)["precision"].item()
+    assert exact == pytest.approx((2 + 1 / 2) / 4)
+    assert abs(np.mean(hits) - exact) < 4 * np.std(hits) / np.sqrt(4000)
 
 
 def test_perfect_and_flat_maps():
     lesion = np.zeros((1, 10, 10), bool)
     lesion[0, 2:4, 2:7] = True
     perfect = measure.measure_maps(lesion.astype(float), lesion).iloc[0]
-    assert perfect[["auprc", "pointing", "mass_share", "iou"]].tolist() == [1, 1, 1, 1]
+    assert perfect[["auprc", "pointing", "precision", "mass_share", "iou"]].tolist() == [1] * 5
     flat = measure.measure_maps(np.ones((1, 10, 10)), lesion).iloc[0]
-    for name in ("auprc", "pointing", "mass_share", "iou", "half_heat_share"):
+    for name in ("auprc", "pointing", "precision", "mass_share", "iou", "half_heat_share"):
         assert flat[name] == pytest.approx(flat[f"{name}_chance"])
 
 
@@ -93,7 +105,7 @@ def test_random_heat_gives_chance():
     rng = np.random.default_rng(4)
     heat, lesion = rng.random((300, 40, 40)), rng.random((300, 40, 40)) < 0.1
     table = measure.measure_maps(heat, lesion)
-    for name in ("auprc", "pointing", "mass_share", "iou"):
+    for name in ("auprc", "pointing", "precision", "mass_share", "iou"):
         difference = table[name] - table[f"{name}_chance"]
         assert abs(difference.mean()) < 4 * difference.std() / np.sqrt(len(table)) + 0.005, name
 
@@ -112,7 +124,7 @@ def test_blank_maps_are_nan_and_counted(maps):
 
 def test_slice_without_lesion_has_spread_only():
     row = measure.measure_maps(HEAT, np.zeros_like(LESION), BRAIN).iloc[0]
-    assert row[["auprc", "auprc_chance", "pointing", "mass_share", "iou"]].isna().all()
+    assert row[["auprc", "auprc_chance", "pointing", "precision", "precision_chance", "mass_share", "iou"]].isna().all()
     assert row["half_heat_share"] > 0 and row["q95"] > 0 and not row["blank"]
 
 

@@ -95,7 +95,7 @@ def test_error_rate_of_absent_effects():
     assert wrong.between(low, high).all(), wrong
 
 
-def test_power_of_a_planted_effect():
+def test_power_of_a_simulated_effect():
     rng, runs = np.random.default_rng(12), 200
     found = [of_term(mixed_effects(two_visits(rng, drug=1.0), "y", EFFECTS), "drug")["p"] for _ in range(runs)]
     expected = TTestPower().power(1 / np.sqrt(2), 22, 0.05)
@@ -148,10 +148,10 @@ def test_one_row_per_subject_is_a_regression(balanced):
     (lambda t: t[t["subject"] < 3], EFFECTS, "6 rows of 3 subjects are too few"),
     (lambda t: t[t["subject"] < 1], ["drug"], "2 rows of 1 subjects are too few"),
 ])
-def test_bad_input_is_told_in_one_line(balanced, change, effects, message):
-    with pytest.raises(ValueError, match=message) as told:
+def test_unfit_input_is_refused_in_one_line(balanced, change, effects, message):
+    with pytest.raises(ValueError, match=message) as caught:
         mixed_effects(change(balanced), "y", effects)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_false_discovery_rate_is_that_of_benjamini_and_hochberg():

@@ -9,14 +9,19 @@ from mslib.measure import faithfulness
 from mslib.measure.modality import (
     correlation_by_chance,
     feature_importance_score,
-    feature_portions,
     importance_correlation,
+    map_similarity,
     modality_totals,
     shapley_values,
-    subset_worths,
+    share_inside,
 )
 
 # Shapley
+
+
+def worths_of(worth, modalities):
+    """Worth of every subset, in the order that `shapley_values` wants."""
+    return [worth([m for m in range(modalities) if subset >> m & 1]) for subset in range(2**modalities)]
 
 
 def by_orders(worth, modalities):
@@ -37,17 +42,15 @@ def test_shapley_is_the_mean_gain_over_all_orders(modalities):
     def worth(subset):
         return table[sum(2**m for m in subset)]
 
-    worths = subset_worths(worth, modalities)
-    np.testing.assert_array_equal(worths, table)
-    values = shapley_values(worths)
+    values = shapley_values(table)
     np.testing.assert_allclose(values, by_orders(worth, modalities), atol=1e-12)
     assert values.sum() == pytest.approx(table[-1] - table[0])
 
 
 def test_shapley_of_known_games():
-    np.testing.assert_allclose(shapley_values(subset_worths(lambda s: float(0 in s), 3)), [1, 0, 0])
-    np.testing.assert_allclose(shapley_values(subset_worths(lambda s: float({0, 1} <= set(s)), 3)), [0.5, 0.5, 0])
-    np.testing.assert_allclose(shapley_values(subset_worths(lambda s: 0.2 * len(s), 3)), [0.2, 0.2, 0.2])
+    np.testing.assert_allclose(shapley_values(worths_of(lambda s: float(0 in s), 3)), [1, 0, 0])
+    np.testing.assert_allclose(shapley_values(worths_of(lambda s: float({0, 1} <= set(s)), 3)), [0.5, 0.5, 0])
+    np.testing.assert_allclose(shapley_values(worths_of(lambda s: 0.2 * len(s), 3)), [0.2, 0.2, 0.2])
 
 
 def test_shapley_keeps_further_axes():
@@ -89,17 +92,37 @@ def test_portions_and_their_weighted_mean():
     maps[0, ..., 0] = [[3, 1], [-5, 0]]
     maps[0, ..., 1] = [[1, 1], [1, 1]]
     features[0, 0, 0] = True
-    portions = feature_portions(maps, features)
+    portions = share_inside(maps, features)
     np.testing.assert_allclose(portions[0], [0.75, 0.25, np.nan])
     assert np.isnan(portions[1]).all()
     inside = np.array([[[True, False], [True, True]]] * 2)
-    np.testing.assert_allclose(feature_portions(maps, features, inside)[0], [1, 1 / 3, np.nan])
+    np.testing.assert_allclose(share_inside(maps, features, inside)[0], [1, 1 / 3, np.nan])
+    np.testing.assert_allclose(share_inside(maps, features[..., 0])[0], [0.75, 0.25, np.nan])
+    together = share_inside(np.maximum(maps, 0).sum(-1, keepdims=True), features[..., 0])
+    np.testing.assert_allclose(together, [[0.5], [np.nan]])
     scores = feature_importance_score(portions, [0.6, 0.2, -0.3])
     assert scores[0] == pytest.approx((0.6 * 0.75 + 0.2 * 0.25) / 0.8) and np.isnan(scores[1])
     assert feature_importance_score(portions, [0, 0, 1])[0] == 0, "the modality that matters got nothing"
     assert np.isnan(feature_importance_score(portions, [0, -1, 0])).all(), "no modality matters: not defined"
     with pytest.raises(ValueError, match="shape of the maps"):
-        feature_portions(maps, features[..., :2])
+        share_inside(maps, features[..., :2])
+
+
+def test_similarity_ranks_magnitudes_inside_the_mask():
+    rng = np.random.default_rng(5)
+    maps, inside = np.round(rng.normal(size=(3, 6, 5, 2)), 1), rng.random((3, 6, 5)) < 0.6
+    others = np.round(maps + rng.normal(0, 0.5, maps.shape), 1)
+    maps[2] = -0.5
+    similar = map_similarity(maps, others, inside)
+    for index in (0, 1):
+        a, b = (np.abs(array[index][inside[index]]).ravel() for array in (maps, others))
+        ranks = [[np.sum(each < x) + np.sum(each == x) / 2 for x in each] for each in (a, b)]
+        assert similar[index] == pytest.approx(np.corrcoef(ranks)[0, 1])
+    assert np.isnan(similar[2]), "constant"
+    changed = np.where(inside[..., None], maps, 99)
+    np.testing.assert_allclose(map_similarity(changed, -maps, inside)[:2], 1)
+    with pytest.raises(ValueError, match=r"mask: must be \(N, H, W\)"):
+        map_similarity(maps, others[..., :1], inside)
 
 
 # Removal
@@ -141,16 +164,20 @@ def test_only_what_is_inside_is_removed(ranked):
     np.testing.assert_array_equal(heat, np.arange(1.0, 101).reshape(heat.shape))
 
 
-def test_a_map_that_finds_the_deciding_place_beats_shuffled_ones(ranked):
+@pytest.mark.parametrize("place,area,delta", [(-1, 0.05, 0.45), (0, 0.95, -0.45)])
+def test_a_map_that_finds_the_deciding_place_beats_shuffled_ones(ranked, place, area, delta):
+    """The net is one place of the image, which a shuffled map removes at a random level: area 0.5."""
+    def area_of(heat):
+        return faithfulness.area_under_removal(
+            faithfulness.removal_curve(lambda x: x[0, place, place, 0], images, heat, base))
+
     images, heat, base = ranked
-    delta, area = faithfulness.delta_aupc(lambda x: x[0, -1, -1, 0], images, heat, base, draws=200)
-    assert area == pytest.approx(0.05)
-    assert delta == pytest.approx(0.45, abs=0.06), "a place is gone at a random level: area 0.5"
-    worst, area = faithfulness.delta_aupc(lambda x: x[0, 0, 0, 0], images, heat, base, draws=200)
-    assert area == pytest.approx(0.95) and worst < -0.35
+    random = [area_of(faithfulness.shuffled_maps(heat, seed=draw)) for draw in range(200)]
+    assert area_of(heat) == pytest.approx(area)
+    assert np.mean(random) - area_of(heat) == pytest.approx(delta, abs=0.06)
 
 
-def test_a_fill_may_be_made_from_what_stays(ranked):
+def test_a_baseline_may_be_made_from_what_stays(ranked):
     images, heat, base = ranked
     images = images * np.arange(10.0)[:, None, None]
     seen = []
@@ -162,30 +189,28 @@ def test_a_fill_may_be_made_from_what_stays(ranked):
     curve = faithfulness.removal_curve(np.mean, images, heat, mean_of_the_rest, levels=[1, 0.9, 0.5])
     assert seen == [0, 10, 50]
     np.testing.assert_allclose(curve, [4.5, 4.0, 2.0])
-    by_array = faithfulness.delta_aupc(np.mean, images, heat, base)
-    by_function = faithfulness.delta_aupc(np.mean, images, heat, lambda pictures, removed: np.zeros(pictures.shape))
-    assert by_array == by_function
+    np.testing.assert_array_equal(faithfulness.removal_curve(np.mean, images, heat, base),
+                                  faithfulness.removal_curve(np.mean, images, heat, lambda x, _: np.zeros(x.shape)))
 
 
 @pytest.mark.parametrize("change,message", [
     ({"maps": np.ones((1, 10, 9, 1))}, "maps: must have the shape of the images"),
     ({"maps": np.full((1, 10, 10, 1), np.nan)}, "maps: 100 values are NaN or infinite"),
     ({"images": np.full((1, 10, 10, 1), np.inf)}, "images: 100 values are NaN"),
-    ({"fill": np.zeros(3)}, "fill: must have the shape of the images (1, 10, 10, 1) (got (3,))"),
-    ({"fill": lambda x, gone: x[0]}, "fill: must have the shape of the images"),
-    ({"fill": lambda x, gone: x * np.nan}, "fill: 100 values are NaN"),
+    ({"baseline": np.zeros(3)}, "baseline: must have the shape of the images (1, 10, 10, 1) (got (3,))"),
+    ({"baseline": lambda x, gone: x[0]}, "baseline: must have the shape of the images"),
+    ({"baseline": lambda x, gone: x * np.nan}, "baseline: 100 values are NaN"),
     ({"inside": np.ones((1, 10, 10), bool)}, "inside: must have the shape of the images"),
     ({"inside": np.zeros((1, 10, 10, 1), bool)}, "inside: must have the shape of the map (10, 10, 1) and hold"),
     ({"levels": [0.9, 0.5]}, "levels: must fall from 1, to 0 at most, two at least (got [0.9, 0.5])"),
     ({"levels": [1, 0.5, 0.5]}, "levels: must fall from 1"),
     ({"levels": [1, 0.5, -0.1]}, "levels: must fall from 1"),
     ({"levels": [1]}, "levels: must fall from 1"),
-    ({"levels": [1, np.nan]}, "levels: must fall from 1"),
-    ({"draws": 0}, "draws: must be a whole number from 1 on (got 0)")])
+    ({"levels": [1, np.nan]}, "levels: must fall from 1")])
 def test_unfit_removal_is_refused_in_one_line(ranked, change, message):
-    given = dict(zip(("images", "maps", "fill"), ranked)) | change
+    given = dict(zip(("images", "maps", "baseline"), ranked)) | change
     with pytest.raises(ValueError) as caught:
-        faithfulness.delta_aupc(np.mean, **given)
+        faithfulness.removal_curve(np.mean, **given)
     assert message in str(caught.value) and len(str(caught.value).splitlines()) == 1
 
 

@@ -39,7 +39,6 @@ def test_whole_subjects_are_drawn():
     """Five subjects, one all 1: resampled means are multiples of 1/5, and none between."""
     values, subjects = np.repeat([1.0, 0.0, 0.0, 0.0, 0.0], 50), np.repeat(list("abcde"), 50)
     assert same(measure.bootstrap_subjects(values, subjects, n=500), 0.2, 0.0, 0.6)
-    assert same(measure.bootstrap_subjects(values, subjects, n=500, strata=subjects), 0.2, np.nan, np.nan)
 
 
 @pytest.mark.parametrize("right,total,low,high", [(9, 10, 0.5958, 0.9821), (10, 10, 0.7225, 1.0), (0, 3, 0.0, 0.5615)])
@@ -57,6 +56,13 @@ def test_fast_mean_equals_the_general_path():
     values[3] = np.nan
     general = measure.bootstrap_subjects(values, subjects, statistic=lambda x: np.mean(x), n=300, seed=5)
     np.testing.assert_allclose(measure.bootstrap_subjects(values, subjects, n=300, seed=5), general, rtol=1e-12)
+
+
+def test_mean_interval_is_a_row_of_the_bootstrap():
+    values, subjects = clustered(np.random.default_rng(1))
+    row = measure.mean_interval(values, subjects, n=300, confidence=0.8, seed=5)
+    assert list(row) == ["value", "low", "high"]
+    assert tuple(row.values()) == measure.bootstrap_subjects(values, subjects, np.mean, 300, 0.8, 5)
 
 
 def test_general_statistic():
@@ -91,7 +97,6 @@ def test_coverage_with_clustered_values():
 
 @pytest.mark.parametrize("arguments, message", [
     (([1.0, 2.0], [0]), "one entry a value"),
-    (([1.0, 2.0], [0, 0], np.mean, 10, 0.95, 0, ["x", "y"]), "strata: subject 0 is in more than one"),
     (([1.0, 2.0], [0, 1], np.mean, 10, 95), "confidence: must lie between 0 and 1"),
 ])
 def test_unfit_bootstrap_input_is_refused(arguments, message):
@@ -174,7 +179,9 @@ def test_accuracy_interval_equals_the_bootstrap_of_right_answers(slices):
     predicted, targets, more = (np.tile(values, 2) for values in (predicted, targets, subjects))
     more[60:] = [f"{subject}b" for subject in subjects]
     ours = measure.bootstrap_classification(predicted, targets, more, 3, seed=9)["accuracy", None]
-    peer = measure.bootstrap_subjects(predicted == targets, more, seed=9, strata=targets)
+    table = pd.DataFrame({"right": predicted == targets, "target": targets}).groupby(more, sort=False).mean()
+    counts = measure.resample_counts(table["target"].to_numpy(), 2000, 9)
+    peer = measure.percentile_interval(table["right"].mean(), counts @ table["right"].to_numpy() / len(table), 0.95)
     np.testing.assert_allclose(ours, peer, err_msg="eight subjects a class: resampled within the class")
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mslib.explain import attribute
-from mslib.explain.incremental import multiplications, obstacle
+from mslib.explain.incremental import obstacle
 from mslib.explain.occlusion import occlusion, windows
 
 layers = keras.layers
@@ -160,16 +160,6 @@ def test_windows_reach_every_value():
             assert place.stop - place.start == window and place.start < size
             met[place] += 1
         assert (met > 0).all()
-
-
-def test_multiplications_of_a_window_by_hand():
-    """6x6 kept by a padded 3x3 convolution, halved, then valid: windows of 2 at one corner and in the middle."""
-    model = net((6, 6, 1), layers.Conv2D(2, 3, padding="same", name="a"), layers.MaxPooling2D(),
-                layers.Conv2D(5, 3, name="b"), *mean_head())
-    places = [(slice(0, 2), slice(0, 2), 0), (slice(2, 4), slice(2, 4), 0)]
-    counts = multiplications(model, np.zeros((6, 6, 1), "float32"), places)
-    assert counts["a"] == (36 * 9 * 2, 4 * 9 * 2)
-    assert counts["b"] == (1 * 9 * 2 * 5, (4 + 9) / 2 * 9 * 2 * 5)  # 3x3 of 6x6 touches 2x2 of 3x3; 4x4 all of it
 
 
 def branched(shape=SMALL):

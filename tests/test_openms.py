@@ -94,7 +94,7 @@ def base(database, tmp_path):
 
 
 def fetch(dest, base, names):
-    return openms.fetch(dest, base, names=names, progress=False)
+    return openms.fetch(dest, base, names=names)
 
 
 # ---- where from
@@ -238,7 +238,7 @@ def test_killed_download_goes_on(base, server, names, tmp_path):
     stalled = list(names)[4]
     Handler.stall = frozenset({stalled})
     code = ("import sys, json; from mslib.cohort import openms; "
-            "openms.fetch(sys.argv[1], sys.argv[2], names=json.loads(sys.argv[3]), progress=False)")
+            "openms.fetch(sys.argv[1], sys.argv[2], names=json.loads(sys.argv[3]))")
     arguments = [str(tmp_path / "dest"), server, json.dumps(names)]
     process = subprocess.Popen([sys.executable, "-c", code, *arguments])
     deadline = time.monotonic() + 60
@@ -257,9 +257,9 @@ def test_killed_download_goes_on(base, server, names, tmp_path):
 # ---- conversion
 
 def test_conversion(base, names, tmp_path, database):
-    done = openms.to_bids(base, tmp_path / "bids", known=names)
+    done = openms.to_bids(base, tmp_path / "bids", checksums=names)
     assert done == openms.Conversion(("MNI01", "L01s1", "L01s2"), ())
-    cohort = Cohort.from_bids(tmp_path / "bids", progress=False)
+    cohort = Cohort.from_bids(tmp_path / "bids")
     assert cohort.faults == [] and {s.id: s.group for s in cohort} == {
         "MNI01": "SPMS", "L01s1": "unknown", "L01s2": "unknown"}
     first, second, mni = cohort
@@ -276,7 +276,7 @@ def test_conversion(base, names, tmp_path, database):
 
 
 def test_valid_bids(base, names, tmp_path):
-    openms.to_bids(base, tmp_path / "bids", known=names)
+    openms.to_bids(base, tmp_path / "bids", checksums=names)
     raw = [f"/{name}" for name in tree(tmp_path / "bids") if not name.startswith("derivatives/")]
     assert len(raw) == 4 + 3 * 6 and [name for name in raw if not BIDSValidator().is_bids(name)] == []
     with open(tmp_path / "bids/participants.tsv", encoding="utf-8") as handle:
@@ -286,7 +286,7 @@ def test_valid_bids(base, names, tmp_path):
 
 
 def test_sidecars_name_source_licence_and_citation(base, names, tmp_path):
-    openms.to_bids(base, tmp_path / "bids", known=names)
+    openms.to_bids(base, tmp_path / "bids", checksums=names)
     for name, path in tree(tmp_path / "bids").items():
         if name.endswith(("T1w.json", "T2w.json", "FLAIR.json")) and "/anat/" in name and "xfm" not in name:
             origin = json.loads(path.read_text(encoding="utf-8"))
@@ -295,20 +295,26 @@ def test_sidecars_name_source_licence_and_citation(base, names, tmp_path):
             assert origin["License"] == "CC-BY" and "Lesjak" in origin["Citation"] and origin["Note"]
 
 
-def test_conversion_is_idempotent(base, names, tmp_path):
-    openms.to_bids(base, tmp_path / "bids", known=names)
-    before = {name: (path.stat().st_mtime_ns, sha256(path)) for name, path in tree(tmp_path / "bids").items()}
+def test_conversion_repaired(base, names, tmp_path):
+    openms.to_bids(base, tmp_path / "bids", checksums=names)
+    before = {name: sha256(path) for name, path in tree(tmp_path / "bids").items()}
     (tmp_path / "bids/sub-MNI01/anat/sub-MNI01_T1w.nii.gz").write_bytes(b"half")
-    openms.to_bids(base, tmp_path / "bids", known=names)
-    after = {name: (path.stat().st_mtime_ns, sha256(path)) for name, path in tree(tmp_path / "bids").items()}
-    assert {name for name in after if after[name] != before[name]} == {"sub-MNI01/anat/sub-MNI01_T1w.nii.gz"}
-    assert {name: value[1] for name, value in after.items()} == {name: value[1] for name, value in before.items()}
+    openms.to_bids(base, tmp_path / "bids", checksums=names)
+    assert {name: sha256(path) for name, path in tree(tmp_path / "bids").items()} == before
+
+
+def test_files_that_could_not_be_had_are_listed_with_the_reason():
+    missing = {"MNI/patient07/FLAIR.nii.gz": "the server answers 404 Not Found",
+               "MNI/patient09/T1W.nii.gz": "no answer"}
+    assert openms.source_faults(missing, ("sub-MNI07: MNI/patient07/FLAIR.nii.gz: is absent",)) == [
+        "sub-MNI07: MNI/patient07/FLAIR.nii.gz: is absent (the server answers 404 Not Found); left out",
+        "MNI/patient09/T1W.nii.gz: could not be had: no answer"]
 
 
 def test_incomplete_and_damaged_patients_are_listed(base, names, tmp_path, capsys):
     (base / "longitudinal/raw/patient01/study1_T1W.nii.gz").unlink()
     (base / "longitudinal/raw/patient01/study2_T2W_intrastudy_to_FLAIR.txt").write_text("x")
-    done = openms.to_bids(base, tmp_path / "bids", known=names)
+    done = openms.to_bids(base, tmp_path / "bids", checksums=names)
     assert done.subjects == ("MNI01",)
     assert done.incomplete == (
         "sub-L01s1: longitudinal/raw/patient01/study1_T1W.nii.gz: is absent",
@@ -323,10 +329,10 @@ def test_nothing_to_convert(base, names, tmp_path):
     shutil.rmtree(base / "longitudinal/raw")
     shutil.rmtree(base / "cross_sectional/MNI/patient01")
     with pytest.raises(StudyError, match="holds no patient with T1w, T2w and FLAIR whose files are whole"):
-        openms.to_bids(base, tmp_path / "bids", known=names)
+        openms.to_bids(base, tmp_path / "bids", checksums=names)
     (base / "cross_sectional/patient_info.csv").unlink()
     with pytest.raises(StudyError, match=r"cross_sectional/patient_info.csv: is not the table of the patients"):
-        openms.to_bids(base, tmp_path / "bids", known=names)
+        openms.to_bids(base, tmp_path / "bids", checksums=names)
 
 
 def check_transforms(root, label, t1_file, t2_file, tolerance):
@@ -342,25 +348,10 @@ def check_transforms(root, label, t1_file, t2_file, tolerance):
 
 
 def test_transforms_are_composed_right(base, names, tmp_path):
-    openms.to_bids(base, tmp_path / "bids", known=names)
+    openms.to_bids(base, tmp_path / "bids", checksums=names)
     raw = base / "longitudinal/raw/patient01"
     files = [raw / f"study1_{name}_intrastudy_to_FLAIR.txt" for name in ("T1W", "T2W")]
     check_transforms(tmp_path / "bids", "sub-L01s1", *files, 1e-9)
-
-
-def test_lesion_statistics(base):
-    table = openms.lesion_statistics(base)
-    assert list(table["patient"]) == [1, 2] and list(table["ms_type"]) == ["SP", "N/A"]
-    assert table["load_ml"].tolist() == [0.009, 0.009] and table["lesions"].tolist() == [1, 1]  # 1 mm3 does not count
-    np.testing.assert_allclose(table["ln_volume_mean"], np.log(8))
-    assert table["ln_volume_sd"].isna().all()
-    path = base / "cross_sectional/MNI/patient01" / ("GOLD_STANDARD" + SUFFIX.format(""))
-    path.write_bytes(path.read_bytes()[:-30])
-    with pytest.raises(StudyError, match="cannot be read"):
-        openms.lesion_statistics(base)
-    shutil.rmtree(base / "cross_sectional/MNI")
-    with pytest.raises(StudyError, match="holds no consensus lesion mask"):
-        openms.lesion_statistics(base)
 
 
 # ---- the real patients
@@ -370,7 +361,7 @@ def real(tmp_path_factory):
     if not os.environ.get("MSLIB_DATA"):
         pytest.skip("MSLIB_DATA is unset")
     root = tmp_path_factory.mktemp("real")
-    missing = openms.fetch(root / "source", progress=False)
+    missing = openms.fetch(root / "source")
     if missing:
         pytest.skip(f"{len(missing)} of the registered files are not in MSLIB_DATA")
     return root, openms.to_bids(root / "source", root / "bids")
@@ -381,7 +372,7 @@ def test_real_patients(real):
     root, done = real
     assert done.subjects == ("MNI07", "MNI26", "L01s1", "L01s2", "L03s2")
     assert done.incomplete == ("sub-L03s1: longitudinal/raw/patient03/study1_T1W.nii.gz: is absent",)
-    cohort = Cohort.from_bids(root / "bids", progress=False)
+    cohort = Cohort.from_bids(root / "bids")
     assert cohort.faults == [] and {s.id: s.group for s in cohort} == {
         "MNI07": "RRMS", "MNI26": "RRMS", "L01s1": "unknown", "L01s2": "unknown", "L03s2": "RRMS"}
     for subject in cohort:
@@ -401,13 +392,3 @@ def test_real_transforms_equal_the_authors_chain(real, label, study):
     raw = root / "source/longitudinal/raw"
     files = [raw / f"{study}_{name}_intrastudy_to_FLAIR.txt" for name in ("T1W", "T2W")]
     check_transforms(root / "bids", label, *files, 1e-4)
-
-
-@pytest.mark.real
-def test_real_lesion_statistics(real):
-    table = openms.lesion_statistics(real[0] / "source")
-    assert len(table) == 18 and table["ms_type"].value_counts().to_dict() == {
-        "RR": 14, "N/A": 1, "CIS": 1, "SP": 1, "PR": 1}
-    assert table.set_index("patient").loc[15, "lesions"] == 28  # as published
-    weights = table["lesions"] / table["lesions"].sum()
-    assert (weights * table["ln_volume_mean"]).sum() == pytest.approx(3.27, abs=0.1)  # of all 30 patients, native grid

@@ -6,19 +6,11 @@ from math import factorial
 import keras
 import numpy as np
 import pytest
-from attribution_cases import with_first_kernel, without_second
+from scipy.ndimage import gaussian_filter
+from skimage.segmentation import slic
 
 from mslib.explain import perturbation
-from mslib.explain.coalitions import coalition_scores
-from mslib.explain.groups import (
-    check_groups,
-    default_groups,
-    groups_keep_apart,
-    modality_groups,
-    number_groups,
-    superpixels,
-    window_groups,
-)
+from mslib.explain.groups import default_groups, number_groups, superpixels, window_groups
 
 IN_GROUPS = {"feature_ablation": {}, "lime": {"samples": 80}, "shapley_sampling": {"permutations": 6},
              "kernel_shap": {"samples": 60}}
@@ -91,7 +83,7 @@ def test_coalitions_in_batches(case):
     base, stays = images[1], np.random.default_rng(0).random((7, groups.max() + 1)) < 0.5
     expected = [score(model, with_only(images[0], base, groups, np.flatnonzero(stay)), 2) for stay in stays]
     for batch_size in (3, 64):
-        found = coalition_scores(model, images[0], base, groups, stays, 2, batch_size)
+        found = perturbation.coalition_scores(model, images[0], base, groups, stays, 2, batch_size)
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -132,37 +124,10 @@ def test_a_linear_net_owes_every_group_its_part(case, linear, method):
         np.testing.assert_allclose(of_groups(maps[i], groups), expected, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("method", IN_GROUPS)
-def test_an_image_is_explained_alike_among_others_and_in_any_batch(case, method):
-    model, images, targets, groups = case
-    more = {"groups": groups, **IN_GROUPS[method]}
-    explain = getattr(perturbation, method)
-    whole = explain(model, images, targets, **more)
-    np.testing.assert_allclose(explain(model, images[:1], targets[:1], **more), whole[:1], rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(explain(model, images, targets, batch_size=5, **more), whole, rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize("method", ["lime", "shapley_sampling", "kernel_shap"])
-def test_seeded(case, method):
-    model, images, targets, groups = case
-    explain, more = getattr(perturbation, method), IN_GROUPS[method]
-    one, same, other = (explain(model, images, targets, groups=groups, seed=seed, **more) for seed in (1, 1, 2))
-    np.testing.assert_array_equal(one, same)
-    assert not np.allclose(one, other, rtol=1e-4)
-
-
-def test_a_group_that_the_net_does_not_see_gets_nothing(case):
-    model, images, targets, groups = case
-    blind = with_first_kernel(model, without_second)
-    for method in ("feature_ablation", "shapley_sampling"):
-        maps = getattr(perturbation, method)(blind, images, targets, groups=groups, **IN_GROUPS[method])
-        assert np.abs(maps[..., 1]).max() < 1e-5 < np.abs(maps[..., 0]).max()
-
-
 def test_permutation_takes_values_from_other_images(linear):
     rng = np.random.default_rng(0)
     images, targets = rng.uniform(0, 1, (8, 8, 6, 3)).astype("float32"), rng.integers(0, 3, 8)
-    groups = modality_groups(images)[0]
+    groups = np.broadcast_to(np.arange(3), (8, 6, 3))
     maps = perturbation.feature_permutation(linear, images, targets, groups=groups, permutations=400)
     kernel = linear.get_weights()[0].reshape(8, 6, 3, 3)
     for modality in range(3):
@@ -246,16 +211,6 @@ def test_groups_are_numbered_anew_in_every_image():
     assert numbered.tolist() == [[[1, -1], [0, 1]], [[0, 1], [2, 3]]] and counts.tolist() == [2, 4]
 
 
-def test_groups_that_keep_modalities_apart():
-    images = np.ones((2, 8, 6, 3))
-    assert groups_keep_apart(modality_groups(images), images) and groups_keep_apart(superpixels(images, 4), images)
-    assert not groups_keep_apart(superpixels(images, 4, shared=True), images)
-    one_shared = modality_groups(images)
-    one_shared[1, 0, 0] = 0
-    assert not groups_keep_apart(one_shared, images), "one group of one image holds values of three modalities"
-    assert not groups_keep_apart(np.zeros((8, 6, 3), int), images)
-
-
 # Groups
 
 
@@ -270,32 +225,60 @@ def test_superpixels_keep_modalities_apart():
         assert not sets[0] & sets[1] and not sets[1] & sets[2]
         assert sorted(set.union(*sets)) == list(range(image.max() + 1))
         assert all(6 <= len(one) <= 24 for one in sets)
-    shared = superpixels(images, segments=12, shared=True)
-    assert (shared == shared[..., :1]).all()
     masked = superpixels(images, 6, mask=np.arange(40)[:, None] > np.zeros(36) + 20)
     assert (masked[:, :21] == -1).all() and (masked[:, 21:] >= 0).all()
 
 
-def test_windows_and_modalities():
+@pytest.fixture(scope="module")
+def brain():
+    y, x = np.mgrid[:64, :56]
+    return ((y - 32) / 26) ** 2 + ((x - 28) / 20) ** 2 < 1
+
+
+def test_superpixels_of_a_uniform_brain_do_not_follow_its_rim(brain):
+    """Without differences of intensity SLIC divides the place alone: every pixel goes to the nearest centre."""
+    groups = superpixels(np.where(brain, 0.7, 0)[None, ..., None], 20)[0, ..., 0]
+    places, numbers = np.argwhere(brain), groups[brain]
+    centres = np.array([places[numbers == number].mean(0) for number in range(numbers.max() + 1)])
+    nearest = np.linalg.norm(places[:, None] - centres, axis=-1).argmin(1)
+    assert len(centres) >= 15 and np.mean(nearest == numbers) > 0.95
+
+
+def test_superpixels_do_not_see_what_is_outside_the_mask(brain):
+    rng = np.random.default_rng(3)
+    images = rng.uniform(0.2, 1, (1, *brain.shape, 2)).astype("float32")
+    others = np.where(brain[..., None], images, rng.normal(0, 50, images.shape)).astype("float32")
+    np.testing.assert_array_equal(superpixels(images, 20, mask=brain), superpixels(others, 20, mask=brain))
+
+
+def test_superpixels_of_a_whole_image_are_those_of_scikit_image():
+    """Where nothing lies outside, smoothing inside the mask is smoothing."""
+    image = gaussian_filter(np.random.default_rng(4).normal(3, 1, (40, 36)), 2).astype("float32")
+    everywhere = np.ones(image.shape, bool)
+    peer = slic(image, 12, 0.1, sigma=2, mask=everywhere, start_label=0, channel_axis=None)
+    assert np.mean(superpixels(image[None, ..., None], 12)[0, ..., 0] == peer) > 0.99
+
+
+def test_windows():
     signals = np.zeros((2, 10, 3))
     windows = window_groups(signals, 4)
     assert windows[0, :, 0].tolist() == [0] * 4 + [1] * 4 + [2] * 2 and windows[1, 0].tolist() == [0, 3, 6]
-    assert modality_groups(signals)[1, 5].tolist() == [0, 1, 2]
-    assert check_groups(windows[0], signals)[1] == 9
+    assert number_groups(windows[0], signals)[1].tolist() == [9, 9]
     for length, windows in ((40, 40), (50, 50), (99, 50), (3000, 50)):
         assert default_groups(np.zeros((1, length, 3))).max() + 1 == 3 * windows
 
 
 @pytest.mark.parametrize("call,message", [
-    (lambda x: check_groups(np.zeros((2, 2), int), x), "groups: must have the shape of the images"),
-    (lambda x: check_groups(np.zeros(x.shape), x), "groups: must be integers from -1"),
-    (lambda x: check_groups(np.full(x.shape, -1), x), "with one group at least"),
+    (lambda x: number_groups(np.zeros((2, 2), int), x), "groups: must have the shape of the images"),
+    (lambda x: number_groups(np.zeros(x.shape), x), "groups: must be integers from -1"),
+    (lambda x: number_groups(np.full(x.shape, -1), x), "with one group at least"),
     (lambda x: superpixels(x[0]), "superpixels: needs images (N, H, W, M)"),
     (lambda x: superpixels(x, mask=np.ones((3, 3))), "mask: must be (2, 8, 6) or (8, 6)"),
     (lambda x: superpixels(x, mask=np.zeros((8, 6))), "mask: nothing inside it in image 0"),
     (lambda x: window_groups(x, 4), "window_groups: needs signals (N, T, M)"),
-    (lambda x: perturbation.feature_permutation(None, x[:1], [0], groups=modality_groups(x)[0]), "two images at least"),
-    (lambda x: perturbation.feature_permutation(None, x, [0, 1], groups=modality_groups(x)),
+    (lambda x: perturbation.feature_permutation(None, x[:1], [0], groups=np.zeros(x.shape[1:], int)),
+     "two images at least"),
+    (lambda x: perturbation.feature_permutation(None, x, [0, 1], groups=np.zeros(x.shape, int)),
      "groups must be the same for all images")])
 def test_unfit_groups_are_refused_in_one_line(call, message):
     with pytest.raises(ValueError) as caught:

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from mslib.explain import FILLS, baseline_images, fill_removed, postprocess
+from mslib.explain import REPLACEMENTS, baseline_images, postprocess, replace_removed
 from mslib.measure import removal_curve
 
 # Post-processing
@@ -25,7 +25,7 @@ def smoothed(line, sigma):
     return np.array(found)
 
 
-def by_loops(image, sigma, share, keep_sign):
+def by_loops(image, sigma, share):
     for axis in range(image.ndim - 1):
         image = np.apply_along_axis(smoothed, axis, image, sigma)
     magnitudes = sorted(abs(value) for value in image.ravel())
@@ -34,19 +34,18 @@ def by_loops(image, sigma, share, keep_sign):
         reached += magnitude
         if reached >= share * total:
             break
-    made = np.array([max(-1, min(1, value / magnitude)) for value in image.ravel()]).reshape(image.shape)
-    return made if keep_sign else np.where(made > 0, made, 0)
+    return np.array([max(0, min(1, value / magnitude)) for value in image.ravel()]).reshape(image.shape)
 
 
 @pytest.mark.parametrize("shape", [(3, 14, 9, 3), (3, 40, 2)])
-@pytest.mark.parametrize("share,keep_sign", [(0.99, False), (0.8, True)])
-def test_postprocessing_written_out(shape, share, keep_sign):
+@pytest.mark.parametrize("share", [0.99, 0.8])
+def test_postprocessing_written_out(shape, share):
     maps = np.random.default_rng(0).normal(size=shape)
     kept = maps.copy()
-    found = postprocess(maps, sigma=1.3, quantile_share=share, keep_sign=keep_sign)
-    np.testing.assert_allclose(found, [by_loops(one, 1.3, share, keep_sign) for one in maps], rtol=1e-5, atol=1e-6)
+    found = postprocess(maps, sigma=1.3, quantile_share=share)
+    np.testing.assert_allclose(found, [by_loops(one, 1.3, share) for one in maps], rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(maps, kept)
-    assert found.max() <= 1 and found.dtype == np.float32 and (found.min() < 0) == keep_sign
+    assert found.max() <= 1 and found.min() == 0 and found.dtype == np.float32
 
 
 @pytest.mark.parametrize("factor", [1e-30, 3.0, 1e20])
@@ -88,7 +87,7 @@ def test_unfit_maps_are_refused_in_one_line(given, message):
     assert message in str(caught.value) and len(str(caught.value).splitlines()) == 1
 
 
-# Fills
+# Replacement baselines
 
 
 @pytest.fixture(scope="module")
@@ -97,31 +96,31 @@ def holes():
     return np.random.default_rng(3).random((2, 20, 16, 3)) < 0.5
 
 
-@pytest.mark.parametrize("fill", [*(name for name in FILLS if name != "inpainted"), 0.7])
-def test_only_removed_values_are_filled(holes, fill):
+@pytest.mark.parametrize("baseline", [*(name for name in REPLACEMENTS if name != "inpainted"), 0.7])
+def test_only_removed_values_are_replaced(holes, baseline):
     images = np.random.default_rng(4).uniform(size=holes.shape).astype("float32")
-    filled = fill_removed(images, holes, fill, seed=2)
-    np.testing.assert_array_equal(filled[~holes], images[~holes])
-    np.testing.assert_array_equal(filled[holes], baseline_images(images, fill, seed=2)[holes])
+    replaced = replace_removed(images, holes, baseline, seed=2)
+    np.testing.assert_array_equal(replaced[~holes], images[~holes])
+    np.testing.assert_array_equal(replaced[holes], baseline_images(images, baseline, seed=2)[holes])
 
 
 def test_inpainting_knows_constants_and_ramps(holes):
     level = np.arange(1, 7, dtype="float32").reshape(2, 1, 1, 3) * np.ones(holes.shape, "float32")
-    np.testing.assert_allclose(fill_removed(level, holes, "inpainted"), level, rtol=1e-5)
+    np.testing.assert_allclose(replace_removed(level, holes, "inpainted"), level, rtol=1e-5)
     y, x = np.mgrid[:20, :16]
     ramp = level * (2 * y - x + 20)[..., None].astype("float32")
     within = np.zeros(holes.shape, bool)
     within[:, 4:16, 3:12] = True
-    np.testing.assert_allclose(fill_removed(ramp, within, "inpainted"), ramp, rtol=1e-3)
-    np.testing.assert_array_equal(fill_removed(ramp, holes, "inpainted")[~holes], ramp[~holes])
+    np.testing.assert_allclose(replace_removed(ramp, within, "inpainted"), ramp, rtol=1e-3)
+    np.testing.assert_array_equal(replace_removed(ramp, holes, "inpainted")[~holes], ramp[~holes])
 
 
 def test_inpainting_of_signals_and_of_nothing():
     ramp = np.linspace(0, 1, 50, dtype="float32")[None, :, None] * np.array([1, -2], "float32")
     gone = np.zeros(ramp.shape, bool)
     gone[:, 10:30, 0] = gone[:, 20:25, 1] = True
-    np.testing.assert_allclose(fill_removed(ramp, gone, "inpainted"), ramp, atol=1e-4)
-    np.testing.assert_array_equal(fill_removed(ramp, np.zeros_like(gone), "inpainted"), ramp)
+    np.testing.assert_allclose(replace_removed(ramp, gone, "inpainted"), ramp, atol=1e-4)
+    np.testing.assert_array_equal(replace_removed(ramp, np.zeros_like(gone), "inpainted"), ramp)
 
 
 def test_a_removal_curve_with_inpainted_values():
@@ -129,9 +128,9 @@ def test_a_removal_curve_with_inpainted_values():
     images = np.ones((1, 12, 12, 1), "float32")
     images[0, 5:7, 5:7] = 3
     maps = (images > 1).astype(float)
-    curves = {fill: removal_curve(lambda x: float(np.abs(x - 1).max()), images, maps,
-                                  lambda pictures, removed, fill=fill: fill_removed(pictures, removed, fill),
-                                  levels=(1, 0)) for fill in ("zero", "inpainted")}
+    curves = {name: removal_curve(lambda x: float(np.abs(x - 1).max()), images, maps,
+                                  lambda pictures, removed, name=name: replace_removed(pictures, removed, name),
+                                  levels=(1, 0)) for name in ("zero", "inpainted")}
     assert curves["zero"].tolist() == [2, 1]
     np.testing.assert_allclose(curves["inpainted"], [2, 0], atol=1e-5)
 
@@ -140,11 +139,11 @@ def test_a_removal_curve_with_inpainted_values():
     ({"removed": np.zeros((1, 4, 4), bool)}, "removed: must be bool of the shape of the images"),
     ({"removed": np.zeros((1, 4, 4, 3))}, "removed: must be bool"),
     ({"images": np.full((1, 4, 4, 3), np.nan)}, "images: hold NaN"),
-    ({"fill": "painted"}, "an array or one of zero, mean, blurred, noise, inpainted (got 'painted')"),
-    ({"fill": np.nan}, "baseline: holds NaN"),
-    ({}, "fill: nothing of modality 0 of image 0 stays to in-paint from")])
-def test_unfit_fills_are_refused_in_one_line(given, message):
+    ({"baseline": "painted"}, "an array or one of zero, mean, blurred, noise, inpainted (got 'painted')"),
+    ({"baseline": np.nan}, "baseline: holds NaN"),
+    ({}, "baseline: nothing of modality 0 of image 0 stays to in-paint from")])
+def test_unfit_replacements_are_refused_in_one_line(given, message):
     with pytest.raises(ValueError) as caught:
-        fill_removed(**{"images": np.ones((1, 4, 4, 3)), "removed": np.ones((1, 4, 4, 3), bool),
-                        "fill": "inpainted"} | given)
+        replace_removed(**{"images": np.ones((1, 4, 4, 3)), "removed": np.ones((1, 4, 4, 3), bool),
+                           "baseline": "inpainted"} | given)
     assert message in str(caught.value) and len(str(caught.value).splitlines()) == 1

@@ -40,14 +40,14 @@ def test_orientation_by_planted_markers():
     affine = np.diag([1.0, 1.0, 1.0, 1.0])
     affine[:3, 3] = -30, -35, -25
     stack = slice_stack([volume], brain, affine, n_slices=21, image_size=(64, 48), pixel_mm=1.5)
-    middle = stack["images"][10, :, :, 0].astype(float)
+    middle = stack.images[10, :, :, 0].astype(float)
     rows, columns = np.nonzero(middle > 0.9)
     assert rows.max() < 32 and abs(columns.mean() - 23.5) < 2
     rows, columns = np.nonzero((middle > 0.4) & (middle < 0.6))
     assert np.median(columns) < 20 and abs(np.median(rows) - 31.5) < 2
-    assert np.all(np.diff(stack["z_mm"]) > 0)
-    spots = stack["affine"] @ [columns.mean(), rows.mean(), 10, 1]
-    np.testing.assert_allclose(spots[:3], [47 - 30, 34.5 - 35, stack["z_mm"][10]], atol=1.0)
+    assert np.all(np.diff(stack.z_mm) > 0)
+    spots = stack.affine @ [columns.mean(), rows.mean(), 10, 1]
+    np.testing.assert_allclose(spots[:3], [47 - 30, 34.5 - 35, stack.z_mm[10]], atol=1.0)
     with pytest.raises(StudyError, match="RAS"):
         slice_stack([volume], brain, np.diag([-1.0, 1, 1, 1]))
 
@@ -72,7 +72,7 @@ def test_lesion_needs_half_of_the_pixel():
     stack = slice_stack([brain], brain, np.eye(4), lesion, image_size=(4, 4), pixel_mm=3.0)
     expected = np.zeros((3, 4, 4), bool)
     expected[:, 2, 2] = True
-    np.testing.assert_array_equal(stack["lesion"], expected)
+    np.testing.assert_array_equal(stack.lesions, expected)
 
 
 def test_map_goes_back_to_the_volume():
@@ -82,7 +82,7 @@ def test_map_goes_back_to_the_volume():
     volume = (0.5 + 0.3 * x + 0.1 * y - 0.1 * z).astype(np.float32)
     affine = np.array([[1, 0, 0, -30], [0, 1.0, 0, -35], [0, 0, 1.2, -25], [0, 0, 0, 1]])
     stack = slice_stack([volume], brain, affine, n_slices=30, image_size=(40, 36), pixel_mm=1.5)
-    back = plane_to_volume(stack["images"][..., 0], stack, nib.Nifti1Image(volume, affine))
+    back = plane_to_volume(stack.images[..., 0], stack, nib.Nifti1Image(volume, affine))
     assert back.shape == volume.shape
     np.testing.assert_array_equal(back.affine, affine)
     inner = np.zeros_like(brain)
@@ -91,7 +91,7 @@ def test_map_goes_back_to_the_volume():
     np.testing.assert_allclose(found[inner], volume[inner], atol=2e-3)
     assert not found[:, :, 0].any()
     with pytest.raises(StudyError, match="maps"):
-        plane_to_volume(stack["images"], stack, nib.Nifti1Image(volume, affine))
+        plane_to_volume(stack.images, stack, nib.Nifti1Image(volume, affine))
 
 
 def test_stack_file(tmp_path):
@@ -99,11 +99,11 @@ def test_stack_file(tmp_path):
     stack = slice_stack([brain * 0.5], brain, np.eye(4), image_size=(16, 16))
     first, second = (save_stack(tmp_path / name, stack) for name in ("a.npz", "b.npz"))
     assert first.read_bytes() == second.read_bytes()
-    for key, value in load_stack(first).items():
-        np.testing.assert_array_equal(value, stack[key])
+    for key, value in vars(load_stack(first)).items():
+        np.testing.assert_array_equal(value, getattr(stack, key))
     first.write_bytes(first.read_bytes()[:-200])
     with pytest.raises(StudyError, match=r"a\.npz: is not a readable slice stack"):
         load_stack(first)
-    np.savez(second, images=stack["images"])
+    np.savez(second, images=stack.images)
     with pytest.raises(StudyError, match=r"b\.npz"):
         load_stack(second)

@@ -1,9 +1,7 @@
-"""What a reader sees: figures with stable bytes, a report that is safe and offline, viewers, the gallery."""
+"""What a reader sees: figures with stable bytes, offline viewers."""
 
 import io
-import re
 from html.parser import HTMLParser
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -53,11 +51,6 @@ def layer_grid():
                                          "vgg19": dict.fromkeys(LAYERS, SLICES)})
 
 
-def registration():
-    return show.plot_registration(SLICES[0], SLICES[:2], SLICES[1:], ["T2w", "FLAIR"], title="sub-001",
-                                  errors={"T2w": (5.0, 0.1), "FLAIR": (4.0, 0.2)})
-
-
 def headline():
     return show.plot_headline(SLICES[0], {"block5_pool": SLICES[1]}, lesion=LESIONS[0],
                               extra=[("signed", SLICES[1] - 0.5, "diverging"), ("none", 0 * SLICES[1], "sequential")])
@@ -72,8 +65,8 @@ def learning_curves():
 
 def accuracies():
     table = interval_table(protocol=["slice split", "permuted"] * 3, backbone=["vgg16", "vgg19", "logistic"] * 2,
-                           level=["slice", "subject"] * 3, n=[10] * 6)
-    return show.plot_accuracies(table, chance=1 / 3, published={"vgg16": 0.93, "vgg19": 0.95})
+                           level=["slice", "subject"] * 3, n=[10] * 6, chance=[1 / 3] * 6)
+    return show.plot_accuracies(table, published={"vgg16": 0.93, "vgg19": 0.95})
 
 
 def depth_curves():
@@ -96,9 +89,17 @@ def randomisation():
 
 
 def groups():
-    points = pd.DataFrame({"group": GROUPS * 4, "value": RNG.uniform(0, 1, 12), "net": ["vgg16", "vgg19"] * 6})
-    return show.plot_groups(points.assign(value=points.index / 12), GROUPS, panel="net", notes={"vgg16": "p = .04"},
-                            intervals=interval_table(group=GROUPS, net=["vgg16"] * 3))
+    points = pd.DataFrame({"group": GROUPS * 4, "value": np.arange(12) / 12, "net": ["vgg16", "vgg19"] * 6})
+    return show.plot_groups(points, GROUPS, panel="net")
+
+
+def test_groups_show_every_subject_and_the_median():
+    points = pd.DataFrame({"group": ["RRMS"] * 3 + ["SPMS"], "value": [1.0, 2.0, 6.0, 4.0], "net": "vgg16"})
+    ax = show.plot_groups(points, GROUPS, panel="net").axes[0]
+    drawn = np.concatenate([np.asarray(dots.get_offsets())[:, 1] for dots in ax.collections if len(dots.get_offsets())])
+    assert sorted(drawn) == [1, 2, 4, 6]
+    assert sorted(y for line in ax.lines for y in line.get_ydata() if y == y) == [2, 4]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["control\nn=0", "RRMS\nn=3", "SPMS\nn=1"]
 
 
 def lobes():
@@ -117,11 +118,6 @@ def registration_errors():
     return show.plot_registration_errors(table, targets={"median": 0.3, "worst": 1.0})
 
 
-def qc_table():
-    values = pd.DataFrame({"motion": [1.0, 2.0], "MI": [0.5, np.nan]}, index=["sub-001", "sub-002"])
-    return show.plot_qc_table(values, flags=values > 1.5, formats={"motion": ".1f"}, title="QC")
-
-
 SEQUENCES = ["T1w", "T2w", "FLAIR"]
 IMAGE = np.moveaxis(SLICES, 0, -1)
 
@@ -129,33 +125,43 @@ IMAGE = np.moveaxis(SLICES, 0, -1)
 def attributions():
     maps = {"deeplift": IMAGE - 0.5, "gradcam": IMAGE, "lime": 0 * IMAGE}
     return show.plot_attributions(IMAGE, maps, SEQUENCES, features=np.moveaxis(LESIONS, 0, -1),
-                                  modality_blind=["gradcam"])
+                                  shared=["gradcam"])
 
 
 def scores():
-    table = pd.DataFrame({"msfi": [0.9, 0.1, np.nan], "random": [0.2, 0.8, 0.4]}, index=["deeplift", "lime", "gradcam"])
-    return show.plot_scores(table, {"msfi": 1, "random": -1}, chance={"msfi": 0.08}, labels={"msfi": "MSFI"})
+    table = pd.DataFrame({"msfi": [0.9, 0.1, np.nan], "random": [-0.2, 0.8, -0.9], "delta": [4e-4, -2e-4, 1e-4]},
+                         index=["deeplift", "lime", "gradcam"])
+    return show.plot_scores(table, {"msfi": "high", "random": "near 0", "delta": "high"}, unordered=["delta"],
+                            chance={"msfi": 0.08}, labels={"msfi": "MSFI"})
 
 
 def importance():
-    table = interval_table(modality=SEQUENCES * 2, fill=["zero"] * 3 + ["mean"] * 3)
-    return show.plot_importance(table.assign(net="vgg16", worth="accuracy"), SEQUENCES)
+    table = interval_table(modality=SEQUENCES * 2, baseline=["zero"] * 3 + ["mean"] * 3)
+    return show.plot_importance(table.assign(network="vgg16", worth="accuracy"), SEQUENCES)
 
 
 def shares():
-    return show.plot_shares(interval_table(method=["deeplift", "lime"]).set_index("method"), chance=0.1, unit="share")
+    table = interval_table(method=["deeplift", "lime"]).set_index("method")
+    table.loc["lime"] = np.nan
+    return show.plot_shares(table, chance=0.1, unit="share")
 
 
-def share_bars():
+def share_points():
     table = interval_table(modality=SEQUENCES * 2, group=["control"] * 3 + ["SPMS"] * 3)
     table = table.assign(backbone="vgg16", chance=.3)
-    return show.plot_share_bars(table, SEQUENCES, row="backbone", column="backbone", bars="group")
+    return show.plot_share_points(table, SEQUENCES, row="backbone", column="backbone", group="group")
 
 
 def subject_shares():
-    table = pd.DataFrame({"backbone": "vgg16", "group": ["control", "SPMS"] * 3, "right": [0, 1] * 3,
+    table = pd.DataFrame({"backbone": "vgg16", "group": ["control", "SPMS"] * 3, "correct": [0, 1] * 3,
                           **{f"absolute_{name}": np.arange(6.0) for name in SEQUENCES}})
     return show.plot_subject_shares(table, SEQUENCES, GROUPS, seed=1)
+
+
+def test_misclassified_subjects_are_hollow():
+    faces = [dots.get_facecolor() for dots in subject_shares().axes[0].collections if len(dots.get_offsets()) == 3]
+    white = [(face[:, :3] == 1).all(1).tolist() for face in faces]
+    assert white == [[True] * 3] * 3 + [[False] * 3] * 3, "no control is correctly classified, every SPMS patient is"
 
 
 def flow():
@@ -171,9 +177,9 @@ def relations():
     return show.plot_relations(table, unit="points")
 
 
-PLOTS = [attributions, scores, importance, shares, share_bars, subject_shares, flow, relations, examples, confusions,
-         layer_block, layer_grid, registration, headline, learning_curves, accuracies, depth_curves, randomisation,
-         groups, lobes, cohort, registration_errors, qc_table, *SLEEP_PLOTS]
+PLOTS = [attributions, scores, importance, shares, share_points, subject_shares, flow, relations, examples, confusions,
+         layer_block, layer_grid, headline, learning_curves, accuracies, depth_curves, randomisation,
+         groups, lobes, cohort, registration_errors, *SLEEP_PLOTS]
 
 
 def words(fig):
@@ -199,16 +205,22 @@ def test_every_public_plot_is_tested():
     assert shown == {f"plot_{plot.__name__}" for plot in PLOTS}
 
 
-def test_attributions_name_blank_and_modality_blind_maps():
+def test_attributions_name_blank_maps_and_those_of_all_sequences():
     text = words(attributions())
     assert text.count("blank") == 3 and "Grad-CAM *" in text and "DeepLift *" not in text
 
 
 def test_scores_mark_best_and_worst_whatever_is_better():
     texts = {text.get_text(): text for text in scores().findobj(Text)}
-    assert texts["0.90"].get_fontweight() == texts["0.20"].get_fontweight() == "bold"
-    assert texts["0.10"].get_fontstyle() == texts["0.80"].get_fontstyle() == "italic"
-    assert {"–", "0.08", "chance", "MSFI"} <= set(texts)
+    assert texts["0.90"].get_fontweight() == texts["-0.20"].get_fontweight() == "bold"
+    assert texts["0.10"].get_fontstyle() == texts["-0.90"].get_fontstyle() == "italic", "far below 0 is not near it"
+    assert {"–", "0.08", "chance", "MSFI", "delta\n(cannot judge here)"} <= set(texts)
+    assert texts["0.00"].get_fontweight() == texts["0.00"].get_fontstyle() == "normal", "nothing is ordered"
+
+
+def test_a_method_without_value_is_not_at_zero():
+    assert "n/a" in words(shares())
+    assert "n/a" not in words(show.plot_shares(interval_table(method=["lime"]).set_index("method"), chance=0, unit=""))
 
 
 def test_layers_are_told_apart_and_their_legend_fits():
@@ -232,12 +244,18 @@ def test_no_reference_no_black():
     assert figure.legends[0].get_window_extent().x1 <= figure.bbox.x1, "one panel is wide enough for the legend"
 
 
-def test_large_figures_get_a_palette_and_stay_close(tmp_path):
-    full = Image.open(show.save_figure(layer_block(), tmp_path / "full.png"))
-    small = Image.open(show.save_figure(layer_block(), tmp_path / "small.png", full_colour_kb=1))
-    assert (full.mode, small.mode) == ("RGB", "P")
-    difference = np.abs(np.asarray(full, float) - np.asarray(small.convert("RGB"), float))
-    assert difference.mean() < 1.5
+def test_pictures_keep_all_colours(tmp_path):
+    picture = Image.open(show.save_figure(layer_block(), tmp_path / "full.png"))
+    assert picture.mode == "RGB" and len(np.unique(np.asarray(picture).reshape(-1, 3), axis=0)) > 256
+
+
+def test_chance_and_published_accuracy_stand_beside_the_values():
+    by_slice, by_subject = accuracies().axes
+    dashed = [line.get_xdata()[0] for line in by_slice.lines if line.get_linestyle() == "--"]
+    assert dashed == [0.93, 0.95] and not any(line.get_linestyle() == "--" for line in by_subject.lines)
+    for ax in (by_slice, by_subject):
+        chance = [segment[0, 0] for lines in ax.collections for segment in lines.get_segments()]
+        assert len(chance) == 3 and chance == pytest.approx([1 / 3] * 3)
 
 
 def test_figures_are_png_only(tmp_path):
@@ -286,16 +304,14 @@ def test_slices_are_drawn_with_the_patients_right_at_the_left():
     (lambda: show.plot_layer_block(SLICES, {"vgg16": {"block5_pool": SLICES * np.nan}}), "not finite"),
     (lambda: show.plot_lobes(pd.DataFrame({"lobe": []}), [], GROUPS), r"lobes: the table lacks \['group'"),
     (lambda: show.plot_attributions(IMAGE, {"lime": SLICES}, SEQUENCES), "lime: must be finite, of the shape"),
-    (lambda: show.plot_scores(pd.DataFrame({"a": [1]}), {"msfi": 1}), r"scores: the table lacks \['msfi'"),
+    (lambda: show.plot_scores(pd.DataFrame({"a": [1]}), {"msfi": "high"}), r"scores: the table lacks \['msfi'"),
     (lambda: show.plot_shares(pd.DataFrame({"value": [1]}), chance=0, unit=""), r"shares: the table lacks \['low'"),
-    (lambda: show.plot_share_bars(pd.DataFrame({"a": []}), [], row="a", column="a", bars="a"),
+    (lambda: show.plot_share_points(pd.DataFrame({"a": []}), [], row="a", column="a", group="a"),
      r"shares: the table lacks \['modality'"),
     (lambda: show.plot_subject_shares(pd.DataFrame({"group": []}), [], []), r"shares: the table lacks \['backbone'"),
     (lambda: show.plot_flow(pd.DataFrame({"layer": []}), None, []), r"flow: the table lacks \['backbone'"),
     (lambda: show.plot_relations(pd.DataFrame({"q": []}), unit=""), r"effects: the table lacks \['backbone'"),
-    (lambda: show.plot_headline(SLICES[0], {}, extra=[("x", SLICES[0], "odd")]), r"must be 'sequential' or 'diverg"),
-    (lambda: show.plot_registration(SLICES[0], SLICES, SLICES, ["T2w"]), "one slice per sequence"),
-    (lambda: show.plot_qc_table(pd.DataFrame({"a": [1]}), flags=pd.DataFrame({"a": [True, False]})), "flags: must be")])
+    (lambda: show.plot_headline(SLICES[0], {}, extra=[("x", SLICES[0], "odd")]), r"must be 'sequential' or 'diverg")])
 def test_wrong_input_is_told(call, message):
     with pytest.raises(ValueError, match=message):
         call()
@@ -316,80 +332,6 @@ class Page(HTMLParser):
 
     def handle_data(self, data):
         self.data.append(data)
-
-
-@pytest.fixture(scope="module")
-def report(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("report")
-    figure = show.save_figure(lobes(), folder / "figure.png")
-    panel = show.Panel(EVIL, see=EVIL, good=EVIL, image=figure, alt=EVIL, caption=EVIL, text=EVIL,
-                       table=pd.DataFrame({EVIL: [EVIL], "n": [3], "share": [np.nan]}))
-    table = show.Panel("Table", caption=EVIL, table=pd.DataFrame({"id": [EVIL]}))
-    sections = {key: show.Section([panel, table], EVIL) for key in ("training", "summary", "cohort", "methods")}
-    path = show.build_report(folder / "report.html", EVIL, sections, simulated=True, lead=EVIL,
-                             versions={EVIL: EVIL}, faults=[EVIL])
-    return Page(path.read_text(encoding="utf-8"))
-
-
-def test_report_escapes_what_data_say(report):
-    tags = [tag for tag, _ in report.tags]
-    assert "script" not in tags
-    assert not [attributes for _, attributes in report.tags if any(key.startswith("on") for key in attributes)]
-    assert tags.count("img") == 4
-    assert EVIL in "".join(report.data)
-
-
-def test_report_loads_nothing(report):
-    assert all(address.startswith(("#", "data:image/png;base64,")) for address in report.addresses)
-    assert len([address for address in report.addresses if address.startswith("data:")]) == 4
-    assert not [tag for tag, _ in report.tags if tag in ("script", "link", "iframe", "object", "base")]
-    assert not re.search(r"@import|url\(", (Path(show.__file__).parent / "report.css").read_text(encoding="utf-8"))
-    policy = next(attributes["content"] for tag, attributes in report.tags if "http-equiv" in attributes)
-    assert policy.startswith("default-src 'none'")
-
-
-def test_report_can_be_read_by_all(report):
-    assert dict(report.tags)["html"]["lang"] == "en"
-    assert all(attributes.get("alt") for tag, attributes in report.tags if tag == "img")
-    headings = [tag for tag, _ in report.tags if re.fullmatch(r"h\d", tag)]
-    assert headings[0] == "h1" and headings.count("h1") == 1 and {"h2", "h3"} <= set(headings)
-    links = [address[1:] for address in report.addresses if address.startswith("#")]
-    assert set(links) <= set(report.ids) and len(report.ids) == len(set(report.ids))
-
-
-def test_report_keeps_its_order_and_names_what_is_absent(report):
-    order = [identifier for identifier in report.ids if identifier in show.SECTIONS]
-    assert order == ["summary", "cohort", "registration", "training", "layers", "methods", "faults"]
-    text = "".join(report.data)
-    assert text.count("Not part of this run.") == 2
-    assert "What you see" in text and "What good looks like" in text and "Simulated data" in text
-
-
-def test_report_of_real_patients_has_no_banner(tmp_path):
-    path = show.build_report(tmp_path / "report.html", "Real", {}, simulated=False)
-    text = path.read_text(encoding="utf-8")
-    assert "Simulated data" not in text and "No fault was recorded" in text
-
-
-def test_report_is_reproducible(tmp_path):
-    section = {"summary": show.Section([show.Panel("A", text="B")])}
-    first = show.build_report(tmp_path / "one.html", "T", section, simulated=True).read_bytes()
-    assert first == show.build_report(tmp_path / "two.html", "T", section, simulated=True).read_bytes()
-
-
-@pytest.mark.parametrize(("panel", "message"), [
-    (show.Panel("A", image=b"\x89PNG\r\n\x1a\n"), r"panel 'A': an image needs its text"),
-    (show.Panel("A", image=b"GIF89a", alt="a"), "must be a PNG, JPEG or WebP"),
-    (show.Panel("A", image="absent.png", alt="a"), r"absent\.png: figure of panel 'A' cannot be read")])
-def test_report_refuses_bad_images(panel, message, tmp_path):
-    with pytest.raises(StudyError, match=message):
-        show.build_report(tmp_path / "report.html", "T", {"summary": show.Section([panel])}, simulated=True)
-    assert not list(tmp_path.iterdir())
-
-
-def test_report_refuses_an_unknown_section(tmp_path):
-    with pytest.raises(StudyError, match=r"report sections must be among .* \(got \['sumary'\]\)"):
-        show.build_report(tmp_path / "report.html", "T", {"sumary": show.Section()}, simulated=True)
 
 
 @pytest.fixture
@@ -428,25 +370,3 @@ def test_viewer_names_a_broken_file(volumes, tmp_path):
     broken.write_bytes(volumes[0].read_bytes()[:200])
     with pytest.raises(StudyError, match=r"broken\.nii\.gz: background cannot be read as NIfTI"):
         show.write_viewer(tmp_path / "viewer.html", broken, volumes[1], index=1)
-
-
-def test_gallery(tmp_path):
-    (tmp_path / "00_cohort.ipynb").write_text("{}", encoding="utf-8")
-    show.save_figure(lobes(), tmp_path / "figures" / "fig1.png", dpi=40)
-    entry = show.GalleryEntry("00_cohort.ipynb", "Who | was <studied>?", "figures/fig1.png", "n = *38*")
-    path = show.write_gallery(tmp_path, "Study", [entry], lead="One sentence.", simulated=True,
-                              headline="figures/fig1.png")
-    text = path.read_text(encoding="utf-8")
-    assert path.name == "README.md" and "**Simulated data.**" in text and "One sentence." in text
-    row = next(line for line in text.splitlines() if line.startswith("| [00"))
-    assert row == r"| [00\_cohort](00_cohort.ipynb) | Who \| was &lt;studied&gt;? | n = \*38\* |"
-    for target in re.findall(r"\]\(([^)]+)\)", text):
-        assert (tmp_path / target).is_file()
-
-
-@pytest.mark.parametrize(("file", "message"), [
-    ("absent.ipynb", r"absent\.ipynb: the gallery names this file but it is not there"),
-    ("../other.ipynb", r"gallery files must lie inside it")])
-def test_gallery_links_only_what_is_there(file, message, tmp_path):
-    with pytest.raises(StudyError, match=message):
-        show.write_gallery(tmp_path, "Study", [show.GalleryEntry(file, "Why?")])

@@ -65,7 +65,7 @@ def test_epochs_are_the_signal_cut_and_standardised(tmp_path):
     signals = read_signals(edf, CHANNELS).reshape(10, 3000, 3).astype(np.float64)
     expected = (signals - signals.mean((0, 1))) / signals.std((0, 1))
     np.testing.assert_allclose(recording.epochs, expected, atol=1e-4)
-    assert recording.facts["kept"] == 10 and recording.facts["seconds"] == 300
+    assert recording.quality["kept"] == 10 and recording.quality["seconds"] == 300
 
 
 def test_order_of_channels_is_that_of_the_map(tmp_path):
@@ -78,8 +78,8 @@ def test_wake_long_before_and_after_sleep_is_trimmed(tmp_path):
     edf, hypnogram = write(tmp_path, stages=[0] * 6 + [2, 0, 2] + [0] * 5)
     recording = read_recording(edf, hypnogram, CHANNELS, trim_minutes=1)
     np.testing.assert_array_equal(recording.stages, [0, 0, 2, 0, 2, 0, 0])
-    assert recording.onsets[0] == 120 and recording.facts["trimmed"] == 7
-    assert read_recording(edf, hypnogram, CHANNELS, trim_minutes=None).facts["trimmed"] == 0
+    assert recording.onsets[0] == 120 and recording.quality["trimmed"] == 7
+    assert read_recording(edf, hypnogram, CHANNELS, trim_minutes=None).quality["trimmed"] == 0
 
 
 def test_old_labels_merged_and_unscored_epochs_dropped(tmp_path):
@@ -90,7 +90,7 @@ def test_old_labels_merged_and_unscored_epochs_dropped(tmp_path):
     recording = read_recording(edf, hypnogram, CHANNELS)
     np.testing.assert_array_equal(recording.stages, [0, 0, 3, 3, 3, 3, 4])
     np.testing.assert_array_equal(recording.onsets, [0, 30, 60, 90, 120, 150, 210])
-    assert recording.facts["dropped"] == {"Movement time": 1, "Sleep stage ?": 20}
+    assert recording.quality["dropped"] == {"Movement time": 1, "Sleep stage ?": 20}
 
 
 def test_hypnogram_that_starts_later_is_shifted(tmp_path):
@@ -106,11 +106,11 @@ def test_hypnogram_longer_or_shorter_than_the_signal(tmp_path):
     longer = write_labels(tmp_path / "longer.edf", [(0, 330, "Sleep stage 2")])
     refused(read_recording, "scores 330 s, longer than the signal's 300 s", edf, longer, CHANNELS)
     cut = read_recording(edf, longer, CHANNELS, mismatch="cut")
-    assert len(cut.stages) == 10 and cut.facts["beyond_signal"] == 1
+    assert len(cut.stages) == 10 and cut.quality["beyond_signal"] == 1
     shorter = write_labels(tmp_path / "shorter.edf", [(0, 240, "Sleep stage 2")])
     refused(read_recording, "0 s before and 60 s after it .* shorter than the signal", edf, shorter, CHANNELS)
     cut = read_recording(edf, shorter, CHANNELS, mismatch="cut")
-    assert len(cut.stages) == 8 and cut.facts["uncovered_seconds"] == 60
+    assert len(cut.stages) == 8 and cut.quality["uncovered_seconds"] == 60
     refused(read_recording, "mismatch: must be 'refuse' or 'cut'", edf, longer, CHANNELS, mismatch="pad")
 
 
@@ -208,7 +208,7 @@ def test_real_hypnogram(psg):
     refused(read_recording, "scores 79500 s, longer than the signal's 300 s", *night)
     refused(read_recording, "no epoch of sleep", *night, mismatch="cut")
     recording = read_recording(*night, mismatch="cut", trim_minutes=None)
-    assert recording.stages.tolist() == [0] * 10 and recording.facts["beyond_signal"] == 2640
+    assert recording.stages.tolist() == [0] * 10 and recording.quality["beyond_signal"] == 2640
 
 
 @pytest.mark.real
@@ -265,28 +265,6 @@ def test_cohort_goes_on_without_the_faulty(tmp_path):
     index = [rows[0], 0, rows[1]]
     np.testing.assert_allclose(epochs.batch(index)[[0, 2]], direct[[7, 2]], atol=4e-3)
     assert epochs.batch(index).dtype == np.float32 and epochs.shape == (3000, 3)
-    assert not list((tmp_path / "store").glob(".tmp*"))
-
-
-def test_store_is_taken_up_until_the_files_or_settings_change(tmp_path):
-    for number, name in enumerate(("s1n1", "s2n1")):
-        write(tmp_path, name, signals=noise(10, number))
-    table_of(tmp_path, rows_of("s1n1", "s2n1"))
-    store = tmp_path / "store"
-
-    def written():
-        return {path.name: path.stat().st_mtime_ns for path in sorted(store.glob("*.npy"))}
-
-    first = read_cohort(tmp_path, store, CHANNELS)
-    before = written()
-    again = read_cohort(tmp_path, store, CHANNELS)
-    assert written() == before and first.table.equals(again.table) and first.facts == again.facts
-    write(tmp_path, "s1n1", signals=noise(10, 9))
-    assert read_cohort(tmp_path, store, CHANNELS).facts["s1n1"] != first.facts["s1n1"]
-    changed = {name for name, time in written().items() if time != before[name]}
-    assert changed == {"s1n1.npy"}
-    read_cohort(tmp_path, store, CHANNELS, dtype="float32")
-    assert np.load(store / "s2n1.npy").dtype == np.float32
 
 
 def test_draw_is_seeded_and_by_recording(tmp_path):
@@ -309,7 +287,6 @@ def test_cohort_that_cannot_be_used(tmp_path):
     table_of(tmp_path, rows_of("s1n1"))
     with pytest.raises(ValueError, match=r"no recording can be used\nnights.tsv: recording 's1n1': psg .* is absent"):
         read_cohort(tmp_path, tmp_path / "store", CHANNELS)
-    refused(read_cohort, "dtype: must be", tmp_path, tmp_path / "store", CHANNELS, dtype="int8")
     refused(read_cohort, "channels: none given", tmp_path, tmp_path / "store", {})
 
 

@@ -1,8 +1,9 @@
-"""Simulated nights: what is planted comes back from the signals, and from the files."""
+"""Simulated nights: what is simulated comes back from the signals, and from the files."""
 
 import csv
+import json
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import mne
@@ -16,19 +17,18 @@ from mslib.sleep import (
     CHANNELS,
     Effects,
     band_features,
-    count_transitions,
     modality_information,
     read_signals,
     simulate_cohort,
     simulate_hypnogram,
     simulate_night,
     simulate_sleepers,
-    transition_matrix,
     write_recording,
 )
 from mslib.sleep.stages import TRANSITIONS
 
 NONE = Effects(*[0.0] * 12)
+MATRIX = TRANSITIONS / TRANSITIONS.sum(axis=1, keepdims=True)
 ALL_STAGES = np.repeat(np.arange(5), 60)
 W, N1, N2, N3, REM = range(5)
 EEG, EOG, EMG = range(3)
@@ -58,11 +58,20 @@ def typical(values):
 
 # ---- stages
 
+def count_transitions(sequences):
+    """How often each stage (row) is followed by each (column); pairs with an unscored epoch (negative) left out."""
+    counts = np.zeros((5, 5), int)
+    for sequence in sequences:
+        before, after = np.asarray(sequence)[:-1], np.asarray(sequence)[1:]
+        scored = (before >= 0) & (after >= 0)
+        np.add.at(counts, (before[scored], after[scored]), 1)
+    return counts
+
+
 def test_transitions_are_those_of_the_published_matrix():
     published = [[.840, .141, .014, 0, .005], [.091, .551, .321, 0, .036], [.023, .022, .925, .020, .010],
                  [.013, .002, .050, .935, 0], [.019, .013, .011, 0, .956]]
-    np.testing.assert_allclose(transition_matrix(), published, atol=1e-3)
-    np.testing.assert_allclose(transition_matrix().sum(axis=1), 1)
+    np.testing.assert_allclose(MATRIX, published, atol=1e-3)
 
 
 @pytest.mark.real
@@ -76,18 +85,13 @@ def test_transitions_are_those_of_the_real_nights():
     np.testing.assert_array_equal(count_transitions(nights), TRANSITIONS)
 
 
-def test_unscored_epochs_are_no_transition():
-    counts = count_transitions([[0, 1, -1, 2, 2], [4]])
-    assert counts[0, 1] == counts[2, 2] == 1 and counts.sum() == 2
-
-
 def test_hypnogram_follows_the_matrix():
     stages = simulate_hypnogram(40_000, np.random.default_rng(0))
     assert stages[0] == W
     counts = count_transitions([stages])
     rows = counts.sum(axis=1, keepdims=True)
-    error = np.sqrt(transition_matrix() * (1 - transition_matrix()) / rows)
-    assert (np.abs(counts / rows - transition_matrix()) <= 4 * error + 1e-12).all()
+    error = np.sqrt(MATRIX * (1 - MATRIX) / rows)
+    assert (np.abs(counts / rows - MATRIX) <= 4 * error + 1e-12).all()
     with pytest.raises(ValueError, match="n_epochs: must be at least 1"):
         simulate_hypnogram(0, np.random.default_rng(0))
 
@@ -143,7 +147,7 @@ def test_mains_stand_on_half_the_rate(night):
     assert density[-1] > 20 * density[(frequency > 46) & (frequency < 49)].max()
 
 
-# ---- planted effects
+# ---- simulated effects
 
 def log_change(stage, channel, band, change, n=10):
     """Mean change of ln RMS in a band between two sorts of nights of the same seed, and its standard error."""
@@ -154,27 +158,27 @@ def log_change(stage, channel, band, change, n=10):
     return differences.mean(), max(differences.std(ddof=1) / np.sqrt(n), 0.005)
 
 
-@pytest.mark.parametrize(("planted", "stage", "channel", "band", "change"), [
+@pytest.mark.parametrize(("effect", "stage", "channel", "band", "change"), [
     ("delta_drug", N3, EEG, "delta", {"drug": "temazepam"}), ("delta_women", N3, EEG, "delta", {"sex": "F"}),
     ("delta_per_decade", N3, EEG, "delta", {"age": 50}),
     ("eye_movement_per_decade", N1, EOG, (0.2, 0.5), {"age": 50})])
-def test_planted_amplitudes_come_back(planted, stage, channel, band, change):
+def test_amplitudes_come_back(effect, stage, channel, band, change):
     """Everything but the effect is the same in both nights of a pair; other sources dilute it by a few per cent."""
-    size = getattr(Effects(), planted)
-    effects = replace(NONE, **{planted: size})
+    size = getattr(Effects(), effect)
+    effects = replace(NONE, **{effect: size})
     found, error = log_change(stage, channel, band, change | {"effects": effects}, n=4)
     assert found == pytest.approx(size, abs=0.15 * abs(size) + 3 * error)
 
 
-@pytest.mark.parametrize(("planted", "band"), [("beta_drug", "beta"), ("sigma_drug", "sigma"),
+@pytest.mark.parametrize(("effect", "band"), [("beta_drug", "beta"), ("sigma_drug", "sigma"),
                                                ("spindle_rate_drug", "sigma")])
-def test_drug_raises_spindle_and_beta_activity(planted, band):
-    effects = replace(NONE, **{planted: getattr(Effects(), planted)})
+def test_drug_raises_spindle_and_beta_activity(effect, band):
+    effects = replace(NONE, **{effect: getattr(Effects(), effect)})
     found, error = log_change(N2, EEG, band, {"drug": "temazepam", "effects": effects}, n=6)
-    assert 2 * error < found < getattr(Effects(), planted) + 2 * error
+    assert 2 * error < found < getattr(Effects(), effect) + 2 * error
 
 
-def test_effects_say_what_they_plant():
+def test_effects_are_what_they_say():
     effects = Effects()
     rng = [np.random.default_rng(0) for _ in range(4)]
     no_spread = replace(effects, subject_sd=0.0, night_sd=0.0)
@@ -206,7 +210,7 @@ def test_bad_night(change, message):
 
 # ---- which modality tells what
 
-def test_modality_information_is_as_planted():
+def test_modality_information_is_as_simulated():
     features, stages, subjects = [], [], []
     for subject in range(6):
         scored = np.random.default_rng(subject).permutation(np.repeat(np.arange(5), 3)).repeat(8)
@@ -248,15 +252,13 @@ def test_cohort_on_disk(tmp_path):
     assert len(nights) == 6 and nights.groupby("subject")["drug"].apply(set).tolist() == [{"placebo", "temazepam"}] * 3
     stages = pd.read_csv(tmp_path / "participants.tsv", sep="\t")
     assert list(stages) == ["participant_id", "age", "sex"] and len(stages) == 3
-    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    simulate_cohort(tmp_path, n_subjects=3, n_epochs=8, seed=2)
-    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+    known = json.loads((tmp_path / "simulation.json").read_text())
+    assert known["effects"] == asdict(Effects()) and set(known["nights"]) == set(nights["recording"])
     first = (tmp_path / nights["psg"][0]).read_bytes()
     simulate_cohort(tmp_path, n_subjects=3, n_epochs=8, seed=3)
     assert (tmp_path / nights["psg"][0]).read_bytes() != first
-    (tmp_path / nights["psg"][0]).unlink()
-    simulate_cohort(tmp_path, n_subjects=3, n_epochs=8, seed=2)
-    assert (tmp_path / nights["psg"][0]).read_bytes() == first
+    simulate_cohort(tmp_path, n_subjects=3, n_epochs=8, seed=2, n_jobs=2)
+    assert (tmp_path / nights["psg"][0]).read_bytes() == first, "the same with two workers"
 
 
 def test_sleepers_age_and_sex_are_not_confounded():
@@ -268,5 +270,3 @@ def test_sleepers_age_and_sex_are_not_confounded():
         ("placebo", "temazepam"), ("temazepam", "placebo")}
     with pytest.raises(ValueError, match="n_subjects"):
         simulate_sleepers(0, 0)
-
-

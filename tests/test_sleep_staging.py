@@ -1,7 +1,6 @@
-"""The staging net and its cross-validation: shape, learning, no leak, resumption, scores."""
+"""The staging network and its folds: shape, learning, no leak, resumed as unbroken, scores."""
 
 import json
-from dataclasses import replace
 
 import keras
 import numpy as np
@@ -9,12 +8,23 @@ import pandas as pd
 import pytest
 from sklearn.metrics import cohen_kappa_score, f1_score
 
-from mslib.sleep import STAGES, EpochSet, Fold, confusion, make_folds, refuse_leak, score, score_folds, summarise
-from mslib.sleep.folds import Protocol, cross_validate, load_stager
-from mslib.sleep.staging import build_stager, class_weights, fit_stager, load_weights, predict_logits, save_weights
+from mslib.sleep import (
+    STAGES,
+    EpochSet,
+    Fold,
+    confusion,
+    make_folds,
+    refuse_leak,
+    score,
+    score_folds,
+    staging,
+    summarise,
+)
+from mslib.sleep.staging import build_stager, class_weights, fit_fold, fit_stager, predict_logits, prediction_table
 
 SUBJECTS = [f"s{number}" for number in range(6)]
-TINY = Protocol(n_folds=3, per_recording=None, passes=4, batch_size=8, pool=2, patience=4, learning_rate=3e-3)
+FOLDS = make_folds(SUBJECTS, 3)
+TINY = {"per_recording": None, "passes": 4, "pool": 2, "batch_size": 8, "patience": 4, "learning_rate": 3e-3}
 
 
 @pytest.fixture(scope="module")
@@ -31,18 +41,18 @@ def epochs(tmp_path_factory):
         np.save(folder / f"{subject}n1.npy", signals.astype(np.float16))
         tables.append(pd.DataFrame({"recording": f"{subject}n1", "subject": subject, "onset": 30.0 * np.arange(24),
                                     "stage": stages, "row": np.arange(24)}))
-    return EpochSet(folder, pd.concat(tables, ignore_index=True), facts={f"{s}n1": {"digest": s} for s in SUBJECTS})
+    return EpochSet(folder, pd.concat(tables, ignore_index=True))
 
 
 @pytest.fixture(scope="module")
-def validated(epochs, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("folds")
-    return folder, cross_validate(epochs, folder, TINY)
+def fitted(epochs, tmp_path_factory):
+    """Network and history of the first fold, trained in one go."""
+    return fit_fold(epochs, FOLDS[0], tmp_path_factory.mktemp("unbroken"), **TINY)
 
 
-# ---- the net
+# ---- the network
 
-def test_net_is_the_published_one():
+def test_network_is_the_published_one():
     model = build_stager()
     convolutions = [(layer.filters, layer.kernel_size[0]) for layer in model.layers
                     if isinstance(layer, keras.layers.Conv1D)]
@@ -65,11 +75,12 @@ def test_class_weights_balance():
     np.testing.assert_allclose(totals[[0, 2, 4]], 10 / 3)
 
 
-def test_training_keeps_the_lowest_validation_loss(epochs):
+def test_training_keeps_the_lowest_validation_loss(epochs, tmp_path):
     subjects = epochs.table["subject"]
     train, validation = (np.flatnonzero(subjects.isin(part)) for part in (SUBJECTS[:4], SUBJECTS[4:5]))
     model = build_stager(*epochs.shape, pool=2)
-    history = fit_stager(model, epochs, train, validation, passes=3, batch_size=16, learning_rate=0.05, seed=1)
+    history = fit_stager(model, epochs, train, validation, tmp_path, passes=3, batch_size=16, learning_rate=0.05,
+                         seed=1)
     logits = predict_logits(model, epochs, validation)
     stages = epochs.table["stage"].to_numpy()
     weights = class_weights(stages[train])[stages[validation]]
@@ -78,19 +89,51 @@ def test_training_keeps_the_lowest_validation_loss(epochs):
     # Keras divides the weighted sum of a batch by its size, and weighs batches by their size.
     assert (weights * losses).mean() == pytest.approx(history["val_loss"].min(), rel=1e-3)
     with pytest.raises(ValueError, match=r"needs epochs to train on and to validate with \(got 0 and 24\)"):
-        fit_stager(model, epochs, [], validation, passes=1)
+        fit_stager(model, epochs, [], validation, tmp_path, passes=1)
 
 
-def test_weights_on_disk(tmp_path, epochs):
-    model, other = build_stager(*epochs.shape, pool=2), build_stager(*epochs.shape, pool=2)
-    save_weights(tmp_path / "a.npz", model)
-    load_weights(tmp_path / "a.npz", other)
-    np.testing.assert_array_equal(predict_logits(model, epochs, [0, 1]), predict_logits(other, epochs, [0, 1]))
-    with pytest.raises(ValueError, match="are no weights of this net"):
-        load_weights(tmp_path / "a.npz", build_stager(*epochs.shape, pool=2, dense=8))
-    (tmp_path / "a.npz").write_bytes(b"PK")
-    with pytest.raises(ValueError, match="are no weights of this net"):
-        load_weights(tmp_path / "a.npz", other)
+def test_patience_counts_passes_since_the_lowest_loss():
+    rows = [{"val_loss": loss} for loss in (3, 2, 2, 2.5)]
+    assert [staging._stopped(rows[:n], 2) for n in range(5)] == [False, False, False, False, True]
+
+
+def test_a_loss_that_is_no_number_is_told(epochs, tmp_path):
+    wild = TINY | {"learning_rate": 1e30}
+    with pytest.raises(ValueError, match=r"loss of pass \d is no number; allowed: a lower learning_rate than 1e\+30"):
+        fit_fold(epochs, FOLDS[0], tmp_path, **wild)
+
+
+# ---- resumed as unbroken
+
+class Cut(Exception):
+    pass
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_training_cut_short_ends_as_an_unbroken_one(epochs, fitted, tmp_path, monkeypatch, capsys, damaged):
+    begin = staging._Passes.on_epoch_begin
+
+    def cut(self, epoch, logs=None):
+        if epoch == 2:
+            raise Cut
+        begin(self, epoch, logs)
+
+    monkeypatch.setattr(staging._Passes, "on_epoch_begin", cut)
+    with pytest.raises(Cut):
+        fit_fold(epochs, FOLDS[0], tmp_path, **TINY)
+    monkeypatch.setattr(staging._Passes, "on_epoch_begin", begin)
+    if damaged:
+        for path in (tmp_path / "backup").glob("*.h5*"):
+            path.write_bytes(b"damaged")
+    else:  # as a kill may leave them: the backup's number behind its weights, the history ahead of both
+        (tmp_path / "backup" / "training_metadata.json").write_text(json.dumps({"epoch": 1, "batch": 0}))
+        rows = (tmp_path / "history.csv").read_text()
+        (tmp_path / "history.csv").write_text(rows + "3" + rows.splitlines()[-1][1:] + "\n")
+    model, history = fit_fold(epochs, FOLDS[0], tmp_path, **TINY)
+    assert capsys.readouterr().err.count("damaged backup") == damaged
+    pd.testing.assert_frame_equal(history, fitted[1], check_exact=True)
+    for one, other in zip(model.get_weights(), fitted[0].get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 # ---- folds
@@ -121,59 +164,21 @@ def test_too_few_subjects(subjects, n_folds):
     (Fold(("s0",), ("s1",), ("s7",)), "no recording of subject 's7'")])
 def test_leaks_are_refused(epochs, tmp_path, fold, message):
     with pytest.raises(ValueError, match=message):
-        cross_validate(epochs, tmp_path, TINY, folds=(fold,))
+        fit_fold(epochs, fold, tmp_path, **TINY)
     assert not list(tmp_path.iterdir())
 
 
-# ---- cross-validation
-
-def test_easy_stages_are_learnt(epochs, validated):
-    _, result = validated
-    assert len(result.predictions) == len(epochs) and sorted(result.predictions["epoch"]) == list(range(len(epochs)))
-    kappa = result.summary.set_index("measure").loc["kappa"]
-    assert kappa["mean"] > 0.9 and kappa["n_folds"] == 3
-    assert result.confusion.to_numpy().sum() == len(epochs)
-    logits = result.predictions[[f"logit_{stage}" for stage in STAGES]].to_numpy()
-    np.testing.assert_array_equal(logits.argmax(1), result.predictions["predicted"])
-
-
-def test_predictions_are_those_of_the_stored_net(epochs, validated):
-    _, result = validated
-    part = result.predictions[result.predictions["fold"] == 1]
-    assert set(part["subject"]) == set(result.folds[1].test)
-    logits = predict_logits(load_stager(result.folders[1]), epochs, part["epoch"].to_numpy())
-    np.testing.assert_allclose(logits, part[[f"logit_{stage}" for stage in STAGES]], atol=1e-4)
-
-
-def test_finished_folds_are_taken_up(epochs, validated, monkeypatch):
-    folder, result = validated
-    fitted = []
-    monkeypatch.setattr("mslib.sleep.folds.fit_stager", lambda *_, **__: fitted.append(1) or 1 / 0)
-    told = []
-    again = cross_validate(epochs, folder, TINY, tell=told.append)
-    assert again.predictions.equals(result.predictions) and len(told) == 3 and "taken up" in told[0]
-    with pytest.raises(ZeroDivisionError):
-        cross_validate(epochs, folder, replace(TINY, passes=3))
-    assert len(fitted) == 1
-
-
-def test_unfinished_fold_is_made_again_and_equal(epochs, validated):
-    folder, result = validated
-    (folder / "fold-02" / "predictions.tsv").unlink()
-    stamp = json.loads((folder / "fold-01" / "fold.json").read_text())
-    (folder / "fold-00" / "fold.json").write_text(json.dumps(stamp)[:50])
-    again = cross_validate(epochs, folder, TINY)
-    pd.testing.assert_frame_equal(again.predictions, result.predictions, atol=1e-3, rtol=1e-3)
-
-
-def test_no_finished_fold(tmp_path):
-    with pytest.raises(ValueError, match="holds no finished fold"):
-        load_stager(tmp_path)
-
-
-def test_published_protocol():
-    published = Protocol.published(seed=3)
-    assert (published.n_folds, published.per_recording, published.pool, published.learning_rate) == (10, None, 2, 1e-3)
+def test_easy_stages_are_learnt_in_people_not_seen(epochs, fitted, tmp_path):
+    table = prediction_table(fitted[0], epochs, FOLDS[0].test)
+    assert set(table["subject"]) == set(FOLDS[0].test) and len(table) == 48
+    assert cohen_kappa_score(table["stage"], table["predicted"]) > 0.9
+    logits = table[[f"logit_{stage}" for stage in STAGES]].to_numpy()
+    np.testing.assert_array_equal(logits.argmax(1), table["predicted"])
+    np.testing.assert_allclose(predict_logits(fitted[0], epochs, table["epoch"].to_numpy(), 7), logits, atol=1e-5)
+    fitted[0].save_weights(tmp_path / "weights.weights.h5")
+    other = build_stager(*epochs.shape, pool=2)
+    other.load_weights(tmp_path / "weights.weights.h5")
+    np.testing.assert_array_equal(predict_logits(other, epochs, [0, 1]), predict_logits(fitted[0], epochs, [0, 1]))
 
 
 # ---- scores

@@ -1,33 +1,46 @@
-"""Training: it learns, resumes as if never stopped, starts again from a damaged state, and stops when it should."""
+"""Training: it learns, repeats and resumes bit for bit, starts again from a damaged backup, stops when it should."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
 
 import keras
 import numpy as np
 import pandas as pd
 import pytest
+import tensorflow as tf
 
 from mslib.nets import (
     SliceSet,
+    build_classifier,
+    build_trainable,
     choose_precision,
+    fold_batch_norm,
     gather,
-    load_net,
-    net_facts,
-    predict_cohort,
-    protocols,
-    train_protocol,
-    training,
+    permuted,
+    predict,
+    prediction_table,
+    split_network,
+    start_network,
+    train_network,
 )
 from mslib.nets import pretraining as pretraining_module
 from mslib.nets.data import balanced_draw
-from mslib.nets.frozen import frozen_activations, split_net
-from mslib.nets.pretraining import pretrained_weights
-from mslib.nets.training import Recipe, fit, refresh_batch_norm, stream
-from mslib.nets.vgg import build_classifier, build_trainable
-from mslib.nets.workers import Worker
-from mslib.study import StudyConfig, StudyError
-from mslib.study.config import Augmentation, Schedule
+from mslib.nets.pretraining import pretrain_stage
+from mslib.nets.train import BalancedBatches, History, Recipe, RefreshBatchNorm, fit, learning_rates
+from mslib.study import StudyError
+from mslib.study.config import Augmentation
 
+ROOT = Path(__file__).resolve().parents[1]
 GROUPS = ["control", "RRMS", "SPMS"]
 MILD = Augmentation(rotation_deg=5, translation=0.05, scale=0.05, gain=0.05, gamma=0.05)
+RECIPE = Recipe(epochs=4, slices_per_subject=6, learning_rate=0.01, batch_size=8, weight_decay=1e-4, patience=9, seed=5,
+                augmentation=MILD)
 
 
 def make_slices(per_group=4, n=8, size=16, seed=0):
@@ -43,7 +56,6 @@ def make_slices(per_group=4, n=8, size=16, seed=0):
 
 
 def small_net():
-    """All by name: nets of one structure are trained in one compiled copy."""
     keras.utils.set_random_seed(4)
     inputs = x = keras.Input((16, 16, 3), name="image")
     for number, filters in enumerate((8, 8)):
@@ -54,11 +66,10 @@ def small_net():
     return keras.Model(inputs, keras.layers.Dense(3, name="logits")(pooled), name="small")
 
 
-def recipe(**changes):
-    schedule = Schedule(epochs=changes.pop("epochs", 4), slices_per_subject=6,
-                        learning_rate=changes.pop("learning_rate", 0.01))
-    return Recipe(**({"schedule": schedule, "augmentation": MILD, "batch_size": 8, "weight_decay": 1e-4, "patience": 9,
-                      "seed": 5} | changes))
+@pytest.fixture(scope="module", autouse=True)
+def few_graphs():
+    yield
+    keras.backend.clear_session()
 
 
 @pytest.fixture(scope="module")
@@ -74,34 +85,53 @@ def parts(slices):
 
 @pytest.fixture(scope="module")
 def whole(slices, parts, tmp_path_factory):
-    """An uninterrupted training: history and weights."""
-    model = small_net()
-    history = fit(model, slices, *parts, tmp_path_factory.mktemp("whole"), recipe())
-    return history, model.get_weights()
+    """An uninterrupted training: history, weights, folder."""
+    model, folder = small_net(), tmp_path_factory.mktemp("whole")
+    history = fit(model, slices, *parts, RECIPE, folder)
+    return history, model.get_weights(), folder
+
+
+@pytest.fixture(scope="module")
+def stopped(slices, parts, tmp_path_factory):
+    """Folder of a training that was stopped after two epochs."""
+    folder = tmp_path_factory.mktemp("stopped")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mslib.nets.train._stopped", lambda rows, _: len(rows) == 2)
+        fit(small_net(), slices, *parts, RECIPE, folder)
+    return folder
+
+
+@pytest.fixture
+def broken_off(stopped, tmp_path):
+    """A copy of it, to be damaged."""
+    return shutil.copytree(stopped, tmp_path / "net")
 
 
 def same(model, history, whole):
-    """float32: sums may be taken in another order, so that equal means 1e-5, not bit for bit."""
-    pd.testing.assert_frame_equal(history, whole[0], rtol=1e-5, atol=1e-6)
-    for found, expected in zip(model.get_weights(), whole[1]):
-        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    """Bit for bit."""
+    pd.testing.assert_frame_equal(history, whole[0], check_exact=True)
+    for found, expected in zip(model.get_weights(), whole[1], strict=True):
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_it_learns(slices, parts, whole):
-    history, weights = whole
-    assert history["epoch"].tolist() == [1, 2, 3, 4]
+    history, weights, _ = whole
+    assert history["epoch"].tolist() == [1, 2, 3, 4] and set(history["steps"]) == {6}
     assert history["loss"].iloc[-1] < 0.7 * history["loss"].iloc[0]
     model = small_net()
     model.set_weights(weights)
-    right = stream(model, slices, parts[1]).argmax(1) == slices.table["target"].to_numpy()[parts[1]]
-    assert right.mean() > 0.9
-    assert right.mean() == pytest.approx(history.loc[history["val_loss"].idxmin(), "val_accuracy"])
+    logits = predict(model, slices, rows=parts[1])
+    target, best = slices.table["target"].to_numpy()[parts[1]], history.loc[history["val_loss"].idxmin()]
+    assert (logits.argmax(1) == target).mean() == pytest.approx(best["val_accuracy"])
+    loss = keras.losses.sparse_categorical_crossentropy(target, logits, from_logits=True)
+    assert np.mean(loss) == pytest.approx(best["val_loss"], rel=1e-5)
+    assert best["val_accuracy"] > 0.9
 
 
-def test_loss_and_accuracy_of_an_epoch_are_means_over_its_batches(slices, parts, tmp_path):
-    """With steps too small to change the net, so that the loss of each batch can be computed afterwards."""
-    model, still = small_net(), Augmentation(rotation_deg=0, translation=0, scale=0, gain=0, gamma=0)
-    history = fit(model, slices, *parts, tmp_path, recipe(epochs=1, learning_rate=1e-12, augmentation=still))
+def test_an_epoch_gives_means_over_its_batches_and_refreshed_statistics(slices, parts, tmp_path):
+    """With steps too small to change the network, so that the loss of each batch can be computed afterwards."""
+    model = small_net()
+    history = fit(model, slices, *parts, replace(RECIPE, epochs=1, learning_rate=1e-12, augmentation=None), tmp_path)
     targets = slices.table["target"].to_numpy()
     order = balanced_draw(targets, parts[0], 6 * 9, np.random.default_rng([5, 0]))
     logits = [model(slices.batch(order[i:i + 8]), training=True).numpy() for i in range(0, 48, 8)]
@@ -109,78 +139,164 @@ def test_loss_and_accuracy_of_an_epoch_are_means_over_its_batches(slices, parts,
     assert history["loss"].item() == pytest.approx(np.mean(losses), rel=1e-4)
     right = np.concatenate(logits).argmax(1) == targets[order[:48]]
     assert history["accuracy"].item() == pytest.approx(right.mean())
+    first = keras.Model(model.input, model.layers[1].output)(slices.batch(parts[0])).numpy()
+    assert 0.85**6 > 0.3, "after the six steps of the epoch alone much of the variance at the start would be left"
+    variance = first.var((0, 1, 2))
+    assert (np.abs(np.array(model.layers[2].moving_variance) - variance) < 0.1 * (1 - variance)).all()
 
 
-@pytest.mark.parametrize("where,call", [("_evaluate", 3), ("_run_epoch", 2), ("_save_state", 2), ("write_table", 2)])
-def test_a_killed_training_goes_on_as_if_never_stopped(slices, parts, whole, tmp_path, monkeypatch, where, call):
-    original, calls = getattr(training, where), []
+def test_the_rate_rises_to_its_peak_and_falls_to_a_hundredth():
+    schedule = learning_rates(0.2, 50)
+    rates = np.array([float(schedule(step)) for step in range(50)])
+    assert rates[0] == pytest.approx(0.01) and rates[5] == rates.max() == pytest.approx(0.2)
+    assert (np.diff(rates[:6]) > 0).all() and (np.diff(rates[5:]) < 0).all()
+    assert rates[5 + 45 // 2] == pytest.approx(0.2 * (0.01 + 0.99 * (1 + np.cos(np.pi * 22 / 45)) / 2), rel=1e-5)
 
-    def killed(*args, **options):
-        calls.append(1)
-        if len(calls) == call:
+
+def test_batches_depend_on_seed_and_epoch_alone(slices, parts):
+    """Whatever came before, in whatever order."""
+    one, other = (BalancedBatches(slices, parts[0], RECIPE) for _ in range(2))
+    for epoch in (0, 2):
+        one.draw(epoch)
+    other.draw(2)
+    wanted = [other[i] for i in reversed(range(len(other)))][::-1]
+    for number, (images, targets) in enumerate(wanted):
+        np.testing.assert_array_equal(one[number][0], images)
+        np.testing.assert_array_equal(one[number][1], targets)
+    assert len(one) == 6 and np.bincount(np.concatenate([targets for _, targets in wanted])).tolist() != [0, 0, 48]
+    one.draw(1)
+    assert not np.array_equal(one[0][0], wanted[0][0])
+    assert not np.array_equal(BalancedBatches(slices, parts[0], replace(RECIPE, seed=6))[0][0], other[0][0])
+
+
+# Repeat and resume
+
+
+def test_a_training_goes_on_where_history_and_best_weights_are_ahead_of_the_backup(slices, parts, whole, tmp_path,
+                                                                                   monkeypatch):
+    save = keras.callbacks.BackupAndRestore.on_epoch_end
+
+    def stop(self, epoch, logs=None):
+        if epoch == 1:
             raise KeyboardInterrupt
-        return original(*args, **options)
+        save(self, epoch, logs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, where, killed)
+        patch.setattr(keras.callbacks.BackupAndRestore, "on_epoch_end", stop)
         with pytest.raises(KeyboardInterrupt):
-            fit(small_net(), slices, *parts, tmp_path, recipe())
-    epochs = []
-    run = training._run_epoch
-    monkeypatch.setattr(training, "_run_epoch", lambda *args: epochs.append(args[5]) or run(*args))
+            fit(small_net(), slices, *parts, RECIPE, tmp_path)
+    epochs, begin = [], History.on_epoch_begin
+    monkeypatch.setattr(History, "on_epoch_begin", lambda self, epoch, logs: epochs.append(epoch) or begin(self, epoch))
     model = small_net()
-    same(model, fit(model, slices, *parts, tmp_path, recipe()), whole)
-    assert epochs == list(range(call - 1, 4)), "only what was unfinished is trained"
+    same(model, fit(model, slices, *parts, RECIPE, tmp_path), whole)
+    assert epochs == [1, 2, 3], "only what was unfinished is trained"
 
 
-def test_a_finished_training_is_taken_up(slices, parts, whole, tmp_path, monkeypatch):
-    fit(small_net(), slices, *parts, tmp_path, recipe())
-    monkeypatch.setattr(training, "_run_epoch", None)
+def test_a_kill_between_the_two_files_of_a_backup(slices, parts, whole, broken_off):
+    """Weights of two epochs, number of one: the steps of the optimizer decide."""
+    (broken_off / "backup" / "training_metadata.json").write_text(json.dumps({"epoch": 1, "batch": 0}))
     model = small_net()
-    same(model, fit(model, slices, *parts, tmp_path, recipe()), whole)
+    same(model, fit(model, slices, *parts, RECIPE, broken_off), whole)
 
 
-@pytest.mark.parametrize("damage", ["cut", "text", "foreign"])
-def test_a_damaged_state_is_named(slices, parts, whole, tmp_path, monkeypatch, capsys, damage):
-    monkeypatch.setattr(training, "_stopped", lambda history, _: len(history) == 2)
-    fit(small_net(), slices, *parts, tmp_path, recipe())
-    state = tmp_path / "state.npz"
-    if damage == "cut":
-        state.write_bytes(state.read_bytes()[:-2000])
-    elif damage == "text":
-        state.write_text("no state")
-    else:
-        np.savez(state, weight_000=np.zeros(3), slot_000=np.array(4))
-    monkeypatch.undo()
-    capsys.readouterr()
+KILLED = """
+import os, signal, sys
+sys.path[:0] = ["tests", "."]
+from test_training import RECIPE, History, fit, make_slices, small_net
+import numpy as np
+end = History.on_train_batch_end
+def killed(self, batch, logs=None):
+    end(self, batch)
+    if len(self.rows) == 2 and batch == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+History.on_train_batch_end = killed
+slices = make_slices()
+last = slices.table["subject"].str.endswith("3").to_numpy()
+fit(small_net(), slices, np.flatnonzero(~last), np.flatnonzero(last), RECIPE, sys.argv[1])
+"""
+
+
+def test_a_killed_process_goes_on_as_if_never_killed(slices, parts, whole, tmp_path, capsys):
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], cwd=ROOT, capture_output=True, text=True,
+                          check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
     model = small_net()
-    history = fit(model, slices, *parts, tmp_path, recipe())
-    told = [line for line in capsys.readouterr().err.splitlines() if "damaged state" in line]
-    assert len(told) == 1 and str(state) in told[0] and "starts again" in told[0]
-    same(model, history, whole)
+    same(model, fit(model, slices, *parts, RECIPE, tmp_path, "net"), whole)
+    assert "net: goes on after epoch 2 of 4\n" in capsys.readouterr().err
+
+
+def test_a_finished_training_is_not_repeated(slices, parts, whole, tmp_path, monkeypatch):
+    shutil.copytree(whole[2], tmp_path / "net")
+    monkeypatch.setattr(History, "on_epoch_begin", None)
+    model = small_net()
+    same(model, fit(model, slices, *parts, RECIPE, tmp_path / "net"), whole)
+
+
+def named_as_damaged(folder, capsys):
+    lines = [line for line in capsys.readouterr().err.splitlines() if "damaged backup" in line]
+    return len(lines) == 1 and lines[0].startswith(f"net: damaged backup in {folder}") and lines[0].endswith(
+        "this training starts again")
+
+
+def cut(state):
+    state.write_bytes(state.read_bytes()[:-2000])
+
+
+def test_a_training_with_a_damaged_backup_starts_again(slices, parts, whole, broken_off, capsys):
+    for state in (broken_off / "backup").glob("*.weights.h5*"):
+        cut(state)
+    model = small_net()
+    same(model, fit(model, slices, *parts, RECIPE, broken_off, "net"), whole)
+    assert named_as_damaged(broken_off, capsys)
+
+
+def begins(slices, parts, folder):
+    """Epoch at which a training in the folder would go on, and the steps behind it."""
+    def begin(self, epoch, logs=None):
+        raise KeyboardInterrupt(epoch, int(self.model.optimizer.iterations))
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt) as caught:
+        patch.setattr(History, "on_epoch_begin", begin)
+        fit(small_net(), slices, *parts, RECIPE, folder, "net")
+    return caught.value.args
+
+
+@pytest.mark.parametrize("missing", ["history.csv", "best.weights.h5"])
+def test_a_backup_without_its_other_files_is_damaged(slices, parts, broken_off, capsys, missing):
+    (broken_off / missing).unlink()
+    assert begins(slices, parts, broken_off) == (0, 0)
+    assert named_as_damaged(broken_off, capsys)
+
+
+def test_a_damaged_backup_falls_back_on_the_one_before(slices, parts, broken_off):
+    """A kill while Keras writes the second backup leaves the first."""
+    cut(broken_off / "backup" / "latest.weights.h5")
+    assert begins(slices, parts, broken_off) == (1, 6)
 
 
 def test_the_best_epoch_is_kept_and_waiting_ends(slices, parts, tmp_path, monkeypatch):
-    losses = iter([0.9, 0.5, 0.7, 0.6, 0.8, 0.1])
-    kept = []
+    losses, seen, end = iter([0.9, 0.5, 0.7, 0.6, 0.8, 0.1]), [], History.on_epoch_end
 
-    def evaluate(model, *_):
-        kept.append(model.get_weights())
-        return next(losses), 0.5
+    def prescribed(self, epoch, logs):
+        logs["val_loss"] = next(losses)
+        seen.append([layer.get_weights() for layer in self.model.layers])
+        end(self, epoch, logs)
 
-    monkeypatch.setattr(training, "_evaluate", evaluate)
+    monkeypatch.setattr(History, "on_epoch_end", prescribed)
     model = small_net()
-    history = fit(model, slices, *parts, tmp_path, recipe(epochs=6, patience=2))
+    history = fit(model, slices, *parts, replace(RECIPE, epochs=6, patience=2), tmp_path)
     assert history["val_loss"].tolist() == [0.9, 0.5, 0.7, 0.6]
-    for found, expected in zip(model.get_weights(), kept[1]):
-        np.testing.assert_array_equal(found, expected)
+    for layer, expected in zip(model.layers, seen[1], strict=True):
+        for found, wanted in zip(layer.get_weights(), expected, strict=True):
+            np.testing.assert_array_equal(found, wanted)
 
 
-def test_a_loss_that_is_no_number(slices, parts, tmp_path):
+def test_a_loss_that_is_not_a_number(slices, parts, tmp_path):
     broken = SliceSet(np.full_like(slices.images, np.nan), slices.table)
-    with pytest.raises(StudyError, match=r"net: the loss of epoch 1 is nan; lower training learning_rate"):
-        fit(small_net(), broken, *parts, tmp_path, recipe(), "net")
-    assert not (tmp_path / "state.npz").exists()
+    with pytest.raises(StudyError, match=r"net: the loss of epoch 1 is nan; lower training learning_rate") as caught:
+        fit(small_net(), broken, *parts, RECIPE, tmp_path, "net")
+    assert len(str(caught.value).splitlines()) == 1
+    assert not (tmp_path / "backup").exists() and not (tmp_path / "history.csv").exists()
 
 
 def test_too_few_slices(slices, parts, tmp_path):
@@ -188,16 +304,19 @@ def test_too_few_slices(slices, parts, tmp_path):
     for train, validation, size, words in ((none, parts[1], 8, "got 0 and"), (parts[0], none, 8, "and 0"),
                                            (parts[0], parts[1], 999, "fewer than training.batch_size 999")):
         with pytest.raises(StudyError, match=words) as caught:
-            fit(small_net(), slices, train, validation, tmp_path, recipe(batch_size=size))
+            fit(small_net(), slices, train, validation, replace(RECIPE, batch_size=size), tmp_path)
         assert len(str(caught.value).splitlines()) == 1
 
 
-def test_refreshing_changes_moving_statistics_alone(slices, parts):
+def test_refreshing_changes_moving_statistics_alone(slices, parts, monkeypatch):
+    monkeypatch.setattr("mslib.nets.train.REFRESH_BATCHES", 80)
     model = small_net()
     norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
     moving = {id(w) for layer in norms for w in (layer.moving_mean, layer.moving_variance)}
     before = [np.array(w) for w in model.weights]
-    refresh_batch_norm(Worker(model, 1e-4), slices, parts[0], recipe(), n_batches=80)
+    refresh = RefreshBatchNorm(slices, parts[0], RECIPE)
+    refresh.set_model(model)
+    refresh.on_test_begin()
     for weight, old in zip(model.weights, before):
         assert np.array_equal(weight, old) == (id(weight) not in moving), weight.path
     first = keras.Model(model.input, model.layers[1].output)(slices.batch(parts[0])).numpy()
@@ -206,184 +325,166 @@ def test_refreshing_changes_moving_statistics_alone(slices, parts):
 
 
 def test_prediction_does_not_depend_on_the_batch(slices):
-    model, index = small_net(), np.arange(0, len(slices.table), 3)
-    at_once = stream(model, slices, index)
-    np.testing.assert_allclose(stream(model, slices, index, batch_size=5), at_once, rtol=1e-5, atol=1e-6)
-    assert at_once.dtype == "float32" and at_once.shape == (len(index), 3)
+    model, rows = small_net(), np.arange(0, len(slices.table), 3)
+    at_once = predict(model, slices, rows=rows)
+    np.testing.assert_allclose(predict(model, slices)[rows], at_once, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(predict(model, slices, rows=rows[5:6])[0], at_once[5], rtol=1e-5, atol=1e-6)
+    assert at_once.dtype == "float32" and at_once.shape == (len(rows), 3)
+    assert predict(model, slices, rows=rows, dtype="float16").dtype == "float16"
 
 
-# Known facts beside the class
+SUM_OF_THREE = """
+import tensorflow as tf
+from mslib.nets.train import add_in_order
+{first}
+whole = tf.ones((64, 128, 128, 16))
+tf.function(lambda x: tf.add_n([2 * x, tf.sin(x), tf.cos(x)]))(whole)
+"""
 
 
-def facts_head():
-    keras.utils.set_random_seed(8)
-    return keras.layers.Dense(2, name="facts")
+@pytest.mark.parametrize("first, reordered", [("", True), ("add_in_order()", False)])
+def test_sums_of_three_are_not_made_in_the_order_of_arrival(tmp_path, first, reordered):
+    """What TensorFlow makes of a sum is read from the graph that it runs (a network shows it once in many steps)."""
+    dumped = os.environ | {"TF_DUMP_GRAPH_PREFIX": str(tmp_path), "TF_CPP_VMODULE": "meta_optimizer=1",
+                           "TF_CPP_MIN_LOG_LEVEL": "0"}
+    done = subprocess.run([sys.executable, "-c", SUM_OF_THREE.format(first=first)], env=dumped, cwd=ROOT,
+                          capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    graphs = [path.read_text(encoding="utf-8") for path in tmp_path.glob("after_MetaOptimizer*")]
+    assert any("TemporaryVariable" in graph for graph in graphs) is reordered
 
 
-def with_facts(slices, shuffled=False, seed=1):
-    """Every slice gets a brighter band; facts are its share of the slice, and half of that."""
-    rng = np.random.default_rng(seed)
-    rows, images = rng.integers(0, 13, len(slices.table)), slices.images.copy()
+def test_a_training_keeps_sums_in_order(whole):
+    assert tf.config.optimizer.get_experimental_options()["disable_meta_optimizer"]
+
+
+# Areas beside the class
+
+
+def with_areas(slices):
+    """Every slice gets a brighter band; areas are its share of the slice, and half of that."""
+    rows, images = np.random.default_rng(1).integers(0, 13, len(slices.table)), slices.images.copy()
     for image, n in zip(images, rows):
         image[:n] += np.float16(0.2)
-    facts = np.stack([rows / 12, rows / 24], 1).astype("float32")
-    return SliceSet(images, slices.table, rng.permutation(facts) if shuffled else facts)
+    return SliceSet(images, slices.table, np.stack([rows / 12, rows / 24], 1).astype("float32"))
 
 
-@pytest.fixture(scope="module")
-def of_facts(slices, parts, tmp_path_factory):
-    """A training with facts: history, net, head, folder."""
-    model, head, folder = small_net(), facts_head(), tmp_path_factory.mktemp("facts")
-    return fit(model, with_facts(slices), *parts, folder, recipe(epochs=8), facts_head=head), model, head, folder
-
-
-def told_facts(model, head, slices, index):
-    return keras.Model(model.input, head(model.get_layer("gap").output))(slices.batch(index), training=False).numpy()
-
-
-def test_a_planted_fact_is_learned(slices, parts, tmp_path, of_facts):
-    history, model, head, _ = of_facts
-    assert history["loss"].iloc[-1] < 0.7 * history["loss"].iloc[0]
-    known, shuffled = with_facts(slices).facts[parts[1], 0], with_facts(slices, shuffled=True)
-    assert np.corrcoef(told_facts(model, head, with_facts(slices), parts[1])[:, 0], known)[0, 1] > 0.8
-    ignorant, head = small_net(), facts_head()
-    fit(ignorant, shuffled, *parts, tmp_path, recipe(epochs=8), facts_head=head)
-    assert np.corrcoef(told_facts(ignorant, head, shuffled, parts[1])[:, 0], known)[0, 1] < 0.5
-
-
-def test_the_weight_of_facts_decides_how_well_they_are_learned(slices, parts, tmp_path):
-    known, errors = with_facts(slices), []
+def test_areas_are_learned_as_much_as_they_weigh_and_the_class_beside_them(slices, parts, tmp_path):
+    """The network itself keeps one output, and its history is of the class."""
+    truth, held, errors = with_areas(slices), with_areas(slices).areas[parts[1]], []
     for weight in (0.01, 10.0):
-        model, head = small_net(), facts_head()
-        fit(model, known, *parts, tmp_path / str(weight), recipe(facts_weight=weight), facts_head=head)
-        errors.append(np.square(told_facts(model, head, known, parts[0]) - known.facts[parts[0]]).mean())
-    assert errors[1] < 0.5 * errors[0]
-
-
-def test_the_net_itself_keeps_one_output(slices, parts, of_facts):
-    history, model, head, folder = of_facts
+        model = small_net()
+        head = keras.layers.Dense(2, name="areas", kernel_initializer=keras.initializers.GlorotUniform(8))
+        history = fit(model, truth, *parts, replace(RECIPE, epochs=8, area_weight=weight), tmp_path / str(weight),
+                      area_head=head)
+        areas = predict(keras.Model(model.input, head(model.get_layer("gap").output)), truth, rows=parts[1])
+        errors.append(np.square(areas - held).mean())
+    assert errors[1] < 0.5 * errors[0] and np.corrcoef(areas[:, 0], held[:, 0])[0, 1] > 0.8
+    assert history["loss"].iloc[-1] < 0.7 * history["loss"].iloc[0]
     assert len(model.outputs) == 1 and model.output.shape == (None, 3)
-    assert [w.shape for w in model.get_weights()] == [w.shape for w in small_net().get_weights()]
-    with np.load(folder / "best.npz") as best, np.load(folder / "state.npz") as state:
-        assert len(best) == len(model.get_weights())
-        assert sum(name.startswith("weight_") for name in state) == len(best) + len(head.weights)
-    right = stream(model, with_facts(slices), parts[1]).argmax(1)
-    right = right == slices.table["target"].to_numpy()[parts[1]]
-    assert right.mean() == pytest.approx(history.loc[history["val_loss"].idxmin(), "val_accuracy"])
-    assert right.mean() > 0.8, "the class is learned beside"
+    logits = predict(model, with_areas(slices), rows=parts[1])
+    target, best = slices.table["target"].to_numpy()[parts[1]], history.loc[history["val_loss"].idxmin()]
+    assert (logits.argmax(1) == target).mean() == pytest.approx(best["val_accuracy"])
+    loss = keras.losses.sparse_categorical_crossentropy(target, logits, from_logits=True)
+    assert np.mean(loss) == pytest.approx(best["val_loss"], rel=1e-4)
+    assert best["val_accuracy"] > 0.8, "the class is learned beside"
 
 
-def test_a_killed_training_with_facts_goes_on(slices, parts, of_facts, tmp_path, monkeypatch):
-    original, calls = training._run_epoch, []
+def test_a_stage_of_pretraining_resumes(slices, tmp_path, monkeypatch):
+    """Every third slice of validation subjects decides; the areas' head comes back with the backup."""
+    parts = pd.Series(np.where(slices.table["subject"].str.endswith("3"), "validation", "train"))
+    seen = []
 
-    def killed(*args):
-        calls.append(args[5])
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return original(*args)
+    def spy(model, slices, train, validation, *rest):
+        seen.append((train, validation))
+        return fit(model, slices, train, validation, *rest)
 
-    monkeypatch.setattr(training, "_run_epoch", killed)
-    with pytest.raises(KeyboardInterrupt):
-        fit(small_net(), with_facts(slices), *parts, tmp_path, recipe(epochs=8), facts_head=facts_head())
-    model = small_net()
-    history = fit(model, with_facts(slices), *parts, tmp_path, recipe(epochs=8), facts_head=facts_head())
-    assert calls == [0, 1, 2, 3, 3, 4, 5, 6, 7]
-    same(model, history, (of_facts[0], of_facts[1].get_weights()))
+    monkeypatch.setattr(pretraining_module, "fit", spy)
+    def train(folder):
+        model = small_net()
+        recipe = replace(RECIPE, epochs=2)
+        history = pretrain_stage(with_areas(slices), parts, model, recipe, tmp_path / folder, "stage")
+        return model, history
 
-
-def test_precision():
-    assert [choose_precision(wish) for wish in ("float32", "bfloat16")] == ["float32", "bfloat16"]
-    assert choose_precision("auto") in ("float32", "bfloat16")
-
-
-def study(**training_changes):
-    one = {"epochs": 1, "slices_per_subject": 4, "learning_rate": 1e-3}
-    return StudyConfig(study="test", model={"image_size": (32, 32)}, training={
-        "batch_size": 12, "precision": "float32", "subject": one, "slice": one, "permuted": one} | training_changes)
+    unbroken, history = train("a")
+    with monkeypatch.context() as patch:
+        patch.setattr("mslib.nets.train._stopped", lambda rows, _: len(rows) == 1)
+        train("b")
+    same(*train("b"), (history, unbroken.get_weights()))
+    held = np.flatnonzero(parts == "validation")
+    np.testing.assert_array_equal(seen[0][1], held[::3])
+    assert not set(seen[0][0]) & set(held) and len(seen[0][0]) + len(held) == len(parts)
 
 
-def test_a_protocol_from_slices_to_a_plain_net(tmp_path, monkeypatch, shallow):
-    slices, config = make_slices(n=4, size=32), study()
-    table = train_protocol("subject", "vgg16", slices, config, tmp_path)
-    assert set(table["part"]) == {"validation", "test"} and len(table) == 3 * 2 * 4
-    assert table.groupby("subject")["part"].nunique().max() == 1
-    folder = tmp_path / "nets" / "vgg16" / "subject"
-    assert {path.name for path in folder.iterdir()} == {"stamp.json", "weights.weights.h5", "history.csv",
-                                                        "predictions.csv", "net.json"}
-    model = load_net(tmp_path, "vgg16", config)
-    assert not [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
-    again = predict_cohort(model, slices, config).merge(table, on=["subject", "slice"], suffixes=("", "_kept"))
-    for group in GROUPS:
-        np.testing.assert_allclose(again[f"logit_{group}"], again[f"logit_{group}_kept"], atol=1e-4)
-    assert net_facts(tmp_path, "vgg16", "subject")["weights"] == "trained from scratch"
-    monkeypatch.setattr(protocols, "fit", None)
-    pd.testing.assert_frame_equal(train_protocol("subject", "vgg16", slices, config, tmp_path), table)
+# Kinds of network
 
 
-def test_permuted_labels_go_with_the_subject(tmp_path, monkeypatch):
-    seen = {}
+QUICK = replace(RECIPE, epochs=2, slices_per_subject=4, learning_rate=1e-3, batch_size=12)
+SHAPE = (32, 32, 3)
 
-    def no_training(model, slices, train, validation, *_):
-        seen.update(table=slices.table, train=train, validation=validation)
 
-    monkeypatch.setattr(protocols, "fit", no_training)
+def thirds(slices):
+    number = slices.table["subject"].str[-1]
+    return number.map({"0": "train", "1": "train", "2": "validation", "3": "test"})
+
+
+def test_a_network_from_slices_to_a_table(tmp_path, shallow):
     slices = make_slices(n=4, size=32)
-    table = train_protocol("slice_permuted", "vgg16", slices, study(), tmp_path)
-    assert seen["table"].groupby("subject")["target"].nunique().max() == 1
-    assert (seen["table"]["target"] != slices.table["target"]).any()
-    assert seen["table"]["group"].value_counts().to_dict() == slices.table["group"].value_counts().to_dict()
-    assert not set(seen["train"]) & set(seen["validation"])
-    merged = table.merge(seen["table"], on=["subject", "slice"])
-    assert (merged["target_x"] == merged["target_y"]).all(), "tested with the labels that it was trained with"
+    parts = thirds(slices)
+    plain, history = train_network("honest", slices, parts, start_network("vgg16", 3, SHAPE, "scratch", "float32"),
+                                   QUICK, tmp_path, "net")
+    assert len(history) == 2
+    assert not [layer for layer in plain.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    table = prediction_table(plain, slices, np.flatnonzero(parts == "test"), GROUPS)
+    assert table.columns.tolist() == ["subject", "slice", "group", "target", *(f"logit_{group}" for group in GROUPS)]
+    assert set(table["subject"]) == {f"{group}3" for group in GROUPS} and len(table) == 12
+    np.testing.assert_allclose(table.iloc[:, -3:], plain(slices.batch(np.flatnonzero(parts == "test"))), atol=2e-5)
+    validation = prediction_table(plain, slices, np.flatnonzero(parts == "validation"), GROUPS)
+    right = validation.iloc[:, -3:].to_numpy().argmax(1) == validation["target"]
+    assert right.mean() == pytest.approx(history.loc[history["val_loss"].idxmin(), "val_accuracy"])
 
 
-# Frozen blocks
+def test_a_leaking_split_is_no_honest_one(tmp_path):
+    slices = make_slices(n=4)
+    parts = thirds(slices)
+    parts.iloc[0] = "test"
+    for kind, words in (("honest", "sub-RRMS0: is in test and train at once"), ("subject", "kind: must be one of")):
+        with pytest.raises(StudyError, match=words) as caught:
+            train_network(kind, slices, parts, small_net(), QUICK, tmp_path, "net")
+        assert len(str(caught.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize("build", [lambda: build_trainable("vgg16", 3, (32, 32, 3), "float32"),
-                                   lambda: build_classifier("vgg19", 3, (32, 32, 3))])
-@pytest.mark.parametrize("blocks", [1, 4])
-def test_a_net_is_its_lower_and_upper_part(build, blocks):
-    model, images = build(), np.random.default_rng(0).uniform(size=(2, 32, 32, 3)).astype("float32")
-    lower, upper = split_net(model, blocks)
+def test_permuted_labels_go_with_the_subject():
+    slices = make_slices(per_group=10, n=2, size=2)
+    found = permuted(slices, GROUPS, 3)
+    assert found.table.groupby("subject")["target"].nunique().max() == 1
+    assert (found.table["target"] == slices.table["target"]).mean() < 0.7
+    assert (found.table["target"] == found.table["group"].map(GROUPS.index)).all()
+    assert found.table["group"].value_counts().to_dict() == slices.table["group"].value_counts().to_dict()
+    assert found.images is slices.images and found.table.equals(permuted(slices, GROUPS, 3).table)
+    assert not found.table.equals(permuted(slices, GROUPS, 4).table)
+
+
+@pytest.mark.parametrize("build,blocks", [(lambda: build_trainable("vgg16", 3, SHAPE, "float32"), 4),
+                                          (lambda: build_classifier("vgg19", 3, SHAPE), 1)])
+def test_a_network_is_its_lower_and_upper_part(build, blocks, shallow):
+    model, images = build(), np.random.default_rng(0).uniform(size=(2, *SHAPE)).astype("float32")
+    lower, upper = split_network(model, blocks)
     np.testing.assert_array_equal(upper(lower(images)), model(images))
     assert not {layer.name for layer in upper.layers} & {f"block{b}_conv1" for b in range(1, blocks + 1)}
     assert upper.get_layer(f"block{blocks + 1}_conv1") is model.get_layer(f"block{blocks + 1}_conv1")
 
 
-def test_activations_of_frozen_blocks_are_made_once(tmp_path):
+def test_frozen_blocks_stay_as_pretrained_and_the_rest_learns(tmp_path, shallow):
     slices = make_slices(n=4, size=32)
-    model = build_trainable("vgg16", 3, (32, 32, 3), "float32")
-    lower, _ = split_net(model, 4)
-    found = frozen_activations(lower, slices, tmp_path / "frozen")
-    expected = lower(slices.batch(np.arange(len(slices.table)))).numpy()
-    np.testing.assert_allclose(found.images, expected, rtol=1e-3, atol=1e-4)
-    assert found.images.shape == (len(slices.table), 2, 2, 512) and found.table is slices.table
-    kept = (tmp_path / "frozen" / "activations.npy").stat().st_mtime_ns
-    permuted = SliceSet(slices.images, slices.table.assign(target=0))
-    alike = build_trainable("vgg16", 3, (32, 32, 3), "float32")
-    alike.set_weights(model.get_weights())
-    frozen_activations(split_net(alike, 4)[0], permuted, tmp_path / "frozen")
-    assert (tmp_path / "frozen" / "activations.npy").stat().st_mtime_ns == kept, "labels change no activation"
-    other = SliceSet(slices.images[:, ::-1], slices.table)
-    again = frozen_activations(lower, other, tmp_path / "frozen")
-    assert not np.allclose(again.images, found.images, atol=1e-2), "other slices, other activations"
-
-
-def test_frozen_blocks_stay_as_pretrained_and_the_rest_learns(tmp_path, monkeypatch, shallow):
-    start = build_trainable("vgg16", 3, (32, 32, 3), "float32")
-    weights = start.get_weights()
-    monkeypatch.setattr(protocols, "pretrained_weights", lambda *_: weights)
-    slices = make_slices(n=4, size=32)
-    one = {"epochs": 2, "slices_per_subject": 4, "learning_rate": 1e-3, "frozen_blocks": 4}
-    config = study(pretraining_subjects=9).model_dump() | {"model": {"image_size": (32, 32), "weights": "simulated"}}
-    config["training"] |= {"slice": one, "pretraining_pixel_mm": 1.5}
-    config = StudyConfig(**config)
-    train_protocol("slice", "vgg16", slices, config, tmp_path)
-    facts = net_facts(tmp_path, "vgg16", "slice")
-    assert facts["frozen_blocks"] == 4 and not facts["augmented"]
-    start.set_weights(weights)
-    before, after = protocols._finished(start), load_net(tmp_path, "vgg16", config, "slice")
+    start, weights = build_trainable("vgg16", 3, SHAPE, "float32"), tmp_path / "pretrained.weights.h5"
+    start.save_weights(weights)
+    model, before = start_network("vgg16", 3, SHAPE, "simulated", "float32", weights), fold_batch_norm(start)
+    lower, upper = split_network(model, 4)
+    activations = SliceSet(predict(lower, slices, dtype="float16"), slices.table)
+    assert activations.images.dtype == np.float16 and activations.images.shape == (48, 2, 2, 512)
+    recipe = replace(QUICK, channels=[0, 0, 0])
+    after, _ = train_network("honest", activations, thirds(slices), model, recipe, tmp_path, "net", upper)
     for layer in before.layers:
         if layer.weights and layer.name[:6] in ("block1", "block2", "block3", "block4"):
             np.testing.assert_array_equal(layer.get_weights()[0], after.get_layer(layer.name).get_weights()[0])
@@ -392,44 +493,11 @@ def test_frozen_blocks_stay_as_pretrained_and_the_rest_learns(tmp_path, monkeypa
     assert min(moved) > 1e-4
 
 
-# Stages of pre-training
+def test_simulated_needs_pretrained_weights(shallow):
+    with pytest.raises(StudyError, match="'simulated' needs the weights of pre-training"):
+        start_network("vgg16", 3, SHAPE, "simulated", "float32")
 
 
-def test_stages_go_on_from_each_other_and_protocols_start_from_their_pixels(tmp_path, monkeypatch, shallow):
-    starts, shapes, recipes = [], [], []
-
-    def no_training(model, slices, train, validation, folder, recipe, label, head):
-        assert recipe.channels == [2, 2, 2], "pre-training sees what training will see"
-        recipes.append(recipe)
-        starts.append(model.get_weights())
-        shapes.append(slices.images.shape[1:3])
-        model.set_weights([weight + 1 for weight in model.get_weights()])
-        (folder / "history.csv").write_text("epoch,val_loss\n1,1.0\n")
-
-    monkeypatch.setattr(pretraining_module, "fit", no_training)
-    slices = make_slices(n=4, size=64)
-    monkeypatch.setattr(pretraining_module, "further_slices", lambda *_: SliceSet(
-        slices.images, slices.table, np.zeros((len(slices.table), 2), "float32")))
-    stages = [{"shrink": 2}, {"shrink": 2}, {"shrink": 1, "augmented": False, "batch_size": 5}]
-    config = StudyConfig(**study(pretraining_subjects=12, pretraining=stages, pretraining_pixel_mm=1.5).model_dump()
-                         | {"model": {"image_size": (64, 64), "weights": "simulated", "input": "FLAIR"}})
-    fine, coarse = pretrained_weights("vgg16", config, tmp_path), pretrained_weights("vgg16", config, tmp_path, 2)
-    assert shapes == [(32, 32), (32, 32), (64, 64)], "finished stages are taken up"
-    for one, two, three, last, early in zip(*starts, fine, coarse):
-        np.testing.assert_array_equal(two, one + 1)
-        np.testing.assert_array_equal(three, two + 1)
-        np.testing.assert_array_equal(last, three + 1)
-        np.testing.assert_array_equal(early, two + 1, "coarse nets start from coarse stages")
-    assert pd.read_csv(tmp_path / "nets" / "vgg16" / "pretraining" / "history.csv")["stage"].tolist() == [1, 2, 3]
-    assert len({recipe.seed for recipe in recipes}) == 3, "equal stages draw other slices"
-    assert [recipe.augmentation is None for recipe in recipes] == [False, False, True]
-    assert [recipe.batch_size for recipe in recipes] == [12, 12, 5]
-
-
-def test_what_is_not_there(tmp_path):
-    with pytest.raises(StudyError, match="protocol: must be one of") as caught:
-        train_protocol("subjects", "vgg16", make_slices(3, 1), study(), tmp_path)
-    assert len(str(caught.value).splitlines()) == 1
-    with pytest.raises(StudyError, match="no fitted vgg19; run the study that trains it first") as caught:
-        load_net(tmp_path / "simulated", "vgg19", study())
-    assert "study=simulated" in str(caught.value) and len(str(caught.value).splitlines()) == 1
+def test_precision():
+    assert [choose_precision(wish) for wish in ("float32", "bfloat16")] == ["float32", "bfloat16"]
+    assert choose_precision("auto") in ("float32", "bfloat16")

@@ -65,13 +65,8 @@ def draw_nuisance(rng: np.random.Generator, misplacement_mm: float = 5.0, mispla
                   thick_slice_share: float = 0.4) -> Nuisance:
     """Draw the nuisance of one subject; the law knows no group.
 
-    Parameters
-    ----------
-    rng : numpy Generator
-    misplacement_mm, misplacement_deg : float
-        Longest shift and largest turn of the head between T1w and another sequence.
-    thick_slice_share : float
-        Share of subjects whose T2w and FLAIR have slices of 3 to 4 mm.
+    `misplacement_mm` and `misplacement_deg` are the longest shift and the largest turn of the head between T1w and
+    another sequence, `thick_slice_share` is the share of subjects whose T2w and FLAIR have slices of 3 to 4 mm.
     """
     thick = rng.random() < thick_slice_share
     scans = {}
@@ -93,15 +88,7 @@ def bias_field(rng: np.random.Generator, brain: np.ndarray, voxel_mm, strength: 
 
     BrainWeb states its levels in this way: 20 % is a range of 0.90 to 1.10 over the brain area, 40 % one of 0.80 to
     1.20 (its FAQ; Collins et al. 1998, IEEE Trans Med Imaging 17(3):463-468). Outside the brain, where there is no
-    signal, the field goes on beyond that range.
-
-    Parameters
-    ----------
-    rng : numpy Generator
-    brain : ndarray of bool, shape (X, Y, Z)
-        The brain on the scan's grid.
-    voxel_mm : sequence of 3 float
-    strength : float
+    signal, the field goes on beyond that range. `brain` is bool, (X, Y, Z), on the scan's grid of `voxel_mm` (3).
     """
     shape, spacing = brain.shape, KNOTS_MM / float(np.min(voxel_mm))
     squeeze = [max(4, round(n * v / np.min(voxel_mm))) for n, v in zip(shape, voxel_mm)]
@@ -146,43 +133,29 @@ def to_sitk(volume: np.ndarray, affine: np.ndarray) -> sitk.Image:
 
 def acquire(volume: np.ndarray, affine: np.ndarray, scan: SequenceNuisance,
             voxel_mm: float) -> tuple[np.ndarray, np.ndarray]:
-    """Noise-free scan of the moved head on the sequence's own grid.
+    """Noise-free scan (float32) of the moved head on the sequence's own grid, and the grid's affine (4, 4; RAS).
 
     Thick slices are the mean of thin ones (box profile).
-
-    Returns
-    -------
-    image : float32 (X, Y, Z)
-    affine : (4, 4) RAS
     """
     thickness = max(scan.slice_mm, voxel_mm)
     parts = max(1, round(thickness / voxel_mm))
     size = np.array([scan.in_plane * voxel_mm] * 2 + [thickness])
     shape = np.ceil(GRID_MM / size).astype(int)
-    own = np.diag([*size, 1.0])
-    own[:3, 3] = CENTRE - (shape - 1) / 2 * size
-    fine = own.copy()
+    grid_affine = np.diag([*size, 1.0])
+    grid_affine[:3, 3] = CENTRE - (shape - 1) / 2 * size
+    fine = grid_affine.copy()
     fine[2, 2] = thickness / parts
     fine[2, 3] -= thickness * (1 - 1 / parts) / 2
-    grid = sitk.Image([int(shape[0]), int(shape[1]), int(shape[2]) * parts], sitk.sitkUInt8)
-    grid.SetSpacing(np.diag(fine)[:3].tolist())
-    grid.SetOrigin((fine[:3, 3] * [-1, -1, 1]).tolist())
-    grid.SetDirection((-1, 0, 0, 0, -1, 0, 0, 0, 1))
+    grid = to_sitk(np.zeros(shape * [1, 1, parts], np.uint8), fine)
     moved = sitk.Resample(to_sitk(volume, affine), grid, rigid_transform(scan).GetInverse(), sitk.sitkLinear, 0.0)
     array = sitk.GetArrayFromImage(moved)
     array = array.reshape(shape[2], parts, *array.shape[1:]).mean(axis=1)
-    return np.ascontiguousarray(array.T), own
+    return np.ascontiguousarray(array.T), grid_affine
 
 
 def corrupt(rng: np.random.Generator, image: np.ndarray, brain: np.ndarray, voxel_mm, scan: SequenceNuisance,
             brain_signal: float) -> tuple[np.ndarray, np.ndarray]:
-    """Bias field, gain and Rician noise upon a noise-free scan; `brain` is the brain on the scan's grid.
-
-    Returns
-    -------
-    image : float32, the scan in scanner units
-    field : float32, the bias field
-    """
+    """Scan in scanner units with bias field, gain and Rician noise, and the field; `brain` is on the scan's grid."""
     field = bias_field(rng, brain, voxel_mm, scan.bias)
     scale = scan.gain / brain_signal
     return rician(rng, image * field * scale, scan.gain / scan.snr), field

@@ -6,16 +6,15 @@ NeuroImage 54:313). The template is skull-stripped, hence so is every image of t
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import zipfile
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
+from scipy.spatial.transform import Rotation
 
-from ..study import atomic_path
+from mslib.study import StudyError, atomic_path, read_arrays
 
 CENTRE = np.array([0.0, -17.0, 5.0])      # middle of the template brain's bounding box, mm
 GRID_MM = np.array([168.0, 208.0, 180.0])  # extent of the T1w image: holds any pose of any head of the phantom
@@ -23,6 +22,7 @@ COMPRESSED = 0.22                          # share of the ventricle's growth tha
 FALLOFF_MM = 20.0                          # how far the ventricle's widening is felt
 RECESSION_MM = np.linspace(-1.5, 4.0, 23)  # shifts of the outer surface for which the lost volume is tabulated
 SHAPE_MM = 28.0                            # spacing of the control points of individual shape
+POSE_DEG = 3.0                             # largest tilt of the head in the T1w image
 
 
 @dataclass(frozen=True)
@@ -47,16 +47,6 @@ class Template:
     loss_levels: np.ndarray
     volumes: np.ndarray
 
-    @property
-    def ventricle_ml(self) -> float:
-        """Volume of the lateral and third ventricles."""
-        return float(self.volumes[0])
-
-    @property
-    def parenchyma_ml(self) -> float:
-        """Volume of grey plus white matter."""
-        return float(self.volumes[1])
-
 
 def signed_distance(mask: np.ndarray) -> np.ndarray:
     """Distance in voxels to the surface of `mask`, negative inside; the surface lies between voxels."""
@@ -67,12 +57,6 @@ def signed_distance(mask: np.ndarray) -> np.ndarray:
 def _largest(mask: np.ndarray) -> np.ndarray:
     labels, _ = ndimage.label(mask)
     return labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
-
-
-def _levels(distance: np.ndarray, brain: np.ndarray) -> np.ndarray:
-    """Distance (mm) below which lie 0, 0.1, 0.2 ... mL of the brain, up to 200 mL."""
-    ordered = np.sort(distance[brain])
-    return ordered[::100][:2000].astype(np.float32)
 
 
 def receded(fluid: np.ndarray, depth: np.ndarray, shift_mm: float) -> np.ndarray:
@@ -114,7 +98,7 @@ def _build() -> dict[str, np.ndarray]:
     normal /= np.maximum(np.linalg.norm(normal, axis=0), 0.3)
     return {"gm": gm * inside, "wm": wm * inside, "brain": inside.astype(np.float32), "ventricle": distance,
             "depth": depth, "cortex": cortex, "normal": normal.astype(np.float32), "affine": affine,
-            "ventricle_levels": _levels(distance, inside),
+            "ventricle_levels": np.sort(distance[inside])[::100][:2000].astype(np.float32),
             "loss_levels": _loss_levels((gm + wm)[inside], distance[inside], depth[inside]),
             "volumes": np.array([ventricle.sum(), (gm + wm)[inside].sum()]) / 1000}
 
@@ -142,33 +126,29 @@ def _coarsen(maps: dict[str, np.ndarray], voxel_mm: float) -> dict[str, np.ndarr
 def template(voxel_mm: float = 1.0, cache: str | Path | None = None) -> Template:
     """The ICBM152 maps of the phantom, at `voxel_mm` (at least 1 mm: the template holds no finer detail).
 
-    Parameters
-    ----------
-    voxel_mm : float
-        Voxel size at which the maps will be sampled.
-    cache : path of an ``.npz``, optional
-        Read if it holds this template, else written, so that per-subject processes share the seconds of work.
+    A `cache`, file of `write_template`, is read instead of making the maps (StudyError: absent, damaged or of another
+    voxel size).
     """
-    names = {field.name for field in fields(Template)}
-    with contextlib.suppress(OSError, ValueError, EOFError, zipfile.BadZipFile):
-        with np.load(cache or "", allow_pickle=False) as stored:
-            if set(stored.files) == names | {"voxel_mm"} and stored["voxel_mm"] == voxel_mm:
-                return Template(**{name: stored[name] for name in names})
-    maps = _build()
-    if voxel_mm > 1:
-        maps = _coarsen(maps, voxel_mm)
-    if cache is not None:
-        with atomic_path(cache) as temporary, open(temporary, "wb") as file:
-            np.savez(file, voxel_mm=voxel_mm, **maps)
-    return Template(**maps)
+    if cache is None:
+        maps = _build()
+        return Template(**(_coarsen(maps, voxel_mm) if voxel_mm > 1 else maps))
+    stored = read_arrays(cache)
+    if (found := float(stored.pop("voxel_mm"))) != voxel_mm:
+        raise StudyError(f"{cache}: must hold the template at {voxel_mm:g} mm (got {found:g} mm)")
+    return Template(**stored)
+
+
+def write_template(path: str | Path, voxel_mm: float = 1.0) -> Path:
+    """Write `template` as uncompressed ``.npz``, so that processes share the seconds of work."""
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, voxel_mm=voxel_mm, **vars(template(voxel_mm)))
+    return Path(path)
 
 
 def spline_field(rng: np.random.Generator, shape, spacing: float) -> np.ndarray:
-    """A smooth random field: cubic B-spline over unit normal control values `spacing` voxels apart.
+    """A smooth random field (float32): cubic B-spline over unit normal control values `spacing` voxels apart.
 
-    Returns
-    -------
-    ndarray of `shape`, float32, standard deviation about 0.33 (the spline averages its control values)
+    Its standard deviation is about 0.33, because the spline averages its control values.
     """
     bases = []
     for n in shape:
@@ -184,17 +164,7 @@ def spline_field(rng: np.random.Generator, shape, spacing: float) -> np.ndarray:
 
 def rotation(vector_rad: np.ndarray) -> np.ndarray:
     """Rotation matrix (3, 3) about `vector_rad` by its length (Rodrigues)."""
-    from scipy.spatial.transform import Rotation
-
     return Rotation.from_rotvec(vector_rad).as_matrix()
-
-
-def image_affine(voxel_mm: float) -> tuple[tuple[int, int, int], np.ndarray]:
-    """Shape and RAS affine of the T1w grid, centred on the template brain."""
-    shape = tuple(int(n) for n in np.ceil(GRID_MM / voxel_mm))
-    affine = np.diag([voxel_mm] * 3 + [1.0])
-    affine[:3, 3] = CENTRE - (np.array(shape) - 1) / 2 * voxel_mm
-    return shape, affine
 
 
 @dataclass(frozen=True)
@@ -227,11 +197,13 @@ def _sample(volume: np.ndarray, index: np.ndarray) -> np.ndarray:
     return ndimage.map_coordinates(volume, index, order=1, mode="nearest", output=np.float32)
 
 
-def _template_points(maps: Template, rng, voxel_mm: float, pose_deg: float) -> tuple[np.ndarray, np.ndarray]:
-    """Template voxel coordinates (3, X, Y, Z) of each voxel of the T1w grid, and the grid's affine."""
-    shape, affine = image_affine(voxel_mm)
+def _template_points(maps: Template, rng, voxel_mm: float) -> tuple[np.ndarray, np.ndarray]:
+    """Template voxel coordinates (3, X, Y, Z) of each voxel of the T1w grid, and the grid's affine (RAS)."""
+    shape = tuple(int(n) for n in np.ceil(GRID_MM / voxel_mm))
+    affine = np.diag([voxel_mm] * 3 + [1.0])
+    affine[:3, 3] = CENTRE - (np.array(shape) - 1) / 2 * voxel_mm
     axis = rng.standard_normal(3)
-    turn = rotation(np.deg2rad(pose_deg) * rng.random() * axis / np.linalg.norm(axis))
+    turn = rotation(np.deg2rad(POSE_DEG) * rng.random() * axis / np.linalg.norm(axis))
     scale = np.clip(0.03 * rng.standard_normal(), -0.05, 0.05)
     size = np.exp(scale + 0.012 * np.clip(rng.standard_normal(3), -1.5, 1.5))
     voxel = maps.affine[0, 0]
@@ -248,7 +220,7 @@ def _template_points(maps: Template, rng, voxel_mm: float, pose_deg: float) -> t
 
 
 def make_head(maps: Template, rng: np.random.Generator, voxel_mm: float, ventricle_factor: float,
-              brain_loss: float, pose_deg: float = 3.0) -> Head:
+              brain_loss: float) -> Head:
     """One person's anatomy on the T1w grid.
 
     Parameters
@@ -261,18 +233,17 @@ def make_head(maps: Template, rng: np.random.Generator, voxel_mm: float, ventric
     brain_loss : float
         Share of the parenchyma lost (0.03 = 3 %), the ventricle's growth included; the rest is lost at the
         outer surface and in the sulci. Negative: a fuller brain.
-    pose_deg : float
-        Largest tilt of the head in the T1w image, degrees.
     """
-    index, affine = _template_points(maps, rng, voxel_mm, pose_deg)
+    index, affine = _template_points(maps, rng, voxel_mm)
+    ventricle_ml, parenchyma_ml = maps.volumes
     shape = index.shape[1:]
     brain = _sample(maps.brain, index.reshape(3, -1))
     inside = np.flatnonzero(brain > 0.02)
     at = index.reshape(3, -1)[:, inside]
     voxel = maps.affine[0, 0]
-    widened = float(np.interp(ventricle_factor * maps.ventricle_ml * 10, np.arange(maps.ventricle_levels.size),
+    widened = float(np.interp(ventricle_factor * ventricle_ml * 10, np.arange(maps.ventricle_levels.size),
                               maps.ventricle_levels))
-    lost = brain_loss * maps.parenchyma_ml - COMPRESSED * (ventricle_factor - 1) * maps.ventricle_ml
+    lost = brain_loss * parenchyma_ml - COMPRESSED * (ventricle_factor - 1) * ventricle_ml
     recession = float(np.interp(lost, maps.loss_levels, RECESSION_MM))
     phi, depth = _sample(maps.ventricle, at), _sample(maps.depth, at)
     shift = widened * np.exp(-np.maximum(phi - widened, 0) / FALLOFF_MM) / voxel

@@ -5,55 +5,21 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 from joblib import Parallel, delayed
-from tqdm.auto import tqdm
 
-from mslib.study import StudyError
+from mslib.study import StudyError, progress
 
 from .checks import Fault, ImageFault, check_image, check_mask
-from .participants import COHORT, COHORTS, LABEL, LABEL_RULE, TABLE, Row, read_participants
+from .participants import COHORT, COHORTS, LABEL, LABEL_RULE, TABLE, Subject, read_participants
 
 THREADS = 2
 #: Stands for the subject in faults of a whole group.
 GROUP = "group"
 OUTSIDE, INSIDE = "links outside the cohort's folder", "files inside it"
-
-
-@dataclass(frozen=True)
-class Subject:
-    """One subject of a cohort.
-
-    Attributes
-    ----------
-    id : str
-        Label without ``sub-``.
-    group : str
-    images : dict of str to Path
-        One image per sequence, in the order asked for.
-    brain_mask, lesion_mask : Path or None
-        In the grid of the T1w image.
-    age : float or None
-        Years.
-    sex : str or None
-    edss : float or None
-        Expanded Disability Status Scale, 0 to 10.
-    cohort : str
-        ``study`` or ``independent`` (a test cohort that training never sees).
-    """
-
-    id: str
-    group: str
-    images: dict[str, Path]
-    brain_mask: Path | None = None
-    lesion_mask: Path | None = None
-    age: float | None = None
-    sex: str | None = None
-    edss: float | None = None
-    cohort: str = COHORTS[0]
 
 
 @dataclass(frozen=True)
@@ -72,7 +38,7 @@ class Cohort:
     @classmethod
     def from_bids(cls, root: str | Path, sequences: Sequence[str] = ("T1w", "T2w", "FLAIR"), *,
                   groups: Sequence[str] | None = None, group_column: str = "group", min_per_group: int = 1,
-                  on_fault: str = "stop", progress: bool = True) -> Cohort:
+                  on_fault: str = "stop") -> Cohort:
         """Read and check a BIDS folder: names, table, headers and every voxel.
 
         Parameters
@@ -89,8 +55,6 @@ class Cohort:
             Healthy subjects of the study (not of its independent cohort) that every group needs.
         on_fault : {'stop', 'skip'}
             Raise on any fault, or go on without the faulty subjects.
-        progress : bool
-            Show a progress bar.
 
         Raises
         ------
@@ -108,15 +72,20 @@ class Cohort:
         rows, faults = read_participants(root, group_column, groups)
         faults += wrong + _unpaired(rows, folders)
         paired = [rows[label] for label in sorted(rows or ()) if label in folders]
-        results = _check_all(root, paired, tuple(sequences), progress)
+        jobs = Parallel(n_jobs=THREADS, prefer="threads", return_as="generator")(
+            delayed(_subject)(root, row, tuple(sequences)) for row in paired)
+        results = list(progress(jobs, total=len(paired), desc="check images", unit="subject"))
         faults += [fault for _, wrong in results for fault in wrong]
         faulty = {fault.subject for fault in faults}
         healthy = [subject for subject, _ in results if subject and f"sub-{subject.id}" not in faulty]
         # With "stop" the faults get repaired, so that every row counts; with "skip" only what is left does.
         counted = (rows or {}).values() if on_fault == "stop" else healthy
         if COHORT not in faulty:
-            faults += _too_few(Counter(one.group for one in counted if one.cohort == COHORTS[0]),
-                               groups or sorted({row.group for row in rows.values()} - {""}), min_per_group)
+            counts = Counter(one.group for one in counted if one.cohort == COHORTS[0])
+            faults += [Fault(GROUP, TABLE, f"group {group!r} has {counts[group]} usable subjects",
+                             f"at least {min_per_group}, for the split")
+                       for group in groups or sorted({row.group for row in rows.values()} - {""})
+                       if counts[group] < min_per_group]
         if any(on_fault == "stop" or fault.subject in (COHORT, GROUP) for fault in faults):
             raise StudyError("\n".join(map(str, faults)))
         return cls(tuple(healthy), faults)
@@ -137,7 +106,7 @@ def _folders(root: Path) -> tuple[set[str], list[Fault]]:
     return folders, faults
 
 
-def _unpaired(rows: dict[str, Row] | None, folders: set[str]) -> list[Fault]:
+def _unpaired(rows: dict[str, Subject] | None, folders: set[str]) -> list[Fault]:
     if rows is None:
         return []
     faults = [Fault(label, label, f"has a folder but no row in {TABLE}", "one row per folder")
@@ -147,11 +116,6 @@ def _unpaired(rows: dict[str, Row] | None, folders: set[str]) -> list[Fault]:
     if not rows:
         faults.append(Fault(COHORT, TABLE, "names no usable participant", "at least one"))
     return faults
-
-
-def _too_few(counts: Counter, groups: Sequence[str], least: int) -> list[Fault]:
-    return [Fault(GROUP, TABLE, f"group {group!r} has {counts[group]} usable subjects",
-                  f"at least {least}, for the split") for group in groups if counts[group] < least]
 
 
 def _files(folder: Path) -> list[Path]:
@@ -220,17 +184,12 @@ def _check_inside(root: Path, path: Path) -> None:
         raise ImageFault(OUTSIDE, INSIDE)
 
 
-def _check_all(root: Path, rows: list[Row], sequences: tuple[str, ...], progress: bool) -> list:
-    jobs = Parallel(n_jobs=THREADS, prefer="threads", return_as="generator")(
-        delayed(_subject)(root, row, sequences) for row in rows)
-    return list(tqdm(jobs, total=len(rows), desc="check images", unit="subject", disable=not progress))
-
-
-def _subject(root: Path, row: Row, sequences: tuple[str, ...]) -> tuple[Subject | None, list[Fault]]:
+def _subject(root: Path, row: Subject, sequences: tuple[str, ...]) -> tuple[Subject | None, list[Fault]]:
     """Find and check all files of one subject."""
-    if not (root / row.label).resolve().is_relative_to(root.resolve()):
+    label = f"sub-{row.id}"
+    if not (root / label).resolve().is_relative_to(root.resolve()):
         return None, []
-    session, images, faults = _choose(root, row.label, sequences)
+    session, images, faults = _choose(root, label, sequences)
     grids, masks = {}, {}
 
     def check(path, function):
@@ -238,17 +197,16 @@ def _subject(root: Path, row: Row, sequences: tuple[str, ...]) -> tuple[Subject 
             _check_inside(root, path)
             return function(path)
         except ImageFault as fault:
-            faults.append(Fault(row.label, path.relative_to(root).as_posix(), fault.found, fault.allowed))
+            faults.append(Fault(label, path.relative_to(root).as_posix(), fault.found, fault.allowed))
             return None
 
     for sequence, path in images.items():
         grids[sequence] = check(path, check_image)
     for kind, name in (("brainmask", "space-T1w_desc-brain_mask"), ("truth", "space-T1w_label-lesion_mask")):
-        masks[kind] = path = _mask(root, kind, row.label, session, name)
+        masks[kind] = path = _mask(root, kind, label, session, name)
         if path is not None and grids.get("T1w"):
             shape, affine = grids["T1w"]
             check(path, partial(check_mask, shape=shape, affine=affine, may_be_empty=kind == "truth"))
     if faults:
         return None, faults
-    return Subject(row.label.removeprefix("sub-"), row.group, images, masks["brainmask"], masks["truth"],
-                   row.age, row.sex, row.edss, row.cohort), []
+    return replace(row, images=images, brain_mask=masks["brainmask"], lesion_mask=masks["truth"]), []

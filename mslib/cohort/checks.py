@@ -168,18 +168,7 @@ def _voxels(header: nib.Nifti1Header, content: bytes) -> np.ndarray:
 
 
 def check_image(path: str | Path) -> tuple[tuple[int, ...], np.ndarray]:
-    """Read one image file wholly and check it.
-
-    Parameters
-    ----------
-    path : str or Path
-        A ``.nii`` or ``.nii.gz`` file.
-
-    Returns
-    -------
-    shape : tuple of 3 int
-    affine : ndarray (4, 4)
-        Voxels to mm (RAS+).
+    """Read one ``.nii`` or ``.nii.gz`` file wholly and check it: shape, and voxels to mm (4 x 4, RAS+).
 
     Raises
     ------

@@ -53,20 +53,14 @@ def inversion_recovery(tissue: Tissue, tr: float, te: float, ti: float) -> float
 
 
 def signal(sequence: str, tissue: Tissue) -> float:
-    """Relative signal of `tissue` in the protocol `sequence` of `SEQUENCES`.
-
-    Raises
-    ------
-    KeyError
-        No such sequence.
-    """
+    """Relative signal of `tissue` in the protocol `sequence` of `SEQUENCES`."""
     tr, te, ti = (1000 * SEQUENCES[sequence].get(name, 0)
                   for name in ("RepetitionTime", "EchoTime", "InversionTime"))
     return inversion_recovery(tissue, tr, te, ti) if ti else spin_echo(tissue, tr, te)
 
 
-def vary(rng: np.random.Generator, spread: float = 0.02) -> dict[str, Tissue]:
-    """`TISSUES` of one person: every parameter times exp(N(0, spread)), proton density by half of that."""
-    return {name: Tissue(*(value * np.exp(spread * scale * rng.standard_normal())
-                           for value, scale in ((t.t1, 1), (t.t2, 1), (t.pd, 0.5))))
+def vary(rng: np.random.Generator) -> dict[str, Tissue]:
+    """`TISSUES` of one person: every parameter times exp(N(0, 0.02)), proton density by half of that."""
+    return {name: Tissue(*(value * np.exp(spread * rng.standard_normal())
+                           for value, spread in ((t.t1, 0.02), (t.t2, 0.02), (t.pd, 0.01))))
             for name, t in TISSUES.items()}

@@ -143,26 +143,10 @@ def choose_black_holes(rng: np.random.Generator, volumes: np.ndarray, share: flo
 
 def make_lesions(head: Head, rng: np.random.Generator, load_ml: float, shares, black_hole_share: float,
                  spots_mm3=()) -> tuple[np.ndarray, np.ndarray]:
-    """Lesion labels and the black holes among them.
+    """Lesion labels (int16: 0 outside, k in lesion k) and the black holes among them (bool), each (X, Y, Z).
 
-    Parameters
-    ----------
-    head : Head
-    rng : numpy Generator
-    load_ml : float
-        Total lesion volume, 0 for none.
-    shares : sequence of 4 float
-        Shares of the volume by `LOCATIONS`.
-    black_hole_share : float
-        Share of the volume that is T1-dark.
-    spots_mm3 : sequence of float
-        Volumes of incidental subcortical spots.
-
-    Returns
-    -------
-    labels : int16 (X, Y, Z)
-        0 outside, k in lesion k.
-    black_holes : bool (X, Y, Z)
+    `shares` are those of the total volume `load_ml` by `LOCATIONS`, `black_hole_share` is what is T1-dark of it;
+    `spots_mm3` are volumes of incidental subcortical spots, which count where there is no load.
     """
     volumes, where = np.array(spots_mm3, float), np.full(len(spots_mm3), 2)
     if load_ml > 0:

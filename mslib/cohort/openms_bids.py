@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import gzip
-import json
-import tempfile
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import SimpleITK as sitk
 
-from mslib.study import StudyError, atomic_path
+from mslib.study import StudyError, atomic_path, write_json, write_table, write_text
 from mslib.study.provenance import file_sha256
 
 from .openms_files import BASE, COMMIT, REPOSITORY, registry
@@ -63,17 +63,9 @@ def _matrix(path: Path) -> np.ndarray:
 
 
 def t1_to_others(t1_file: str | Path, t2_file: str | Path) -> dict[str, sitk.AffineTransform]:
-    """The authors' transforms (FLAIR points to T1w, T2w points; LPS mm) as T1w points to FLAIR and T2w points.
+    """The authors' transforms (``*_intrastudy_to_FLAIR.txt``) as T1w points to FLAIR and T2w points (LPS mm).
 
-    Parameters
-    ----------
-    t1_file, t2_file : str or Path
-        ``*_T1W_intrastudy_to_FLAIR.txt`` and ``*_T2W_intrastudy_to_FLAIR.txt``.
-
-    Returns
-    -------
-    dict
-        ``FLAIR``: inverse of the first; ``T2w``: the second after that inverse.
+    Theirs take FLAIR points to T1w and T2w points: ``FLAIR`` is the inverse of the first, ``T2w`` the second after it.
     """
     to_flair = np.linalg.inv(_matrix(Path(t1_file)))
     matrices = {"FLAIR": to_flair, "T2w": _matrix(Path(t2_file)) @ to_flair}
@@ -82,15 +74,8 @@ def t1_to_others(t1_file: str | Path, t2_file: str | Path) -> dict[str, sitk.Aff
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy byte for byte; a target that is equal is left alone, so that nothing later is made anew."""
-    _write(target, source.read_bytes())
-
-
-def _write(target: Path, content: bytes) -> None:
-    if target.is_file() and target.read_bytes() == content:
-        return
     with atomic_path(target) as temporary:
-        temporary.write_bytes(content)
+        shutil.copyfile(source, temporary)
 
 
 def _write_brain_mask(patient: Patient, source: Path, target: Path) -> None:
@@ -106,11 +91,8 @@ def _write_brain_mask(patient: Patient, source: Path, target: Path) -> None:
     header.set_slope_inter(1, 0)
     header["cal_min"], header["cal_max"] = 0, 1
     mask = nib.Nifti1Image(inside, None, header)
-    _write(target, gzip.compress(mask.to_bytes(), 6, mtime=0))
-
-
-def _write_json(target: Path, value: dict) -> None:
-    _write(target, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    with atomic_path(target) as temporary:
+        temporary.write_bytes(gzip.compress(mask.to_bytes(), 6, mtime=0))
 
 
 def _origin(patient: Patient, source: Path, name: str) -> dict:
@@ -127,16 +109,15 @@ def _write_truth(patient: Patient, source: Path, anat: Path) -> None:
             raise StudyError(f"{patient.label}: {patient.lesions}: has another grid than the T1w image")
         stem = anat / f"{patient.label}_space-T1w_label-lesion_mask"
         _copy(source / patient.lesions, stem.with_suffix(".nii.gz"))
-        _write_json(stem.with_suffix(".json"), _origin(patient, source, patient.lesions))
+        write_json(stem.with_suffix(".json"), _origin(patient, source, patient.lesions))
     if patient.transforms:
         originals = [source / patient.transforms[name] for name in ("T1w", "T2w")]
         for name, transform in t1_to_others(*originals).items():
             target = anat / f"{patient.label}_from-T1w_to-{name}_mode-points_xfm.tfm"
-            with tempfile.TemporaryDirectory() as folder:
-                sitk.WriteTransform(transform, str(Path(folder) / target.name))
-                _copy(Path(folder) / target.name, target)
+            with atomic_path(target) as temporary:
+                sitk.WriteTransform(transform, str(temporary))
             used = ["T1w"] if name == "FLAIR" else ["T1w", "T2w"]
-            _write_json(target.with_suffix(".json"),
+            write_json(target.with_suffix(".json"),
                         {"Sources": [_origin(patient, source, patient.transforms[u]) for u in used],
                          "Description": "T1w points to points of the other image, mm, LPS (ITK)"})
 
@@ -145,38 +126,35 @@ def _write_subject(patient: Patient, source: Path, root: Path) -> None:
     for sequence, name in patient.images.items():
         target = root / patient.label / "anat" / f"{patient.label}_{sequence}"
         _copy(source / name, target.with_suffix(".nii.gz"))
-        _write_json(target.with_suffix(".json"), _origin(patient, source, name))
+        write_json(target.with_suffix(".json"), _origin(patient, source, name))
     _write_truth(patient, source, root / "derivatives" / "truth" / patient.label / "anat")
     if patient.lesions:
         stem = root / "derivatives" / "brainmask" / patient.label / "anat" / (
             f"{patient.label}_space-T1w_desc-brain_mask")
         _write_brain_mask(patient, source, stem.with_suffix(".nii.gz"))
-        _write_json(stem.with_suffix(".json"), {"Type": "Brain", "Sources": list(patient.images.values()),
+        write_json(stem.with_suffix(".json"), {"Type": "Brain", "Sources": list(patient.images.values()),
                                                 "Description": "voxels that are not 0 in any skull-stripped image"})
 
 
 def _write_dataset(patients: Sequence[Patient], root: Path) -> None:
-    columns = ("participant_id", *COLUMNS)
-    rows = [columns, *((p.label, *(p.row[name] for name in COLUMNS)) for p in patients)]
-    _write(root / TABLE, "".join("\t".join(row) + "\n" for row in rows).encode())
-    _write_json(root / "participants.json", COLUMNS)
-    _write(root / "README", (README + "\n".join(CITATION.values()) + "\n").encode())
+    write_table(root / TABLE, pd.DataFrame([{"participant_id": one.label} | one.row for one in patients]))
+    write_json(root / "participants.json", COLUMNS)
+    write_text(root / "README", README + "\n".join(CITATION.values()) + "\n")
     common = {"BIDSVersion": "1.10.0", "License": LICENCE, "ReferencesAndLinks": list(CITATION.values())}
     origin = [{"URL": f"https://github.com/{REPOSITORY}", "Version": COMMIT}]
-    _write_json(root / "dataset_description.json",
+    write_json(root / "dataset_description.json",
                 {"Name": "open_ms_data: real MS patients", "DatasetType": "raw", **common,
                  "HowToAcknowledge": "Cite the papers in ReferencesAndLinks", "SourceDatasets": origin})
     for name, text in (("truth", "expert lesion masks and the authors' transforms"), ("brainmask", "brain masks")):
-        _write_json(root / "derivatives" / name / "dataset_description.json",
+        write_json(root / "derivatives" / name / "dataset_description.json",
                     {"Name": f"open_ms_data: {text}", "DatasetType": "derivative", **common,
                      "GeneratedBy": [{"Name": "mslib.cohort.openms"}], "SourceDatasets": origin})
 
 
-def to_bids(source: str | Path, bids_root: str | Path, *, known: dict[str, str] | None = None) -> Conversion:
+def to_bids(source: str | Path, bids_root: str | Path, *, checksums: dict[str, str] | None = None) -> Conversion:
     """Convert what is whole in a copy of the database; the rest is listed, also as printed lines.
 
-    Images are copied byte for byte, so that headers and orientation stay as they are. Running it again changes
-    nothing.
+    Images are copied byte for byte, so that headers and orientation stay as they are.
 
     Parameters
     ----------
@@ -184,12 +162,8 @@ def to_bids(source: str | Path, bids_root: str | Path, *, known: dict[str, str] 
         Folder that `fetch` filled.
     bids_root : str or Path
         BIDS folder to write.
-    known : dict or None
+    checksums : dict or None
         Paths and their SHA-256; None takes `registry`. A file that differs is not used.
-
-    Returns
-    -------
-    Conversion
 
     Raises
     ------
@@ -197,10 +171,10 @@ def to_bids(source: str | Path, bids_root: str | Path, *, known: dict[str, str] 
         No patient is complete, the patients' tables are absent, or `bids_root` cannot be written.
     """
     source, root = Path(source), Path(bids_root)
-    known = registry() if known is None else known
+    checksums = registry() if checksums is None else checksums
     whole, incomplete = [], []
     for patient in [*cross_sectional(source), *longitudinal(source)]:
-        lines = faults(patient, source, known)
+        lines = faults(patient, source, checksums)
         incomplete += lines
         if not lines:
             whole.append(patient)

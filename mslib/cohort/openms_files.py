@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pooch
 import requests
-from tqdm.auto import tqdm
 
-from mslib.study import StudyError
+from mslib.study import StudyError, progress
 from mslib.study.provenance import file_sha256
 
 REPOSITORY = "muschellij2/open_ms_data"
@@ -71,8 +70,7 @@ def _raise_if_unwritable(error: Exception, path: Path, folder: Path) -> None:
         raise StudyError(f"{path}: cannot be written ({os.strerror(code)})") from error
 
 
-def fetch(dest: str | Path, base: str | Path | None = None, *, names: dict[str, str] | None = None,
-          progress: bool = True) -> dict[str, str]:
+def fetch(dest: str | Path, base: str | Path | None = None, *, names: dict[str, str] | None = None) -> dict[str, str]:
     """Bring the registered files of the database into a folder; what is there and whole is left alone.
 
     Every file is written under another name, checked and then renamed, so that an interrupted download leaves
@@ -86,8 +84,6 @@ def fetch(dest: str | Path, base: str | Path | None = None, *, names: dict[str, 
         See `base_address`.
     names : dict or None
         Paths and their SHA-256; None takes `registry`.
-    progress : bool
-        Show a progress bar.
 
     Returns
     -------
@@ -106,7 +102,7 @@ def fetch(dest: str | Path, base: str | Path | None = None, *, names: dict[str, 
     missing: dict[str, str] = {}
     silent = 0
     pooch.get_logger().setLevel("WARNING")
-    for name in tqdm(names, desc="fetch open_ms_data", unit="file", disable=not progress):
+    for name in progress(names, desc="fetch open_ms_data", unit="file"):
         if silent >= PATIENCE and not _whole(dest / name, names[name]):
             missing[name] = "the connection failed (not tried again)"
             continue

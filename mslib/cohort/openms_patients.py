@@ -13,7 +13,7 @@ from mslib.study.provenance import file_sha256
 SEQUENCES = ("T1w", "T2w", "FLAIR")
 MNI = {"T1w": "T1", "T2w": "T2", "FLAIR": "FLAIR"}
 RAW = {"T1w": "T1W", "T2w": "T2W", "FLAIR": "FLAIR"}
-GROUPS = {"RR": "RRMS", "SP": "SPMS", "PR": "PRMS", "CIS": "CIS"}
+GROUPS = {"RR": "RRMS", "SP": "SPMS", "PR": "PRMS", "CIS": "CIS", "n/a": "unknown"}
 CITATION = {
     "cross_sectional": "Lesjak Z, Galimzianova A, Koren A, Lukin M, Pernus F, Likar B, Spiclin Z. A novel public MR "
                        "image dataset of multiple sclerosis patients with lesion segmentations based on multi-rater "
@@ -43,23 +43,18 @@ def patient_table(source: str | Path, part: str) -> pd.DataFrame:
     """``patient_info.csv`` of ``cross_sectional`` or ``longitudinal``, indexed by patient number, all text."""
     path = Path(source) / part / "patient_info.csv"
     try:
-        return pd.read_csv(path, dtype=str, keep_default_na=False).set_index("patient_id")
+        table = pd.read_csv(path, dtype=str, keep_default_na=False).set_index("patient_id")
     except (OSError, ValueError, KeyError) as error:
         raise StudyError(f"{path}: is not the table of the patients; fetch it first ({error})") from error
-
-
-def _known(value: str) -> str:
-    return value if value not in ("", "N/A") else "n/a"
+    return table.replace(["", "N/A"], "n/a")
 
 
 def _row(table: pd.DataFrame, number: int, days: float = 0) -> dict:
-    known = table.loc[str(number)]
-    age = _known(known["age"])
+    row = table.loc[str(number)]
+    age, kind = row["age"], row["ms_type"]
     if days and age != "n/a":
         age = f"{float(age) + days / 365.25:.1f}"
-    kind = _known(known["ms_type"])
-    group = GROUPS.get(kind, "unknown" if kind == "n/a" else kind)
-    return {"group": group, "age": age, "sex": _known(known["sex"]), "edss": _known(known.get("edss", "n/a")),
+    return {"group": GROUPS.get(kind, kind), "age": age, "sex": row["sex"], "edss": row.get("edss", "n/a"),
             "cohort": "study"}
 
 
@@ -99,13 +94,13 @@ def longitudinal(source: Path) -> list[Patient]:
     return patients
 
 
-def faults(patient: Patient, source: Path, known: dict[str, str]) -> list[str]:
+def faults(patient: Patient, source: Path, checksums: dict[str, str]) -> list[str]:
     """One line per file of a patient that is absent or is not the registered one."""
     lines = []
     for name in patient.sources:
         path = source / name
         if not path.is_file():
             lines.append(f"{patient.label}: {name}: is absent")
-        elif name in known and file_sha256(path) != known[name]:
+        elif name in checksums and file_sha256(path) != checksums[name]:
             lines.append(f"{patient.label}: {name}: its checksum differs from the registered one")
     return lines

@@ -21,15 +21,22 @@ _MISSING = {"", "n/a", "na", "nan"}
 
 
 @dataclass(frozen=True)
-class Row:
-    """One valid row: subject label with ``sub-``, group and the optional columns (None where not known)."""
+class Subject:
+    """One subject of a cohort; `id` is the label without ``sub-``, None is what is not known.
 
-    label: str
+    `images`: one per sequence, in the order asked for; masks are in the grid of the T1w image; `age` in years; `edss`:
+    Expanded Disability Status Scale, 0 to 10; `cohort`: ``study``, or ``independent`` (never seen by training).
+    """
+
+    id: str
     group: str
-    age: float | None
-    sex: str | None
-    edss: float | None
-    cohort: str
+    images: dict[str, Path]
+    brain_mask: Path | None = None
+    lesion_mask: Path | None = None
+    age: float | None = None
+    sex: str | None = None
+    edss: float | None = None
+    cohort: str = COHORTS[0]
 
 
 def _number(row: dict, column: str, limits: tuple[float, float], faults: list) -> float | None:
@@ -48,7 +55,7 @@ def _number(row: dict, column: str, limits: tuple[float, float], faults: list) -
     return value
 
 
-def _parse(row: dict, label: str, group_column: str, groups: Sequence[str] | None) -> tuple[Row, list]:
+def _parse(row: dict, label: str, group_column: str, groups: Sequence[str] | None) -> tuple[Subject, list]:
     faults: list[tuple[str, str]] = []
     group = (row.get(group_column) or "").strip()
     group = "" if group.lower() in _MISSING else group
@@ -63,7 +70,7 @@ def _parse(row: dict, label: str, group_column: str, groups: Sequence[str] | Non
     sex = (row.get("sex") or "").strip()
     sex = None if sex.lower() in _MISSING else sex
     age, edss = _number(row, "age", (0, 120), faults), _number(row, "edss", (0, 10), faults)
-    return Row(label, group, age, sex, edss, cohort), faults
+    return Subject(label.removeprefix("sub-"), group, {}, None, None, age, sex, edss, cohort), faults
 
 
 def _read(path: Path) -> tuple[list[dict], list[str], list[Fault]]:
@@ -92,25 +99,11 @@ def _read(path: Path) -> tuple[list[dict], list[str], list[Fault]]:
 
 
 def read_participants(root: Path, group_column: str, groups: Sequence[str] | None
-                      ) -> tuple[dict[str, Row] | None, list[Fault]]:
-    """Read ``participants.tsv``.
+                      ) -> tuple[dict[str, Subject] | None, list[Fault]]:
+    """Read ``participants.tsv``: one `Subject` (without images) per usable label, in the table's order, and all faults.
 
-    Parameters
-    ----------
-    root : Path
-        The BIDS folder.
-    group_column : str
-        The column that names the class.
-    groups : sequence of str or None
-        Allowed groups; None allows any.
-
-    Returns
-    -------
-    rows : dict or None
-        One `Row` per usable label, in the table's order; labels with path characters are left out. None where
-        the table has no participants.
-    faults : list of Fault
-        Faults of the table as a whole carry the subject ``cohort``.
+    `group_column` names the class; `groups` are the allowed ones (None: any). Rows are None where the table has no
+    participants; labels with path characters are left out. Faults of the table as a whole carry the subject ``cohort``.
     """
     raw, columns, faults = _read(root / TABLE)
     for name in ("participant_id", group_column):
@@ -121,7 +114,7 @@ def read_participants(root: Path, group_column: str, groups: Sequence[str] | Non
         faults.append(Fault(COHORT, TABLE, "is empty", "the columns participant_id and group"))
     if "participant_id" not in columns:
         return None, faults
-    rows: dict[str, Row] = {}
+    rows: dict[str, Subject] = {}
     labels = [(row["participant_id"] or "").strip() for row in raw]
     for label, count in Counter(labels).items():
         if not LABEL.fullmatch(label):

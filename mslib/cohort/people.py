@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from ..study import StudyError
+from mslib.study import StudyError
+
 from .acquisition import Nuisance, draw_nuisance
 
 
@@ -98,24 +99,18 @@ def draw_disease(rng: np.random.Generator, group: str) -> tuple[DiseaseState, fl
     return state, float(np.round(2 * (low + (high - low) * stats.norm.cdf(score))) / 2)
 
 
-def draw_participants(counts: dict[str, int], seed: int, prefix: str = "", misplacement_mm: float = 5.0,
-                      misplacement_deg: float = 5.0, thick_slice_share: float = 0.4) -> list[Participant]:
+def draw_participants(counts: dict[str, int], seed: int, prefix: str = "", **nuisance: float) -> list[Participant]:
     """Draw the people of a cohort; cheap, deterministic, and independent of each other.
 
     Parameters
     ----------
     counts : dict
-        People per group, of `LAWS`.
+        People per group, of `LAWS` (StudyError: another group).
     seed : int
     prefix : str
         Put before the number of the id ("T" gives T01, T02, ...).
-    misplacement_mm, misplacement_deg, thick_slice_share : float
-        See `acquisition.draw_nuisance`.
-
-    Raises
-    ------
-    StudyError
-        A group without a law.
+    **nuisance
+        Of `acquisition.draw_nuisance`.
     """
     unknown = sorted(set(counts) - set(LAWS))
     if unknown:
@@ -133,5 +128,5 @@ def draw_participants(counts: dict[str, int], seed: int, prefix: str = "", mispl
             age=int(np.clip(round(42 + 9 * scan_rng.standard_normal()), 20, 65)),
             sex="F" if scan_rng.random() < 0.7 else "M", edss=edss,
             seed=int(child.generate_state(1, np.uint64)[0] >> np.uint64(11)), disease=disease,
-            nuisance=draw_nuisance(scan_rng, misplacement_mm, misplacement_deg, thick_slice_share)))
+            nuisance=draw_nuisance(scan_rng, **nuisance)))
     return people

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import joblib
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import SimpleITK as sitk
 from scipy import ndimage
-from tqdm.auto import tqdm
 
-from ..study import atomic_path, write_json, write_table, write_text
+from mslib.study import atomic_path, write_json, write_table, write_text
+
 from . import acquisition, anatomy, contrast, lesions
 from .anatomy import Template, make_head, template
 from .people import Participant, draw_participants
 
+__all__ = ["SEQUENCES", "Participant", "Rendered", "draw_participants", "render", "simulate_subject", "subject_files",
+           "template", "write_dataset"]
+
 SEQUENCES = ("T1w", "T2w", "FLAIR")
 BIAS_STEP = 1e-4  # resolution of the written bias fields
-VERSION = 4  # raised when the same participant gives other images, so that older files are made anew
 
 
 @dataclass(frozen=True)
@@ -43,15 +42,9 @@ def _streams(participant: Participant) -> list[np.random.Generator]:
 
 
 def render(participant: Participant, voxel_mm: float = 1.0, template: Template | None = None) -> Rendered:
-    """The person's noise-free, aligned scans on the T1w grid.
+    """The person's noise-free, aligned scans on the T1w grid; `template` is that of `anatomy.template(voxel_mm)`.
 
-    Parameters
-    ----------
-    participant : Participant
-    voxel_mm : float
-        Voxel size of the grid; 2 mm and more for quick trials (small lesions then fill part of a voxel only).
-    template : Template, optional
-        From `anatomy.template(voxel_mm)`.
+    Voxels of 2 mm and more are for quick trials: small lesions then fill part of a voxel only.
     """
     maps = template if template is not None else anatomy.template(voxel_mm)
     shape_rng, lesion_rng, tissue_rng = _streams(participant)[:3]
@@ -81,15 +74,19 @@ def render(participant: Participant, voxel_mm: float = 1.0, template: Template |
     return Rendered(images, mask, dark, head.volume(head.brain > 0.5, bool), volumes, head.affine)
 
 
-def _save(path: Path, stored: np.ndarray, affine: np.ndarray, slope: float | None = None) -> None:
-    """Write integers as NIfTI with equal qform and sform; readers multiply them by `slope`."""
-    image = nib.Nifti1Image(stored, affine)
+def save_nifti(path: str | Path, values: np.ndarray, affine: np.ndarray, slope: float | None = None) -> Path:
+    """Write values (axes x, y, z) as NIfTI with equal qform and sform: same values, same bytes (no time stamp).
+
+    Readers multiply integers by `slope`.
+    """
+    image = nib.Nifti1Image(np.asarray(values), affine)
     image.set_sform(affine, 1)
     image.set_qform(affine, 1)
     image.header.set_xyzt_units("mm")
     image.header.set_slope_inter(slope, 0 if slope else None)
     with atomic_path(path) as temporary:
         nib.save(image, temporary)
+    return Path(path)
 
 
 def _sidecar(name: str, scan: acquisition.SequenceNuisance, size: np.ndarray) -> dict:
@@ -129,14 +126,14 @@ def _write_scan(files: dict[str, Path], name: str, participant: Participant, ren
             sitk.WriteTransform(acquisition.rigid_transform(scan), str(temporary))
     size = np.diag(affine)[:3]
     noisy, field = acquisition.corrupt(rng, image, brain, size, scan, brain_signal)
-    _save(files[name], np.clip(np.rint(noisy), 0, 32767).astype(np.int16), affine)
-    _save(files[f"{name}_bias"], np.rint(field / BIAS_STEP).astype(np.int16), affine, BIAS_STEP)
+    save_nifti(files[name], np.clip(np.rint(noisy), 0, 32767).astype(np.int16), affine)
+    save_nifti(files[f"{name}_bias"], np.rint(field / BIAS_STEP).astype(np.int16), affine, BIAS_STEP)
     write_json(files[f"{name}_json"], _sidecar(name, scan, size))
 
 
 def simulate_subject(participant: Participant, bids_root: str | Path, voxel_mm: float = 1.0,
                      cache: str | Path | None = None) -> dict[str, Path]:
-    """Write one subject: raw scans, sidecars, truth and brain mask. Does nothing if all of it is there.
+    """Write one subject (`subject_files`): raw scans, sidecars, brain mask, and last the truth.
 
     Parameters
     ----------
@@ -145,34 +142,23 @@ def simulate_subject(participant: Participant, bids_root: str | Path, voxel_mm: 
         Root of the BIDS dataset (see `write_dataset`).
     voxel_mm : float
         Voxel size of T1w; the other grids scale with it.
-    cache : path of an ``.npz``, optional
+    cache : path, optional
         See `anatomy.template`.
-
-    Returns
-    -------
-    dict of str to Path
-        As `subject_files`.
     """
     files = subject_files(bids_root, participant.id)
-    recipe = {"version": VERSION, "voxel_mm": float(voxel_mm), "participant": asdict(participant)}
-    recipe = json.loads(json.dumps(recipe))
-    if all(path.exists() for path in files.values()):
-        with contextlib.suppress(ValueError):
-            if json.loads(files["truth"].read_text(encoding="utf-8")).get("recipe") == recipe:
-                return files
-    files["truth"].unlink(missing_ok=True)
     rendered = render(participant, voxel_mm, template(voxel_mm, cache))
     for name, rng in zip(SEQUENCES, _streams(participant)[3:]):
         _write_scan(files, name, participant, rendered, voxel_mm, rng)
     for name, mask in (("lesion", rendered.lesions), ("black_hole", rendered.black_holes), ("brain", rendered.brain)):
-        _save(files[name], mask.astype(np.uint8), rendered.affine)
+        save_nifti(files[name], mask.astype(np.uint8), rendered.affine)
     volumes = rendered.volumes
     write_json(files["truth"], {
         "lesion_load_ml": volumes["lesion_ml"],
         "lesion_count": int(ndimage.label(rendered.lesions)[1]),
         "ventricle_volume_ml": volumes["ventricle_ml"], "brain_volume_ml": volumes["brain_ml"],
         "black_hole_share": volumes["black_hole_ml"] / volumes["lesion_ml"] if volumes["lesion_ml"] else 0.0,
-        "volumes": volumes, "nuisance": participant.nuisance.descriptors(), "recipe": recipe})
+        "volumes": volumes, "nuisance": participant.nuisance.descriptors(),
+        "recipe": {"voxel_mm": float(voxel_mm), "participant": asdict(participant)}})
     return files
 
 
@@ -196,18 +182,9 @@ COLUMNS = {
 
 
 def write_dataset(participants: list[Participant], bids_root: str | Path) -> Path:
-    """Write what a BIDS dataset holds beside its subjects: descriptions, participants, README.
+    """Write what a BIDS dataset holds beside its subjects: descriptions, participants, README; gives its path.
 
-    Parameters
-    ----------
-    participants : list of Participant
-        Ids of digits only are listed as the study's cohort, others as the independent one.
-    bids_root : path
-
-    Returns
-    -------
-    Path
-        Of the dataset.
+    Ids of digits only are listed as the study's cohort, others as the independent one.
     """
     root = Path(bids_root)
     rows = [{"participant_id": f"sub-{p.id}", "group": p.group, "age": p.age, "sex": p.sex, "edss": p.edss,
@@ -222,39 +199,3 @@ def write_dataset(participants: list[Participant], bids_root: str | Path) -> Pat
     write_json(root / "participants.json", COLUMNS)
     write_table(root / "participants.tsv", pd.DataFrame(rows))
     return root
-
-
-def simulate_cohort(root: str | Path, groups: dict[str, int], seed: int, independent: dict[str, int] | None = None,
-                    voxel_mm: float = 1.0, misplacement_mm: float = 5.0, misplacement_deg: float = 5.0,
-                    thick_slice_share: float = 0.4, cache: str | Path | None = None, jobs: int = 1,
-                    progress: bool = True) -> Path:
-    """Simulate a whole cohort as a BIDS dataset; finished subjects are kept.
-
-    Parameters
-    ----------
-    root : path
-        Of the BIDS dataset.
-    groups, independent : dict
-        People per group of the study's cohort (ids 001 ...) and of the independent one (T01 ...).
-    seed : int
-    voxel_mm, misplacement_mm, misplacement_deg, thick_slice_share, cache
-        See `simulate_subject` and `draw_participants`.
-    jobs : int
-        Subjects made at a time.
-    progress : bool
-        Show a bar.
-
-    Returns
-    -------
-    Path
-        Of the dataset.
-    """
-    laws = (misplacement_mm, misplacement_deg, thick_slice_share)
-    people = [*draw_participants(groups, seed, "", *laws),
-              *draw_participants(independent or {}, seed + 1, "T", *laws)]
-    write_dataset(people, root)
-    work = (joblib.delayed(simulate_subject)(person, root, voxel_mm, cache) for person in people)
-    done = joblib.Parallel(n_jobs=jobs, return_as="generator")(work)
-    for _ in tqdm(done, total=len(people), desc="Simulated subjects", disable=not progress):
-        pass
-    return Path(root)

@@ -1,22 +1,27 @@
 """Where does a net look? Class activation maps of every layer, attributions; knows Keras, nothing of MRI."""
 
-from .baselines import BASELINES, FILLS, baseline_images, fill_removed
-from .cam import CAM_METHODS, activations_and_gradients, layer_cams
-from .groups import default_groups, modality_groups, superpixels, window_groups
+from .baselines import BASELINES, REPLACEMENTS, baseline_images, replace_removed
+from .cam import CAM_METHODS, layer_cams
+from .groups import default_groups, superpixels, window_groups
 from .lrp import lrp, relevance_flow, relevance_shares
-from .lrp_composites import LRP_COMPOSITES, Composite
-from .lrp_rules import LRP_RULES
-from .maps import blank_maps, fuse_layercam, upsample_maps
-from .methods import METHODS, Method, attribute, completeness_gap, tells_modalities
-from .model import check_inputs, check_model, resolve_layers, spatial_layers, to_logits
-from .postprocess import postprocess
-from .precision import predict_copy
+from .lrp_rules import LRP_COMPOSITES, LRP_RULES, Composite
+from .maps import blank_maps, postprocess, upsample_maps
+from .methods import METHODS, Method, attribute, completeness_gap, covered
+from .model import (
+    batches_of,
+    check_inputs,
+    check_model,
+    last_convolution,
+    logits_of,
+    predict_copy,
+    resolve_layers,
+    spatial_layers,
+)
 from .randomisation import cascading_randomisation, randomised_copy
 
 __all__ = [
-    "BASELINES", "CAM_METHODS", "FILLS", "LRP_COMPOSITES", "LRP_RULES", "METHODS", "Composite", "Method",
-    "activations_and_gradients", "attribute", "baseline_images", "blank_maps", "cascading_randomisation",
-    "check_inputs", "check_model", "completeness_gap", "default_groups", "fill_removed", "fuse_layercam",
-    "layer_cams", "lrp", "modality_groups", "postprocess", "predict_copy", "randomised_copy", "relevance_flow",
-    "relevance_shares", "resolve_layers", "spatial_layers", "superpixels", "tells_modalities", "to_logits",
-    "upsample_maps", "window_groups"]
+    "BASELINES", "CAM_METHODS", "LRP_COMPOSITES", "LRP_RULES", "METHODS", "REPLACEMENTS", "Composite", "Method",
+    "attribute", "baseline_images", "batches_of", "blank_maps", "cascading_randomisation", "check_inputs",
+    "check_model", "completeness_gap", "covered", "default_groups", "last_convolution", "layer_cams", "logits_of",
+    "lrp", "postprocess", "predict_copy", "randomised_copy", "relevance_flow", "relevance_shares", "replace_removed",
+    "resolve_layers", "spatial_layers", "superpixels", "upsample_maps", "window_groups"]

@@ -1,4 +1,4 @@
-"""What an image is compared with, or what takes the place of what is removed: baselines with a name."""
+"""Baselines by name: what an image is compared with, and what takes the place of removed values."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from skimage.restoration import inpaint_biharmonic
 
 BASELINES = ("zero", "mean", "blurred", "noise")
 #: What may take the place of removed values: every baseline, and what their neighbourhood suggests.
-FILLS = (*BASELINES, "inpainted")
+REPLACEMENTS = (*BASELINES, "inpainted")
 #: In-painted images that are worth a process.
 INPAINTED_EACH = 8
 #: Blur of a blurred baseline, as a share of the image's size along an axis.
@@ -60,17 +60,17 @@ def baseline_images(images, baseline="zero", seed: int = 0) -> np.ndarray:
     return np.broadcast_to(given, images.shape).copy()
 
 
-def fill_removed(images, removed, fill="zero", seed: int = 0) -> np.ndarray:
+def replace_removed(images, removed, baseline="zero", seed: int = 0) -> np.ndarray:
     """Images whose removed values are replaced.
 
     Parameters
     ----------
     images : array-like, (N, H, W, M) or (N, T, M)
     removed : array-like of bool, shape of `images`
-    fill : {"zero", "mean", "blurred", "noise", "inpainted"}, float, or array-like
-        A baseline, as in `baseline_images`. ``inpainted``: each modality from its own values that stay around, within
-        their range (Damelin and Hoang 2018, `skimage.restoration.inpaint_biharmonic`); 0.04 s for an image of
-        96 x 84 x 3 with half of the brain removed, 0.12 s with all of it.
+    baseline : {"zero", "mean", "blurred", "noise", "inpainted"}, float, or array-like
+        As in `baseline_images`. ``inpainted``: each modality from its own values that stay around, within their range
+        (Damelin and Hoang 2018, `skimage.restoration.inpaint_biharmonic`); 0.04 s for an image of 96 x 84 x 3 with half
+        of the brain removed, 0.12 s with all of it.
     seed : int
         Of the noise.
 
@@ -89,20 +89,21 @@ def fill_removed(images, removed, fill="zero", seed: int = 0) -> np.ndarray:
                          f"{removed.shape})")
     if not np.isfinite(images).all():
         raise ValueError("images: hold NaN or infinity")
-    if not isinstance(fill, str) or fill in BASELINES:
-        return np.where(removed, baseline_images(images, fill, seed), images)
-    if fill not in FILLS:
-        raise ValueError(f"fill: must be a number, an array or one of {', '.join(FILLS)} (got {fill!r})")
+    if isinstance(baseline, str) and baseline not in REPLACEMENTS:
+        raise ValueError(f"baseline: must be a number, an array or one of {', '.join(REPLACEMENTS)} "
+                         f"(got {baseline!r})")
+    if not isinstance(baseline, str) or baseline != "inpainted":
+        return np.where(removed, baseline_images(images, baseline, seed), images)
     where = np.argwhere(removed.any(tuple(range(1, images.ndim - 1))))
     whole = [(i, modality) for i, modality in where if removed[i, ..., modality].all()]
     if whole:
-        raise ValueError(f"fill: nothing of modality {whole[0][1]} of image {whole[0][0]} stays to in-paint from")
+        raise ValueError(f"baseline: nothing of modality {whole[0][1]} of image {whole[0][0]} stays to in-paint from")
     # Processes of their own for many images; the function of skimage alone goes there, not this package.
     workers = max(1, min(cpu_count(), len(where) // INPAINTED_EACH))
     made = Parallel(n_jobs=workers)(
         delayed(inpaint_biharmonic)(*(np.ascontiguousarray(array[i, ..., modality]) for array in (images, removed)))
         for i, modality in where)
-    filled = images.copy()
+    replaced = images.copy()
     for (i, modality), one in zip(where, made, strict=True):
-        filled[i, ..., modality] = one
-    return filled
+        replaced[i, ..., modality] = one
+    return replaced

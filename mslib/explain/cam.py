@@ -8,7 +8,6 @@ from functools import lru_cache
 import keras
 import numpy as np
 import tensorflow as tf
-from tqdm.auto import tqdm
 
 from .maps import upsample_maps
 from .model import check_inputs, check_model, resolve_layers
@@ -59,12 +58,12 @@ CAM_METHODS = {"gradcam": _gradcam, "gradcam++": _gradcam_plus_plus, "hirescam":
 
 
 def layer_cams(model: keras.Model, images, targets, layers: Sequence[str] | None = None,
-               methods: Sequence[str] = ("gradcam",), batch_size: int = 16, progress: bool = False,
+               methods: Sequence[str] = ("gradcam",), batch_size: int = 16,
                upsample: bool = True) -> dict[str, dict[str, np.ndarray]]:
     """Class activation maps of every wanted layer, from one forward and one backward pass.
 
-    Raw values, ``ReLU(sum over channels)`` as each method defines it: maps of one layer can be compared over
-    images and blank ones be told (`blank_maps`). One map stands for all input channels, it tells none apart.
+    Raw values, ``ReLU(sum over channels)`` as each method defines it: maps of one layer can be compared over images,
+    and blank ones are seen (`blank_maps`). One map stands for all input channels.
 
     Parameters
     ----------
@@ -78,8 +77,6 @@ def layer_cams(model: keras.Model, images, targets, layers: Sequence[str] | None
     methods : sequence of {"gradcam", "gradcam++", "hirescam", "layercam", "xgradcam"}
     batch_size : int
         Images in one pass; about 0.1 GB an image at 224 px.
-    progress : bool
-        Show a bar over the images.
     upsample : bool
         False returns the maps at their layer's own resolution.
 
@@ -101,7 +98,12 @@ def layer_cams(model: keras.Model, images, targets, layers: Sequence[str] | None
     check_model(model, (3, 4))
     layers, methods = resolve_layers(model, layers), _check_methods(methods)
     images, targets = check_inputs(model, images, targets)
-    maps = iter(_run_batches(_traced(model, layers, methods), images, targets, batch_size, progress))
+    if batch_size < 1:
+        raise ValueError(f"batch_size: must be at least 1 (got {batch_size})")
+    run = _traced(model, layers, methods)
+    parts = [[part.numpy() for part in run(images[i:i + batch_size], targets[i:i + batch_size])]
+             for i in range(0, len(images), batch_size)]
+    maps = (np.concatenate(part) for part in zip(*parts))
     cams = {method: {layer: next(maps) for layer in layers} for method in methods}
     _check_finite(cams)
     if upsample:
@@ -113,27 +115,6 @@ def layer_cams(model: keras.Model, images, targets, layers: Sequence[str] | None
     return cams
 
 
-def activations_and_gradients(model: keras.Model, images, targets, layers: Sequence[str] | None = None,
-                              ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """What the maps are made of: a layer's activations A and the gradient g of the target logit in them.
-
-    Parameters
-    ----------
-    model, images, targets, layers
-        As in `layer_cams`; all images are one batch.
-
-    Returns
-    -------
-    dict of layer to (A, g), each ndarray of float32, (N, h, w, channels), of signals (N, t, channels)
-    """
-    check_model(model, (3, 4))
-    layers = resolve_layers(model, layers)
-    images, targets = check_inputs(model, images, targets)
-    net = _with_activations(model, layers)
-    activations, gradients, _ = _pass(net, tf.constant(images), tf.constant(targets))
-    return {layer: (a.numpy(), g.numpy()) for layer, a, g in zip(layers, activations, gradients)}
-
-
 def _check_methods(methods):
     methods = (methods,) if isinstance(methods, str) else tuple(methods)
     unknown = [method for method in methods if method not in CAM_METHODS]
@@ -141,18 +122,6 @@ def _check_methods(methods):
         raise ValueError(f"methods: {', '.join(map(repr, unknown)) or 'none given'}: not among "
                          f"{', '.join(CAM_METHODS)}")
     return methods
-
-
-def _run_batches(run, images, targets, batch_size, progress):
-    if batch_size < 1:
-        raise ValueError(f"batch_size: must be at least 1 (got {batch_size})")
-    parts = []
-    with tqdm(total=len(images), desc="class activation maps", unit="image", disable=not progress) as bar:
-        for start in range(0, len(images), batch_size):
-            batch = images[start:start + batch_size]
-            parts.append([part.numpy() for part in run(batch, targets[start:start + batch_size])])
-            bar.update(len(batch))
-    return [np.concatenate(part) for part in zip(*parts)]
 
 
 def _check_finite(cams):

@@ -1,4 +1,4 @@
-"""Attributions from gradients: what each input value does to the score of a class.
+"""Attributions from gradients in the input, and Grad-CAM as one map for all modalities or with Guided BackProp.
 
 Every function takes a net that has passed the checks of `mslib.explain.attribute` and returns raw values of the images'
 shape, one channel per modality.
@@ -12,17 +12,11 @@ from functools import lru_cache
 import keras
 import numpy as np
 import tensorflow as tf
-from tqdm.auto import tqdm
 
 from .baselines import baseline_images
-from .rules import (
-    check_relu_net,
-    deconvolution_relu,
-    guided_relu,
-    rescale_max_pool,
-    rescale_relu,
-    with_rules,
-)
+from .cam import layer_cams
+from .model import last_convolution
+from .rules import check_relu_net, deconvolution_relu, guided_relu, rescale_max_pool, rescale_relu, with_rules
 
 
 @lru_cache(maxsize=8)
@@ -81,53 +75,44 @@ def input_x_gradient(model: keras.Model, images, targets, *, batch_size: int = 1
 
 
 def guided_backprop(model: keras.Model, images, targets, *, batch_size: int = 16) -> np.ndarray:
-    """Gradient through ReLUs that pass what is positive on both ways (Springenberg et al. 2015).
+    """Gradient through ReLUs that pass what is positive on both ways (Springenberg et al. 2015); as `gradient`.
 
-    Parameters as in `gradient`; the net must be one of ReLUs. Known to change little when the net's weights are
-    randomised (Adebayo et al. 2018).
+    Of nets of ReLUs. Known to change little when the net's weights are randomised (Adebayo et al. 2018).
     """
     check_relu_net(model, "guided_backprop")
     return _gradients(model, images, targets, batch_size, "guided")
 
 
 def deconvolution(model: keras.Model, images, targets, *, batch_size: int = 16) -> np.ndarray:
-    """Gradient through ReLUs that pass what is positive on the way back (Zeiler and Fergus 2014).
+    """Gradient through ReLUs that pass what is positive on the way back (Zeiler and Fergus 2014); as `gradient`.
 
-    Parameters as in `gradient`; the net must be one of ReLUs.
+    Of nets of ReLUs.
     """
     check_relu_net(model, "deconvolution")
     return _gradients(model, images, targets, batch_size, "deconvolution")
 
 
-def _mean_over(model, make, n, images, targets, batch_size, progress):
+def _mean_over(model, make, n, images, targets, batch_size):
     """Mean over n draws of ``weight * gradient at point``; `make` gives (point, weight) of a draw."""
     total = np.zeros(images.shape, np.float64)
-    for number in tqdm(range(n), desc="gradients", unit="pass", disable=not progress):
+    for number in range(n):
         point, weight = make(number)
         total += weight * _gradients(model, point, targets, batch_size)
     return total
 
 
 def smoothgrad(model: keras.Model, images, targets, *, samples: int = 10, noise: float = 0.15, seed: int = 0,
-               batch_size: int = 16, progress: bool = False) -> np.ndarray:
-    """Mean gradient over noisy copies of the image (Smilkov et al. 2017).
+               batch_size: int = 16) -> np.ndarray:
+    """Mean gradient over noisy copies of the image (Smilkov et al. 2017); parameters and result as in `gradient`.
 
     Parameters
     ----------
-    model, images, targets, batch_size
-        As in `gradient`.
     samples : int
         Copies of every image.
     noise : float
         Standard deviation, as a share of the image's range (maximum minus minimum over all modalities).
     seed : int
         Of the noise, the same for every image (times its range), so that a map does not depend on the other images.
-    progress : bool
-        Show a bar over the passes.
-
-    Returns
-    -------
-    ndarray of float32, shape of `images`
     """
     rng = np.random.default_rng(seed)
     axes = tuple(range(1, images.ndim))
@@ -136,55 +121,44 @@ def smoothgrad(model: keras.Model, images, targets, *, samples: int = 10, noise:
     def noisy(_):
         return images + spread * rng.standard_normal(images.shape[1:], np.float32), 1 / samples
 
-    return _mean_over(model, noisy, samples, images, targets, batch_size, progress).astype(np.float32)
+    return _mean_over(model, noisy, samples, images, targets, batch_size).astype(np.float32)
 
 
 def integrated_gradients(model: keras.Model, images, targets, *, steps: int = 50, baseline="zero", seed: int = 0,
-                         batch_size: int = 16, progress: bool = False) -> np.ndarray:
+                         batch_size: int = 16) -> np.ndarray:
     """Gradient integrated on the straight line from a baseline, times the difference (Sundararajan et al. 2017).
+
+    Parameters and result as in `gradient`. A map adds up to the score minus the baseline's, but for the quadrature (see
+    `completeness_gap`).
 
     Parameters
     ----------
-    model, images, targets, batch_size
-        As in `gradient`.
     steps : int
         Points of the Gauss-Legendre quadrature.
     baseline : str, float or array-like
         As in `mslib.explain.baseline_images`.
     seed : int
         Of a noisy baseline.
-    progress : bool
-        As in `smoothgrad`.
-
-    Returns
-    -------
-    ndarray of float32, shape of `images`
-        Adds up to the score minus the baseline's, but for the quadrature (see `completeness_gap`).
     """
     base = baseline_images(images, baseline, seed)
     nodes, weights = np.polynomial.legendre.leggauss(steps)
     total = _mean_over(model, lambda i: (base + np.float32((nodes[i] + 1) / 2) * (images - base), weights[i] / 2),
-                       steps, images, targets, batch_size, progress)
+                       steps, images, targets, batch_size)
     return ((images - base) * total).astype(np.float32)
 
 
 def gradient_shap(model: keras.Model, images, targets, *, samples: int = 5, baseline="zero", seed: int = 0,
-                  batch_size: int = 16, progress: bool = False) -> np.ndarray:
+                  batch_size: int = 16) -> np.ndarray:
     """Expected gradient at random points between baseline and image, times the difference (Lundberg and Lee 2017).
+
+    Parameters and result as in `integrated_gradients`; a map adds up in expectation.
 
     Parameters
     ----------
-    model, images, targets, batch_size, baseline, progress
-        As in `integrated_gradients`.
     samples : int
         Random points of every image.
     seed : int
         Of the points, at the same shares of the way for every image: a map does not depend on the other images.
-
-    Returns
-    -------
-    ndarray of float32, shape of `images`
-        Adds up to the score minus the baseline's in expectation.
     """
     base = baseline_images(images, baseline, seed)
     rng = np.random.default_rng(seed)
@@ -192,7 +166,7 @@ def gradient_shap(model: keras.Model, images, targets, *, samples: int = 5, base
     def between(_):
         return base + rng.random(dtype=np.float32) * (images - base), 1 / samples
 
-    total = _mean_over(model, between, samples, images, targets, batch_size, progress)
+    total = _mean_over(model, between, samples, images, targets, batch_size)
     return ((images - base) * total).astype(np.float32)
 
 
@@ -200,15 +174,8 @@ def deeplift(model: keras.Model, images, targets, *, baseline="zero", seed: int 
              batch_size: int = 16) -> np.ndarray:
     """DeepLift with the rescale rule (Shrikumar et al. 2017), max-pools with cross terms.
 
-    Parameters
-    ----------
-    model, images, targets, baseline, seed, batch_size
-        As in `integrated_gradients`; the net must be one of ReLUs.
-
-    Returns
-    -------
-    ndarray of float32, shape of `images`
-        Adds up to the score minus the baseline's.
+    Parameters and result as in `integrated_gradients`, of nets of ReLUs. A map adds up to the score minus the
+    baseline's.
     """
     check_relu_net(model, "deeplift")
     base = baseline_images(images, baseline, seed)
@@ -219,3 +186,23 @@ def deeplift(model: keras.Model, images, targets, *, baseline="zero", seed: int 
         found = _gradients(model, both, np.tile(targets[here], 2), len(both), "rescale")
         parts.append((images[here] - base[here]) * found[:len(found) // 2])
     return np.concatenate(parts)
+
+
+def gradcam(model: keras.Model, images, targets, *, layer: str | None = None, batch_size: int = 16) -> np.ndarray:
+    """Grad-CAM of one layer, the same map for every modality (Selvaraju et al. 2017); as `gradient`.
+
+    Parameters
+    ----------
+    layer : str, optional
+        Default: the last convolution (`last_convolution`).
+    """
+    layer = layer or last_convolution(model)
+    maps = layer_cams(model, images, targets, [layer], ("gradcam",), batch_size)["gradcam"][layer]
+    return np.repeat(maps[..., None], images.shape[-1], -1)
+
+
+def guided_gradcam(model: keras.Model, images, targets, *, layer: str | None = None,
+                   batch_size: int = 16) -> np.ndarray:
+    """Guided back-propagation times Grad-CAM (Selvaraju et al. 2017); parameters as in `gradcam`."""
+    return (guided_backprop(model, images, targets, batch_size=batch_size)
+            * gradcam(model, images, targets, layer=layer, batch_size=batch_size))

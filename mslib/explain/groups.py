@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy import ndimage
 from skimage.segmentation import slic
 
 
-def check_groups(groups, images) -> tuple[np.ndarray, int]:
-    """Groups for every image, and how many there are.
+def number_groups(groups, images) -> tuple[np.ndarray, np.ndarray]:
+    """Groups numbered anew in every image, so that an image has none but its own.
 
     Parameters
     ----------
@@ -18,7 +19,8 @@ def check_groups(groups, images) -> tuple[np.ndarray, int]:
     Returns
     -------
     groups : ndarray of int64, shape of `images`
-    n_groups : int
+        In every image 0, 1, 2 ... without gaps; -1 stays.
+    counts : ndarray of int, (N,)
 
     Raises
     ------
@@ -31,76 +33,16 @@ def check_groups(groups, images) -> tuple[np.ndarray, int]:
                          f"(got {groups.shape})")
     if not np.issubdtype(groups.dtype, np.integer) or groups.min() < -1 or groups.max() < 0:
         raise ValueError("groups: must be integers from -1 (never removed) on, with one group at least")
-    return np.broadcast_to(groups, images.shape).astype(np.int64), int(groups.max()) + 1
-
-
-def number_groups(groups, images) -> tuple[np.ndarray, np.ndarray]:
-    """Groups numbered anew in every image, so that an image knows only those that it has.
-
-    Parameters
-    ----------
-    groups, images
-        As in `check_groups`.
-
-    Returns
-    -------
-    groups : ndarray of int64, shape of `images`
-        In every image 0, 1, 2 ... without gaps; -1 stays.
-    counts : ndarray of int, (N,)
-        How many groups each image has.
-    """
-    groups, _ = check_groups(groups, images)
+    groups = np.broadcast_to(groups, images.shape)
     numbered, counts = np.full(groups.shape, -1, np.int64), np.zeros(len(groups), int)
     for i, own in enumerate(groups):
-        found, places = np.unique(own[own >= 0], return_inverse=True)
-        numbered[i][own >= 0], counts[i] = places, len(found)
+        present, places = np.unique(own[own >= 0], return_inverse=True)
+        numbered[i][own >= 0], counts[i] = places, len(present)
     return numbered, counts
 
 
-def groups_keep_apart(groups, images) -> bool:
-    """Whether no group of any image holds values of two modalities.
-
-    Parameters
-    ----------
-    groups, images
-        As in `check_groups`.
-
-    Returns
-    -------
-    bool
-    """
-    groups, _ = check_groups(groups, images)
-    for image in groups:
-        sets = [np.unique(image[..., m][image[..., m] >= 0]) for m in range(image.shape[-1])]
-        if len(np.unique(np.concatenate(sets))) < sum(map(len, sets)):
-            return False
-    return True
-
-
-def modality_groups(images) -> np.ndarray:
-    """Each modality (last axis) as one group.
-
-    Returns
-    -------
-    ndarray of int64, shape of `images`
-    """
-    shape = np.shape(images)
-    return np.broadcast_to(np.arange(shape[-1]), shape).copy()
-
-
 def window_groups(images, size: int) -> np.ndarray:
-    """Windows of a signal, each modality's own.
-
-    Parameters
-    ----------
-    images : array-like, (N, T, M)
-    size : int
-        Samples in a window; the last one may be shorter.
-
-    Returns
-    -------
-    ndarray of int64, (N, T, M)
-    """
+    """Windows of `size` samples (the last one may be shorter) of signals (N, T, M), each modality's own."""
     shape = np.shape(images)
     if len(shape) != 3 or size < 1:
         raise ValueError(f"window_groups: needs signals (N, T, M) and a size from 1 on (got {shape} and {size})")
@@ -109,9 +51,11 @@ def window_groups(images, size: int) -> np.ndarray:
     return np.broadcast_to(own, shape).copy()
 
 
-def superpixels(images, segments: int = 50, compactness: float = 0.1, sigma: float = 2.0, mask=None,
-                shared: bool = False) -> np.ndarray:
+def superpixels(images, segments: int = 50, compactness: float = 0.1, sigma: float = 2.0, mask=None) -> np.ndarray:
     """SLIC superpixels of every image, each modality's own (Achanta et al. 2012; settings of Jin et al. 2022).
+
+    Smoothed are the values inside the mask alone (normalised convolution, Knutsson and Westin 1993): what lies outside
+    does not darken the rim, so that no superpixel follows it.
 
     Parameters
     ----------
@@ -122,13 +66,11 @@ def superpixels(images, segments: int = 50, compactness: float = 0.1, sigma: flo
         As in `skimage.segmentation.slic`.
     mask : array-like of bool, (N, H, W) or (H, W), optional
         Where there are superpixels (the brain); outside is -1. Default: where any modality is not 0.
-    shared : bool
-        One set of superpixels for all modalities, from their mean.
 
     Returns
     -------
     ndarray of int64, (N, H, W, M)
-        No two modalities share a number unless `shared`.
+        No two modalities share a number.
 
     Raises
     ------
@@ -148,29 +90,25 @@ def superpixels(images, segments: int = 50, compactness: float = 0.1, sigma: flo
     groups = np.full(images.shape, -1, np.int64)
     for image, within, own in zip(images, inside, groups):
         first = 0
-        for channels in ([slice(None)] if shared else [slice(m, m + 1) for m in range(images.shape[-1])]):
-            found = slic(image[..., channels].mean(-1), segments, compactness, sigma=sigma, mask=within.copy(),
+        for m in range(images.shape[-1]):
+            smooth = _smoothed_inside(image[..., m], within, sigma)
+            # slic scales what it gets to a range of 1: its compactness is meant for values before they are smoothed.
+            found = slic(smooth, segments, compactness / (np.ptp(smooth[within]) or 1), mask=within.copy(),
                          start_label=1, channel_axis=None)
             _, renumbered = np.unique(found[within], return_inverse=True)
-            own[..., channels][within] = first + renumbered.reshape(-1, 1)
+            own[..., m][within] = first + renumbered
             first += renumbered.max() + 1
     return groups
 
 
-def default_groups(images, shared: bool = False) -> np.ndarray:
-    """Groups where none are given: superpixels of images, 50 windows of signals at most; each modality's own.
+def _smoothed_inside(values, within, sigma):
+    """Values scaled to a range of 1 inside a mask, then the Gaussian mean of those inside it; 0 outside."""
+    low, high = values[within].min(), values[within].max()
+    scaled = np.where(within, values - low, 0).astype(np.float64) / (high - low or 1)
+    total, weight = (ndimage.gaussian_filter(array, sigma) for array in (scaled, within.astype(np.float64)))
+    return np.divide(total, weight, out=np.zeros_like(total), where=within)
 
-    Parameters
-    ----------
-    images : ndarray, (N, H, W, M) or (N, T, M)
-    shared : bool
-        The same for all images and modalities, from their mean.
 
-    Returns
-    -------
-    ndarray of int64, shape of `images`; of one image if `shared`
-    """
-    if images.ndim == 4:
-        return superpixels(images.mean(0, keepdims=True), shared=True)[0] if shared else superpixels(images)
-    windows = window_groups(images, -(-images.shape[1] // 50))
-    return np.repeat(windows[0, :, :1], images.shape[2], 1) if shared else windows
+def default_groups(images) -> np.ndarray:
+    """Groups where none are given: superpixels of images, 50 windows of signals at most; each modality's own."""
+    return superpixels(images) if images.ndim == 4 else window_groups(images, -(-images.shape[1] // 50))

@@ -1,21 +1,19 @@
 """Exact incremental inference for occlusion: only what a window can change is computed, layer by layer.
 
-Nakandala et al. 2019 (SIGMOD): the whole image passes once and its activations are kept; a covered
-window changes a rectangle of every layer, cut at the borders, and nothing outside it. Here the *change* itself travels:
-a convolution is linear, so that only changed cells enter it, and what lies around the rectangle counts as zero. Cells
-of several windows stand below each other, one row of channels a cell, so that rectangles of any size share one matrix
-product. No approximation: up to rounding the scores are those of full passes.
+Nakandala et al. 2019 (SIGMOD): the whole image passes once; a covered window changes a rectangle of every layer and
+nothing outside it. Here the *change* itself travels: a convolution is linear, so that only changed cells enter it.
+Cells of several windows stand below each other, one row of channels a cell, so that rectangles of any size share one
+matrix product. Up to rounding the scores are those of full passes.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from .changes import Change, Slide, areas
 from .rules import is_plain_relu
 
 MOVERS = (keras.layers.Conv2D, keras.layers.MaxPooling2D, keras.layers.AveragePooling2D)
@@ -23,6 +21,82 @@ ENDS = (keras.layers.GlobalAveragePooling2D, keras.layers.Flatten)
 IDLE = (keras.layers.Dropout, keras.layers.SpatialDropout2D, keras.layers.GaussianNoise, keras.layers.GaussianDropout)
 #: Bytes of the largest array of a pass: the fastest of 8, 16, 32 and 64 MiB where the last cache held 32 MiB.
 PASS_BYTES = 2**24
+
+
+def areas(boxes) -> np.ndarray:
+    """Cells of rectangles (windows, 2 axes, first and behind)."""
+    return (boxes[..., 1] - boxes[..., 0]).prod(1)
+
+
+@dataclass(frozen=True)
+class Change:
+    """What covered windows change at one layer.
+
+    Attributes
+    ----------
+    values : tf.Tensor, (P, C), or (windows, features) behind the layer that ends the space
+        New minus old, all cells of the first window before those of the second.
+    boxes : ndarray of int, (windows, 2 axes, 2)
+        First cell of the rectangle and the one behind its last.
+    window, place : ndarray of int, (P,) and (P, 2)
+        Window, and row and column, of each cell.
+    """
+
+    values: tf.Tensor
+    boxes: np.ndarray
+    window: np.ndarray
+    place: np.ndarray
+
+    @classmethod
+    def inside(cls, boxes, values=None):
+        """Cells of rectangles; `values` come later where they need the places."""
+        counts = areas(boxes)
+        window = np.repeat(np.arange(len(boxes)), counts)
+        within = np.arange(len(window)) - (counts.cumsum() - counts)[window]
+        place = boxes[window, :, 0] + np.stack(np.divmod(within, (boxes[:, 1, 1] - boxes[:, 1, 0])[window]), 1)
+        return cls(values, boxes, window, place)
+
+
+class Slide:
+    """Where a sliding kernel reads: geometry of a convolution or a pool over an input of `size`."""
+
+    def __init__(self, layer, size):
+        kernel = layer.kernel_size if isinstance(layer, keras.layers.Conv2D) else layer.pool_size
+        self.kernel, self.strides, self.size = np.array(kernel), np.array(layer.strides), np.array(size)
+        if layer.padding == "same":
+            self.out = -(-self.size // self.strides)
+            self.before = np.maximum((self.out - 1) * self.strides + self.kernel - self.size, 0) // 2
+        else:
+            self.out, self.before = (self.size - self.kernel) // self.strides + 1, np.zeros(2, int)
+
+    def reach(self, boxes):
+        """Rectangles of outputs that read any cell of `boxes`, cut at the borders (may be empty)."""
+        first = -((self.kernel - 1 - self.before - boxes[..., 0]) // self.strides)
+        behind = (boxes[..., 1] - 1 + self.before) // self.strides + 1
+        first = np.clip(first, 0, self.out)
+        return np.stack([first, np.clip(behind, first, self.out)], -1)
+
+    def read(self, cells):
+        """Row and column that every output cell reads, (P, k) of each axis; some lie outside the map."""
+        return [cells.place[:, axis, None] * self.strides[axis] - self.before[axis] + np.arange(self.kernel[axis])
+                for axis in (0, 1)]
+
+    def changed(self, cells, change):
+        """For every output cell and tap (P, taps): is the cell it reads a changed one, and the number of its row."""
+        (low_y, low_x), (high_y, high_x) = change.boxes.T[..., cells.window, None]
+        y, x = self.read(cells)
+        within = ((y >= low_y) & (y < high_y))[:, :, None] & ((x >= low_x) & (x < high_x))[:, None]
+        counts = areas(change.boxes)
+        first = (counts.cumsum() - counts)[cells.window, None]
+        row = (first + (y - low_y) * (high_x - low_x))[:, :, None] + (x - low_x)[:, None]
+        return within.reshape(len(row), -1), row.reshape(len(row), -1)
+
+    def on_map(self, cells):
+        """For every output cell and tap: does it read the map, not its padding, and the cell's number in the map."""
+        y, x = self.read(cells)
+        within = ((y >= 0) & (y < self.size[0]))[:, :, None] & ((x >= 0) & (x < self.size[1]))[:, None]
+        number = (y * self.size[1])[:, :, None] + x[:, None]
+        return within.reshape(len(number), -1), number.reshape(len(number), -1)
 
 
 def _sum_of(values, within, row):
@@ -130,11 +204,8 @@ STEPS = {keras.layers.Conv2D: _Convolution, keras.layers.MaxPooling2D: _MaxPool,
 def obstacle(model: keras.Model) -> str | None:
     """What keeps a net from incremental inference: one line that names the first such layer, or None.
 
-    Parameters
-    ----------
-    model : keras.Model
-        Flat net (see `check_model`). Fit: a chain of Conv2D (without dilation or groups), ReLU, MaxPooling2D,
-        AveragePooling2D and dropout, then GlobalAveragePooling2D or Flatten, then Dense (with ReLUs between).
+    Fit is a chain of Conv2D (without dilation or groups), ReLU, MaxPooling2D, AveragePooling2D and dropout, then
+    GlobalAveragePooling2D or Flatten, then Dense (with ReLUs between).
     """
     before, spatial = model.inputs[0], True
     if len(before.shape) != 4:
@@ -177,25 +248,10 @@ def _activation(layer):
 
 
 def occlusion_losses(model: keras.Model, image, base, places, target: int, batch_size: int = 64) -> np.ndarray:
-    """What a score loses when a window of one modality is covered, by incremental inference.
+    """What `full_losses` finds, by incremental inference.
 
     Memory: about two and a half times the activations of one image (VGG16 at 224 px: 0.13 GB), a copy of the kernels,
     and a pass of windows, as many as keep its largest array within `PASS_BYTES`, one at least.
-
-    Parameters
-    ----------
-    model : keras.Model
-        Without `obstacle`.
-    image, base : ndarray of float32, (H, W, M)
-    places : sequence of (slice, slice, int)
-        Rows, columns and modality of every window; slices may end behind the border.
-    target : int
-    batch_size : int
-        Windows in one pass at most.
-
-    Returns
-    -------
-    ndarray of float64, (windows,)
     """
     steps = _prepare(model, image)
     boxes = _boxes(image, places)
@@ -212,28 +268,6 @@ def occlusion_losses(model: keras.Model, image, base, places, target: int, batch
             change = step(change)
         losses.append(-change.values.numpy()[:, target].astype(np.float64))
     return np.concatenate(losses)
-
-
-def multiplications(model: keras.Model, image, places) -> dict[str, tuple[float, float]]:
-    """How often a convolution multiplies two numbers: for a full pass, and for a window (mean) in incremental ones.
-
-    Parameters
-    ----------
-    model, image, places
-        As in `occlusion_losses`.
-
-    Returns
-    -------
-    dict of layer to (float, float)
-        Padding of a full pass counts as multiplied.
-    """
-    boxes, counts = _boxes(image, places), {}
-    for step in _prepare(model, image):
-        if isinstance(step, _Convolution):
-            a_cell = np.prod(step.weights.shape)
-            counts[step.name] = float(a_cell * step.slide.out.prod()), float(a_cell * areas(boxes).mean())
-        boxes = step.slide.reach(boxes) if hasattr(step, "slide") else boxes
-    return counts
 
 
 def _boxes(image, places):

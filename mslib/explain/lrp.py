@@ -9,8 +9,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from .lrp_composites import Composite, check_parameters, resolve_rule
 from .lrp_net import read_net
+from .lrp_rules import Composite, check_parameters, resolve_rule
 from .model import check_model, choose_targets
 
 
@@ -39,7 +39,7 @@ def lrp(model: keras.Model, inputs, targets=None, rule: str | Composite = "epsil
     batch_size : int
         Images in one pass, all of whose activations are held at once.
     **parameters : float
-        Of the rules (``LRP_COMPOSITES[rule].parameters``): epsilon, gamma, low, high.
+        Of the rules (``LRP_COMPOSITES[rule].parameters``): epsilon, gamma.
 
     Returns
     -------
@@ -50,8 +50,7 @@ def lrp(model: keras.Model, inputs, targets=None, rule: str | Composite = "epsil
     Raises
     ------
     ValueError
-        A net, layer, input, rule or parameter that does not fit; inputs outside the bounds of a box rule; relevance
-        that is not finite.
+        A net, layer, input, rule or parameter that does not fit; relevance that is not finite.
 
     References
     ----------
@@ -87,15 +86,13 @@ def relevance_flow(model: keras.Model, inputs, targets=None, rule: str | Composi
             for name, of_layer in zip(names, zip(*parts))}
 
 
-def relevance_shares(relevance, rule: str | Composite) -> dict[str, np.ndarray]:
+def relevance_shares(relevance) -> dict[str, np.ndarray]:
     """Share of every input channel (modality) in the relevance of an image or signal, in percent.
 
     Parameters
     ----------
     relevance : array-like, (N, ..., M)
         Of `lrp`.
-    rule : str or Composite
-        By which it was made.
 
     Returns
     -------
@@ -107,24 +104,15 @@ def relevance_shares(relevance, rule: str | Composite) -> dict[str, np.ndarray]:
     Raises
     ------
     ValueError
-        The rule looks at no input value, or at the input's bounds, and so cannot tell channels apart; relevance of
-        another shape or not finite.
+        Relevance of another shape or not finite.
     """
-    composite, relevance = resolve_rule(rule), np.asarray(relevance, np.float64)
-    if not composite.modality_shares:
-        name = rule if isinstance(rule, str) else "this composite"
-        raise ValueError(f"rule: {name} is for pictures only: its first rule ({composite.first.__name__}) does not "
-                         f"tell input channels apart; take shares from one without, such as epsilon_plus")
+    relevance = np.asarray(relevance, np.float64)
     if relevance.ndim < 2 or not relevance.size or not np.isfinite(relevance).all():
         raise ValueError(f"relevance: must be finite, (N, ..., M) (got {relevance.shape})")
     space = tuple(range(1, relevance.ndim - 1))
-    return {name: _percent(part.sum(space)) for name, part in (("absolute", np.abs(relevance)),
-                                                               ("positive", np.maximum(relevance, 0)))}
-
-
-def _percent(sums):
-    total = sums.sum(-1, keepdims=True)
-    return np.divide(100 * sums, total, out=np.full_like(sums, np.nan), where=total > 0)
+    sums = {"absolute": np.abs(relevance).sum(space), "positive": np.maximum(relevance, 0).sum(space)}
+    return {name: np.divide(100 * part, total := part.sum(-1, keepdims=True), out=np.full_like(part, np.nan),
+                            where=total > 0) for name, part in sums.items()}
 
 
 def _sums(relevance):
@@ -140,9 +128,6 @@ def _explain(model, inputs, targets, rule, layers, batch_size, parameters) -> tu
     if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
         raise ValueError(f"batch_size: must be a whole number from 1 on (got {batch_size!r})")
     inputs, targets = choose_targets(model, inputs, targets, batch_size)
-    if "low" in parameters and not parameters["low"] <= inputs.min() <= inputs.max() <= parameters["high"]:
-        raise ValueError(f"inputs: lie in {inputs.min():g}..{inputs.max():g}, outside the box rule's low = "
-                         f"{parameters['low']:g} and high = {parameters['high']:g}")
     names = _wanted(model, layers)
     run = _traced(model, composite, tuple(parameters.items()), tuple(names))
     return names, (run(tf.constant(inputs[i:i + batch_size]), tf.constant(targets[i:i + batch_size]))
@@ -163,9 +148,6 @@ def _wanted(model, layers):
 def _traced(model, composite, parameters, names):
     """One graph of the way forward and back, for any batch size; weights are read when it runs."""
     steps, source, target = read_net(model)
-    if composite.first and not any(step.first and step.is_linear for step in steps):
-        raise ValueError(f"rule: {composite.first.__name__} is for the layer that sees the input, and there is none: "
-                         f"batch norm or an activation comes before it")
     input_name = keras.Model(model.inputs, model.outputs).layers[0].name
 
     @tf.function(autograph=False,  # nothing here turns on a tensor's value; several times as fast to trace

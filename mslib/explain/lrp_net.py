@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import keras
 import tensorflow as tf
 
-from .lrp_composites import Composite, parameters_of
-from .lrp_rules import away_from_zero
+from .lrp_rules import Composite, away_from_zero, parameters_of
 
 layers = keras.layers
 CONVOLUTIONS = (layers.Conv1D, layers.Conv2D)
@@ -36,14 +35,8 @@ class LinearMap:
     """A convolution or dense layer without its activation, batch norm folded in.
 
     With batch norm ``g (x - mean) / s + beta``, ``s = sqrt(variance + epsilon)``, after the layer, the kernel is
-    ``K g / s`` and the bias ``(b - mean) g / s + beta``: the same function in evaluation mode.
-
-    Attributes
-    ----------
-    kernel, bias : tensor
-        As they are when the graph runs, so that the net may learn in between.
-    nonnegative : bool
-        The layer's input is known to hold no negative value.
+    ``K g / s`` and the bias ``(b - mean) g / s + beta``. Both are as they are when the graph runs, so that the net may
+    learn in between. `nonnegative`: the input holds no negative value.
     """
 
     def __init__(self, layer, norm=None, nonnegative=False):
@@ -70,19 +63,10 @@ class LinearMap:
 
 @dataclass(frozen=True)
 class Step:
-    """A layer in its place: what it reads and writes (ids of symbolic tensors) and what is known about it.
+    """A layer in its place: what it reads and writes (ids of symbolic tensors) and what holds for it there.
 
-    Attributes
-    ----------
-    layer : keras.layers.Layer
-    norm : keras.layers.BatchNormalization or None
-        Folded into the layer; the step then writes what the norm does.
-    reads : tuple of int
-    writes : int
-    nonnegative : bool
-        None of its inputs can be negative.
-    first : bool
-        It sees the net's input, through pools, padding and the like at most.
+    Batch norm that is folded into it is its `norm`; the step then writes what the norm does. `nonnegative`: none of
+    its inputs can be negative.
     """
 
     layer: keras.layers.Layer
@@ -90,7 +74,6 @@ class Step:
     reads: tuple[int, ...]
     writes: int
     nonnegative: bool
-    first: bool
 
     @property
     def names(self) -> list[str]:
@@ -119,7 +102,6 @@ class Step:
             return [relevance]
         if linear is not None:
             rule = composite.conv if kind in CONVOLUTIONS else composite.dense
-            rule = composite.first if self.first and composite.first else rule
             return [rule(linear, inputs[0], relevance, **{name: parameters[name] for name in parameters_of(rule)})]
         inputs = [tf.identity(x) for x in inputs]  # one tensor may come in twice
         with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -131,12 +113,7 @@ class Step:
 
 
 def read_net(model: keras.Model) -> tuple[list[Step], int, int]:
-    """Steps of a net, shallow to deep, and the ids of its input and output.
-
-    Parameters
-    ----------
-    model : keras.Model
-        Has passed `check_model`.
+    """Steps of a net that has passed `check_model`, shallow to deep, and the ids of its input and output.
 
     Raises
     ------
@@ -156,17 +133,14 @@ def read_net(model: keras.Model) -> tuple[list[Step], int, int]:
         if maker is not None and readers.count(id(maker.outputs[0])) == 1 and _folds(maker.operation, node.operation):
             norms[id(maker.outputs[0])] = node
     source, steps = id(net.inputs[0]), []
-    bare, nonnegative, folded = {source}, set(), {id(node) for node in norms.values()}
+    nonnegative, folded = set(), {id(node) for node in norms.values()}
     for node in nodes:
         if id(node) in folded:
             continue
         layer, reads = node.operation, tuple(id(tensor) for tensor in node.input_tensors)
         norm = norms.get(id(node.outputs[0]))
         writes = id((norm or node).outputs[0])
-        steps.append(Step(layer, norm and norm.operation, reads, writes, nonnegative.issuperset(reads),
-                          bare.issuperset(reads)))
-        if type(layer) in (*MOVING, *MEANS, *IDLE) and steps[-1].first:
-            bare.add(writes)
+        steps.append(Step(layer, norm and norm.operation, reads, writes, nonnegative.issuperset(reads)))
         if norm is None and _never_negative(layer, steps[-1].nonnegative):
             nonnegative.add(writes)
     return steps, source, id(net.outputs[0])

@@ -1,4 +1,4 @@
-"""The rules of layer-wise relevance propagation: how a linear layer hands relevance down to its inputs.
+"""The rules of layer-wise relevance propagation, and composites: which rule which layer gets.
 
 Every rule states which inputs, through which weights, make up a denominator z, and hands each input its part of R / z.
 A rule is a function (linear, x, relevance, *, parameters) -> relevance of x, with `linear` a `LinearMap`, x the layer's
@@ -7,41 +7,40 @@ input and relevance that of its output before any activation. A denominator is m
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import tensorflow as tf
-
-if TYPE_CHECKING:
-    from .lrp_net import LinearMap
 
 #: Added to the size of every denominator, except where a rule has its own epsilon.
 STABILISER = 1e-6
 
 
-def epsilon(linear: LinearMap, x, relevance, *, epsilon: float = 1e-6):
+def epsilon(linear, x, relevance, *, epsilon: float = 1e-6):
     """Bach et al. 2015, eq. 58: R_i = sum_j x_i w_ij R_j / (z_j + epsilon sign(z_j)), z with bias."""
     return share([(x, linear.kernel)], linear, linear.bias, relevance, epsilon)
 
 
-def z_plus(linear: LinearMap, x, relevance):
-    """Montavon et al. 2017, z+ rule, for inputs of any sign: positive contributions only, z with positive bias.
+def alpha1_beta0(linear, x, relevance):
+    """Bach et al. 2015, eq. 60, alpha = 1, beta = 0: positive contributions only, z with positive bias.
 
-    A contribution is positive where input and weight are, or where both are negative.
+    A contribution is positive where input and weight are, or where both are negative; so this is the z+ rule (Montavon
+    et al. 2017) for inputs of any sign.
     """
-    return share(_positive(linear, x), linear, tf.nn.relu(linear.bias), relevance)
+    return share(_by_sign(linear, x, tf.nn.relu(linear.kernel), -tf.nn.relu(-linear.kernel)), linear,
+                 tf.nn.relu(linear.bias), relevance)
 
 
-def alpha1_beta0(linear: LinearMap, x, relevance):
-    """Bach et al. 2015, eq. 60, alpha = 1, beta = 0: what `z_plus` is for inputs of any sign."""
-    return _alpha_beta(linear, x, relevance, 1.0, 0.0)
-
-
-def alpha2_beta1(linear: LinearMap, x, relevance):
+def alpha2_beta1(linear, x, relevance):
     """Bach et al. 2015, eq. 60, alpha = 2, beta = 1: positive contributions twice, negative ones against them."""
-    return _alpha_beta(linear, x, relevance, 2.0, 1.0)
+    negative = _by_sign(linear, x, -tf.nn.relu(-linear.kernel), tf.nn.relu(linear.kernel))
+    return (2.0 * alpha1_beta0(linear, x, relevance)
+            - share(negative, linear, -tf.nn.relu(-linear.bias), relevance))
 
 
-def gamma(linear: LinearMap, x, relevance, *, gamma: float = 0.25):
+def gamma(linear, x, relevance, *, gamma: float = 0.25):
     """Montavon et al. 2019, LRP-gamma, for inputs of any sign: contributions of z's own sign count 1 + gamma times.
 
     Of positive inputs and z > 0 this is the paper's w + gamma max(w, 0), bias likewise; the rest is as in zennit.
@@ -54,26 +53,74 @@ def gamma(linear: LinearMap, x, relevance, *, gamma: float = 0.25):
                             tf.where(z < 0, relevance, 0.0))
 
 
-def flat(linear: LinearMap, x, relevance):
-    """Lapuschkin et al. 2019: every input alike, whatever its value and weight."""
-    return share([(tf.ones_like(x), tf.ones_like(linear.kernel))], linear, 0.0, relevance)
+LRP_RULES = {"epsilon": epsilon, "alpha1_beta0": alpha1_beta0, "alpha2_beta1": alpha2_beta1, "gamma": gamma}
 
 
-def w_square(linear: LinearMap, x, relevance):
-    """Montavon et al. 2017, w^2 rule: by the squared weight, whatever the input's value."""
-    return share([(tf.ones_like(x), tf.square(linear.kernel))], linear, tf.square(linear.bias), relevance)
+@dataclass(frozen=True)
+class Composite:
+    """Which rule which linear layer gets.
+
+    Attributes
+    ----------
+    conv, dense : callable
+        Rule of convolutions and of dense layers (see `LRP_RULES`).
+    citation : str
+    """
+
+    conv: Callable
+    dense: Callable
+    citation: str
+
+    @property
+    def parameters(self) -> dict:
+        """Parameters of its rules with their defaults."""
+        return parameters_of(self.conv) | parameters_of(self.dense)
 
 
-def box(linear: LinearMap, x, relevance, *, low: float = 0.0, high: float = 1.0):
-    """Montavon et al. 2017, z^B rule: for inputs between `low` and `high`; x w - low max(w, 0) - high min(w, 0)."""
-    kernel = linear.kernel
-    terms = [(x, kernel), (tf.fill(tf.shape(x), -low), tf.nn.relu(kernel)),
-             (tf.fill(tf.shape(x), -high), -tf.nn.relu(-kernel))]
-    return share(terms, linear, 0.0, relevance)
+LRP_COMPOSITES = {
+    "epsilon_plus": Composite(alpha1_beta0, epsilon, "Kohlbrenner et al. 2020"),
+    "epsilon": Composite(epsilon, epsilon, "Bach et al. 2015"),
+    "alpha1_beta0": Composite(alpha1_beta0, alpha1_beta0, "Bach et al. 2015"),
+    "alpha2_beta1": Composite(alpha2_beta1, alpha2_beta1, "Bach et al. 2015"),
+    "gamma": Composite(gamma, gamma, "Montavon et al. 2019"),
+    "epsilon_gamma": Composite(gamma, epsilon, "Montavon et al. 2019"),
+    "epsilon_alpha2_beta1": Composite(alpha2_beta1, epsilon, "Kohlbrenner et al. 2020"),
+}
 
 
-LRP_RULES = {"epsilon": epsilon, "z_plus": z_plus, "alpha1_beta0": alpha1_beta0, "alpha2_beta1": alpha2_beta1,
-             "gamma": gamma, "flat": flat, "w_square": w_square, "box": box}
+def parameters_of(rule: Callable) -> dict:
+    """Parameters of a rule with their defaults."""
+    return {name: one.default for name, one in inspect.signature(rule).parameters.items()
+            if one.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+def resolve_rule(rule: str | Composite) -> Composite:
+    """Composite of a name (ValueError: unknown); a composite made by hand is taken as it is."""
+    if isinstance(rule, Composite):
+        return rule
+    if rule not in LRP_COMPOSITES:
+        raise ValueError(f"rule: must be one of {', '.join(LRP_COMPOSITES)}, or a Composite (got {rule!r})")
+    return LRP_COMPOSITES[rule]
+
+
+def check_parameters(composite: Composite, given: dict) -> dict:
+    """Parameters of a composite, the given ones checked, the others at their defaults.
+
+    ValueError: unknown (the allowed ones are named), no finite number, epsilon that is not positive, negative gamma.
+    """
+    allowed = composite.parameters
+    if unknown := [name for name in given if name not in allowed]:
+        raise ValueError(f"rule: unknown parameter {', '.join(map(repr, unknown))}; this one has "
+                         f"{', '.join(allowed) or 'none'}")
+    chosen = allowed | given
+    for name, value in chosen.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ValueError(f"{name}: must be a finite number (got {value!r})")
+    if chosen.get("epsilon", 1) <= 0:
+        raise ValueError(f"epsilon: must be positive (got {chosen['epsilon']})")
+    if chosen.get("gamma", 0) < 0:
+        raise ValueError(f"gamma: must not be negative (got {chosen['gamma']})")
+    return {name: float(value) for name, value in chosen.items()}
 
 
 def share(terms, linear, bias, relevance, stabiliser=STABILISER):
@@ -92,8 +139,8 @@ def share(terms, linear, bias, relevance, stabiliser=STABILISER):
     Returns
     -------
     tensor
-        Sum over the terms of input times gradient of z, with R / z as the gradient of the output: geometry (stride,
-        dilation, padding) is the map's own.
+        Sum over the terms of input times gradient of z, with R / z as the gradient of the output: the map's own
+        stride, dilation and padding.
     """
     inputs = [x for x, _ in terms]
     with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -113,15 +160,3 @@ def _by_sign(linear, x, of_positive, of_negative):
     if linear.nonnegative:
         return [(x, of_positive)]
     return [(tf.nn.relu(x), of_positive), (-tf.nn.relu(-x), of_negative)]
-
-
-def _positive(linear, x):
-    return _by_sign(linear, x, tf.nn.relu(linear.kernel), -tf.nn.relu(-linear.kernel))
-
-
-def _alpha_beta(linear, x, relevance, alpha, beta):
-    favour = share(_positive(linear, x), linear, tf.nn.relu(linear.bias), relevance)
-    if not beta:
-        return alpha * favour
-    against = _by_sign(linear, x, -tf.nn.relu(-linear.kernel), tf.nn.relu(linear.kernel))
-    return alpha * favour - beta * share(against, linear, -tf.nn.relu(-linear.bias), relevance)

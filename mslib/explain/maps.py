@@ -1,85 +1,62 @@
-"""What is done to finished maps: resampling, blank ones, fusion over layers."""
+"""What is done to finished maps: resampling, blank ones, smoothing and scaling before they are measured."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
+from scipy import ndimage
 
 
 def upsample_maps(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Half-pixel bilinear resampling, as `tf.image.resize` does it: map and image share their outer edges.
-
-    Parameters
-    ----------
-    maps : ndarray, (..., h, w)
-    size : (H, W)
-
-    Returns
-    -------
-    ndarray of float32, (..., H, W)
-    """
+    """Half-pixel bilinear resampling of maps (..., h, w) as in `tf.image.resize`: they keep their outer edges."""
     maps = np.asarray(maps, np.float32)
     rows, columns = (_bilinear_weights(n, m) for n, m in zip(maps.shape[-2:], size))
     return rows @ maps @ columns.T
 
 
-def blank_maps(maps: np.ndarray, tolerance: float = 1e-12) -> np.ndarray:
-    """Flag the maps that show nothing, whatever a colour scale stretched to their own range would show.
+def blank_maps(maps: np.ndarray) -> np.ndarray:
+    """Flag the raw maps, (..., H, W), that show nothing (maximum at most 1e-12), whatever a colour scale would show."""
+    return ~(np.max(maps, axis=(-2, -1)) > 1e-12)
+
+
+def postprocess(maps, sigma: float, quantile_share: float = 0.99) -> np.ndarray:
+    """Smooth maps and scale them to [0, 1], all modalities of an image together (Jin et al. 2022).
+
+    Smoothed in the plane; divided by the magnitude at which the ascending magnitudes, added up, reach a share of their
+    total; clipped; negatives become 0. One divisor serves all modalities of an image, so that they keep their relation.
 
     Parameters
     ----------
-    maps : ndarray, (..., H, W)
-        Raw maps.
-    tolerance : float
-        A map whose maximum is not above it is blank.
+    maps : array-like, (N, H, W, M) or (N, T, M)
+        Raw attributions.
+    sigma : float
+        SD of the Gaussian along every axis of space, in pixels (samples); 0: none.
+    quantile_share : float
+        Share of the total magnitude below the value that becomes 1; above 0, at most 1 (the maximum becomes 1).
 
     Returns
     -------
-    ndarray of bool, (...)
-    """
-    return ~(np.max(maps, axis=(-2, -1)) > tolerance)
-
-
-def fuse_layercam(maps: dict[str, np.ndarray], shallow: Sequence[str] | None = None,
-                  gamma: float = 2.0) -> np.ndarray:
-    """Fuse LayerCAM maps of several layers: shallow ones lifted by tanh, then the maximum of all.
-
-    Parameters
-    ----------
-    maps : dict of layer to ndarray, (N, H, W)
-        Upsampled to one size, shallow to deep, as `layer_cams` returns them.
-    shallow : sequence of str, optional
-        Layers rescaled to ``tanh(gamma M / max M)``; others are divided by their maximum. Default: all but
-        the deepest.
-    gamma : float
-
-    Returns
-    -------
-    ndarray of float32, (N, H, W), in [0, 1]; a blank map stays 0.
+    ndarray of float32, shape of `maps`
+        A blank map stays blank.
 
     Raises
     ------
     ValueError
-        Maps of several sizes; a shallow layer without map.
-
-    References
-    ----------
-    Jiang et al. 2021 (LayerCAM), fusion of shallow and deep stages.
+        Maps of another shape or not finite, a parameter outside its range.
     """
-    if len({m.shape for m in maps.values()}) != 1:
-        raise ValueError(f"maps: must be upsampled to one size (got "
-                         f"{sorted({m.shape for m in maps.values()})})")
-    shallow = list(maps)[:-1] if shallow is None else list(shallow)
-    if unknown := set(shallow) - set(maps):
-        raise ValueError(f"shallow: {', '.join(sorted(unknown))}: not among the layers given: "
-                         f"{', '.join(maps)}")
-    fused = np.zeros(next(iter(maps.values())).shape, np.float32)
-    for layer, raw in maps.items():
-        top = raw.max(axis=(1, 2), keepdims=True)
-        scaled = np.divide(raw, top, out=np.zeros_like(raw), where=top > 0)
-        np.maximum(fused, np.tanh(gamma * scaled) if layer in shallow else scaled, out=fused)
-    return fused
+    maps = np.asarray(maps, np.float64)
+    if maps.ndim not in (3, 4) or not maps.size or not np.isfinite(maps).all():
+        raise ValueError(f"maps: must be finite, (N, H, W, M) or (N, T, M), not empty (got {maps.shape}, "
+                         f"{np.count_nonzero(~np.isfinite(maps))} values not finite)")
+    if not (0 <= sigma < np.inf and 0 < quantile_share <= 1):
+        raise ValueError(f"postprocess: sigma must be from 0 on and quantile_share above 0, at most 1 (got {sigma} and "
+                         f"{quantile_share})")
+    smooth = ndimage.gaussian_filter(maps, [0, *[sigma] * (maps.ndim - 2), 0])
+    ascending = np.sort(np.abs(smooth).reshape(len(maps), -1), 1)
+    reached = ascending.cumsum(1)
+    place = (reached >= quantile_share * reached[:, -1:]).argmax(1)
+    divisor = ascending[np.arange(len(maps)), place].reshape(-1, *[1] * (maps.ndim - 1))
+    scaled = np.divide(smooth, divisor, out=np.zeros_like(smooth), where=divisor > 0)
+    return np.clip(scaled, 0, 1).astype(np.float32)
 
 
 def _bilinear_weights(n, m):

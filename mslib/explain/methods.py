@@ -12,11 +12,9 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 
-from . import activation, gradient, perturbation
-from .groups import groups_keep_apart
-from .model import batches_of, check_inputs, check_model, choose_targets, logits_of
+from . import gradient, perturbation
+from .model import batches_of, check_inputs, check_model, choose_targets, logits_of, predict_copy
 from .occlusion import occlusion
-from .precision import PRECISIONS, predict_copy
 
 #: Outputs that differ by less than this share of their size are equal in float32.
 EQUAL = 1e-6
@@ -33,9 +31,10 @@ class Method:
     family : str
         ``gradient``, ``activation`` or ``perturbation``.
     citation : str
-    tells_modalities : bool
-        False: with its defaults one map stands for all modalities, so that it says nothing about any of them. Groups
-        can change that: ask the function `tells_modalities`.
+    per_modality : bool
+        Whether every modality has a map of its own; False: one map stands for all. Feature Permutation has one here,
+        unlike in Jin et al. 2022, because its default groups are each modality's own superpixels (or windows), the same
+        for all images; groups that span modalities would give these one value.
     axes : tuple of int
         Axes that images may have: 4 for (N, H, W, M), 3 for (N, T, M).
     """
@@ -43,7 +42,7 @@ class Method:
     function: Callable
     family: str
     citation: str
-    tells_modalities: bool = True
+    per_modality: bool = True
     axes: tuple[int, ...] = (3, 4)
 
     @property
@@ -62,45 +61,34 @@ METHODS = {
     "deeplift": Method(gradient.deeplift, "gradient", "Shrikumar et al. 2017"),
     "integrated_gradients": Method(gradient.integrated_gradients, "gradient", "Sundararajan et al. 2017"),
     "gradient_shap": Method(gradient.gradient_shap, "gradient", "Lundberg and Lee 2017"),
-    "gradcam": Method(activation.gradcam, "activation", "Selvaraju et al. 2017", tells_modalities=False),
-    "guided_gradcam": Method(activation.guided_gradcam, "activation", "Selvaraju et al. 2017"),
+    "gradcam": Method(gradient.gradcam, "activation", "Selvaraju et al. 2017", per_modality=False),
+    "guided_gradcam": Method(gradient.guided_gradcam, "activation", "Selvaraju et al. 2017"),
     "occlusion": Method(occlusion, "perturbation", "Zeiler and Fergus 2014"),
     "feature_ablation": Method(perturbation.feature_ablation, "perturbation", "Kokhlikyan et al. 2020"),
-    "feature_permutation": Method(perturbation.feature_permutation, "perturbation", "Fisher et al. 2019",
-                                  tells_modalities=False),
+    "feature_permutation": Method(perturbation.feature_permutation, "perturbation", "Fisher et al. 2019"),
     "lime": Method(perturbation.lime, "perturbation", "Ribeiro et al. 2016"),
     "shapley_sampling": Method(perturbation.shapley_sampling, "perturbation", "Strumbelj and Kononenko 2010"),
     "kernel_shap": Method(perturbation.kernel_shap, "perturbation", "Lundberg and Lee 2017"),
 }
 
 
-def tells_modalities(method: str, images, groups=None) -> bool:
-    """Whether a call of a method attributes to every modality on its own.
+def covered(method: str, groups) -> np.ndarray:
+    """Where a method can give a value at all: elsewhere its map holds 0 because nothing was asked there.
 
     Parameters
     ----------
     method : str
         One of `METHODS`.
-    images : array-like, (N, H, W, M) or (N, T, M)
-    groups : array-like of int, optional
-        As given to the method. A perturbation method tells modalities apart where no group holds values of two of them,
-        Feature Permutation too. Default: the method's own groups (``METHODS[method].tells_modalities``).
+    groups : array-like of int
+        Feature groups as the methods that take them are given them (`superpixels`); -1 is never removed.
 
     Returns
     -------
-    bool
-
-    Raises
-    ------
-    ValueError
-        Unknown method, one that takes no groups, or groups that do not fit the images.
+    ndarray of bool, shape of `groups`
+        True everywhere for a method without groups.
     """
-    chosen = _method(method)
-    if groups is None:
-        return chosen.tells_modalities
-    if "groups" not in chosen.parameters:
-        raise ValueError(f"{method}: unknown parameter 'groups'; allowed: {', '.join(chosen.parameters)}")
-    return groups_keep_apart(groups, np.asarray(images))
+    groups = np.asarray(groups)
+    return groups >= 0 if "groups" in _method(method).parameters else np.ones(groups.shape, bool)
 
 
 def _method(name):
@@ -141,9 +129,11 @@ def attribute(method: str, model: keras.Model, images, targets=None, *, precisio
     chosen = _method(method)
     check_model(model, chosen.axes)
     _check_parameters(method, chosen, parameters)
-    _check_precision(method, chosen, precision)
+    if precision not in ("float32", *(["bfloat16"] if chosen.family == "perturbation" else [])):
+        raise ValueError(f"precision: must be float32, or bfloat16 for perturbation methods, which only predict (got "
+                         f"{precision!r} for {method})")
     images, targets = choose_targets(model, images, targets, parameters.get("batch_size", 16))
-    net = model if precision == "float32" else predict_copy(model, precision)
+    net = model if precision == "float32" else predict_copy(model)
     maps = np.asarray(chosen.function(net, images, targets, **parameters), np.float32)
     if not np.isfinite(maps).all():
         raise ValueError(f"{method}: a map is not finite; the net's values exceed float32")
@@ -167,14 +157,6 @@ def _check_parameters(method, chosen, parameters):
         raise ValueError(f"{method}: width must be above 0 (got {given['width']!r})")
     if "noise" in given and not 0 <= given["noise"] < np.inf:
         raise ValueError(f"{method}: noise must be from 0 on (got {given['noise']!r})")
-
-
-def _check_precision(method, chosen, precision):
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision: must be one of {', '.join(PRECISIONS)} (got {precision!r})")
-    if precision != "float32" and chosen.family != "perturbation":
-        raise ValueError(f"precision: {precision} is for perturbation methods, which only predict; {method} "
-                         f"({chosen.family}) needs float32")
 
 
 def completeness_gap(maps: np.ndarray, model: keras.Model, images, targets, baseline) -> np.ndarray:

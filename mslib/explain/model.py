@@ -11,6 +11,9 @@ import numpy as np
 #: What an input of so many axes is.
 INPUTS = {4: "images (N, H, W, M)", 3: "signals (N, T, M)"}
 PROBABILITY_HEADS = ("softmax", "sigmoid", "log_softmax", "hard_sigmoid")
+CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.SeparableConv1D, keras.layers.SeparableConv2D,
+                keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D, keras.layers.Conv1DTranspose,
+                keras.layers.Conv2DTranspose)
 #: The layers that the study explains: convolutions and pools of the two deepest blocks of a VGG.
 DEFAULT_LAYERS = re.compile(r"block[45]_(conv\d+|pool)")
 
@@ -21,7 +24,6 @@ def check_model(model: keras.Model, axes: Collection[int] = (4,)) -> None:
     Parameters
     ----------
     model : keras.Model
-        (N, H, W, M) images, or (N, T, M) signals, to (N, n_classes) logits.
     axes : collection of {3, 4}
         How many axes its input may have.
 
@@ -51,58 +53,43 @@ def check_model(model: keras.Model, axes: Collection[int] = (4,)) -> None:
     activation = getattr(getattr(head, "activation", None), "__name__", type(head).__name__).lower()
     if activation in PROBABILITY_HEADS:
         raise ValueError(f"model: output '{head.name}' is a {activation}, whose gradient vanishes where the "
-                         f"net is sure; explain logits: mslib.explain.to_logits(model) drops it")
+                         f"net is sure; explain logits: the same net and weights with a linear output")
 
 
-def to_logits(model: keras.Model) -> keras.Model:
-    """Return the same net without the softmax or sigmoid at its end; the original stays as it is.
+def predict_copy(model: keras.Model) -> keras.Model:
+    """A copy of a flat net that computes in bfloat16, its weights (its own) and its output layer in float32.
 
-    Parameters
-    ----------
-    model : keras.Model
-        Flat model that ends in a probability head (activation of its last layer, or a layer of its own).
-
-    Returns
-    -------
-    keras.Model
-        A clone with logit output and weights of its own.
+    bfloat16 has 8 significant bits, so that every layer rounds by up to 0.4 %. A perturbation method reads differences
+    of scores: where removal changes a score by less than that, the map shows rounding. It saves time only where the
+    processor has bfloat16 arithmetic.
     """
-    head = output_layer(model)
+    head = output_layer(model).name
 
-    def linear(layer):
-        config = layer.get_config()
-        if layer.name == head.name and "activation" in config:
-            config["activation"] = "linear"
-        return type(layer).from_config(config)
+    def lowered(layer):
+        dtype = "float32" if layer.name == head else "mixed_bfloat16"
+        return type(layer).from_config(layer.get_config() | {"dtype": dtype})
 
-    clone = keras.models.clone_model(model, clone_function=linear)
-    clone.set_weights(model.get_weights())
-    if not hasattr(head, "activation"):
-        clone = keras.Model(clone.inputs, output_layer(clone).input)
-    return clone
+    copy = keras.models.clone_model(model, clone_function=lowered)
+    copy.set_weights(model.get_weights())
+    return copy
 
 
 def spatial_layers(model: keras.Model) -> list[str]:
-    """Names of the layers with an output of shape (N, h, w, channels), shallow to deep, without the input.
-
-    Of a net for signals, (N, t, channels).
-    """
+    """Names of the layers with an output (N, h, w, channels), of signals (N, t, channels), shallow to deep."""
     return [layer.name for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)
             and len(layer.output.shape) == len(model.inputs[0].shape)]
 
 
+def last_convolution(model: keras.Model) -> str:
+    """Name of the deepest convolution of a net, plain, separable, depthwise or transposed (ValueError: it has none)."""
+    names = [layer.name for layer in model.layers if isinstance(layer, CONVOLUTIONS)]
+    if not names:
+        raise ValueError("gradcam: the model has no convolution; name a layer")
+    return names[-1]
+
+
 def resolve_layers(model: keras.Model, layers=None) -> tuple[str, ...]:
-    """Check the wanted layers and put them in the order of the net, shallow to deep.
-
-    Parameters
-    ----------
-    model : keras.Model
-    layers : sequence of str, optional
-        Default: every convolution and pool of block 4 and block 5.
-
-    Returns
-    -------
-    tuple of str
+    """Check the wanted layers and put them in the order of the net; default: all of block 4 and block 5.
 
     Raises
     ------
@@ -125,18 +112,7 @@ def resolve_layers(model: keras.Model, layers=None) -> tuple[str, ...]:
 
 
 def check_inputs(model: keras.Model, images, targets) -> tuple[np.ndarray, np.ndarray]:
-    """Check images and target classes against a model.
-
-    Parameters
-    ----------
-    model : keras.Model
-    images : array-like, (N, H, W, M) or (N, T, M)
-    targets : array-like of int, (N,)
-
-    Returns
-    -------
-    images : ndarray of float32
-    targets : ndarray of int32
+    """Check images, (N, H, W, M) or (N, T, M), and target classes, (N,), against a model; as float32 and int32.
 
     Raises
     ------
@@ -166,27 +142,7 @@ def check_inputs(model: keras.Model, images, targets) -> tuple[np.ndarray, np.nd
 
 
 def choose_targets(model: keras.Model, images, targets, batch_size: int = 16) -> tuple[np.ndarray, np.ndarray]:
-    """Check images, and targets, which may be one for all or left to the model.
-
-    Parameters
-    ----------
-    model : keras.Model
-    images : array-like, (N, H, W, M) or (N, T, M)
-    targets : array-like of int, (N,), or int, or None
-        None: the class that the net predicts.
-    batch_size : int
-        Images in one pass of the prediction.
-
-    Returns
-    -------
-    images : ndarray of float32
-    targets : ndarray of int32, (N,)
-
-    Raises
-    ------
-    ValueError
-        See `check_inputs`.
-    """
+    """Images and targets that have passed `check_inputs`; targets may be one for all, or None: the predicted class."""
     images = np.asarray(images, np.float32)
     if targets is None:
         images, _ = check_inputs(model, images, np.zeros(images.shape[:1], int))
@@ -203,18 +159,7 @@ def batches_of(images, size: int) -> Iterator[np.ndarray]:
 
 
 def logits_of(model: keras.Model, batches: Iterable[np.ndarray]) -> np.ndarray:
-    """Logits of images that come in batches.
-
-    Parameters
-    ----------
-    model : keras.Model
-    batches : iterable of ndarray, (n, ...)
-        One is held at a time.
-
-    Returns
-    -------
-    ndarray of float64, (N, n_classes)
-    """
+    """Logits, (N, n_classes) in float64, of images that come in batches, of which one is held at a time."""
     return np.concatenate([np.asarray(model.predict_on_batch(batch), np.float64) for batch in batches])
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import keras
 import numpy as np
-from tqdm.auto import tqdm
 
 from .baselines import baseline_images
 from .incremental import obstacle, occlusion_losses
@@ -14,12 +13,12 @@ ENGINES = ("auto", "incremental", "full")
 
 
 def occlusion(model: keras.Model, images, targets, *, window: int = 11, stride: int = 5, baseline="zero",
-              seed: int = 0, batch_size: int = 64, engine: str = "auto", progress: bool = False) -> np.ndarray:
+              seed: int = 0, batch_size: int = 64, engine: str = "auto") -> np.ndarray:
     """What the score loses when a window of one modality is covered (Zeiler and Fergus 2014), overlaps averaged.
 
     Parameters
     ----------
-    model, images, targets, baseline, seed, batch_size, progress
+    model, images, targets, baseline, seed, batch_size
         As in `feature_ablation`.
     window, stride : int
         Size and step of the window along every axis of space.
@@ -43,7 +42,7 @@ def occlusion(model: keras.Model, images, targets, *, window: int = 11, stride: 
     places = [(*place, modality) for place in windows(images.shape[1:-1], window, stride)
               for modality in range(images.shape[-1])]
     maps = np.empty(images.shape, np.float32)
-    for i in tqdm(range(len(images)), desc="occlusion", unit="image", disable=not progress):
+    for i in range(len(images)):
         total, times = np.zeros(images.shape[1:]), np.zeros(images.shape[1:])
         for place, loss in zip(places, losses_of(model, images[i], base[i], places, int(targets[i]), batch_size)):
             total[place] += loss
@@ -60,21 +59,9 @@ def windows(shape, window: int, stride: int):
 
 
 def full_losses(model: keras.Model, image, base, places, target: int, batch_size: int = 64) -> np.ndarray:
-    """What a score loses when a window is covered, one pass through the whole net a window.
+    """What a score loses, (windows,) in float64, when a window is covered: one pass of the whole net a window.
 
-    Parameters
-    ----------
-    model : keras.Model
-    image, base : ndarray, (H, W, M) or (T, M)
-    places : sequence of tuples
-        Slices of space and the modality of every window.
-    target : int
-    batch_size : int
-        Windows in one pass.
-
-    Returns
-    -------
-    ndarray of float64, (windows,)
+    `places` holds for every window its slices of space and its modality.
     """
     def batches():
         yield image[None]

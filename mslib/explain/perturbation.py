@@ -1,19 +1,64 @@
-"""Attributions from what happens to a score when values are removed."""
+"""Attributions from what happens to a score when feature groups are replaced by a baseline.
+
+A *coalition* says for every feature group whether it stays; what does not is replaced. Images that are predicted are
+made batch by batch, so that memory does not grow with the number of samples.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import keras
 import numpy as np
 from sklearn.linear_model import LinearRegression
-from tqdm.auto import tqdm
 
-from .coalitions import coalition_scores, explain_each, spread_over_groups
+from .baselines import baseline_images
 from .groups import default_groups, number_groups
 from .model import batches_of, logits_of
 
 
+def coalition_scores(model: keras.Model, image, base, groups, coalitions, target: int,
+                     batch_size: int = 64) -> np.ndarray:
+    """Score of a class, (n,) in float64, with the groups of an image that do not stay replaced by their baseline.
+
+    `coalitions`, (n, n_groups), says which groups stay; one that comes again is predicted once. `groups` has the shape
+    of `image` and `base`; values at -1 stay always.
+    """
+    once, places = np.unique(coalitions, axis=0, return_inverse=True)
+    stays = np.concatenate([once, np.ones((len(once), 1), bool)], 1)  # the last one answers to -1
+
+    def batches():
+        for start in range(0, len(stays), batch_size):
+            yield np.where(stays[start:start + batch_size][:, groups], image, base)
+
+    return logits_of(model, batches())[places.ravel(), target]
+
+
+def _spread_over_groups(values, groups):
+    """Values of groups at the places of their members; 0 where there is no group."""
+    return np.append(values, 0.0)[groups].astype(np.float32)
+
+
+def _explain_each(explain: Callable, images, targets, groups, baseline, seed, check: Callable | None = None):
+    """Attribution of every image, whatever images stand beside it; 0 in an image without groups.
+
+    `explain` takes (image, base, groups, n_groups, target, rng), the groups numbered per image and a generator of the
+    same seed for every image, and gives a value a group. `check` takes the greatest number of groups of an image and
+    raises what there is to raise, before the net predicts.
+    """
+    groups, counts = number_groups(default_groups(images) if groups is None else groups, images)
+    if check is not None:
+        check(int(counts.max()))
+    base = baseline_images(images, baseline, seed)
+    maps = np.zeros(images.shape, np.float32)
+    for i in np.flatnonzero(counts):
+        values = explain(images[i], base[i], groups[i], int(counts[i]), int(targets[i]), np.random.default_rng(seed))
+        maps[i] = _spread_over_groups(values, groups[i])
+    return maps
+
+
 def feature_ablation(model: keras.Model, images, targets, *, groups=None, baseline="zero", seed: int = 0,
-                     batch_size: int = 64, progress: bool = False) -> np.ndarray:
+                     batch_size: int = 64) -> np.ndarray:
     """What the score loses when one feature group is replaced by the baseline.
 
     Parameters
@@ -23,7 +68,7 @@ def feature_ablation(model: keras.Model, images, targets, *, groups=None, baseli
     images : ndarray of float32, (N, H, W, M) or (N, T, M)
     targets : ndarray of int32, (N,)
     groups : array-like of int, shape of `images` or of one image, optional
-        See `superpixels`, `window_groups`, `modality_groups`; -1 is never removed. Default: `default_groups`.
+        See `superpixels`, `window_groups`; -1 is never removed. Default: `default_groups`.
     baseline : str, float or array-like
         As in `baseline_images`.
     seed : int
@@ -31,8 +76,6 @@ def feature_ablation(model: keras.Model, images, targets, *, groups=None, baseli
         is the same whatever other images stand beside it. Errors of sampling are therefore alike in all images.
     batch_size : int
         Images in one pass.
-    progress : bool
-        Show a bar over the images.
 
     Returns
     -------
@@ -44,41 +87,28 @@ def feature_ablation(model: keras.Model, images, targets, *, groups=None, baseli
         scores = coalition_scores(model, image, base, own, coalitions, target, batch_size)
         return scores[0] - scores[1:]
 
-    return explain_each(losses, images, targets, groups, baseline, seed, progress)
+    return _explain_each(losses, images, targets, groups, baseline, seed)
 
 
 def feature_permutation(model: keras.Model, images, targets, *, groups=None, permutations: int = 8, seed: int = 0,
-                        batch_size: int = 64, progress: bool = False) -> np.ndarray:
+                        batch_size: int = 64) -> np.ndarray:
     """What the score loses when a feature group takes another image's values (Fisher et al. 2019).
 
     The images are shifted cyclically by a random number of places, so that each one always gets values of another;
     over all N - 1 shifts it gets those of every other image once. The maps depend on which images are given together.
+    Parameters and result as in `feature_ablation`; two images at least (else ValueError).
 
     Parameters
     ----------
-    model, images, targets, batch_size
-        As in `feature_ablation`; two images at least.
     groups : array-like of int, shape of one image, optional
-        The same for all images, because values change places between them. By default shared by the modalities, as
-        published: then the map tells none of them apart (see `tells_modalities`).
+        The same for all images (else ValueError), because values change places between them. Default: `default_groups`
+        of their mean.
     permutations : int
         Over how many different shifts the loss is averaged; from N - 1 on over all of them, exactly.
-    seed : int
-    progress : bool
-        Show a bar over the groups.
-
-    Returns
-    -------
-    ndarray of float32, shape of `images`
-
-    Raises
-    ------
-    ValueError
-        Fewer than two images, or groups of their own for every image.
     """
     if len(images) < 2:
         raise ValueError("feature_permutation: needs two images at least, because values change places between them")
-    groups = default_groups(images, shared=True) if groups is None else groups
+    groups = default_groups(images.mean(0, keepdims=True))[0] if groups is None else groups
     if np.shape(groups) != images.shape[1:]:
         raise ValueError(f"feature_permutation: groups must be the same for all images, {images.shape[1:]} "
                          f"(got {np.shape(groups)})")
@@ -90,36 +120,27 @@ def feature_permutation(model: keras.Model, images, targets, *, groups=None, per
         return logits_of(model, batches_of(batch, batch_size))[rows, targets]
 
     whole, losses = scores(images), np.zeros((len(images), n_groups))
-    for group in tqdm(range(n_groups), desc="feature permutation", unit="group", disable=not progress):
+    for group in range(n_groups):
         shifts = 1 + rng.permutation(len(images) - 1)[:permutations]
         for shift in shifts:
             other = np.roll(images, shift, 0)
             losses[:, group] += (whole - scores(np.where(own == group, other, images))) / len(shifts)
-    return np.stack([spread_over_groups(loss, one) for loss, one in zip(losses, own)])
+    return np.stack([_spread_over_groups(loss, one) for loss, one in zip(losses, own)])
 
 
 def lime(model: keras.Model, images, targets, *, groups=None, samples: int = 500, width: float = 1.0, baseline="zero",
-         seed: int = 0, batch_size: int = 64, progress: bool = False) -> np.ndarray:
+         seed: int = 0, batch_size: int = 64) -> np.ndarray:
     """Weights of a linear model of the score in random coalitions, near ones counting more (Ribeiro et al. 2016).
+
+    Parameters and result as in `feature_ablation`.
 
     Parameters
     ----------
-    model, images, targets, groups, baseline, batch_size, progress
-        As in `feature_ablation`.
     samples : int
-        Random coalitions, more than there are groups; several times as many for values that do not hang on the seed.
+        Random coalitions, more than there are groups (else ValueError); several times as many for values that do not
+        hang on the seed.
     width : float
         Of the kernel ``exp(-d^2 / (2 width^2))``, d the cosine distance between the coalition and all groups; above 0.
-    seed : int
-
-    Returns
-    -------
-    ndarray of float32, shape of `images`
-
-    Raises
-    ------
-    ValueError
-        Too few samples for the groups of an image: the number needed is named.
     """
     def weights(image, base, own, n_groups, target, rng):
         coalitions = rng.random((samples, n_groups)) < 0.5
@@ -129,26 +150,16 @@ def lime(model: keras.Model, images, targets, *, groups=None, samples: int = 500
         near = np.exp(-(distance**2) / (2 * width**2))
         return LinearRegression().fit(coalitions, scores, near).coef_
 
-    return explain_each(weights, images, targets, groups, baseline, seed, progress,
-                        lambda most: _check_samples("lime", samples, most + 1, most))
+    return _explain_each(weights, images, targets, groups, baseline,
+                         seed, lambda most: _check_samples("lime", samples, most + 1, most))
 
 
 def shapley_sampling(model: keras.Model, images, targets, *, groups=None, permutations: int = 25, baseline="zero",
-                     seed: int = 0, batch_size: int = 64, progress: bool = False) -> np.ndarray:
+                     seed: int = 0, batch_size: int = 64) -> np.ndarray:
     """Mean gain of a feature group over random orders in which groups join (Strumbelj and Kononenko 2010).
 
-    Parameters
-    ----------
-    model, images, targets, groups, baseline, batch_size, progress
-        As in `feature_ablation`.
-    permutations : int
-        Random orders.
-    seed : int
-
-    Returns
-    -------
-    ndarray of float32, shape of `images`
-        Values of the groups add up to the score minus that of the baseline.
+    Parameters and result as in `feature_ablation`, and `permutations`, the number of random orders. Values of the
+    groups add up to the score minus that of the baseline.
     """
     def gains(image, base, own, n_groups, target, rng):
         orders = rng.permuted(np.tile(np.arange(n_groups), (permutations, 1)), axis=1)
@@ -158,32 +169,22 @@ def shapley_sampling(model: keras.Model, images, targets, *, groups=None, permut
         steps = np.diff(scores.reshape(permutations, n_groups + 1), axis=1)
         return np.take_along_axis(steps, ranks, 1).mean(0)
 
-    return explain_each(gains, images, targets, groups, baseline, seed, progress)
+    return _explain_each(gains, images, targets, groups, baseline, seed)
 
 
 def kernel_shap(model: keras.Model, images, targets, *, groups=None, samples: int = 600, baseline="zero", seed: int = 0,
-                batch_size: int = 64, progress: bool = False) -> np.ndarray:
+                batch_size: int = 64) -> np.ndarray:
     """Shapley values by weighted regression over random coalitions (Lundberg and Lee 2017, theorem 2).
+
+    Parameters and result as in `feature_ablation`. Values of the groups add up to the score minus that of the baseline
+    exactly.
 
     Parameters
     ----------
-    model, images, targets, groups, baseline, batch_size, progress
-        As in `feature_ablation`.
     samples : int
         Random coalitions, drawn in pairs of complements. Because a pair says one thing about n groups, there must be
-        ``2 (n - 1)`` at least, and more where some are drawn twice. 600 do for about 150 superpixels; the published 300
-        were for superpixels that modalities shared.
-    seed : int
-
-    Returns
-    -------
-    ndarray of float32, shape of `images`
-        Values of the groups add up to the score minus that of the baseline exactly.
-
-    Raises
-    ------
-    ValueError
-        Samples that cannot determine the values of an image's groups: the number needed is named.
+        ``2 (n - 1)`` at least (else ValueError), and more where some are drawn twice. 600 do for about 150 superpixels;
+        the published 300 were for superpixels that modalities shared.
     """
     def values(image, base, own, n_groups, target, rng):
         ends = np.array([np.zeros(n_groups, bool), np.ones(n_groups, bool)])
@@ -195,8 +196,8 @@ def kernel_shap(model: keras.Model, images, targets, *, groups=None, samples: in
         scores = coalition_scores(model, image, base, own, coalitions, target, batch_size)
         return _efficient_regression(coalitions, scores - nothing, everything - nothing)
 
-    return explain_each(values, images, targets, groups, baseline, seed, progress,
-                        lambda most: _check_samples("kernel_shap", samples, 2 * (most - 1), most))
+    return _explain_each(values, images, targets, groups, baseline,
+                         seed, lambda most: _check_samples("kernel_shap", samples, 2 * (most - 1), most))
 
 
 def _check_samples(method, samples, needed, n_groups):

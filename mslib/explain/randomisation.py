@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import keras
 import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 from skimage.metrics import structural_similarity
-from tqdm.auto import tqdm
 
 from .cam import layer_cams
 from .maps import blank_maps
@@ -19,7 +17,7 @@ from .model import resolve_layers
 
 def cascading_randomisation(model: keras.Model, images, targets, layers: Sequence[str] | None = None,
                             seed: int = 0, method: str = "gradcam", mask=None, batch_size: int = 16,
-                            progress: bool | Callable = False) -> pd.DataFrame:
+                            progress: Callable = iter) -> pd.DataFrame:
     """Re-initialise a net layer by layer from its output down and see how far its maps follow.
 
     Every layer with a kernel is drawn anew (He normal, bias 0) on a clone, the output layer first, down to
@@ -34,8 +32,8 @@ def cascading_randomisation(model: keras.Model, images, targets, layers: Sequenc
         One of `layer_cams`' methods.
     mask : array-like of bool, (N, H, W), optional
         Where maps are compared (the brain: a rim that is black in all maps feigns likeness). Default: all.
-    progress : bool or callable
-        Show a bar over the layers, or what wraps their list to show one.
+    progress : callable
+        Wraps the list of layers, for instance to show a bar.
 
     Returns
     -------
@@ -61,9 +59,7 @@ def cascading_randomisation(model: keras.Model, images, targets, layers: Sequenc
     mask = _check_mask(mask, original[layers[0]].shape)
     clone, rng = _copy(model), np.random.default_rng(seed)
     rows = _compare(0, "none", original, original, mask)
-    cascade = _cascade(clone, layers[0])
-    bar = progress if callable(progress) else partial(tqdm, desc="randomisation", unit="layer", disable=not progress)
-    for step, layer in enumerate(bar(cascade), start=1):
+    for step, layer in enumerate(progress(_cascade(clone, layers[0])), start=1):
         _reinitialise(layer, rng)
         rows += _compare(step, layer.name, original, maps(clone), mask)
     return pd.DataFrame(rows)
@@ -72,18 +68,7 @@ def cascading_randomisation(model: keras.Model, images, targets, layers: Sequenc
 def randomised_copy(model: keras.Model, lowest: str, seed: int = 0) -> keras.Model:
     """A copy of a net whose layers are drawn anew from the output down to a layer (He normal, bias 0).
 
-    Parameters
-    ----------
-    model : keras.Model
-        Stays untouched.
-    lowest : str
-        Name of the last layer that is drawn.
-    seed : int
-
-    Raises
-    ------
-    ValueError
-        No layer of this name.
+    `lowest` names the last layer that is drawn (ValueError: the net has none of this name).
     """
     if lowest not in [layer.name for layer in model.layers]:
         raise ValueError(f"lowest: must be a layer of the model: {', '.join(x.name for x in model.layers)} "

@@ -110,19 +110,7 @@ def _fault(operation):
 
 
 def check_relu_net(model: keras.Model, method: str) -> None:
-    """Raise where a net holds anything but the layers of `ALLOWED`, each linear or with a plain ReLU.
-
-    Parameters
-    ----------
-    model : keras.Model
-    method : str
-        For the message.
-
-    Raises
-    ------
-    ValueError
-        Names the layer (or bare operation), what it uses and what is supported.
-    """
+    """Raise a ValueError that names the first layer that is none of `ALLOWED`, linear or with a plain ReLU."""
     for operation in getattr(model, "operations", model.layers):
         if fault := _fault(operation):
             names = ", ".join(sorted(layer.__name__ for layer in ALLOWED))
@@ -131,21 +119,10 @@ def check_relu_net(model: keras.Model, method: str) -> None:
 
 
 def with_rules(model: keras.Model, relu: Callable, max_pool: Callable | None = None) -> keras.Model:
-    """A copy of a net with the same outputs and another gradient.
+    """A copy of a net of ReLUs with the same outputs and another gradient, with weights of its own.
 
-    Parameters
-    ----------
-    model : keras.Model
-        Flat net of ReLUs (see `check_relu_net`); left as it is.
-    relu : callable
-        Takes the place of every ReLU, fused ones too.
-    max_pool : callable, optional
-        Takes a max-pool layer, gives the function in its place.
-
-    Returns
-    -------
-    keras.Model
-        With weights of its own.
+    `relu` takes the place of every ReLU, fused ones too; `max_pool` takes a max-pool layer and gives the function in
+    its place.
     """
     def rebuilt(layer):
         if max_pool is not None and isinstance(layer, MAX_POOLS):

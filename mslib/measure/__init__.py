@@ -1,30 +1,17 @@
 """How good are maps and classifiers, with what certainty? Arrays in, arrays and tables out."""
 
-from .classification import (
-    ClassificationReport,
-    bootstrap_classification,
-    classification_report,
-    confusion_measures,
-)
-from .faithfulness import area_under_removal, delta_aupc, removal_curve, removed_at, shuffled_maps
-from .localisation import (
-    average_precision,
-    half_heat_share,
-    heat_quantile,
-    iou_at_median,
-    mass_share,
-    measure_maps,
-    pointing_game,
-)
+from .classification import ClassificationReport, bootstrap_classification, classification_report, confusion_measures
+from .faithfulness import area_under_removal, removal_curve, shuffled_maps
+from .localisation import iou_at_median, measure_maps
 from .mixed import mixed_effects
 from .modality import (
     correlation_by_chance,
     feature_importance_score,
-    feature_portions,
     importance_correlation,
+    map_similarity,
     modality_totals,
     shapley_values,
-    subset_worths,
+    share_inside,
 )
 from .statistics import (
     MIN_SUBJECTS,
@@ -33,13 +20,15 @@ from .statistics import (
     adjust_p_values,
     bootstrap_subjects,
     compare_groups,
+    mean_interval,
+    percentile_interval,
     proportion_interval,
+    resample_counts,
 )
 
 __all__ = [
     "MIN_SUBJECTS", "ClassificationReport", "GroupComparison", "Interval", "adjust_p_values", "area_under_removal",
-    "average_precision", "bootstrap_classification", "bootstrap_subjects", "classification_report", "compare_groups",
-    "confusion_measures", "correlation_by_chance", "delta_aupc", "feature_importance_score", "feature_portions",
-    "half_heat_share", "heat_quantile", "importance_correlation", "iou_at_median", "mass_share", "measure_maps",
-    "mixed_effects", "modality_totals", "pointing_game", "proportion_interval", "removal_curve", "removed_at",
-    "shapley_values", "shuffled_maps", "subset_worths"]
+    "bootstrap_classification", "bootstrap_subjects", "classification_report", "compare_groups", "confusion_measures",
+    "correlation_by_chance", "feature_importance_score", "importance_correlation", "iou_at_median", "map_similarity",
+    "mean_interval", "measure_maps", "mixed_effects", "modality_totals", "percentile_interval", "proportion_interval",
+    "removal_curve", "resample_counts", "shapley_values", "share_inside", "shuffled_maps"]

@@ -1,4 +1,4 @@
-"""How often is a classifier right, by slice and by subject, with intervals over subjects."""
+"""How often does a classifier classify correctly, by slice and by subject, with intervals over subjects."""
 
 from __future__ import annotations
 
@@ -76,14 +76,16 @@ def bootstrap_classification(predicted, targets, subjects, n_classes: int, n: in
 
     Slices: whole subjects are resampled, within their class where each class has `MIN_SUBJECTS`, else over all.
     One prediction a subject: accuracy, recall and precision are proportions of subjects and get Wilson's interval,
-    which has a width even where all are right. No interval (NaN) below `MIN_SUBJECTS` subjects otherwise (for
+    which has a width even where all are correct. No interval (NaN) below `MIN_SUBJECTS` subjects otherwise (for
     measures of one class: of that class), or where all resamples agree.
 
     Parameters
     ----------
     predicted, targets : array-like of int, (N,)
     subjects : array-like, (N,)
-    n_classes, n, confidence, seed : int, int, float, int
+    n_classes : int
+    n, confidence, seed
+        As in `bootstrap_subjects`.
 
     Returns
     -------
@@ -114,27 +116,18 @@ def bootstrap_classification(predicted, targets, subjects, n_classes: int, n: in
 
 
 def confusion_measures(confusion: np.ndarray) -> dict[tuple[str, int | None], np.ndarray]:
-    """Measures of one or many confusion matrices.
+    """Measures, (measure, class or None) to ndarray (...), of confusion matrices (..., true, predicted).
 
-    Parameters
-    ----------
-    confusion : ndarray, (..., n_classes, n_classes)
-        Rows true, columns predicted.
-
-    Returns
-    -------
-    dict
-        (measure, class or None) to ndarray (...). NaN, not 0, where a measure is not defined: the precision
-        of a class never predicted, the recall of one that is absent. Balanced accuracy is the mean recall
-        of the classes present.
+    NaN, not 0, where a measure is not defined: the precision of a class never predicted, the recall of an absent one.
+    Balanced accuracy is the mean recall of the classes present.
     """
-    right = np.diagonal(confusion, axis1=-2, axis2=-1)
+    correct = np.diagonal(confusion, axis1=-2, axis2=-1)
     true, predicted = confusion.sum(axis=-1), confusion.sum(axis=-2)
-    recall = _ratio(right, true)
-    measures = {("accuracy", None): _ratio(right.sum(axis=-1), true.sum(axis=-1)),
+    recall = _ratio(correct, true)
+    measures = {("accuracy", None): _ratio(correct.sum(axis=-1), true.sum(axis=-1)),
                 ("balanced_accuracy", None): _ratio(np.nansum(recall, axis=-1), (true > 0).sum(axis=-1))}
-    for name, values in (("precision", _ratio(right, predicted)), ("recall", recall),
-                         ("f1", _ratio(2 * right, true + predicted))):
+    for name, values in (("precision", _ratio(correct, predicted)), ("recall", recall),
+                         ("f1", _ratio(2 * correct, true + predicted))):
         measures |= {(name, group): values[..., group] for group in range(values.shape[-1])}
     return measures
 

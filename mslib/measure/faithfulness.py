@@ -11,25 +11,10 @@ LEVELS = tuple(np.round(np.linspace(1, 0, 11), 10))
 
 
 def removed_at(heat, level: float, inside=None) -> np.ndarray:
-    """Which values are removed at a level: those that reach the quantile of the map and are positive.
+    """Which values of a map are removed at a level: those inside that reach its quantile there and are positive.
 
-    Parameters
-    ----------
-    heat : array-like, (H, W, M) or (T, M)
-        One map, finite; its negative part is nothing.
-    level : float
-        1: nothing is removed; 0: all that is positive.
-    inside : array-like of bool, shape of `heat`, optional
-        What may be removed (the brain). Default: everywhere.
-
-    Returns
-    -------
-    ndarray of bool, shape of `heat`
-
-    Raises
-    ------
-    ValueError
-        A map that is not finite, `inside` of another shape or empty, a level outside 0 to 1.
+    Level 1 removes nothing, 0 all that is positive. ValueError: a map that is not finite, `inside` of another shape or
+    empty, a level outside 0 to 1.
     """
     heat = np.maximum(_finite("heat", heat), 0)
     inside = np.ones(heat.shape, bool) if inside is None else np.asarray(inside, bool)
@@ -43,19 +28,19 @@ def removed_at(heat, level: float, inside=None) -> np.ndarray:
     return inside & (heat > 0) & (heat >= np.quantile(heat[inside], level))
 
 
-def removal_curve(performance: Callable[[np.ndarray], float], images, maps, fill, inside=None,
+def removal_curve(performance: Callable[[np.ndarray], float], images, maps, baseline, inside=None,
                   levels=LEVELS) -> np.ndarray:
     """Performance of a net while what the maps mark is replaced, the hottest first.
 
     Parameters
     ----------
     performance : callable
-        Takes images, gives one number (accuracy).
+        Takes images, gives one number (accuracy) or one an image.
     images, maps : array-like, (N, H, W, M) or (N, T, M)
         Of one shape and finite.
-    fill : array-like of that shape, or callable
-        What takes the place of removed values: a baseline, or a function (images, removed) to images that makes it from
-        what stays (`mslib.explain.fill_removed`); only removed values are taken from it.
+    baseline : array-like of that shape, or callable
+        What takes the place of removed values, or a function (images, removed) to images that makes it from what stays
+        (`mslib.explain.replace_removed`); only removed values are taken from it.
     inside : array-like of bool, same shape, optional
         What may be removed.
     levels : sequence of float
@@ -63,7 +48,7 @@ def removal_curve(performance: Callable[[np.ndarray], float], images, maps, fill
 
     Returns
     -------
-    ndarray of float, (len(levels),)
+    ndarray of float, (len(levels), ...)
 
     Raises
     ------
@@ -75,14 +60,14 @@ def removal_curve(performance: Callable[[np.ndarray], float], images, maps, fill
     for name, given in (("maps", maps), ("inside", within)):
         if given.shape != images.shape:
             raise ValueError(f"{name}: must have the shape of the images {images.shape} (got {given.shape})")
-    found = []
+    curve = []
     for level in levels:
-        gone = np.stack([removed_at(heat, level, one) for heat, one in zip(maps, within)])
-        filled = _finite("fill", fill(images, gone) if callable(fill) else fill)
-        if filled.shape != images.shape:
-            raise ValueError(f"fill: must have the shape of the images {images.shape} (got {filled.shape})")
-        found.append(performance(np.where(gone, filled, images)))
-    return np.array(found, float)
+        removed = np.stack([removed_at(heat, level, one) for heat, one in zip(maps, within)])
+        replaced = _finite("baseline", baseline(images, removed) if callable(baseline) else baseline)
+        if replaced.shape != images.shape:
+            raise ValueError(f"baseline: must have the shape of the images {images.shape} (got {replaced.shape})")
+        curve.append(performance(np.where(removed, replaced, images)))
+    return np.array(curve, float)
 
 
 def _finite(name, values):
@@ -102,8 +87,9 @@ def _falling(levels):
 def area_under_removal(curve, levels=LEVELS) -> float:
     """AUPC: area under a removal curve over one minus the quantile, by trapezoids; small where the map is needed.
 
-    Of a map with few positive values little is ever removed: compare methods by `delta_aupc`, not by this. Raises a
-    ValueError where a curve has not one value a level, and where levels do not fall from 1.
+    Of a map with few positive values little is ever removed: compare methods by what it is smaller than the area of
+    `shuffled_maps` (delta-AUPC, Jin et al. 2022), not by itself. Raises a ValueError where a curve has not one value a
+    level, and where levels do not fall from 1.
     """
     curve, levels = np.asarray(curve, float), _falling(levels)
     if curve.shape != levels.shape:
@@ -112,23 +98,9 @@ def area_under_removal(curve, levels=LEVELS) -> float:
 
 
 def shuffled_maps(maps, inside=None, seed: int = 0) -> np.ndarray:
-    """Maps whose values have changed places inside the brain: what a map that knows nothing looks like.
+    """Maps (N, ..., M) whose values have changed places inside the brain: the null of `removal_curve`.
 
-    Parameters
-    ----------
-    maps : array-like, (N, H, W, M) or (N, T, M)
-    inside : array-like of bool, same shape, optional
-        Values outside stay.
-    seed : int
-
-    Returns
-    -------
-    ndarray, shape of `maps`
-
-    Raises
-    ------
-    ValueError
-        `inside` of another shape.
+    Values that are not `inside`, of the shape of the maps (else ValueError; default: everywhere), stay.
     """
     maps, rng = np.array(maps), np.random.default_rng(seed)
     inside = np.ones(maps.shape, bool) if inside is None else np.asarray(inside, bool)
@@ -137,35 +109,3 @@ def shuffled_maps(maps, inside=None, seed: int = 0) -> np.ndarray:
     for heat, within in zip(maps, inside):
         heat[within] = rng.permutation(heat[within])
     return maps
-
-
-def delta_aupc(performance: Callable[[np.ndarray], float], images, maps, fill, inside=None, draws: int = 5,
-               seed: int = 0, levels=LEVELS) -> tuple[float, float]:
-    """How much smaller the area under the removal curve is than that of shuffled maps (Jin et al. 2022).
-
-    Parameters
-    ----------
-    performance, images, maps, fill, inside, levels
-        As in `removal_curve`.
-    draws : int
-        Shuffled maps over which their area is averaged.
-    seed : int
-
-    Returns
-    -------
-    delta : float
-        Above 0: the net needs what the maps mark more than other places.
-    area : float
-        AUPC of the maps themselves.
-
-    Raises
-    ------
-    ValueError
-        As `removal_curve`; no draw.
-    """
-    if not isinstance(draws, int | np.integer) or draws < 1:
-        raise ValueError(f"draws: must be a whole number from 1 on (got {draws!r})")
-    area = area_under_removal(removal_curve(performance, images, maps, fill, inside, levels), levels)
-    random = [area_under_removal(removal_curve(performance, images, shuffled_maps(maps, inside, seed + draw), fill,
-                                               inside, levels), levels) for draw in range(draws)]
-    return float(np.mean(random)) - area, area

@@ -7,86 +7,8 @@ import pandas as pd
 
 #: A map without a value above this inside the brain is blank.
 BLANK = 1e-12
-COLUMNS = ("auprc", "auprc_chance", "pointing", "pointing_chance", "mass_share", "mass_share_chance", "iou",
-           "iou_chance", "half_heat_share", "half_heat_share_chance", "q95")
-
-
-def average_precision(heat, lesion, brain=None) -> np.ndarray:
-    """Area under the precision-recall curve, heat being a voxel's score for lesion, as in scikit-learn.
-
-    ``sum_n (R_n - R_(n-1)) P_n`` over the distinct heat values, tied voxels entering together. Recall
-    changes at lesion values alone, so only these are looked up among all sorted values. Chance: the
-    lesions' share of the brain.
-
-    Parameters
-    ----------
-    heat : array-like, (N, H, W) or (H, W), not negative
-    lesion, brain : array-like of bool, same shape
-        Voxels outside the brain do not count. Default brain: everywhere.
-
-    Returns
-    -------
-    ndarray, (N,)
-        NaN for a blank map and for a slice without lesion.
-
-    Raises
-    ------
-    ValueError
-        Shapes differ; a slice without brain; negative or non-finite heat.
-    """
-    return _column(heat, lesion, brain, "auprc")
-
-
-def pointing_game(heat, lesion, brain=None) -> tuple[np.ndarray, np.ndarray]:
-    """Does the hottest voxel lie in a lesion (Zhang et al. 2018)?
-
-    Parameters
-    ----------
-    heat, lesion, brain
-        As in `average_precision`.
-
-    Returns
-    -------
-    hit : ndarray, (N,)
-        1 or 0; among tied maxima the share that lies in a lesion, which is what a random pick would give.
-    chance : ndarray, (N,)
-        Share of the brain that is lesion.
-    """
-    return _column(heat, lesion, brain, "pointing"), _column(heat, lesion, brain, "pointing_chance")
-
-
-def mass_share(heat, lesion, brain=None) -> tuple[np.ndarray, np.ndarray]:
-    """Feature portion: heat in lesions over heat in the brain (Jin et al. 2022); chance is the lesion share.
-
-    Parameters and NaN as in `average_precision`.
-    """
-    return _column(heat, lesion, brain, "mass_share"), _column(heat, lesion, brain, "mass_share_chance")
-
-
-def iou_at_median(heat, lesion, brain=None) -> tuple[np.ndarray, np.ndarray]:
-    """Intersection over union of lesion and map, binarised (>=) at the median of its non-zero values.
-
-    Chance: k hot voxels laid at random over the n brain voxels, L of them lesion, meet k L / n of these on
-    average, which gives an IoU of ``m / (k + L - m)`` with ``m = k L / n``. Parameters and NaN as in
-    `average_precision`.
-    """
-    return _column(heat, lesion, brain, "iou"), _column(heat, lesion, brain, "iou_chance")
-
-
-def half_heat_share(heat, brain=None) -> np.ndarray:
-    """Spread: the smallest share of the brain that holds half of the heat; 0.5 if flat, near 0 for a point.
-
-    Parameters and NaN as in `average_precision`.
-    """
-    return _column(heat, None, brain, "half_heat_share")
-
-
-def heat_quantile(heat, brain=None) -> np.ndarray:
-    """95th percentile of the heat in the brain, linear between voxels; NaN for a blank map.
-
-    Parameters as in `average_precision`.
-    """
-    return _column(heat, None, brain, "q95")
+MEASURES = ("auprc", "pointing", "precision", "mass_share", "iou", "half_heat_share")
+COLUMNS = (*(f"{name}{kind}" for name in MEASURES for kind in ("", "_chance")), "q95")
 
 
 def measure_maps(heat, lesion=None, brain=None) -> pd.DataFrame:
@@ -96,19 +18,34 @@ def measure_maps(heat, lesion=None, brain=None) -> pd.DataFrame:
     ----------
     heat : array-like, (N, H, W) or (H, W), not negative
     lesion, brain : array-like of bool, same shape
-        Default: no lesion (only spread and percentile are then defined); brain everywhere.
+        Voxels outside the brain do not count. Default: no lesion (only spread and percentile are then defined); brain
+        everywhere.
 
     Returns
     -------
     DataFrame
-        One row per map: ``auprc, pointing, mass_share, iou, half_heat_share`` each with ``<name>_chance``,
-        ``q95``, ``blank`` (no heat in the brain: every measure NaN), ``lesion_voxels``, ``brain_voxels``.
-        Measures against lesions are NaN in a slice without. ``attrs["n_blank"]`` counts the blank maps.
+        One row per map; each measure but ``q95`` with its value by chance as ``<name>_chance``, which is the lesions'
+        share of the brain where nothing else is said. A blank map (no heat in the brain) has NaN everywhere, a slice
+        without lesion in what is measured against lesions. ``attrs["n_blank"]`` counts the blank maps.
+
+        - ``auprc``: area under the precision-recall curve, heat being a voxel's score for lesion, tied voxels entering
+          together, ``sum_n (R_n - R_(n-1)) P_n``, as in scikit-learn.
+        - ``pointing``: 1 where the hottest voxel lies in a lesion (Zhang et al. 2018); among tied maxima the share
+          that does, which is what a random pick would give.
+        - ``precision``: share of lesion among the p hottest voxels, p the number of lesion voxels (Oliveira et al.
+          2024); of the voxels that tie at the p-th place the expected share.
+        - ``mass_share``: heat in lesions over heat in the brain, the feature portion (Jin et al. 2022).
+        - ``iou``: intersection over union of lesion and map, binarised (>=) at the median of its non-zero values.
+          Chance: k hot voxels laid at random over n brain voxels, L of them lesion, overlap ``m = k L / n`` of these
+          on average, an IoU of ``m / (k + L - m)``.
+        - ``half_heat_share``: spread, the smallest share of the brain that holds half of the heat; .5 if uniform.
+        - ``q95``: 95th percentile of the heat in the brain, linear between voxels.
+        - ``blank``, ``lesion_voxels``, ``brain_voxels``.
 
     Raises
     ------
     ValueError
-        As `average_precision`.
+        Shapes differ; a slice without brain; negative or non-finite heat.
     """
     heat, lesion, brain = _check(heat, lesion, brain)
     rows = []
@@ -125,8 +62,10 @@ def measure_maps(heat, lesion=None, brain=None) -> pd.DataFrame:
     return table
 
 
-def _column(heat, lesion, brain, name):
-    return measure_maps(heat, lesion, brain)[name].to_numpy()
+def iou_at_median(heat, lesion, brain=None) -> tuple[np.ndarray, np.ndarray]:
+    """Columns ``iou`` and ``iou_chance`` of `measure_maps`, each (N,)."""
+    table = measure_maps(heat, lesion, brain)
+    return table["iou"].to_numpy(), table["iou_chance"].to_numpy()
 
 
 def _measures(values, hot):
@@ -144,15 +83,24 @@ def _measures(values, hot):
     if not lesions:
         return row
     share = lesions / n
-    row["auprc_chance"] = row["pointing_chance"] = row["mass_share_chance"] = share
+    row |= dict.fromkeys(("auprc_chance", "pointing_chance", "precision_chance", "mass_share_chance"), share)
     row["auprc"] = np.mean(_at_least(hot, hot) / _at_least(values, hot))
     row["pointing"] = _at_least(hot, values[-1]) / _at_least(values, values[-1])
+    row["precision"] = _share_of_hottest(values, hot)
     row["mass_share"] = hot.sum(dtype=np.float64) / total
     threshold = _sorted_quantile(values[np.searchsorted(values, 0, side="right"):], 0.5)
     above, met = _at_least(values, threshold), _at_least(hot, threshold)
     row["iou"] = met / (above + lesions - met)
     row["iou_chance"] = above * share / (above + lesions - above * share)
     return row
+
+
+def _share_of_hottest(values, hot):
+    """Expected share of lesion among the L hottest of n ascending values, ties at the border drawn at random."""
+    p, border = len(hot), values[-len(hot)]
+    (above, tied), (hot_above, hot_tied) = (
+        (len(each) - np.searchsorted(each, border, side="right"), np.sum(each == border)) for each in (values, hot))
+    return (hot_above + (p - above) * hot_tied / tied) / p
 
 
 def _at_least(ascending, threshold):

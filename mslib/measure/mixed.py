@@ -128,7 +128,7 @@ def _read(table, outcome, effects, subject):
     if not _independent(x):
         name = next(name for place, name in enumerate(effects, start=2) if not _independent(x[:, :place]))
         raise ValueError(f"mixed_effects: {name} is constant or follows from the other effects in these {len(x)} rows; "
-                         "its effect cannot be told")
+                         "its effect cannot be estimated")
     return x, numbers[outcome].to_numpy(), number
 
 

@@ -2,30 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import permutations
 from math import factorial
 
 import numpy as np
-from scipy.stats import kendalltau
-
-
-def subset_worths(worth: Callable[[tuple[int, ...]], float], modalities: int) -> np.ndarray:
-    """Worth of every subset of the modalities.
-
-    Parameters
-    ----------
-    worth : callable
-        Takes the modalities that are present, in order; gives accuracy, minus cross-entropy or another value.
-    modalities : int
-
-    Returns
-    -------
-    ndarray of float, (2 ** modalities,)
-        At place ``sum(2 ** m for m in subset)``; the first is the worth of nothing, the last of all.
-    """
-    return np.array([worth(tuple(m for m in range(modalities) if subset >> m & 1)) for subset in range(2**modalities)],
-                    float)
+from scipy.stats import kendalltau, spearmanr
 
 
 def shapley_values(worths) -> np.ndarray:
@@ -36,7 +17,8 @@ def shapley_values(worths) -> np.ndarray:
     Parameters
     ----------
     worths : array-like, (2 ** M,) or (2 ** M, ...)
-        As `subset_worths` orders them; further axes (fills, bootstrap draws) are kept.
+        Value (accuracy, minus cross-entropy) with every subset of the modalities present, that of a subset at place
+        ``sum(2 ** m for m in subset)``; further axes (baselines, bootstrap draws) are kept.
 
     Returns
     -------
@@ -65,16 +47,7 @@ def shapley_values(worths) -> np.ndarray:
 
 
 def modality_totals(maps) -> np.ndarray:
-    """Positive attribution of every modality.
-
-    Parameters
-    ----------
-    maps : array-like, (N, ..., M)
-
-    Returns
-    -------
-    ndarray of float64, (N, M)
-    """
+    """Positive attribution of every modality, (N, M) in float64, of maps (N, ..., M)."""
     maps = np.asarray(maps, np.float64)
     return np.maximum(maps, 0).reshape(len(maps), -1, maps.shape[-1]).sum(1)
 
@@ -97,11 +70,6 @@ def importance_correlation(totals, importance) -> np.ndarray:
         NaN where tau is not defined: all modalities of a map alike, as in a map that cannot tell them apart or in a
         blank one; a total that is NaN; or all importances alike (then every row). Report how many rows are NaN beside
         the mean of the others (`numpy.nanmean`); to leave them out in silence would favour maps that are often blank.
-
-    Raises
-    ------
-    ValueError
-        Not one importance a modality.
     """
     totals, importance = np.asarray(totals, float), np.asarray(importance, float)
     if totals.ndim != 2 or importance.shape != totals.shape[1:]:
@@ -111,40 +79,42 @@ def importance_correlation(totals, importance) -> np.ndarray:
 
 
 def correlation_by_chance(modalities: int) -> np.ndarray:
-    """Kendall's tau of every order of the modalities against one: what a map without knowledge would give."""
+    """Kendall's tau of every order of the modalities against one: what a map of a random order would give."""
     order = np.arange(modalities)
     return np.array([kendalltau(one, order).statistic for one in permutations(order)])
 
 
-def feature_portions(maps, features, inside=None) -> np.ndarray:
-    """Share of every modality's positive attribution that lies in its feature.
+def share_inside(maps, mask, brain=None) -> np.ndarray:
+    """Share of every modality's positive attribution that lies inside a mask (feature portion, Jin et al. 2022).
 
     Parameters
     ----------
     maps : array-like, (N, H, W, M)
-    features : array-like of bool, (N, H, W, M)
-        Lesion masks, one per modality.
-    inside : array-like of bool, (N, H, W), optional
-        What counts (the brain). Default: everywhere.
+    mask : array-like of bool, (N, H, W, M) or (N, H, W)
+        What a map should mark (lesions): each modality's own, or the same for all.
+    brain : array-like of bool, (N, H, W), optional
+        What counts. Default: everywhere.
 
     Returns
     -------
     ndarray of float, (N, M)
-        NaN where a modality has no positive attribution, and for an image without any feature: no share is right there.
+        NaN where a modality has no positive attribution, and for an image with an empty mask: no share is right there.
+        Of all modalities together: ``share_inside(np.maximum(maps, 0).sum(-1, keepdims=True), mask)``.
 
     Raises
     ------
     ValueError
         Shapes differ.
     """
-    heat, features = np.maximum(np.asarray(maps, np.float64), 0), np.asarray(features, bool)
-    if heat.shape != features.shape or heat.ndim != 4:
-        raise ValueError(f"features: must have the shape of the maps, (N, H, W, M) (got {features.shape} and "
-                         f"{heat.shape})")
-    if inside is not None:
-        heat = heat * np.asarray(inside, bool)[..., None]
-    total = heat.sum((1, 2)) * features.any((1, 2, 3))[:, None]
-    return np.divide((heat * features).sum((1, 2)), total, out=np.full(total.shape, np.nan), where=total > 0)
+    positive, mask = np.maximum(np.asarray(maps, np.float64), 0), np.asarray(mask, bool)
+    if positive.ndim != 4 or mask.shape not in (positive.shape, positive.shape[:3]):
+        raise ValueError(f"mask: must have the shape of the maps, (N, H, W, M), or (N, H, W) (got {mask.shape} and "
+                         f"{positive.shape})")
+    mask = mask if mask.ndim == 4 else mask[..., None]
+    if brain is not None:
+        positive = positive * np.asarray(brain, bool)[..., None]
+    total = positive.sum((1, 2)) * mask.any((1, 2, 3))[:, None]
+    return np.divide((positive * mask).sum((1, 2)), total, out=np.full(total.shape, np.nan), where=total > 0)
 
 
 def feature_importance_score(portions, importance) -> np.ndarray:
@@ -153,7 +123,7 @@ def feature_importance_score(portions, importance) -> np.ndarray:
     Parameters
     ----------
     portions : array-like, (N, M)
-        As from `feature_portions`; a modality without attribution (NaN) counts as 0.
+        As from `share_inside`; a modality without attribution (NaN) counts as 0.
     importance : array-like, (M,)
         Negative values count as 0.
 
@@ -168,3 +138,18 @@ def feature_importance_score(portions, importance) -> np.ndarray:
         return np.full(len(portions), np.nan)
     score = np.nan_to_num(portions) @ weights / weights.sum()
     return np.where(np.isnan(portions).all(1), np.nan, score)
+
+
+def map_similarity(a, b, mask) -> np.ndarray:
+    """Spearman's rank correlation, (N,), of the magnitudes of two maps inside a mask, image by image.
+
+    Maps are (N, H, W, M) or (N, H, W), the mask (N, H, W), else ValueError; all modalities of an image are ranked
+    together. NaN where one of the two maps is constant inside the mask.
+    """
+    a, b, mask = np.abs(a), np.abs(b), np.asarray(mask, bool)
+    if a.shape != b.shape or mask.shape != a.shape[:3]:
+        raise ValueError(f"mask: must be (N, H, W) with two maps of one shape (got {mask.shape}, {a.shape} and "
+                         f"{b.shape})")
+    pairs = ((one[inside].ravel(), other[inside].ravel()) for one, other, inside in zip(a, b, mask))
+    return np.array([spearmanr(one, other).statistic if np.ptp(one) > 0 and np.ptp(other) > 0 else np.nan
+                     for one, other in pairs])

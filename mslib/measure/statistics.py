@@ -11,7 +11,7 @@ from scipy.stats import mannwhitneyu
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
-#: Below this number of subjects a bootstrap over subjects says nothing, and no interval is given.
+#: Below this number of subjects a bootstrap over subjects is no guide, and no interval is given.
 MIN_SUBJECTS = 5
 
 
@@ -34,7 +34,7 @@ class GroupComparison(NamedTuple):
 
 
 def bootstrap_subjects(values, subjects, statistic: Callable[[np.ndarray], float] = np.mean, n: int = 2000,
-                       confidence: float = 0.95, seed: int = 0, strata=None) -> Interval:
+                       confidence: float = 0.95, seed: int = 0) -> Interval:
     """Percentile interval of a statistic of clustered values, whole subjects drawn with replacement.
 
     Parameters
@@ -51,8 +51,6 @@ def bootstrap_subjects(values, subjects, statistic: Callable[[np.ndarray], float
     confidence : float
         Between 0 and 1.
     seed : int
-    strata : array-like, (N,), optional
-        Each subject's group: groups are then resampled apart and keep their sizes.
 
     Returns
     -------
@@ -63,23 +61,23 @@ def bootstrap_subjects(values, subjects, statistic: Callable[[np.ndarray], float
     Raises
     ------
     ValueError
-        Lengths differ; confidence outside (0, 1); a subject in two strata.
+        Lengths differ; confidence outside (0, 1).
 
     References
     ----------
     Davison and Hinkley 1997, Bootstrap methods and their application, section 3.8 (clustered data).
     """
-    values = np.asarray(values, float)
-    subject_ids, strata_ids = _clusters(subjects, strata, len(values))
+    values, subject_ids = np.asarray(values, float), pd.factorize(np.asarray(subjects))[0]
+    if len(subject_ids) != len(values):
+        raise ValueError(f"subjects: must have one entry a value (got {len(subject_ids)} for {len(values)})")
     kept = ~np.isnan(values)
-    values, subject_ids = values[kept], subject_ids[kept]
+    values, subject_ids = values[kept], np.unique(subject_ids[kept], return_inverse=True)[1]
     if not len(values):
         return Interval(np.nan, np.nan, np.nan)
-    present, subject_ids = np.unique(subject_ids, return_inverse=True)
-    if len(present) < MIN_SUBJECTS:
+    if subject_ids.max() + 1 < MIN_SUBJECTS:
         _check_confidence(confidence)
         return Interval(float(statistic(values)), np.nan, np.nan)
-    counts = resample_counts(strata_ids[present], n, seed)
+    counts = resample_counts(np.zeros(subject_ids.max() + 1), n, seed)
     if statistic is np.mean:
         sums, sizes = np.bincount(subject_ids, values), np.bincount(subject_ids)
         resampled = (counts @ sums) / (counts @ sizes)
@@ -88,18 +86,13 @@ def bootstrap_subjects(values, subjects, statistic: Callable[[np.ndarray], float
     return percentile_interval(statistic(values), np.asarray(resampled), confidence)
 
 
+def mean_interval(values, subjects, n: int = 2000, confidence: float = 0.95, seed: int = 0) -> dict[str, float]:
+    """Mean with its interval over subjects (see `bootstrap_subjects`) as entries of a table row: value, low, high."""
+    return dict(zip(("value", "low", "high"), bootstrap_subjects(values, subjects, np.mean, n, confidence, seed)))
+
+
 def resample_counts(strata: np.ndarray, n: int, seed: int) -> np.ndarray:
-    """How often each subject is drawn in each of `n` resamples.
-
-    Parameters
-    ----------
-    strata : ndarray, (S,)
-        Each subject's stratum; every one keeps its size.
-
-    Returns
-    -------
-    ndarray of int, (n, S)
-    """
+    """How often each subject is drawn in each of `n` resamples, (n, S) of int; every stratum, (S,), keeps its size."""
     rng = np.random.default_rng(seed)
     counts = np.zeros((n, len(strata)), np.int64)
     for stratum in np.unique(strata):
@@ -121,29 +114,16 @@ def percentile_interval(estimate: float, resampled: np.ndarray, confidence: floa
     return Interval(float(estimate), float(low), float(high))
 
 
-def proportion_interval(right: float, total: float, confidence: float = 0.95) -> Interval:
-    """Wilson's interval of a proportion of independent subjects: has a width even where all or none are right.
+def proportion_interval(correct: float, total: float, confidence: float = 0.95) -> Interval:
+    """Wilson's interval of a proportion of independent subjects: has a width even where all or none are correct.
 
-    Parameters
-    ----------
-    right, total : float
-        Subjects that count, and all of them.
-    confidence : float
-
-    Returns
-    -------
-    Interval
-        All NaN without any subject.
-
-    References
-    ----------
-    Wilson 1927, J Am Stat Assoc 22:209; `statsmodels.stats.proportion.proportion_confint`.
+    All NaN without any subject. Wilson 1927, J Am Stat Assoc 22:209; `statsmodels.stats.proportion.proportion_confint`.
     """
     _check_confidence(confidence)
     if not total:
         return Interval(np.nan, np.nan, np.nan)
-    low, high = proportion_confint(right, total, alpha=1 - confidence, method="wilson")
-    return Interval(float(right / total), float(low), float(high))
+    low, high = proportion_confint(correct, total, alpha=1 - confidence, method="wilson")
+    return Interval(float(correct / total), float(low), float(high))
 
 
 def _check_confidence(confidence):
@@ -195,10 +175,6 @@ def adjust_p_values(p_values, method: str = "holm") -> np.ndarray:
         NaN (not tested) stays NaN and does not count.
     method : {"holm", "fdr_bh"} or another of `statsmodels.stats.multitest.multipletests`
         Family-wise error (Holm 1979) or false discovery rate (Benjamini and Hochberg 1995).
-
-    Returns
-    -------
-    ndarray of float
     """
     p_values = np.asarray(p_values, float)
     adjusted = np.full(p_values.shape, np.nan)
@@ -206,17 +182,3 @@ def adjust_p_values(p_values, method: str = "holm") -> np.ndarray:
     if tested.any():
         adjusted[tested] = multipletests(p_values[tested], method=method)[1]
     return adjusted
-
-
-def _clusters(subjects, strata, n_values):
-    """Subject number of every value, and stratum number of every subject."""
-    subject_ids, names = pd.factorize(np.asarray(subjects))
-    strata = np.zeros(n_values) if strata is None else np.asarray(strata)
-    if len(subject_ids) != n_values or len(strata) != n_values:
-        raise ValueError(f"subjects, strata: must have one entry a value (got {len(subject_ids)} and "
-                         f"{len(strata)} for {n_values})")
-    pairs = pd.DataFrame({"subject": subject_ids, "stratum": pd.factorize(strata)[0]}).drop_duplicates()
-    twice = pairs["subject"].duplicated()
-    if twice.any():
-        raise ValueError(f"strata: subject {names[pairs.loc[twice, 'subject'].iloc[0]]} is in more than one")
-    return subject_ids, pairs.sort_values("subject")["stratum"].to_numpy()

@@ -1,14 +1,23 @@
 """VGG16 and VGG19 with global average pooling: build, split, train, fold, predict."""
 
 from .baseline import baseline_logits
-from .data import SliceSet, gather
-from .further import further_truth
-from .protocols import PROTOCOLS, channels_of, load_net, net_facts, predict_cohort, train_protocol
-from .splits import permute_groups, refuse_leakage, split_slices, split_subjects
-from .training import choose_precision, fit, stream
-from .vgg import build_classifier, build_trainable, fold_batch_norm
+from .data import SliceSet, channels_of, evenly, gather, predict
+from .protocols import (
+    KINDS,
+    assign_parts,
+    chance_level,
+    permuted,
+    prediction_table,
+    split_network,
+    start_network,
+    tested,
+    train_network,
+)
+from .splits import split_subjects
+from .train import Recipe, choose_precision, fit
+from .vgg import build_classifier, build_trainable, convolution_names, fold_batch_norm, last_convolution, load_weights
 
-__all__ = ["PROTOCOLS", "SliceSet", "baseline_logits", "build_classifier", "build_trainable", "channels_of",
-           "choose_precision", "fit", "fold_batch_norm", "further_truth", "gather", "load_net", "net_facts",
-           "permute_groups", "predict_cohort", "refuse_leakage", "split_slices", "split_subjects", "stream",
-           "train_protocol"]
+__all__ = ["KINDS", "Recipe", "SliceSet", "assign_parts", "baseline_logits", "build_classifier", "build_trainable",
+           "chance_level", "channels_of", "choose_precision", "convolution_names", "evenly", "fit", "fold_batch_norm",
+           "gather", "last_convolution", "load_weights", "permuted", "predict", "prediction_table", "split_network",
+           "split_subjects", "start_network", "tested", "train_network"]

@@ -1,15 +1,16 @@
-"""Slices in memory: a float16 array with one row of facts per slice, batches on demand."""
+"""Slices in memory or mapped from a file: a float16 array with a table row per slice, batches on demand."""
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
+import keras
 import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from mslib.study.config import Augmentation, StudyConfig
+from mslib.study.config import Augmentation
+from mslib.study.progress import progress
 
 
 @dataclass(frozen=True)
@@ -19,16 +20,16 @@ class SliceSet:
     Attributes
     ----------
     images : ndarray of float16, shape (n, H, W, M)
-        Intensities in [0, 1].
+        Intensities in [0, 1], or activations of frozen blocks.
     table : pandas.DataFrame
         One row per slice: ``subject``, ``slice`` (0 is the lowest), ``group``, ``target``.
-    facts : ndarray of float32, shape (n, k), optional
-        Known numbers of every slice that pre-training learns beside the class.
+    areas : ndarray of float32, shape (n, k), optional
+        Auxiliary targets of pre-training.
     """
 
     images: np.ndarray
     table: pd.DataFrame
-    facts: np.ndarray | None = None
+    areas: np.ndarray | None = None
 
     def shrunk(self, factor: int) -> SliceSet:
         """The same slices on pixels `factor` times as large, by averaging (rows and columns left over are cut)."""
@@ -40,20 +41,12 @@ class SliceSet:
         for start in range(0, n, 512):
             part = self.images[start:start + 512, :rows * factor, :columns * factor].astype("float32")
             images[start:start + 512] = part.reshape(-1, rows, factor, columns, factor, channels).mean((2, 4))
-        return SliceSet(images, self.table, self.facts)
+        return SliceSet(images, self.table, self.areas)
 
-    def digest(self) -> str:
-        """Digest of all slices, their table and facts: tells whether a net was trained on these."""
-        found = hashlib.sha256(self.table.to_csv(index=False).encode())
-        for array in (self.images, self.facts):
-            if array is not None:
-                found.update(np.ascontiguousarray(array))
-        return found.hexdigest()[:16]
-
-    def truth(self, index: np.ndarray):
-        """What a training step is given for the slices at `index`: classes, with facts where there are any."""
-        targets = self.table["target"].to_numpy()[index]
-        return targets if self.facts is None else [targets, self.facts[index]]
+    def targets(self, index: np.ndarray):
+        """Targets of a training step for the slices at `index`: classes, with areas where there are any."""
+        classes = self.table["target"].to_numpy()[index]
+        return classes if self.areas is None else (classes, self.areas[index])
 
     def batch(self, index: np.ndarray, channels: list[int] | None = None) -> np.ndarray:
         """float32 images at `index`; one channel replicated three times where `channels` says so."""
@@ -71,27 +64,22 @@ def slice_table(counts: dict[str, int], groups: pd.Series, classes: list[str]) -
 
 
 def gather(stacks: dict[str, np.ndarray], groups: pd.Series, classes: list[str]) -> SliceSet:
-    """Join the stacks of several subjects, in alphabetical order.
-
-    Parameters
-    ----------
-    stacks : dict of str to ndarray, shape (n, H, W, M)
-        Slices per subject.
-    groups : pandas.Series
-        Group per subject.
-    classes : list of str
-        Order of the classes.
-    """
+    """Join the stacks of several subjects, (n, H, W, M) each, in alphabetical order; `groups` per subject."""
     subjects = sorted(stacks)
     table = slice_table({subject: len(stacks[subject]) for subject in subjects}, groups, classes)
     return SliceSet(np.concatenate([stacks[subject] for subject in subjects]), table)
 
 
-def channels_of(config: StudyConfig) -> list[int] | None:
-    """Which channels of a stack go into the net: all (None) or one sequence three times."""
-    if config.model.input == "fused":
-        return None
-    return [config.sequences.index(config.model.input)] * len(config.sequences)
+def channels_of(model_input: str, sequences: list[str] | tuple[str, ...]) -> list[int] | None:
+    """Channels of a stack that a network sees: all (None) for ``fused``, or one sequence three times."""
+    return None if model_input == "fused" else [list(sequences).index(model_input)] * len(sequences)
+
+
+def evenly(index: np.ndarray, count: int) -> np.ndarray:
+    """`count` elements spread evenly from the first to the last; one: that in the middle; at most all of them."""
+    last = len(index) - 1
+    places = np.linspace(0, last, min(count, len(index))) if count > 1 else np.array([last / 2])
+    return index[places.round().astype(int)]
 
 
 def balanced_draw(targets: np.ndarray, index: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
@@ -103,6 +91,32 @@ def balanced_draw(targets: np.ndarray, index: np.ndarray, n: int, rng: np.random
         wanted = max(1, round(n / len(classes)))
         chosen.append(rng.choice(pool, wanted, replace=wanted > len(pool)))
     return rng.permutation(np.concatenate(chosen))
+
+
+def predict(model: keras.Model, slices: SliceSet, channels: list[int] | None = None, label: str = "predict",
+            dtype: str = "float32", rows: np.ndarray | None = None) -> np.ndarray:
+    """Output of a network in evaluation mode, batch by batch, with a progress bar.
+
+    Parameters
+    ----------
+    model : keras.Model
+        With one output, whose shape is known.
+    slices : SliceSet
+    channels : list of int, optional
+        As in `SliceSet.batch`.
+    label : str
+        Text of the bar.
+    dtype : str
+        Type of the returned array.
+    rows : ndarray of int, optional
+        Slices to predict, in that order. Default: all.
+    """
+    rows = np.arange(len(slices.images)) if rows is None else rows
+    outputs = np.empty((len(rows), *model.output_shape[1:]), dtype)
+    for start in progress(range(0, len(rows), 64), desc=label, unit="batch"):
+        batch = slices.batch(rows[start:start + 64], channels)
+        outputs[start:start + 64] = np.asarray(model.predict_on_batch(batch)).astype("float32")
+    return outputs
 
 
 def make_augmenter(settings: Augmentation):

@@ -1,12 +1,12 @@
-"""Who trains, who validates, who is tested: slice-wise as published, subject-wise as it should be."""
+"""Who trains, who validates, who is tested: at slice level as published, at subject level as it should be."""
 
 from __future__ import annotations
 
 import numpy as np
 import pandas as pd
 
-from mslib.study import StudyError
 from mslib.study.config import Split
+from mslib.study.errors import StudyError
 
 PARTS = ("train", "validation", "test")
 
@@ -23,7 +23,7 @@ def _part_sizes(n: int, split: Split) -> np.ndarray:
 
 
 def split_subjects(groups: pd.Series, split: Split, seed: int) -> pd.Series:
-    """Subject-wise, group-stratified split.
+    """Group-stratified split: subject-level, or slice-level as published where `groups` has an element per slice.
 
     Parameters
     ----------
@@ -46,49 +46,16 @@ def split_subjects(groups: pd.Series, split: Split, seed: int) -> pd.Series:
     parts = pd.Series(index=groups.index, dtype=object)
     for group, members in groups.groupby(groups, sort=True):
         if len(members) < len(PARTS):
-            raise StudyError(f"group {group}: the subject-wise split needs at least {len(PARTS)} subjects "
+            raise StudyError(f"group {group}: the subject-level split needs at least {len(PARTS)} subjects "
                              f"(found {len(members)})")
         sizes = _part_sizes(len(members), split)
         parts[rng.permutation(np.sort(members.index))] = np.repeat(PARTS, sizes)
     return parts
 
 
-def split_slices(groups: pd.Series, split: Split, seed: int) -> pd.Series:
-    """Slice-wise, group-stratified split as published: slices of one subject fall into several parts.
-
-    Parameters
-    ----------
-    groups : pandas.Series
-        Group of every slice (default integer index).
-
-    Returns
-    -------
-    pandas.Series
-        Part of every slice, indexed like `groups`.
-    """
-    return split_subjects(groups, split, seed)
-
-
-def permute_groups(groups: pd.Series, seed: int) -> pd.Series:
-    """Give every subject the group of another, drawn at random (group sizes stay): the leakage control."""
-    rng = np.random.default_rng(seed)
-    return pd.Series(rng.permutation(groups.sort_index().to_numpy()), index=groups.sort_index().index)
-
-
 def refuse_leakage(subjects, parts) -> None:
-    """Raise if a subject has slices in more than one part.
-
-    Parameters
-    ----------
-    subjects, parts : array-like of str, shape (n_slices,)
-
-    Raises
-    ------
-    StudyError
-        One line naming the first subject that leaks and its parts.
-    """
-    spread = pd.Series(np.asarray(parts)).groupby(np.asarray(subjects)).unique()
-    for subject, found in spread.items():
+    """StudyError naming the first subject with slices in more than one part; subject and part of every slice."""
+    for subject, found in pd.Series(np.asarray(parts)).groupby(np.asarray(subjects)).unique().items():
         if len(found) > 1:
             raise StudyError(f"sub-{subject}: is in {' and '.join(sorted(found))} at once; "
-                             "a subject-wise split must keep each subject in one part")
+                             "a subject-level split must keep each subject in one part")

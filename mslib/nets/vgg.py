@@ -1,4 +1,4 @@
-"""VGG16 and VGG19 with global average pooling: built plain, or with batch norm that is folded away after training."""
+"""VGG16 and VGG19 with global average pooling: plain, or with batch norm that is folded away after training."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from mslib.study import StudyError
-
-from .convolution import DeepConv2D
+from mslib.study.errors import StudyError
 
 #: Convolutions per block (Simonyan and Zisserman 2015, table 1, columns D and E).
 CONVOLUTIONS = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
@@ -26,6 +24,11 @@ def convolution_names(backbone: str) -> list[str]:
             for block, n in enumerate(CONVOLUTIONS[backbone], start=1) for conv in range(1, n + 1)]
 
 
+def last_convolution(backbone: str) -> str:
+    """Name of the deepest convolution, ``block5_conv3`` of VGG16 and ``block5_conv4`` of VGG19."""
+    return convolution_names(backbone)[-1]
+
+
 def _network(backbone, n_classes, input_shape, batch_norm, dtype):
     if backbone not in CONVOLUTIONS:
         raise StudyError(f"backbone: must be one of {sorted(CONVOLUTIONS)} (got {backbone!r})")
@@ -35,7 +38,7 @@ def _network(backbone, n_classes, input_shape, batch_norm, dtype):
         for conv in range(1, n + 1):
             name = f"block{block}_conv{conv}"
             if batch_norm:
-                x = DeepConv2D(filters, 3, padding="same", kernel_initializer="he_normal", name=name, **options)(x)
+                x = layers.Conv2D(filters, 3, padding="same", kernel_initializer="he_normal", name=name, **options)(x)
                 x = layers.BatchNormalization(momentum=0.85, epsilon=1e-3, name=f"{name}_bn", **options)(x)
                 x = layers.ReLU(name=f"{name}_relu", **options)(x)
             else:
@@ -54,11 +57,11 @@ def build_classifier(backbone: str, n_classes: int, input_shape: tuple[int | Non
     backbone : {"vgg16", "vgg19"}
     n_classes : int
     input_shape : (height, width, channels)
-        Height and width may be None: global average pooling makes the net size-agnostic.
+        Height and width may be None: global average pooling makes the network independent of size.
     weights : None, "imagenet" or path
         None: random. ``imagenet``: the weights of `keras.applications` (three channels), with their
         preprocessing folded into the first convolution so that images in [0, 1] go in. A path: a ``.weights.h5``
-        of this net, or a ``..._notop.h5`` file of `keras.applications` (then as ``imagenet``).
+        of this network, or a ``..._notop.h5`` file of `keras.applications` (then as ``imagenet``).
 
     Returns
     -------
@@ -77,7 +80,7 @@ def build_classifier(backbone: str, n_classes: int, input_shape: tuple[int | Non
     model = _network(backbone, n_classes, input_shape, batch_norm=False, dtype="float32")
     if weights is None:
         return model
-    if weights != "imagenet" and str(weights).endswith(".weights.h5"):
+    if str(weights).endswith(".weights.h5"):
         load_weights(model, weights)
         return model
     base = _imagenet_base(backbone, None if weights == "imagenet" else Path(weights))
@@ -88,15 +91,17 @@ def build_classifier(backbone: str, n_classes: int, input_shape: tuple[int | Non
 
 
 def build_trainable(backbone: str, n_classes: int, input_shape: tuple[int, int, int], precision: str) -> keras.Model:
-    """The net of `build_classifier` with batch norm after every convolution, to be trained from scratch.
+    """The network of `build_classifier` with batch norm after every convolution, to be trained from scratch.
 
-    Parameters
-    ----------
-    precision : {"float32", "bfloat16"}
-        Arithmetic of the convolutions; weights, pooling and logits stay float32.
+    `precision`, float32 or bfloat16, is that of the convolutions; weights, pooling and logits stay float32.
     """
     dtype = "float32" if precision == "float32" else "mixed_bfloat16"
     return _network(backbone, n_classes, input_shape, batch_norm=True, dtype=dtype)
+
+
+def has_batch_norm(model: keras.Model) -> bool:
+    """Whether batch norm is there to be re-estimated and folded."""
+    return any(isinstance(layer, layers.BatchNormalization) for layer in model.layers)
 
 
 def fold_batch_norm(trained: keras.Model, plain: keras.Model | None = None) -> keras.Model:
@@ -108,14 +113,9 @@ def fold_batch_norm(trained: keras.Model, plain: keras.Model | None = None) -> k
     Parameters
     ----------
     trained : keras.Model
-        A net of `build_trainable`.
+        A network of `build_trainable`.
     plain : keras.Model, optional
-        Net that takes the weights, where channels are other than VGG's. Default: the one of `build_classifier`.
-
-    Returns
-    -------
-    keras.Model
-        The plain float32 net.
+        The float32 network that takes the weights and is returned. Default: the one of `build_classifier`.
     """
     plain = plain or build_classifier(trained.name, trained.output_shape[-1], trained.input_shape[1:])
     for name in convolution_names(trained.name):
@@ -129,19 +129,7 @@ def fold_batch_norm(trained: keras.Model, plain: keras.Model | None = None) -> k
 
 
 def load_weights(model: keras.Model, path: str | Path) -> None:
-    """Load a weight file into a net.
-
-    Parameters
-    ----------
-    model : keras.Model
-    path : path
-        ``.weights.h5``, or a ``.h5`` of `keras.applications`.
-
-    Raises
-    ------
-    StudyError
-        The file is damaged, or of another net.
-    """
+    """Load a ``.weights.h5``, or a ``.h5`` of `keras.applications`; StudyError where it is damaged or does not fit."""
     try:
         model.load_weights(str(path))
     except (OSError, ValueError, KeyError) as error:
@@ -162,9 +150,9 @@ def _imagenet_base(backbone, path):
     if not path.is_file():
         raise StudyError("model.weights: must be 'imagenet', 'simulated', 'scratch' or the path of a file "
                          f"(got '{path}')")
-    base = application(weights=None, include_top=False)
     if not h5py.is_hdf5(path):
         raise StudyError(f"{path}: is not an HDF5 weight file of {backbone}")
+    base = application(weights=None, include_top=False)
     load_weights(base, path)
     return base
 

@@ -21,7 +21,7 @@ def correct_bias(image, mask, shrink: int = 6, iterations: Sequence[int] = (20, 
         Image and, on its grid, a mask that is non-zero where the field is estimated.
     shrink : int, default 6
         Distance in mm between the voxels that the fit sees: the shrink factor of a 1 mm image. Voxels are picked,
-        not averaged: averages mix tissues, and N4 tells the field from the histogram of pure ones. The thick axis
+        not averaged: averages mix tissues, and N4 estimates the field from the histogram of pure ones. The thick axis
         of 2-D series is thinned less or not at all.
     iterations : sequence of int, default (20, 20, 10)
         Iterations at most per fitting level; each level doubles the number of B-spline spans.

@@ -1,18 +1,16 @@
-"""Between SimpleITK (LPS, arrays z-y-x) and NIfTI files (RAS, arrays x-y-z), and what is known of a file."""
+"""Between SimpleITK (LPS, arrays z-y-x) and NIfTI files (RAS, arrays x-y-z)."""
 
 from __future__ import annotations
 
 import gzip
-import hashlib
 import math
 import zlib
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 
-from mslib.study import StudyError, atomic_path
+from mslib.study import StudyError
 
 FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -39,30 +37,6 @@ def array_of(image: sitk.Image) -> np.ndarray:
     return sitk.GetArrayFromImage(image).transpose(2, 1, 0)
 
 
-def image_like(values: np.ndarray, grid: sitk.Image) -> sitk.Image:
-    """Image of `values` (axes x, y, z) on the grid of `grid`."""
-    image = sitk.GetImageFromArray(np.ascontiguousarray(values.transpose(2, 1, 0)))
-    image.CopyInformation(grid)
-    return image
-
-
-def save_nifti(path: str | Path, values: np.ndarray, affine: np.ndarray) -> Path:
-    """Write `values` (axes x, y, z) as NIfTI: same values, same bytes (no time stamp; gzip level 1)."""
-    image = nib.Nifti1Image(np.asarray(values), affine)
-    image.header.set_xyzt_units("mm")
-    image.set_sform(affine, 1)
-    image.set_qform(affine, 1)
-    with atomic_path(path) as temporary:
-        nib.save(image, temporary)
-    return Path(path)
-
-
-def sha256(path: str | Path) -> str:
-    """SHA-256 of a file's bytes, hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def reoriented_grid(image: sitk.Image, voxel_mm: float | None = None) -> sitk.Image:
     """Empty image with the axes of `image` put in the order right, anterior, superior.
 
@@ -83,28 +57,18 @@ def reoriented_grid(image: sitk.Image, voxel_mm: float | None = None) -> sitk.Im
     return fine
 
 
-def _read_through(path: str | Path) -> None:
-    """Unpack a gzip file to its end: ITK fills what a truncated one lacks without a word."""
-    if str(path).endswith(".gz"):
-        with gzip.open(path) as stream:
-            while stream.read(1 << 22):
-                pass
-
-
 def as_image(source: str | Path | sitk.Image) -> sitk.Image:
-    """Give `source` as a 3-D float32 SimpleITK image, read if it is a path.
-
-    Raises
-    ------
-    StudyError
-        Not readable, not three-dimensional.
-    """
+    """Give `source` as a 3-D float32 image, read if it is a path; StudyError: not readable, not three-dimensional."""
     if not isinstance(source, sitk.Image):
         try:
-            _read_through(source)
+            if str(source).endswith(".gz"):  # to its end: ITK fills what a truncated one lacks without a word
+                with gzip.open(source) as stream:
+                    while stream.read(1 << 22):
+                        pass
             source = sitk.ReadImage(str(source))
         except (RuntimeError, OSError, EOFError, zlib.error) as error:
-            raise StudyError(f"{source}: is not a readable image (truncated or not NIfTI)") from error
+            reason = getattr(error, "strerror", None) or "truncated or not NIfTI"
+            raise StudyError(f"{source}: is not a readable image ({reason})") from error
     if source.GetDimension() != 3 or source.GetNumberOfComponentsPerPixel() != 1:
         raise StudyError(f"image of size {source.GetSize()}: must have three dimensions and one value per voxel")
     return source if source.GetPixelID() == sitk.sitkFloat32 else sitk.Cast(source, sitk.sitkFloat32)
@@ -141,18 +105,8 @@ def apply_points(transform: sitk.Transform, points: np.ndarray) -> np.ndarray:
     return np.asarray(points) @ matrix.T + origin
 
 
-def _short(image: sitk.Image) -> tuple[float, ...]:
-    return tuple(round(value, 1) for value in image.GetOrigin())
-
-
 def checked_mask(mask, image: sitk.Image, allow_empty: bool = False) -> sitk.Image:
-    """Give `mask` as 0/1 on the grid of `image`.
-
-    Raises
-    ------
-    StudyError
-        Another grid (size or position), or nothing inside unless that is allowed.
-    """
+    """Give `mask` as 0/1 on the grid of `image`; StudyError: another grid, or empty where that is not allowed."""
     name = "mask" if isinstance(mask, sitk.Image) else str(mask)
     mask = sitk.Cast(as_image(mask) > 0, sitk.sitkUInt8)
     same = mask.GetSize() == image.GetSize() and all(
@@ -160,8 +114,9 @@ def checked_mask(mask, image: sitk.Image, allow_empty: bool = False) -> sitk.Ima
                                                   (mask.GetSpacing(), image.GetSpacing()),
                                                   (mask.GetDirection(), image.GetDirection())))
     if not same:
-        raise StudyError(f"{name}: is on another grid (size {mask.GetSize()}, origin {_short(mask)}) than its image "
-                         f"(size {image.GetSize()}, origin {_short(image)})")
+        found, wanted = (f"(size {one.GetSize()}, origin {tuple(round(value, 1) for value in one.GetOrigin())})"
+                         for one in (mask, image))
+        raise StudyError(f"{name}: is on another grid {found} than its image {wanted}")
     if not allow_empty and not sitk.GetArrayViewFromImage(mask).any():
         raise StudyError(f"{name}: is empty (must hold at least one voxel)")
     mask.CopyInformation(image)

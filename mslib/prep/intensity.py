@@ -12,8 +12,8 @@ STEP = 2.0 ** -14
 def scale_intensity(image: np.ndarray, mask: np.ndarray, percentiles: tuple[float, float] = (0.5, 99.8)):
     """Map two percentiles of the brain to 0 and 1, clip, and set everything outside the brain to 0.
 
-    Outside the brain there is nothing that tells disease, but noise, coil and field of view that tell sites
-    and scanners: a classifier must not see it. Values are rounded to multiples of 2**-14, far below the noise,
+    Outside the brain nothing depends on disease, but noise, coil and field of view depend on sites and scanners:
+    a classifier must not see it. Values are rounded to multiples of 2**-14, far below the noise,
     so that files compress.
 
     Parameters
@@ -24,10 +24,6 @@ def scale_intensity(image: np.ndarray, mask: np.ndarray, percentiles: tuple[floa
         The brain.
     percentiles : (float, float), default (0.5, 99.8)
         In percent, of the intensities inside `mask`.
-
-    Returns
-    -------
-    ndarray of float32, shape (X, Y, Z), in [0, 1]
 
     Raises
     ------

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import logging
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -13,28 +10,18 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
+from mslib.cohort.phantom import save_nifti
 from mslib.study import StudyError, atomic_path, write_json
 from mslib.study.config import Prep
 
 from .bias import correct_bias
-from .images import (
-    affine_of,
-    array_of,
-    as_image,
-    bounding_box,
-    checked_mask,
-    reduce_to,
-    reoriented_grid,
-    save_nifti,
-    sha256,
-)
+from .images import affine_of, array_of, as_image, bounding_box, checked_mask, reduce_to, reoriented_grid
 from .intensity import STEP, scale_intensity
 from .masking import brain_mask
 from .qc import edge_agreement, header_alignment, quality_row, registration_figure
 from .registration import Registration, register_rigid
 from .slices import save_stack, slice_stack
 
-LOG = logging.getLogger(__name__)
 COARSE_MM, FINE_MM = (6.0, 3.0), (1.5,)
 RIM_MM = 3.0
 FIELD_MM = 4.0
@@ -77,55 +64,15 @@ def output_paths(out: str | Path, subject: str, sequences, lesion: bool) -> dict
     return paths
 
 
-def _request(subject, prep: Prep, sequences, image_size, pixel_mm, seed: int) -> dict:
-    """Everything that decides the output: inputs by name and content, parameters, versions, rules."""
-    files = {**subject.images, "brain_mask": subject.brain_mask, "lesion_mask": subject.lesion_mask}
-    files = {key: Path(file) for key, file in files.items() if file is not None}
-    try:
-        inputs = {key: {"name": file.name, "sha256": sha256(file)} for key, file in files.items()}
-    except OSError as error:
-        raise StudyError(f"{error.filename}: cannot be read ({error.strerror})") from error
-    parameters = {**prep.model_dump(mode="json"), "sequences": list(sequences), "image_size": list(image_size),
-                  "pixel_mm": pixel_mm, "seed": seed, "levels_mm": [*COARSE_MM, *FINE_MM]}
-    return {"inputs": inputs, "parameters": parameters, "rules": RULES,
-            "versions": {name: version(name) for name in PACKAGES}}
-
-
-def _reusable(manifest: Path, request: dict, paths: dict[str, Path], subject: str) -> bool:
-    """Whether an earlier run left exactly what `request` asks for; a damaged file is told in one line."""
-    if not manifest.exists():
-        return False
-    try:
-        stored = json.loads(manifest.read_text(encoding="utf-8"))
-        hashes = stored.pop("outputs")
-    except (OSError, ValueError, KeyError):
-        LOG.warning("sub-%s: %s from an earlier run is damaged; preprocessed again", subject, manifest.name)
-        return False
-    if stored != request:
-        LOG.info("sub-%s: inputs, parameters or versions have changed; preprocessed again", subject)
-        return False
-    for path in paths.values():
-        if not path.exists() or sha256(path) != hashes.get(path.name):
-            state = "is damaged" if path.exists() else "is missing"
-            LOG.warning("sub-%s: %s from an earlier run %s; preprocessed again", subject, path.name, state)
-            return False
-    return True
-
-
-def _mask_for(mask: sitk.Image, image: sitk.Image, transform: sitk.Transform) -> sitk.Image:
-    """T1w brain mask on the grid of another image."""
-    moved = sitk.Resample(sitk.Cast(mask, sitk.sitkFloat32), image, transform.GetInverse(), sitk.sitkLinear, 0.0)
+def _mask_for(mask: sitk.Image, grid: sitk.Image, transform: sitk.Transform) -> sitk.Image:
+    """T1w mask on another grid: at least half of the voxel."""
+    moved = sitk.Resample(sitk.Cast(mask, sitk.sitkFloat32), grid, transform, sitk.sitkLinear, 0.0)
     return sitk.Cast(moved >= 0.5, sitk.sitkUInt8)
-
-
-def _dilated(mask: sitk.Image, mm: float) -> sitk.Image:
-    """Mask widened by `mm`, so that the contrast at the brain's outline counts."""
-    return sitk.BinaryDilate(mask, [round(mm / spacing) for spacing in mask.GetSpacing()])
 
 
 def align(images: dict, mask: sitk.Image, prep: Prep | None = None, *, seed: int = 0,
           threads: int = 2) -> dict[str, Aligned]:
-    """Bias-correct every image on its own grid and register all others to the first one.
+    """Bias-correct every image on its own grid and register all others to the first one, in the order of `images`.
 
     The first search uses the images as they are; it places the mask for N4, and the corrected images decide the end.
 
@@ -142,11 +89,6 @@ def align(images: dict, mask: sitk.Image, prep: Prep | None = None, *, seed: int
     threads : int
         Images worked on at a time; the result does not depend on it.
 
-    Returns
-    -------
-    dict of Aligned
-        In the order of `images`.
-
     Raises
     ------
     StudyError
@@ -154,7 +96,8 @@ def align(images: dict, mask: sitk.Image, prep: Prep | None = None, *, seed: int
     """
     prep = prep or Prep()
     first, *others = images
-    wide = _dilated(mask, RIM_MM)
+    # Widened, so that the contrast at the brain's outline counts.
+    wide = sitk.BinaryDilate(mask, [round(RIM_MM / spacing) for spacing in mask.GetSpacing()])
     with ThreadPoolExecutor(max_workers=threads) as pool:
         rough = {name: pool.submit(register_rigid, images[first], images[name], wide, levels_mm=COARSE_MM, seed=seed)
                  for name in others}
@@ -163,10 +106,10 @@ def align(images: dict, mask: sitk.Image, prep: Prep | None = None, *, seed: int
 
         def finish(name):
             start = rough[name].result()
-            inside = _mask_for(mask, images[name], start.transform)
-            corrected, own = correct_bias(images[name], inside, prep.n4_shrink, prep.n4_iterations)
+            inside = _mask_for(mask, images[name], start.transform.GetInverse())
+            corrected, log_field = correct_bias(images[name], inside, prep.n4_shrink, prep.n4_iterations)
             found = register_rigid(t1w, corrected, wide, initial=start.transform, levels_mm=FINE_MM, seed=seed)
-            return Aligned(corrected, own, found)
+            return Aligned(corrected, log_field, found)
 
         done = dict(zip(others, pool.map(finish, others)))
     return {first: Aligned(t1w, field, None), **done}
@@ -183,11 +126,6 @@ def _on_grid(aligned: Aligned, grid: sitk.Image, brain: np.ndarray) -> np.ndarra
     return values
 
 
-def _mask_on_grid(mask: sitk.Image, grid: sitk.Image) -> np.ndarray:
-    soft = sitk.Resample(sitk.Cast(mask, sitk.sitkFloat32), grid, sitk.Transform(), sitk.sitkLinear, 0.0)
-    return array_of(soft) >= 0.5
-
-
 def _save_field(path: Path, field: sitk.Image) -> None:
     """Write a log bias field: smooth, so that coarse voxels hold it; whole multiples of `STEP` compress."""
     small = reduce_to(field, FIELD_MM)
@@ -196,11 +134,9 @@ def _save_field(path: Path, field: sitk.Image) -> None:
 
 def preprocess_subject(subject, out, prep: Prep | None = None, sequences=("T1w", "T2w", "FLAIR"),
                        image_size=(128, 112), pixel_mm=1.5, *, seed: int = 0, threads: int = 2) -> dict[str, Path]:
-    """Correct, register, scale and cut one subject; write BIDS derivatives.
+    """Correct, register, scale and cut one subject; write BIDS derivatives, the quality numbers last.
 
-    Output that an earlier run left is used again if inputs, parameters and versions are the same and every file has
-    its recorded SHA-256. Files are the same, byte for byte, on every run and for any number of threads, but for
-    ``desc-timing.json``.
+    Files are the same, byte for byte, on every run and for any number of threads.
 
     Parameters
     ----------
@@ -232,23 +168,14 @@ def preprocess_subject(subject, out, prep: Prep | None = None, sequences=("T1w",
     """
     prep = prep or Prep()
     paths = output_paths(out, subject.id, sequences, subject.lesion_mask is not None)
-    manifest = paths["qc"].with_name(f"sub-{subject.id}_desc-provenance.json")
-    began = time.perf_counter()
     try:
-        request = _request(subject, prep, sequences, image_size, pixel_mm, seed)
-        if _reusable(manifest, request, paths, subject.id):
-            return paths
-        manifest.unlink(missing_ok=True)
-        _make(subject, paths, request, prep, sequences, image_size, pixel_mm, seed, threads)
+        _make(subject, paths, prep, sequences, image_size, pixel_mm, seed, threads)
     except StudyError as error:
         raise StudyError(f"sub-{subject.id}: {error}") from error
-    write_json(manifest, request | {"outputs": {path.name: sha256(path) for path in paths.values()}})
-    write_json(paths["qc"].with_name(f"sub-{subject.id}_desc-timing.json"),
-               {"seconds": round(time.perf_counter() - began, 2), "threads": threads})
     return paths
 
 
-def _make(subject, paths, request, prep, sequences, image_size, pixel_mm, seed, threads) -> None:
+def _make(subject, paths, prep, sequences, image_size, pixel_mm, seed, threads) -> None:
     images = {name: as_image(subject.images[name]) for name in sequences}
     t1w = images[sequences[0]]
     given = subject.brain_mask is not None
@@ -256,7 +183,7 @@ def _make(subject, paths, request, prep, sequences, image_size, pixel_mm, seed, 
     lesion = None if subject.lesion_mask is None else checked_mask(subject.lesion_mask, t1w, allow_empty=True)
     aligned = align(images, mask, prep, seed=seed, threads=threads)
     grid = reoriented_grid(t1w, prep.resample_mm)
-    affine, brain = affine_of(grid), _mask_on_grid(mask, grid)
+    affine, brain = affine_of(grid), array_of(_mask_for(mask, grid, sitk.Transform())) > 0
     with ThreadPoolExecutor(max_workers=threads) as pool:
         volumes = dict(zip(sequences, pool.map(
             lambda name: scale_intensity(_on_grid(aligned[name], grid, brain), brain, prep.percentiles), sequences)))
@@ -264,23 +191,21 @@ def _make(subject, paths, request, prep, sequences, image_size, pixel_mm, seed, 
         saved += [pool.submit(_save_field, paths[f"bias_{name}"], aligned[name].log_field) for name in sequences]
         save_nifti(paths["brain"], brain.astype(np.uint8), affine)
         if lesion is not None:
-            lesion = _mask_on_grid(lesion, grid)
+            lesion = array_of(_mask_for(lesion, grid, sitk.Transform())) > 0
             save_nifti(paths["lesion"], lesion.astype(np.uint8), affine)
         stack = slice_stack(list(volumes.values()), brain, affine, lesion, n_slices=prep.n_slices,
                             image_size=image_size, pixel_mm=pixel_mm)
         save_stack(paths["slices"], stack)
         for job in saved:
             job.result()
-    _write_sidecars(paths, request, sequences)
-    _quality(subject.id, paths, aligned, volumes, brain, grid, len(stack["z_mm"]), prep, given)
-
-
-def _write_sidecars(paths: dict[str, Path], request: dict, sequences) -> None:
+    parameters = {**prep.model_dump(mode="json"), "sequences": list(sequences), "image_size": list(image_size),
+                  "pixel_mm": pixel_mm, "seed": seed, "levels_mm": [*COARSE_MM, *FINE_MM]}
     for name in sequences:
-        sources = {key: request["inputs"][key] for key in (name, sequences[0]) if key in request["inputs"]}
+        sources = dict.fromkeys(Path(subject.images[one]).name for one in (name, sequences[0]))
         write_json(paths[name].with_name(paths[name].name.replace(".nii.gz", ".json")),
-                   {"Sources": sources, "SkullStripped": True, "SpatialReference": "T1w", **request["rules"],
-                    "parameters": request["parameters"], "versions": request["versions"]})
+                   {"Sources": list(sources), "SkullStripped": True, "SpatialReference": "T1w", **RULES,
+                    "parameters": parameters, "versions": {package: version(package) for package in PACKAGES}})
+    _quality(subject.id, paths, aligned, volumes, brain, grid, len(stack.z_mm), prep, given)
 
 
 def _quality(subject: str, paths, aligned, volumes, brain, grid, n_slices: int, prep: Prep, given: bool) -> None:

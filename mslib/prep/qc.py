@@ -17,32 +17,29 @@ from .registration import Registration
 
 BRAIN_ML = (700.0, 2200.0)
 EDGE_AGREEMENT = 12.0  # right pairs: 14 and more; heads of two persons: 9 at most
-MARGIN = 6
-COLOURS = 96  # of the picture: a third of the bytes
+MARGIN = SHIFT = 6  # voxels
 
 
-def _unit_gradients(values: np.ndarray, floor: float = 0.02) -> np.ndarray:
-    """Gradient directions, shortened where the gradient drowns in noise (below `floor` per voxel)."""
+def _unit_gradients(values: np.ndarray) -> np.ndarray:
+    """Gradient directions, shortened where the gradient drowns in noise (below 0.02 per voxel)."""
     gradient = np.stack(np.gradient(values.astype(np.float32)))
     length = np.einsum("i...,i...->...", gradient, gradient)
-    length += np.float32(floor ** 2)
+    length += np.float32(0.02 ** 2)
     gradient /= np.sqrt(length, out=length)
     return gradient
 
 
-def edge_agreement(first: np.ndarray, second: np.ndarray, brain: np.ndarray, shift: int = 6) -> float:
+def edge_agreement(first: np.ndarray, second: np.ndarray, brain: np.ndarray) -> float:
     """How much better edges of two images run together than when one image is displaced.
 
     Agreement is the mean squared cosine between intensity gradients inside the brain (normalised gradient fields;
-    Haber and Modersitzki 2006). It is compared with the agreement after displacing the second image by `shift`
+    Haber and Modersitzki 2006). It is compared with the agreement after displacing the second image by 6
     voxels to either side along each axis.
 
     Parameters
     ----------
     first, second : ndarray of shape (X, Y, Z), in [0, 1]
     brain : ndarray of bool, shape (X, Y, Z)
-    shift : int, default 6
-        In voxels.
 
     Returns
     -------
@@ -50,7 +47,7 @@ def edge_agreement(first: np.ndarray, second: np.ndarray, brain: np.ndarray, shi
         Agreement in place minus the mean of the six displaced ones, over their standard deviation: within about
         +-3 for unrelated images, at most 9 for two persons' heads.
     """
-    box = bounding_box(brain, (shift + 1,) * 3)
+    box = bounding_box(brain, (SHIFT + 1,) * 3)
     a, b, inside = _unit_gradients(first[box]), _unit_gradients(second[box]), np.flatnonzero(brain[box])
     a = a.reshape(3, -1)[:, inside]
 
@@ -58,32 +55,16 @@ def edge_agreement(first: np.ndarray, second: np.ndarray, brain: np.ndarray, shi
         cosine = np.einsum("ij,ij->j", a, other.reshape(3, -1)[:, inside])
         return float(np.square(cosine, out=cosine).mean())
 
-    displaced = [agreement(np.roll(b, step, axis)) for axis in (1, 2, 3) for step in (-shift, shift)]
+    displaced = [agreement(np.roll(b, step, axis)) for axis in (1, 2, 3) for step in (-SHIFT, SHIFT)]
     return (agreement(b) - np.mean(displaced)) / max(np.std(displaced), 1e-6)
 
 
 def quality_row(subject: str, registrations: dict[str, Registration], agreement: dict[str, float],
                 brain_ml: float, n_slices: int, wanted: int, mask_source: str) -> dict:
-    """One flat row of numbers and the list of flags of a subject.
+    """One flat row of numbers of a subject, ready for JSON; ``flags`` lists the reasons for doubt.
 
-    Parameters
-    ----------
-    subject : str
-    registrations : dict
-        Sequence to its registration onto T1w.
-    agreement : dict
-        Sequence to `edge_agreement` with T1w after registration.
-    brain_ml : float
-        Volume of the brain mask in mL.
-    n_slices, wanted : int
-        Slices of the stack; slices that the configuration asks for.
-    mask_source : str
-        ``given`` or ``template``.
-
-    Returns
-    -------
-    dict
-        Ready for JSON; ``flags`` lists the reasons for doubt, each beginning with the sequence it is about.
+    `registrations` and `agreement` (`edge_agreement` after registration) are of each sequence with T1w, `brain_ml` is
+    the volume of the brain mask in mL, `wanted` the slices asked for, `mask_source` ``given`` or ``template``.
     """
     row = {"subject": subject, "brain_ml": round(brain_ml, 1), "mask": mask_source, "n_slices": n_slices}
     flags = []
@@ -118,21 +99,11 @@ def _cut(values: np.ndarray, plane: tuple) -> np.ndarray:
 
 def registration_figure(path, t1w: np.ndarray, brain: np.ndarray, before: dict, after: dict, spacing,
                         title: str):
-    """Draw edges of T1w over each other sequence, before and after registration.
+    """Draw edges of T1w over each other sequence, before and after registration; the same bytes for the same input.
 
-    Good is: lines follow ventricles, cortex and brain outline in the columns "after".
-
-    Parameters
-    ----------
-    path : path
-        PNG to write; the same bytes for the same input.
-    t1w : ndarray of shape (X, Y, Z), in [0, 1]
-    brain : ndarray of bool, shape (X, Y, Z)
-    before, after : dict of ndarray of shape (X, Y, Z)
-        Sequence to intensities on the T1w grid by headers alone, and registered.
-    spacing : sequence of float
-        Voxel edges in mm.
-    title : str
+    Good is: lines follow ventricles, cortex and brain outline in the columns "after". Images are (X, Y, Z) on the T1w
+    grid, T1w in [0, 1]; `before` and `after` map a sequence to its intensities by headers alone, and registered;
+    `spacing` is in mm.
     """
     planes = _planes(brain)
     figure = Figure(figsize=(8.6, 2.6 * len(after)), dpi=64, facecolor="black")
@@ -155,7 +126,7 @@ def registration_figure(path, t1w: np.ndarray, brain: np.ndarray, before: dict, 
     figure.canvas.draw()
     picture = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3])
     with atomic_path(path) as temporary:
-        picture.quantize(COLOURS).save(temporary, format="png")
+        picture.save(temporary, format="png", optimize=True)
     return path
 
 

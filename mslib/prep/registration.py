@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -32,14 +31,10 @@ class Registration:
     metric_start, metric_end : float
         Mattes mutual information (nats, larger is better) at header alignment and at the result, both at the
         finest level. NaN at the start if the headers put the images apart.
-    iterations : int
-        Optimiser steps over all levels.
     motion_mm, motion_deg : float
         Mean displacement of the mask's points and angle of the rotation.
     overlap : float
         Share of the mask's points that fall inside the moving image.
-    seconds : float
-        Wall time.
     flags : list of str
         Reasons to doubt the result; empty when there is none.
     """
@@ -47,11 +42,9 @@ class Registration:
     transform: sitk.Euler3DTransform
     metric_start: float
     metric_end: float
-    iterations: int
     motion_mm: float
     motion_deg: float
     overlap: float
-    seconds: float
     flags: list[str] = field(default_factory=list)
 
 
@@ -69,7 +62,7 @@ def mutual_information_setup(level: dict, samples: int, bins: int, seed: int) ->
 
 
 def _metric(level: dict, transform: sitk.Transform, samples: int, bins: int, seed: int) -> float:
-    """Mutual information in nats at `transform`; NaN if too few points of the mask meet the moving image."""
+    """Mutual information in nats at `transform`; NaN if too few points of the mask lie in the moving image."""
     method = mutual_information_setup(level, samples, bins, seed)
     method.SetInitialTransform(transform)
     try:
@@ -78,8 +71,8 @@ def _metric(level: dict, transform: sitk.Transform, samples: int, bins: int, see
         return math.nan
 
 
-def _optimise(level: dict, start: sitk.Transform, step_mm: float, settings: tuple[int, int, int]):
-    """Climb from `start` with steps of `step_mm` at first; give the transform and the number of steps."""
+def _optimise(level: dict, start: sitk.Transform, step_mm: float, settings: tuple[int, int, int]) -> sitk.Transform:
+    """Climb from `start` with steps of `step_mm` at first."""
     method = mutual_information_setup(level, *settings)
     transform = sitk.Euler3DTransform(start)
     method.SetInitialTransform(transform, inPlace=True)
@@ -89,8 +82,8 @@ def _optimise(level: dict, start: sitk.Transform, step_mm: float, settings: tupl
     try:
         method.Execute(level["fixed"], level["moving"])
     except RuntimeError:
-        return start, 0
-    return transform, method.GetOptimizerIteration()
+        return start
+    return transform
 
 
 def pyramid_level(fixed: sitk.Image, moving: sitk.Image, mask: sitk.Image, spacing_mm: float) -> dict:
@@ -136,8 +129,7 @@ def _coarse(level: dict, centre: np.ndarray, step_mm: float, settings: tuple[int
 
     starts = sorted(_starts(level, centre), key=score, reverse=True)[:3]
     ends = [_optimise(level, start, step_mm, settings) for start in starts]
-    best = max(ends, key=lambda end: score(end[0]))
-    return best[0], sum(end[1] for end in ends)
+    return max(ends, key=score)
 
 
 def _flags(start: float, end: float, motion_mm: float, motion_deg: float, overlap: float) -> list[str]:
@@ -174,10 +166,6 @@ def register_rigid(fixed, moving, mask=None, *, initial=None, levels_mm=LEVELS_M
     samples, bins, seed : int
         Points per level, spread evenly over the mask with random jitter; histogram bins; seed of the jitter.
 
-    Returns
-    -------
-    Registration
-
     Raises
     ------
     StudyError
@@ -187,38 +175,30 @@ def register_rigid(fixed, moving, mask=None, *, initial=None, levels_mm=LEVELS_M
     ----------
     Mattes et al. 2003, IEEE Trans Med Imaging 22(1):120-128.
     """
-    began = time.perf_counter()
     fixed, moving = as_image(fixed), as_image(moving)
-    mask = _head(fixed) if mask is None else checked_mask(mask, fixed)
+    mask = sitk.BinaryFillhole(sitk.OtsuThreshold(fixed, 0, 1)) if mask is None else checked_mask(mask, fixed)
     fixed, mask = crop_to(fixed, mask, 8.0), crop_to(mask, mask, 8.0)
-    settings, steps = (samples, bins, seed), 0
+    settings = (samples, bins, seed)
     transform = initial
     for spacing in levels_mm:
         level = pyramid_level(fixed, moving, mask, spacing)
         if transform is None:
             centre = level["positions"].mean(axis=0)
-            transform, taken = _coarse(level, centre, spacing / 2, settings)
+            transform = _coarse(level, centre, spacing / 2, settings)
         else:
-            transform, taken = _optimise(level, transform, spacing / 4, settings)
-        steps += taken
-    return _outcome(level, transform, settings, steps, began)
+            transform = _optimise(level, transform, spacing / 4, settings)
+    return _outcome(level, transform, settings)
 
 
-def _outcome(level: dict, transform: sitk.Euler3DTransform, settings, steps: int, began: float):
+def _outcome(level: dict, transform: sitk.Euler3DTransform, settings: tuple[int, int, int]) -> Registration:
     """Diagnostics of `transform` at the finest level."""
     start = _metric(level, sitk.Euler3DTransform(), *settings)
     end = _metric(level, transform, *settings)
     overlap = _overlap(level, transform)
     if math.isnan(end) or overlap == 0:
-        raise StudyError("images do not overlap: no part of the brain meets the moving image under any start")
+        raise StudyError("images do not overlap: no part of the brain lies in the moving image under any start")
     moved = apply_points(transform, level["positions"]) - level["positions"]
     motion = float(np.linalg.norm(moved, axis=1).mean())
     trace = np.trace(np.array(transform.GetMatrix()).reshape(3, 3))
     angle = math.degrees(math.acos(min(1.0, max(-1.0, (trace - 1) / 2))))
-    return Registration(transform, start, end, steps, motion, angle, overlap, time.perf_counter() - began,
-                        _flags(start, end, motion, angle, overlap))
-
-
-def _head(image: sitk.Image) -> sitk.Image:
-    """Voxels above Otsu's threshold, holes filled."""
-    return sitk.BinaryFillhole(sitk.OtsuThreshold(image, 0, 1))
+    return Registration(transform, start, end, motion, angle, overlap, _flags(start, end, motion, angle, overlap))

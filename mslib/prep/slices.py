@@ -1,4 +1,4 @@
-"""Brain slices for the nets: choice of slices, in-plane resampling, and the way back to a volume.
+"""Brain slices for the networks: choice of slices, in-plane resampling, and the way back to a volume.
 
 Conventions: stacks are (slice, row, column[, sequence]); slices run inferior to superior, row 0 is anterior,
 column 0 is the patient's right (radiological display).
@@ -7,15 +7,36 @@ column 0 is the patient's right (radiological display).
 from __future__ import annotations
 
 import zipfile
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from mslib.study import StudyError, atomic_path
+from mslib.study import StudyError, atomic_path, write_json
 
-KEYS = ("images", "brain", "lesion", "z_mm", "affine")
+
+@dataclass(frozen=True)
+class SliceStack:
+    """The axial slices of one subject that the networks see.
+
+    Attributes
+    ----------
+    images : ndarray of float16, (n, H, W, M)
+        Intensities in [0, 1], 0 outside the brain.
+    brain, lesions : ndarray of bool, (n, H, W)
+    z_mm : ndarray of float32, (n,)
+        Height of the slices' centre in mm (RAS).
+    affine : ndarray of float64, (4, 4)
+        (column, row, slice) to mm (RAS).
+    """
+
+    images: np.ndarray
+    brain: np.ndarray
+    lesions: np.ndarray
+    z_mm: np.ndarray
+    affine: np.ndarray
 
 
 def select_slices(mask: np.ndarray, n: int) -> np.ndarray:
@@ -32,12 +53,7 @@ def select_slices(mask: np.ndarray, n: int) -> np.ndarray:
     Returns
     -------
     ndarray of int, shape (<= n,)
-        Indices along the last axis, ascending.
-
-    Raises
-    ------
-    StudyError
-        No brain in the mask.
+        Indices along the last axis, ascending; StudyError where the mask is empty.
     """
     content = np.asarray(mask, dtype=bool).sum(axis=(0, 1))
     present = np.flatnonzero(content)
@@ -80,8 +96,8 @@ def averaging_weights(n_in: int, size_in: float, n_out: int, size_out: float, of
 
 
 def slice_stack(volumes, brain, affine, lesion=None, *, n_slices: int = 135,
-                image_size: tuple[int, int] = (128, 112), pixel_mm: float = 1.5) -> dict:
-    """Cut preprocessed volumes into the stack of axial slices that the nets see.
+                image_size: tuple[int, int] = (128, 112), pixel_mm: float = 1.5) -> SliceStack:
+    """Cut preprocessed volumes into the stack of axial slices that the networks see.
 
     The field of view is centred, in plane, on the bounding box of the brain. Pixels are averages of the volume
     over their area (`averaging_weights`); across slices nothing is interpolated. A mask's pixel is set where at
@@ -99,12 +115,6 @@ def slice_stack(volumes, brain, affine, lesion=None, *, n_slices: int = 135,
     image_size : (int, int), default (128, 112)
         Rows and columns.
     pixel_mm : float, default 1.5
-
-    Returns
-    -------
-    dict
-        images float16 (n, H, W, M), brain bool (n, H, W), lesion bool (n, H, W), z_mm float32 (n,): height of
-        the slices' centre in mm (RAS), affine float64 (4, 4): (column, row, slice) to mm (RAS).
 
     Raises
     ------
@@ -137,48 +147,34 @@ def slice_stack(volumes, brain, affine, lesion=None, *, n_slices: int = 135,
     z_mm = grid[2, :2] @ [(size[0] - 1) / 2, (size[1] - 1) / 2] + grid[2, 2] * np.arange(len(chosen)) + grid[2, 3]
     if lesion is None:
         lesion = np.zeros_like(brain)
-    return {"images": np.stack([cut(v) for v in volumes], axis=-1).astype(np.float16),
-            "brain": cut(brain) >= 0.5 - 1e-6,
-            "lesion": cut(lesion) >= 0.5 - 1e-6,
-            "z_mm": z_mm.astype(np.float32), "affine": grid}
+    return SliceStack(np.stack([cut(v) for v in volumes], axis=-1).astype(np.float16), cut(brain) >= 0.5 - 1e-6,
+                      cut(lesion) >= 0.5 - 1e-6, z_mm.astype(np.float32), grid)
 
 
-def save_stack(path: str | Path, stack: dict) -> Path:
+def save_stack(path: str | Path, stack: SliceStack) -> Path:
     """Write a stack as uncompressed ``.npz`` (fast to read; the same bytes for the same stack)."""
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **{key: stack[key] for key in KEYS})
+        np.savez(file, **asdict(stack))
     return Path(path)
 
 
-def load_stack(path: str | Path) -> dict:
-    """Read a stack written by `save_stack`.
-
-    Returns
-    -------
-    dict
-        As from `slice_stack`.
-
-    Raises
-    ------
-    StudyError
-        File absent, truncated, or without one of the arrays.
-    """
+def load_stack(path: str | Path) -> SliceStack:
+    """Read a stack written by `save_stack`; StudyError: file absent, truncated, or without one of the arrays."""
     try:
         with np.load(path, allow_pickle=False) as archive:
-            return {key: archive[key] for key in KEYS}
+            return SliceStack(**{field.name: archive[field.name] for field in fields(SliceStack)})
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise StudyError(f"{path}: is not a readable slice stack ({' '.join(str(error).split())})") from error
 
 
-def plane_to_volume(maps: np.ndarray, stack: dict, reference) -> nib.Nifti1Image:
+def plane_to_volume(maps: np.ndarray, stack: SliceStack, reference) -> nib.Nifti1Image:
     """Put one map per slice back into a volume.
 
     Parameters
     ----------
     maps : ndarray of shape (n, H, W)
         On the stack's pixels, in its order.
-    stack : dict
-        Needs ``affine``.
+    stack : SliceStack
     reference : path or nibabel image
         Its grid is the volume's, for instance the preprocessed T1w image.
 
@@ -199,10 +195,42 @@ def plane_to_volume(maps: np.ndarray, stack: dict, reference) -> nib.Nifti1Image
         reference = nib.load(reference) if isinstance(reference, str | Path) else reference
     except (OSError, nib.filebasedimages.ImageFileError) as error:
         raise StudyError(f"{reference}: is not a readable image") from error
-    to_map = np.linalg.inv(stack["affine"]) @ reference.affine
+    to_map = np.linalg.inv(stack.affine) @ reference.affine
     volume = ndimage.affine_transform(
         maps.transpose(2, 1, 0), to_map[:3, :3], to_map[:3, 3], output_shape=reference.shape[:3], order=1,
         mode="grid-constant", cval=0.0)
     header = nib.Nifti1Header()
     header.set_xyzt_units("mm")
     return nib.Nifti1Image(volume.astype(np.float32), reference.affine, header)
+
+
+def write_volume(path: str | Path, maps: dict[str, np.ndarray], stack: SliceStack, reference: str | Path, names: str,
+                 facts: dict, dtype=np.float32) -> Path:
+    """Write maps of all slices as a 4-D volume, with a JSON file beside it that names them.
+
+    Parameters
+    ----------
+    path : path
+        Ends in ``.nii.gz``.
+    maps : dict of str to ndarray, (n, H, W)
+        By name, in the order of the last axis.
+    stack : SliceStack
+    reference : path
+        Image whose grid is the volume's, the preprocessed T1w image.
+    names : str
+        Entry of the JSON file that holds the names of the maps.
+    facts : dict
+        Further entries.
+    dtype : dtype
+        Of the file; integers are scaled.
+    """
+    path, reference = Path(path), Path(reference)
+    volumes = [plane_to_volume(one, stack, reference) for one in maps.values()]
+    data = np.stack([np.asarray(volume.dataobj, np.float32) for volume in volumes], axis=-1)
+    image = nib.Nifti1Image(data, volumes[0].affine)
+    image.header.set_data_dtype(dtype)
+    with atomic_path(path) as temporary:
+        image.to_filename(temporary)
+    write_json(path.with_name(path.name.replace(".nii.gz", ".json")),
+               {**facts, names: list(maps), "Sources": [reference.name]})
+    return path

@@ -1,4 +1,4 @@
-"""Attributions of many methods: maps per sequence, the table that judges them, importance of the sequences."""
+"""Attributions of many methods: maps per sequence, the table of their measures, importance of the sequences."""
 
 from __future__ import annotations
 
@@ -24,23 +24,24 @@ from .figure import (
 #: Magnitude that is drawn in full colour, as a quantile of a method's map over all sequences.
 FULL = 0.995
 BLANK_BELOW = 1e-12
+FEATURE = "#00c853"
 
 
-def _draw_map(ax, background, heat, top, lesion):
+def _draw_map(ax, background, values, top, feature):
     draw_slice(ax, 0.6 * background)
     if top > BLANK_BELOW:
-        share = np.clip(heat / top, -1, 1)
+        share = np.clip(values / top, -1, 1)
         ax.imshow(share, cmap=SIGNED_MAP, vmin=-1, vmax=1, alpha=np.clip(2 * np.abs(share), 0, 0.9),
                   interpolation="nearest")
     else:
         mark_blank(ax)
-    if lesion is not None:
-        outline(ax, lesion, colour="#00c853", width=0.6)
+    if feature is not None:
+        outline(ax, feature, colour=FEATURE, width=0.6)
 
 
 @styled
 def plot_attributions(image, maps: Mapping[str, np.ndarray], sequences: Sequence[str], *, features=None,
-                      modality_blind: Sequence[str] = (), columns: int = 3, caption: str = "") -> Figure:
+                      shared: Sequence[str] = (), columns: int = 3, caption: str = "") -> Figure:
     """Maps of many methods over one slice, each sequence on its own, methods side by side.
 
     Parameters
@@ -53,15 +54,10 @@ def plot_attributions(image, maps: Mapping[str, np.ndarray], sequences: Sequence
     sequences : sequence of M str
     features : (H, W, M) bool array, optional
         What should be marked, drawn as outlines.
-    modality_blind : sequence of str
+    shared : sequence of str
         Methods whose map is one for all sequences; their names carry a star.
     columns : int
         Methods side by side.
-    caption : str
-
-    Returns
-    -------
-    matplotlib.figure.Figure
 
     Raises
     ------
@@ -69,9 +65,10 @@ def plot_attributions(image, maps: Mapping[str, np.ndarray], sequences: Sequence
         A map of another shape than the image, or not finite.
     """
     image = np.asarray(image)
-    for name, heat in maps.items():
-        if np.shape(heat) != image.shape or not np.isfinite(heat).all():
-            raise ValueError(f"{name}: must be finite, of the shape of the image {image.shape} (got {np.shape(heat)})")
+    for name, values in maps.items():
+        if np.shape(values) != image.shape or not np.isfinite(values).all():
+            raise ValueError(f"{name}: must be finite, of the shape of the image {image.shape} "
+                             f"(got {np.shape(values)})")
     count, rows = len(sequences), -(-(len(maps) + 1) // columns)
     widths = ([1] * count + [0.25]) * columns
     fig, axes = plt.subplots(rows, len(widths), squeeze=False, width_ratios=widths,
@@ -83,117 +80,102 @@ def plot_attributions(image, maps: Mapping[str, np.ndarray], sequences: Sequence
     for place, name in enumerate([None, *maps]):
         row, first = place // columns, place % columns * (count + 1)
         block = axes[row, first:first + count]
-        heat = None if name is None else np.asarray(maps[name], float)
-        top = 0 if name is None else float(np.quantile(np.abs(heat), FULL)) or float(np.abs(heat).max())
-        for m, ax in enumerate(block):
-            if name is None:
+        if name is None:
+            for m, ax in enumerate(block):
                 draw_slice(ax, image[..., m], sides=m == 0)
                 if outlines[m] is not None:
-                    outline(ax, outlines[m], colour="#00c853", width=0.6)
+                    outline(ax, outlines[m], colour=FEATURE, width=0.6)
                 ax.set_title(sequences[m], fontsize=7)
-            else:
-                _draw_map(ax, image[..., m], heat[..., m], top, outlines[m])
-        if name is not None:
-            star = " *" if name in modality_blind else ""
-            block[count // 2].set_title(f"{label_of(name)}{star}", fontsize=7, fontweight="bold")
+            continue
+        values = np.asarray(maps[name], float)
+        top = float(np.quantile(np.abs(values), FULL)) or float(np.abs(values).max())
+        for m, ax in enumerate(block):
+            _draw_map(ax, image[..., m], values[..., m], top, outlines[m])
+        block[count // 2].set_title(label_of(name) + " *" * (name in shared), fontsize=7, fontweight="bold")
     heat_bar(fig, list(axes.ravel()), "attribution, share of the method's full colour", signed=True)
     add_caption(fig, caption)
     return fig
 
 
 @styled
-def plot_scores(table, better: Mapping[str, int], *, chance: Mapping[str, float] | None = None,
-                labels: Mapping[str, str] | None = None, caption: str = "") -> Figure:
-    """The table that judges methods, as a figure: one row per method, one column per measure.
+def plot_scores(table, better: Mapping[str, str], *, unordered: Sequence[str] = (),
+                chance: Mapping[str, float] | None = None, labels: Mapping[str, str] | None = None,
+                caption: str = "") -> Figure:
+    """The measures of methods as a figure: one row per method, one column per measure.
 
     Parameters
     ----------
     table : DataFrame
         Index: method; one column per measure.
-    better : mapping of column to {1, -1}
-        1: larger is better. Colour runs from the worst (dark) to the best (light) of a column; best and worst are
-        written bold and in italics.
+    better : mapping of column to {"high", "near 0"}
+        Colour runs from the worst (dark) to the best (light) of a column; best and worst are written bold and in
+        italics.
+    unordered : sequence of str
+        Columns in which methods cannot be ordered: neither coloured nor marked, "cannot judge here" below their name.
     chance : mapping of column to float, optional
         A last row: what a map without knowledge reaches.
     labels : mapping of column to str, optional
-    caption : str
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-
-    Raises
-    ------
-    ValueError
-        A column is missing.
     """
     columns = list(better)
     require_columns(table, columns, "scores")
     names, chance = list(table.index), chance or {}
     values = table[columns].to_numpy(float)
-    order = values * np.array([better[name] for name in columns])
-    low, high = np.nanmin(order, 0), np.nanmax(order, 0)
+    order = np.where([better[name] == "near 0" for name in columns], -np.abs(values), values)
+    order[:, [name in unordered for name in columns]] = np.nan
+    low, high = (limit.reduce(order, 0) for limit in (np.fmin, np.fmax))
     share = (order - low) / np.where(high > low, high - low, 1)
     fig, ax = plt.subplots(figsize=(1.0 * len(columns) + 2.2, 0.27 * (len(names) + 1) + 1.6))
     ax.imshow(np.vstack([share, np.full((1, len(columns)), np.nan)]), cmap="cividis", vmin=-0.35, vmax=1, aspect="auto")
     for i, row in enumerate(values):
         for j, value in enumerate(row):
-            best, worst = share[i, j] == 1, share[i, j] == 0
+            dark = share[i, j] <= 0.35
             ax.text(j, i, "–" if np.isnan(value) else f"{value:z.2f}", ha="center", va="center", fontsize=7.5,
-                    color="black" if share[i, j] > 0.35 else "white" if not np.isnan(value) else "#777777",
-                    fontweight="bold" if best else "normal", style="italic" if worst else "normal")
+                    color="white" if dark else "#777777" if np.isnan(share[i, j]) else "black",
+                    fontweight="bold" if share[i, j] == 1 else "normal",
+                    style="italic" if share[i, j] == 0 else "normal")
     for j, name in enumerate(columns):
         ax.text(j, len(names), f"{chance[name]:.2f}" if name in chance else "", ha="center", va="center", fontsize=7.5)
+    titles = [(labels or {}).get(name, name) + "\n(cannot judge here)" * (name in unordered) for name in columns]
     ax.set_yticks(range(len(names) + 1), [label_of(name) for name in names] + ["chance"], fontsize=8)
-    ax.set_xticks(range(len(columns)), [(labels or {}).get(name, name) for name in columns], fontsize=7.5, rotation=30,
-                  ha="left", rotation_mode="anchor")
+    ax.set_xticks(range(len(columns)), titles, fontsize=7.5, rotation=30, ha="left", rotation_mode="anchor")
     ax.xaxis.tick_top()
     ax.tick_params(length=0)
-    for side in ax.spines.values():
-        side.set_visible(False)
+    ax.spines[:].set_visible(False)
     add_caption(fig, caption)
     return fig
 
 
 @styled
-def plot_importance(table, sequences: Sequence[str], *, panel: str = "net", caption: str = "") -> Figure:
-    """Importance of the sequences with intervals: one panel per net and value function, one bar colour per fill.
+def plot_importance(table, sequences: Sequence[str], *, panel: str = "network", caption: str = "") -> Figure:
+    """Importance of the sequences with intervals: one panel per network and value function, colours by baseline.
 
     Parameters
     ----------
     table : DataFrame
-        ``<panel>, fill, worth, modality, value, low, high``.
+        ``<panel>, baseline, worth, modality, value, low, high``.
     sequences : sequence of str
     panel : str
         Column whose values are the rows of panels.
-    caption : str
-
-    Returns
-    -------
-    matplotlib.figure.Figure
     """
-    require_columns(table, [panel, "fill", "worth", "modality", "value", "low", "high"], "importance")
-    rows, columns, fills = (list(dict.fromkeys(table[name])) for name in (panel, "worth", "fill"))
-    colours = colours_of(fills)
+    require_columns(table, [panel, "baseline", "worth", "modality", "value", "low", "high"], "importance")
+    rows, columns, baselines = (list(dict.fromkeys(table[name])) for name in (panel, "worth", "baseline"))
+    colours = colours_of(baselines)
     fig, axes = plt.subplots(len(rows), len(columns), squeeze=False, sharex=True, sharey="col",
                              figsize=(3.1 * len(columns) + 0.6, 1.35 * len(rows) + 1.2))
-    for i, row in enumerate(rows):
-        for j, worth in enumerate(columns):
-            ax = axes[i, j]
-            for k, fill in enumerate(fills):
-                part = table[(table[panel] == row) & (table["worth"] == worth) & (table["fill"] == fill)]
-                part = part.set_index("modality").reindex(list(sequences))
-                place = np.arange(len(sequences)) + (k - (len(fills) - 1) / 2) * 0.8 / len(fills)
-                ax.bar(place, part["value"], 0.75 / len(fills), color=colours[fill], label=fill)
-                low, high = part["low"].fillna(part["value"]), part["high"].fillna(part["value"])
-                ax.vlines(place, low, high, color="black", lw=1)
-            ax.axhline(0, color="#777777", lw=0.8)
-            ax.set_xticks(range(len(sequences)), sequences)
-            if i == 0:
-                ax.set_title(worth)
-        axes[i, 0].set_ylabel(label_of(row), fontweight="bold")
+    for (i, j), ax in np.ndenumerate(axes):
+        own = table[(table[panel] == rows[i]) & (table["worth"] == columns[j])]
+        for k, baseline in enumerate(baselines):
+            part = own[own["baseline"] == baseline].set_index("modality").reindex(list(sequences))
+            place = np.arange(len(sequences)) + (k - (len(baselines) - 1) / 2) * 0.8 / len(baselines)
+            ax.bar(place, part["value"], 0.75 / len(baselines), color=colours[baseline], label=baseline)
+            ax.vlines(place, part["low"], part["high"], color="black", lw=1)
+        ax.axhline(0, color="#777777", lw=0.8)
+        ax.set_xticks(range(len(sequences)), sequences)
+        ax.set_title(columns[j] if i == 0 else "")
+        ax.set_ylabel(label_of(rows[i]) if j == 0 else "", fontweight="bold")
     handles, names = axes[0, 0].get_legend_handles_labels()
-    fig.legend(handles, names, loc="outside upper center", ncols=len(fills), title="absent sequences replaced by")
+    fig.legend(handles, names, loc="outside upper center", ncols=len(baselines),
+               title="absent sequences replaced by")
     add_caption(fig, caption)
     return fig
 
@@ -205,24 +187,21 @@ def plot_shares(table, *, chance: float, unit: str, caption: str = "") -> Figure
     Parameters
     ----------
     table : DataFrame
-        Index: method; ``value, low, high``.
+        Index: method; ``value, low, high``. A method without value is marked "n/a".
     chance : float
     unit : str
         Text of the axis.
-    caption : str
-
-    Returns
-    -------
-    matplotlib.figure.Figure
     """
     require_columns(table, ["value", "low", "high"], "shares")
     part = table.iloc[::-1]
     fig, ax = plt.subplots(figsize=(6.2, 0.24 * len(part) + 1.3))
     place = np.arange(len(part))
-    ax.hlines(place, part["low"].fillna(part["value"]), part["high"].fillna(part["value"]), color="#0072B2", lw=2)
+    ax.hlines(place, part["low"], part["high"], color="#0072B2", lw=2)
     ax.plot(part["value"], place, "o", color="#0072B2", ms=5)
     ax.axvline(chance, color="#777777", ls=":", lw=1.2)
     ax.text(chance, len(part) - 0.4, " chance", fontsize=7, color="#777777")
+    for row in np.flatnonzero(part["value"].isna()):
+        ax.text(0.01, row, "n/a", transform=ax.get_yaxis_transform(), va="center", fontsize=7.5, color="#777777")
     ax.set_yticks(place, [label_of(name) for name in part.index], fontsize=8)
     ax.set_xlabel(unit)
     ax.grid(axis="x")

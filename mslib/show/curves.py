@@ -1,4 +1,4 @@
-"""Figures of measures: over depth, under weight randomisation, by group and by lobe, all with intervals."""
+"""Figures of measures: over depth, under weight randomisation, by group and by lobe."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
+import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -36,11 +37,18 @@ def _draw_curve(ax, part, positions: Mapping[str, int], column: str, style: Mapp
     if "mostly_blank" in part:
         thin = part["mostly_blank"].to_numpy(bool)
         ax.plot(place[thin], part["value"].to_numpy()[thin], "o", ms=3.5, mec=style["color"], mfc="white")
-    low, high = part["low"].to_numpy(float), part["high"].to_numpy(float)
+    low, high = part["low"].astype(float), part["high"].astype(float)
     ax.fill_between(place, low, high, color=style["color"], alpha=0.18, lw=0)
 
 
-def _curves(table, column, steps, measures, row_column, hue, hues, labels, chance) -> Figure:
+def _draw_chance(ax, part, positions, column) -> None:
+    if "chance" in part and part["chance"].notna().any():
+        level = part.groupby(column)["chance"].mean()
+        steps = [step for step in positions if step in level.index]
+        ax.plot([positions[step] for step in steps], [level[step] for step in steps], **CHANCE)
+
+
+def _curves(table, column, steps, measures, row_column, hue, hues, labels) -> Figure:
     """Grid of curves with interval bands: one panel column per measure, one row per value of `row_column`."""
     panels, hues = _present(table, "measure", measures), _present(table, hue, hues)
     rows = _present(table, row_column, None) if row_column else [None]
@@ -55,7 +63,7 @@ def _curves(table, column, steps, measures, row_column, hue, hues, labels, chanc
             part = part if row_column is None else part[part[row_column] == row]
             for name in hues:
                 _draw_curve(ax, part[part[hue] == name], positions, column, styles[name])
-            _draw_chance(ax, part, measure, chance, positions, column)
+            _draw_chance(ax, part, positions, column)
             ax.grid(axis="y")
             ax.set_xticks(range(len(steps)), [step.replace("_", " ") for step in steps], rotation=60,
                           ha="right", rotation_mode="anchor", fontsize=7)
@@ -64,32 +72,22 @@ def _curves(table, column, steps, measures, row_column, hue, hues, labels, chanc
         if row_column is not None:
             axes[i, 0].set_ylabel(label_of(row), fontweight="bold")
     keys = [Line2D([], [], marker="o", ms=3.5, label=label_of(name), **styles[name]) for name in hues]
-    if chance or "chance" in table.columns:
+    if "chance" in table.columns:
         keys.append(Line2D([], [], label="chance", **CHANCE))
     inches = 1.35  # an entry of the legend
     fig.legend(handles=keys, loc="outside upper center", ncols=min(len(keys), max(2, int(fig.get_figwidth() / inches))))
     return fig
 
 
-def _draw_chance(ax, part, measure, chance, positions, column) -> None:
-    if chance and measure in chance:
-        ax.axhline(chance[measure], **CHANCE)
-    elif "chance" in part.columns and part["chance"].notna().any():
-        level = part.groupby(column)["chance"].mean()
-        steps = [step for step in positions if step in level.index]
-        ax.plot([positions[step] for step in steps], [level[step] for step in steps], **CHANCE)
-
-
 @styled
 def plot_depth_curves(table, layers: Sequence[str], *, measures: Sequence[str] | None = None,
                       hue: str = "method", hues: Sequence[str] | None = None, rows: str | None = "backbone",
-                      labels: Mapping[str, str] | None = None, chance: Mapping[str, float] | None = None,
-                      caption: str = "") -> Figure:
-    """Each measure of the heat maps over depth, shallow to deep, with interval bands and chance.
+                      labels: Mapping[str, str] | None = None, caption: str = "") -> Figure:
+    """Each measure of the maps over depth, shallow to deep, with interval bands and chance.
 
     Parameters
     ----------
-    table : pandas.DataFrame
+    table : DataFrame
         Columns ``measure, layer, value, low, high``, the columns named by `hue` and `rows`, and optionally
         ``chance``, and ``mostly_blank``: hollow where more than half of the slices are left out.
     layers : sequence of str
@@ -97,29 +95,15 @@ def plot_depth_curves(table, layers: Sequence[str], *, measures: Sequence[str] |
     measures : sequence of str, optional
         Panels; by default those of the table in their order.
     hue : str
-        Column told apart by colour (method, backbone).
+        Column of the colours (method, backbone).
     hues : sequence of str, optional
         Order of its values.
     rows : str or None
         Column with one row of panels per value.
     labels : mapping of measure to title, optional
-        State direction and unit there.
-    chance : mapping of measure to value, optional
-        Dotted line; replaces the column.
-    caption : str
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-
-    Raises
-    ------
-    ValueError
-        A column is missing.
     """
-    wanted = ["measure", "layer", "value", "low", "high", hue] + ([rows] if rows else [])
-    require_columns(table, wanted, "depth curves")
-    fig = _curves(table, "layer", list(layers), measures, rows, hue, hues, labels, chance)
+    require_columns(table, ["measure", "layer", "value", "low", "high", hue, *([rows] if rows else [])], "depth curves")
+    fig = _curves(table, "layer", list(layers), measures, rows, hue, hues, labels)
     add_caption(fig, caption)
     return fig
 
@@ -128,37 +112,27 @@ def plot_depth_curves(table, layers: Sequence[str], *, measures: Sequence[str] |
 def plot_randomisation(table, steps: Sequence[str], *, measures: Sequence[str] | None = None,
                        hue: str = "layer", hues: Sequence[str] | None = None, rows: str | None = "backbone",
                        labels: Mapping[str, str] | None = None, caption: str = "") -> Figure:
-    """Likeness of a map to the original while the weights are randomised from the top down.
+    """Similarity of a map to the original while the weights are randomised from the output down.
 
     Where `hue` is ``layer``, colours go from dark (first of `hues`) to light (last); block 4 is dashed.
 
     Parameters
     ----------
-    table : pandas.DataFrame
+    table : DataFrame
         Columns ``measure, step, value, low, high`` and those named by `hue` and `rows`; ``step`` names the
         last layer randomised so far.
     steps : sequence of str
         Horizontal axis: from the output down.
-    measures, hue, hues, rows, labels, caption
+    measures, hue, hues, rows, labels
         As in `plot_depth_curves`.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-
-    Raises
-    ------
-    ValueError
-        A column is missing.
 
     Notes
     -----
     Cascading randomisation of Adebayo et al., Sanity checks for saliency maps, 2018. A map that explains the
     weights falls towards 0.
     """
-    wanted = ["measure", "step", "value", "low", "high", hue] + ([rows] if rows else [])
-    require_columns(table, wanted, "randomisation")
-    fig = _curves(table, "step", list(steps), measures, rows, hue, hues, labels, None)
+    require_columns(table, ["measure", "step", "value", "low", "high", hue, *([rows] if rows else [])], "randomisation")
+    fig = _curves(table, "step", list(steps), measures, rows, hue, hues, labels)
     for ax in fig.axes:
         ax.axhline(0, color="#777777", lw=0.8)
     fig.axes[-1].set_xlabel("randomised from the output down to")
@@ -167,105 +141,63 @@ def plot_randomisation(table, steps: Sequence[str], *, measures: Sequence[str] |
 
 
 @styled
-def plot_groups(points, groups: Sequence[str], *, intervals=None, panel: str | None = None,
-                panels: Sequence[str] | None = None, ylabel: str = "95th percentile of Grad-CAM",
-                notes: Mapping[str, str] | None = None, seed: int = 0, caption: str = "") -> Figure:
-    """One dot per subject by group, the mean with its interval beside the dots.
+def plot_groups(points, groups: Sequence[str], *, panel: str, ylabel: str = "95th percentile of Grad-CAM",
+                caption: str = "") -> Figure:
+    """One dot per subject by group, and the group's median as a line.
 
     Parameters
     ----------
-    points : pandas.DataFrame
+    points : DataFrame
         Columns ``group, value`` and the one named by `panel`; one row per subject.
     groups : sequence of str
         Order on the axis.
-    intervals : pandas.DataFrame, optional
-        Columns ``group, value, low, high`` and the one named by `panel`.
-    panel : str, optional
-        Column with one panel per value (layer, backbone).
-    panels : sequence of str, optional
-        Order of the panels.
+    panel : str
+        Column with one panel per value (backbone, layer).
     ylabel : str
-    notes : mapping of panel to str, optional
-        A line below the panel's title (test, effect size, p).
-    seed : int
-        Sideways scatter of the dots.
-    caption : str
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-
-    Raises
-    ------
-    ValueError
-        A column is missing.
     """
-    require_columns(points, ["group", "value"] + ([panel] if panel else []), "points")
-    names = _present(points, panel, panels) if panel else [None]
-    rng = np.random.default_rng(seed)
-    colours = colours_of(groups)
-    size = (0.75 * len(groups) * len(names) + 1.2, 3.2)
-    fig, axes = plt.subplots(1, len(names), squeeze=False, figsize=size)
+    require_columns(points, ["group", "value", panel], "points")
+    names = _present(points, panel, None)
+    fig, axes = plt.subplots(1, len(names), squeeze=False, figsize=(0.9 * len(groups) * len(names) + 1.2, 3.2))
     for ax, name in zip(axes[0], names):
-        part = points if panel is None else points[points[panel] == name]
-        for i, group in enumerate(groups):
-            values = part.loc[part["group"] == group, "value"].to_numpy(float)
-            ax.plot(i - 0.12 + rng.uniform(-0.13, 0.13, len(values)), values, "o", ms=3.5, alpha=0.55,
-                    color=colours[group], mec="none")
-            if intervals is not None:
-                rows = intervals if panel is None else intervals[intervals[panel] == name]
-                for row in rows[rows["group"] == group].itertuples():
-                    ax.plot([i + 0.22] * 2, [row.low, row.high], color=colours[group], lw=2)
-                    ax.plot(i + 0.22, row.value, "D", color=colours[group], mec="white", ms=5.5)
-        counts = [int((part["group"] == group).sum()) for group in groups]
-        ax.set_xticks(range(len(groups)), [f"{g}\nn={n}" for g, n in zip(groups, counts)], fontsize=7)
-        ax.set_xlim(-0.5, len(groups) - 0.4)
+        part = points[points[panel] == name]
+        shared = {"data": part, "x": "group", "y": "value", "order": groups, "hue": "group", "hue_order": groups,
+                  "palette": colours_of(groups), "legend": False, "ax": ax}
+        sns.swarmplot(**shared, size=4, alpha=0.7)
+        sns.pointplot(**shared, estimator="median", errorbar=None, linestyle="none", marker="_", markersize=22)
+        counts = part["group"].value_counts()
+        ax.set_xticks(range(len(groups)), [f"{group}\nn={counts.get(group, 0)}" for group in groups], fontsize=7)
         ax.grid(axis="y")
-        title = label_of(str(name)) if panel else ""
-        ax.set_title(title + (f"\n{notes[name]}" if notes and name in notes else ""), fontsize=8)
+        ax.set(xlabel="", ylabel="", title=label_of(str(name)))
     axes[0, 0].set_ylabel(ylabel)
     add_caption(fig, caption)
     return fig
 
 
 @styled
-def plot_lobes(table, lobes: Sequence[str], groups: Sequence[str], *, xlabel: str = "share of the heat",
+def plot_lobes(table, lobes: Sequence[str], groups: Sequence[str], *, xlabel: str = "share of the map's sum",
                reference: Mapping[str, float] | None = None, caption: str = "") -> Figure:
-    """Bars of each lobe's share of the heat by group, with intervals.
+    """Bars of each lobe's share of the maps by group, with intervals.
 
     Parameters
     ----------
-    table : pandas.DataFrame
+    table : DataFrame
         Columns ``lobe, group, value, low, high``.
     lobes, groups : sequences of str
         Order on the axis and of the bars.
     xlabel : str
     reference : mapping of lobe to share, optional
-        Share of the brain that the lobe holds: what an even heat would give, drawn as a tick.
-    caption : str
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-
-    Raises
-    ------
-    ValueError
-        A column is missing.
+        Share of the brain that the lobe holds: what a uniform map would give, drawn as a tick.
     """
     require_columns(table, ["lobe", "group", "value", "low", "high"], "lobes")
     colours = colours_of(groups)
     step = 0.8 / len(groups)
     fig, ax = plt.subplots(figsize=(5.6, 0.26 * len(groups) * len(lobes) + 1.1))
     for row in table.itertuples():
-        if row.lobe in lobes and row.group in groups:
-            y = lobes.index(row.lobe) + (groups.index(row.group) - (len(groups) - 1) / 2) * step
-            ax.barh(y, row.value, step * 0.9, color=colours[row.group], alpha=0.85)
-            ax.plot([row.low, row.high], [y, y], color="black", lw=1.1)
+        y = lobes.index(row.lobe) + (groups.index(row.group) - (len(groups) - 1) / 2) * step
+        ax.barh(y, row.value, step * 0.9, color=colours[row.group], alpha=0.85)
+        ax.plot([row.low, row.high], [y, y], color="black", lw=1.1)
     for lobe, share in (reference or {}).items():
-        if lobe in lobes:
-            place = lobes.index(lobe)
-            ax.plot([share] * 2, [place - 0.45, place + 0.45], color="black", ls=":", lw=1.2)
+        ax.vlines(share, lobes.index(lobe) - 0.45, lobes.index(lobe) + 0.45, color="black", ls=":", lw=1.2)
     ax.set_yticks(range(len(lobes)), lobes)
     ax.invert_yaxis()
     ax.set_xlim(left=0)
@@ -273,7 +205,7 @@ def plot_lobes(table, lobes: Sequence[str], groups: Sequence[str], *, xlabel: st
     ax.grid(axis="x")
     keys = [Line2D([], [], color=colours[group], lw=6, alpha=0.85, label=group) for group in groups]
     if reference:
-        keys.append(Line2D([], [], color="black", ls=":", lw=1.2, label="share of the brain (even heat)"))
+        keys.append(Line2D([], [], color="black", ls=":", lw=1.2, label="share of the brain (uniform map)"))
     fig.legend(handles=keys, loc="outside upper center", ncols=len(keys))
     add_caption(fig, caption)
     return fig

@@ -29,13 +29,13 @@ COLOURS = {
     "xgradcam": "#8C6D1F", "T1w": "#555555", "T2w": "#0072B2", "FLAIR": "#D55E00",
 }
 NAMES = {
-    "vgg16": "VGG16+GAP", "vgg19": "VGG19+GAP", "logistic": "logistic regression", "gradcam": "Grad-CAM",
+    "vgg16": "VGG16+GAP", "vgg19": "VGG19+GAP", "logistic": "baseline model", "gradcam": "Grad-CAM",
     "gradcam++": "Grad-CAM++", "hirescam": "HiResCAM", "layercam": "LayerCAM", "xgradcam": "XGrad-CAM",
-    "gradient": "Gradient", "input_x_gradient": "Input x Gradient", "smoothgrad": "SmoothGrad",
-    "guided_backprop": "Guided BackProp", "deconvolution": "Deconvolution", "deeplift": "DeepLift",
+    "gradient": "Gradient", "input_x_gradient": "Input × Gradient", "smoothgrad": "SmoothGrad",
+    "guided_backprop": "Guided Backpropagation", "deconvolution": "Deconvolution", "deeplift": "DeepLift",
     "integrated_gradients": "Integrated Gradients", "gradient_shap": "Gradient SHAP",
     "guided_gradcam": "Guided Grad-CAM", "occlusion": "Occlusion", "feature_ablation": "Feature Ablation",
-    "feature_permutation": "Feature Permutation", "lime": "LIME", "shapley_sampling": "Shapley Sampling",
+    "feature_permutation": "Feature Permutation", "lime": "LIME", "shapley_sampling": "Shapley Value Sampling",
     "kernel_shap": "Kernel SHAP",
 }
 SPARE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555", "#8C6D1F")
@@ -54,8 +54,8 @@ def styled(plot: Callable[..., Figure]) -> Callable[..., Figure]:
     return wrapper
 
 
-def save_figure(fig: Figure, path: str | Path, dpi: int = 130, full_colour_kb: int = 450) -> Path:
-    """Save a figure as PNG whose bytes depend on nothing but the figure.
+def save_figure(fig: Figure, path: str | Path, dpi: int = 130) -> Path:
+    """Save a figure as PNG in full colour whose bytes depend on nothing but the figure.
 
     Parameters
     ----------
@@ -64,9 +64,6 @@ def save_figure(fig: Figure, path: str | Path, dpi: int = 130, full_colour_kb: i
         File ending in ``.png``; its folder is made, the writing is atomic.
     dpi : int
         Pixels per inch.
-    full_colour_kb : int
-        A file that would be larger is stored with a palette of 256 colours, half the size (measured on heat
-        maps: mean error 0.5 of 255 levels).
 
     Returns
     -------
@@ -81,13 +78,8 @@ def save_figure(fig: Figure, path: str | Path, dpi: int = 130, full_colour_kb: i
     if path.suffix != ".png":
         raise StudyError(f"{path}: figures are saved as '.png' (got '{path.suffix}')")
     fig.savefig(drawn := io.BytesIO(), format="png", dpi=dpi)
-    picture = Image.open(drawn).convert("RGB")  # pixels only: versions and dates stay behind
-    picture.save(encoded := io.BytesIO(), "PNG", optimize=True)
-    if encoded.tell() > full_colour_kb * 1000:
-        picture = picture.quantize(256, Image.Quantize.MEDIANCUT, kmeans=2, dither=Image.Dither.NONE)
-        picture.save(encoded := io.BytesIO(), "PNG", optimize=True)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(encoded.getvalue())
+    with Image.open(drawn) as picture, atomic_path(path) as temporary:
+        picture.convert("RGB").save(temporary, "PNG", optimize=True)  # pixels only: versions and dates stay behind
     return path
 
 
@@ -104,34 +96,6 @@ def colours_by_depth(names: Sequence[str]) -> dict[str, str]:
     """Give each name its place on a scale from dark (first, shallow) to light (last, deep)."""
     scale = plt.get_cmap("plasma")
     return {name: to_hex(scale(0.8 * i / max(1, len(names) - 1))) for i, name in enumerate(names)}
-
-
-def grouped_bars(ax: Axes, table, groups: Sequence[str], modalities: Sequence[str], *, by: str) -> list:
-    """Bars with intervals: groups side by side along the axis, in each one bar per modality.
-
-    Parameters
-    ----------
-    ax : Axes
-    table : DataFrame
-        Columns ``modality, value, low, high`` and the one named by `by`; a group and modality once at most.
-    groups, modalities : sequence of str
-        Order of the groups, and of the bars of each.
-    by : str
-        Column of the groups.
-
-    Returns
-    -------
-    list of DataFrame
-        Per modality the rows in the order of `groups`, with ``place``: where their bars stand.
-    """
-    colours, drawn = colours_of(list(modalities)), []
-    for k, modality in enumerate(modalities):
-        rows = table[table["modality"] == modality].set_index(by).reindex(list(groups))
-        rows["place"] = np.arange(len(rows)) + (k - (len(modalities) - 1) / 2) * 0.8 / len(modalities)
-        ax.bar(rows["place"], rows["value"], 0.75 / len(modalities), color=colours[modality], label=modality)
-        ax.vlines(rows["place"], rows["low"], rows["high"], color="black", lw=1)
-        drawn.append(rows)
-    return drawn
 
 
 def label_of(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Heat maps layer by layer: figures 3 and 4 of the published study and the full grid of both nets."""
+"""Heat maps layer by layer: figures 3 and 4 of the published study and the full grid of both networks."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _draw_row(axes, slices, heat, lesions, label: str) -> None:
 
 
 def _frame(slices, blocks: Blocks, rows: int, slice_names, lesions, pixel_mm, size: float):
-    """Make the grid (one sub-figure column per net) and draw the top row of slices."""
+    """Make the grid (one column of panels per network) and draw the top row of slices."""
     count, height, width = slices.shape
     fig, axes = plt.subplots(
         rows + 1, (count + 1) * len(blocks), squeeze=False,
@@ -93,24 +93,20 @@ def _plot(slices, blocks, rows_of, rows, slice_names, lesions, pixel_mm, size, t
 @styled
 def plot_layer_block(slices, blocks: Blocks, *, slice_names: Sequence[str] | None = None, lesions=None,
                      pixel_mm: float | None = None, title: str = "", caption: str = "") -> Figure:
-    """Heat maps of chosen layers under their slices, nets side by side, rows lettered A, B, C.
+    """Heat maps of chosen layers under their slices, networks side by side, rows lettered A, B, C.
 
     Parameters
     ----------
     slices : (S, H, W) array
         FLAIR slices in [0, 1], the top row.
-    blocks : mapping of net to mapping of layer to (S, H, W) array
+    blocks : mapping of network to mapping of layer to (S, H, W) array
         Raw, non-negative maps in the order of the rows. Each row is normalised for display only, by its
         own maximum, which its label states; maps without heat are marked "blank".
     slice_names : sequence of S str, optional
         Titles of the columns ("slice 57 of 135").
     lesions : (S, H, W) bool array, optional
     pixel_mm : float, optional
-    title, caption : str
-
-    Returns
-    -------
-    matplotlib.figure.Figure
+    title : str
 
     Raises
     ------
@@ -134,19 +130,15 @@ def plot_layer_block(slices, blocks: Blocks, *, slice_names: Sequence[str] | Non
 def plot_layer_grid(slices, blocks: Blocks, *, layers: Sequence[str] | None = None,
                     slice_names: Sequence[str] | None = None, lesions=None, pixel_mm: float | None = None,
                     title: str = "", caption: str = "") -> Figure:
-    """Heat maps of every layer, one row per layer name, so that the nets can be read across.
+    """Heat maps of every layer, one row per layer name, so that the networks can be read across.
 
     Parameters
     ----------
-    slices, blocks, slice_names, lesions, pixel_mm, title, caption
+    slices, blocks, slice_names, lesions, pixel_mm, title
         As in `plot_layer_block`.
     layers : sequence of str, optional
-        Rows from top to bottom; by default all layers, by name, shallow to deep. A net without that layer
+        Rows from top to bottom; by default all layers, by name, shallow to deep. A network without that layer
         leaves the row empty.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
 
     Raises
     ------

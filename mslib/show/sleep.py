@@ -1,4 +1,7 @@
-"""Figures of sleep staging: nights, epochs coloured by relevance, shares of the modalities with intervals."""
+"""Figures of sleep staging: nights, epochs coloured by relevance, shares of the modalities with intervals.
+
+`stages` and `modalities` are names in the order wanted. A table that lacks a column is refused with a ValueError.
+"""
 
 from __future__ import annotations
 
@@ -11,22 +14,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from .figure import SIGNED_MAP, add_caption, colours_of, grouped_bars, heat_bar, require_columns, styled
+from .figure import SIGNED_MAP, add_caption, colours_of, heat_bar, require_columns, styled
 
 #: Height of a stage in a hypnogram, from the top; stages of other names follow in their order.
 DEPTH = ("W", "REM", "N1", "N2", "N3")
 #: Relevance that is drawn in full colour, as a quantile of its size over an epoch, and the seconds it is summed over.
 FULL, SECONDS = 0.995, 0.1
 EPOCH_HOURS = 30 / 3600
-
-
-def _bars(ax, table, stages, modalities) -> None:
-    """Bars of every stage, a dash where one has no value."""
-    for rows in grouped_bars(ax, table, stages, modalities, by="stage"):
-        for x in rows.loc[rows["value"].isna(), "place"]:
-            ax.text(x, 0, "–", ha="center", va="bottom", fontsize=7, color="#777777")
-    ax.set_xticks(range(len(stages)), stages)
-    ax.grid(axis="y")
 
 
 def _legend(fig, modalities, more=()) -> None:
@@ -36,45 +30,39 @@ def _legend(fig, modalities, more=()) -> None:
 
 
 @styled
-def plot_night(hours, scored, named, shares, stages: Sequence[str], modalities: Sequence[str], *, title: str = "",
+def plot_night(hours, scored, predicted, shares, stages: Sequence[str], modalities: Sequence[str], *, title: str = "",
                caption: str = "") -> Figure:
-    """A night's hypnogram, as scored and as the net names it, with the modalities' shares as a band beneath.
+    """A night's hypnogram, as scored and as the network stages it, with the modalities' shares as a band beneath.
 
     Parameters
     ----------
     hours : (N,) array
         Onset of every 30-s epoch, ascending.
-    scored, named : (N,) array of int
+    scored, predicted : (N,) array of int
         Indices into `stages`.
     shares : (N, M) array
         Percent of the relevance; rows add up to 100.
-    stages, modalities : sequence of str
-    title, caption : str
-
-    Returns
-    -------
-    matplotlib.figure.Figure
 
     Raises
     ------
     ValueError
         Lengths differ.
     """
-    hours, scored, named, shares = (np.asarray(values) for values in (hours, scored, named, shares))
-    if not len(hours) == len(scored) == len(named) == len(shares) or shares.shape[1:] != (len(modalities),):
+    hours, scored, predicted, shares = map(np.asarray, (hours, scored, predicted, shares))
+    if not len(hours) == len(scored) == len(predicted) == len(shares) or shares.shape[1:] != (len(modalities),):
         raise ValueError(f"night: hours, stages and shares must be of one length, with {len(modalities)} shares (got "
-                         f"{len(hours)}, {len(scored)}, {len(named)} and {shares.shape})")
+                         f"{len(hours)}, {len(scored)}, {len(predicted)} and {shares.shape})")
     order = [name for name in DEPTH if name in stages] + [name for name in stages if name not in DEPTH]
     height = np.array([order.index(name) for name in stages])
     fig, (top, middle, band) = plt.subplots(3, 1, sharex=True, figsize=(8.6, 4.6), height_ratios=[2, 2, 1.9])
     edges = np.append(hours, hours[-1] + EPOCH_HOURS)
-    wrong = scored != named
-    for ax, values, name in ((top, scored, "scored"), (middle, named, "named by the net")):
+    wrong = scored != predicted
+    for ax, values, name in ((top, scored, "scored"), (middle, predicted, "predicted")):
         ax.stairs(height[values], edges, baseline=None, color="#222222", lw=0.8)
         ax.set_yticks(range(len(order)), order)
         ax.set_ylim(len(order) - 0.5, -0.5)
         ax.set_ylabel(name)
-    middle.plot(hours[wrong] + EPOCH_HOURS / 2, height[named[wrong]], "|", color="#D55E00", ms=6, mew=0.8)
+    middle.plot(hours[wrong] + EPOCH_HOURS / 2, height[predicted[wrong]], "|", color="#D55E00", ms=6, mew=0.8)
     colours, below = colours_of(list(modalities)), np.zeros(len(hours))
     for column, modality in enumerate(modalities):
         above = below + shares[:, column]
@@ -85,7 +73,7 @@ def plot_night(hours, scored, named, shares, stages: Sequence[str], modalities: 
     band.set_xlabel("hours from the start of the recording")
     band.set_xlim(edges[0], edges[-1])
     top.set_title(title)
-    _legend(fig, modalities, [Line2D([], [], color="#D55E00", marker="|", ls="", label="epoch named wrongly")])
+    _legend(fig, modalities, [Line2D([], [], color="#D55E00", marker="|", ls="", label="wrongly classified epoch")])
     add_caption(fig, caption)
     return fig
 
@@ -117,16 +105,9 @@ def plot_relevant_epochs(examples: Mapping[str, Mapping], stages: Sequence[str],
     Parameters
     ----------
     examples : mapping of stage to mapping
-        ``signal`` and ``relevance``, (T, M) arrays; ``title``.
-    stages, modalities : sequence of str
-        A stage without example is said to have none.
+        ``signal`` and ``relevance``, (T, M) arrays; ``title``. A stage without example has a panel that says so.
     rate : float
         Samples per second.
-    caption : str
-
-    Returns
-    -------
-    matplotlib.figure.Figure
 
     Raises
     ------
@@ -142,7 +123,7 @@ def plot_relevant_epochs(examples: Mapping[str, Mapping], stages: Sequence[str],
         ax.tick_params(length=0)
         if one is None:
             ax.set_yticks([])
-            ax.text(0.5, 0.5, "no epoch of this stage is named rightly", transform=ax.transAxes, ha="center",
+            ax.text(0.5, 0.5, "no epoch of this stage is correctly classified", transform=ax.transAxes, ha="center",
                     va="center", color="#777777")
             continue
         signal, relevance = np.asarray(one["signal"], float), np.asarray(one["relevance"], float)
@@ -159,45 +140,36 @@ def plot_relevant_epochs(examples: Mapping[str, Mapping], stages: Sequence[str],
 
 @styled
 def plot_stage_shares(panels: Mapping[str, object], stages: Sequence[str], modalities: Sequence[str], *,
-                      units: Mapping[str, str] | None = None, floors: Mapping[str, float] | None = None,
-                      references: Mapping[str, tuple[float, str]] | None = None, caption: str = "") -> Figure:
-    """One value per stage and modality with its interval, in panels one below the other.
+                      units: Mapping[str, str] | None = None, chance: Mapping[str, float] | None = None,
+                      caption: str = "") -> Figure:
+    """One point with its interval per stage and modality, in panels one below the other.
 
     Parameters
     ----------
     panels : mapping of title to DataFrame
         ``stage, modality, value, low, high``; a missing value is drawn as a dash, a missing interval not at all.
-    stages, modalities : sequence of str
     units : mapping of title to str, optional
         Text of the axes; default: share of the relevance in percent.
-    floors : mapping of title to float, optional
-        Lower end of a panel's axis; default: 0, or the lowest interval.
-    references : mapping of title to (value, name), optional
-        A dotted line, for instance chance.
-    caption : str
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-
-    Raises
-    ------
-    ValueError
-        A column is missing.
+    chance : mapping of title to float, optional
+        Height of a dotted line; default: a line at 0.
     """
     fig, axes = plt.subplots(len(panels), 1, sharex=True, squeeze=False, figsize=(7.2, 1.75 * len(panels) + 1.1))
+    colours = colours_of(list(modalities))
     for ax, (title, table) in zip(axes[:, 0], panels.items()):
         require_columns(table, ["stage", "modality", "value", "low", "high"], title)
-        _bars(ax, table, stages, modalities)
-        ax.axhline(0, color="#777777", lw=0.8)
+        level = (chance or {}).get(title, 0)
+        ax.axhline(level, color="#777777", ls=":" if level else "-", lw=1.0)
+        for k, modality in enumerate(modalities):
+            rows = table[table["modality"] == modality].set_index("stage").reindex(list(stages))
+            place = np.arange(len(rows)) + (k - (len(modalities) - 1) / 2) * 0.2
+            ax.vlines(place, rows["low"], rows["high"], color=colours[modality], lw=2)
+            ax.plot(place, rows["value"], "o", color=colours[modality], ms=4.5)
+            for x in place[rows["value"].isna()]:
+                ax.text(x, level, "–", ha="center", va="bottom", fontsize=7, color="#777777")
+        ax.set_xticks(range(len(stages)), stages)
+        ax.grid(axis="y")
         ax.set_title(title)
         ax.set_ylabel((units or {}).get(title, "share of relevance (%)"))
-        if title in (floors or {}):
-            ax.set_ylim(bottom=floors[title])
-        if title in (references or {}):
-            value, name = references[title]
-            ax.axhline(value, color="#777777", ls=":", lw=1.2)
-            ax.text(1.005, value, name, transform=ax.get_yaxis_transform(), fontsize=7, color="#777777", va="center")
     _legend(fig, modalities)
     add_caption(fig, caption)
     return fig
@@ -211,24 +183,13 @@ def plot_effects(table, effects: Mapping[str, str], stages: Sequence[str], modal
     Parameters
     ----------
     table : DataFrame
-        ``stage, modality, term, estimate, low, high, p_fdr, detectable``.
+        ``stage, modality, term, value, low, high, p_fdr, detectable``.
     effects : mapping of term to str
         What a panel is called.
-    stages, modalities : sequence of str
     level : float
         Estimates whose corrected p is at most this are filled.
-    caption : str
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-
-    Raises
-    ------
-    ValueError
-        A column is missing.
     """
-    require_columns(table, ["stage", "modality", "term", "estimate", "low", "high", "p_fdr", "detectable"], "effects")
+    require_columns(table, ["stage", "modality", "term", "value", "low", "high", "p_fdr", "detectable"], "effects")
     colours, count = colours_of(list(modalities)), len(modalities) + 1
     fig, axes = plt.subplots(1, max(1, len(effects)), squeeze=False, sharey=True,
                              figsize=(2.9 * max(1, len(effects)) + 0.8, 0.75 * len(stages) + 1.6))
@@ -237,14 +198,14 @@ def plot_effects(table, effects: Mapping[str, str], stages: Sequence[str], modal
         for i, stage in enumerate(stages):
             for k, modality in enumerate(modalities):
                 y = i * count + k
-                if (stage, modality) not in part.index or not np.isfinite(part.loc[(stage, modality), "estimate"]):
+                if (stage, modality) not in part.index or not np.isfinite(part.loc[(stage, modality), "value"]):
                     ax.text(0, y, "–", ha="center", va="center", color="#777777")
                     continue
                 row = part.loc[(stage, modality)]
                 ax.hlines(y, -row["detectable"], row["detectable"], color="#e4e4e4", lw=5)
                 ax.hlines(y, row["low"], row["high"], color=colours[modality], lw=1.5)
                 sure = row["p_fdr"] <= level
-                ax.plot(row["estimate"], y, "o", color=colours[modality], ms=5,
+                ax.plot(row["value"], y, "o", color=colours[modality], ms=5,
                         markerfacecolor=colours[modality] if sure else "white")
         ax.axvline(0, color="#777777", lw=0.8)
         ax.set_title(title)

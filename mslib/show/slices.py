@@ -1,4 +1,4 @@
-"""Figures of scans: examples per group, co-registration before and after, the headline figure."""
+"""Figures of scans: examples per group, the headline figure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
-from skimage.feature import canny
 
 from .figure import (
     SIGNED_MAP,
@@ -40,11 +39,6 @@ def plot_examples(slices, sequences: Sequence[str], groups: Sequence[str], *, le
         Pixel size in mm, for the scale bar.
     z_mm : sequence of C floats, optional
         Height of each group's slice.
-    caption : str
-
-    Returns
-    -------
-    matplotlib.figure.Figure
 
     Raises
     ------
@@ -78,60 +72,6 @@ def plot_examples(slices, sequences: Sequence[str], groups: Sequence[str], *, le
 
 
 @styled
-def plot_registration(fixed, before, after, sequences: Sequence[str], *, fixed_name: str = "T1w",
-                      errors: Mapping[str, tuple[float, float]] | None = None, pixel_mm: float | None = None,
-                      title: str = "", caption: str = "") -> Figure:
-    """Moving sequences before and after co-registration, with the edges of the fixed one drawn on them.
-
-    Parameters
-    ----------
-    fixed : (H, W) array
-        Slice of the fixed image, intensities in [0, 1].
-    before, after : (M, H, W) arrays
-        The moving sequences on the fixed grid, with headers alone and with the found transform.
-    sequences : sequence of M str
-    fixed_name : str
-    errors : mapping of sequence to (before, after), optional
-        Mean target registration error in mm, written in the titles.
-    pixel_mm : float, optional
-    title, caption : str
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-
-    Raises
-    ------
-    ValueError
-        `before` and `after` do not hold one slice per sequence.
-    """
-    before, after = np.asarray(before), np.asarray(after)
-    if before.shape != after.shape or len(before) != len(sequences):
-        raise ValueError(f"before, after: one slice per sequence of {list(sequences)} "
-                         f"(got {before.shape}, {after.shape})")
-    fixed = slice_array(fixed, "fixed")
-    edges = canny(fixed, sigma=1.5, low_threshold=0.04, high_threshold=0.12)
-    fig, axes = plt.subplots(len(sequences), 3, squeeze=False,
-                             figsize=(6.6, 2.15 * len(sequences) * fixed.shape[0] / fixed.shape[1] + 0.5))
-    for row, (sequence, start, end) in enumerate(zip(sequences, before, after, strict=True)):
-        draw_slice(axes[row, 0], fixed, sides=True, pixel_mm=pixel_mm)
-        draw_slice(axes[row, 1], start)
-        draw_slice(axes[row, 2], end)
-        axes[row, 0].set_title(f"{fixed_name} (fixed)")
-        told = [f", error {value:.2f} mm" for value in errors[sequence]] if errors else ["", ""]
-        for column, when in ((0, None), (1, "before"), (2, "after")):
-            rgba = np.zeros((*fixed.shape, 4), np.float32)
-            rgba[edges] = (1.0, 0.82, 0.1, 0.9)
-            axes[row, column].imshow(rgba, interpolation="nearest")
-            if when:
-                axes[row, column].set_title(f"{sequence} {when}{told[column - 1]}", fontsize=8)
-    if title:
-        fig.suptitle(title, fontsize=10, fontweight="bold")
-    add_caption(fig, caption)
-    return fig
-
-
-@styled
 def plot_headline(flair, maps: Mapping[str, np.ndarray], *, lesion=None,
                   extra: Sequence[tuple[str, np.ndarray, str]] = (), pixel_mm: float | None = None,
                   title: str = "", caption: str = "") -> Figure:
@@ -148,11 +88,7 @@ def plot_headline(flair, maps: Mapping[str, np.ndarray], *, lesion=None,
         Further panels; `kind` is ``sequential`` (>= 0) or ``diverging`` (signed, symmetric about 0; all of them share
         one scale, full colour at the 99.5th percentile of their magnitudes).
     pixel_mm : float, optional
-    title, caption : str
-
-    Returns
-    -------
-    matplotlib.figure.Figure
+    title : str
     """
     flair = slice_array(flair, "FLAIR slice")
     count = 1 + len(maps) + len(extra)

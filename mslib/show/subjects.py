@@ -1,4 +1,4 @@
-"""Figures of the cohort and its quality control: who was studied and how well the scans were aligned."""
+"""Figures of the cohort: who was studied and how well the scans were aligned."""
 
 from __future__ import annotations
 
@@ -33,22 +33,12 @@ def plot_cohort(table, groups: Sequence[str], measures: Mapping[str, str], *,
         Measures on a logarithmic axis (linear below 0.1, so that zeros show).
     seed : int
         Sideways scatter of the dots.
-    caption : str
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-
-    Raises
-    ------
-    ValueError
-        A column is missing.
     """
     require_columns(table, ["group", *measures], "cohort")
     rng = np.random.default_rng(seed)
     colours = colours_of(groups)
-    reference = {measure: found for measure, found in (reference or {}).items()
-                 if measure in measures and set(found) & set(groups)}
+    reference = {measure: of_group for measure, of_group in (reference or {}).items()
+                 if measure in measures and set(of_group) & set(groups)}
     size = (max(4.6, 0.8 * len(groups) * len(measures) + 0.6), 3.3)
     fig, axes = plt.subplots(1, len(measures), squeeze=False, figsize=size)
     for ax, (measure, label) in zip(axes[0], measures.items()):
@@ -82,7 +72,7 @@ def plot_cohort(table, groups: Sequence[str], measures: Mapping[str, str], *,
 
 @styled
 def plot_registration_errors(table, *, targets: Mapping[str, float] | None = None, seed: int = 0,
-                             unit: str = "mean error over the brain [mm]", caption: str = "") -> Figure:
+                             caption: str = "") -> Figure:
     """Registration error of every subject before and after co-registration, one panel per sequence.
 
     Parameters
@@ -93,18 +83,6 @@ def plot_registration_errors(table, *, targets: Mapping[str, float] | None = Non
         Dashed lines (``{"target of the median": 0.3, "target of the worst": 1.0}``).
     seed : int
         Sideways scatter of the dots.
-    unit : str
-        Label of the axis (logarithmic).
-    caption : str
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-
-    Raises
-    ------
-    ValueError
-        A column is missing.
     """
     require_columns(table, ["sequence", "before", "after"], "registration errors")
     sequences = list(dict.fromkeys(table["sequence"]))
@@ -131,56 +109,8 @@ def plot_registration_errors(table, *, targets: Mapping[str, float] | None = Non
         worst = pairs[:, 1].max()
         ax.set_title(f"{sequence}: n = {len(pairs)}, worst after {worst:.2f} mm", fontsize=8)
         ax.grid(axis="y")
-    axes[0, 0].set_ylabel(unit)
+    axes[0, 0].set_ylabel("mean error over the brain [mm]")
     if targets:
         fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(targets))
-    add_caption(fig, caption)
-    return fig
-
-
-@styled
-def plot_qc_table(values, *, flags=None, formats: Mapping[str, str] | None = None, title: str = "",
-                  caption: str = "") -> Figure:
-    """Quality control as a table: one row per subject, one column per number, doubtful cells in red.
-
-    Parameters
-    ----------
-    values : pandas.DataFrame
-        Index subjects, columns checks. A cell's shade grows with its place between the column's extremes.
-    flags : pandas.DataFrame of bool, optional
-        Same index and columns: which cells are doubtful.
-    formats : mapping of column to format, optional
-        ``{"TRE": ".2f"}``; by default ``.3g``.
-    title, caption : str
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-
-    Raises
-    ------
-    ValueError
-        `flags` does not have the shape of `values`.
-    """
-    if flags is not None and flags.shape != values.shape:
-        raise ValueError(f"flags: must be {values.shape} like the values (got {flags.shape})")
-    numbers = values.to_numpy(float)
-    low, high = np.nanmin(numbers, axis=0), np.nanmax(numbers, axis=0)
-    shade = (numbers - low) / np.where(high > low, high - low, 1)
-    fig, ax = plt.subplots(figsize=(1.15 * numbers.shape[1] + 1.1, 0.19 * len(values) + 1.2))
-    ax.imshow(shade, cmap="Greys", vmin=0, vmax=2.2, aspect="auto")
-    for (row, column), number in np.ndenumerate(numbers):
-        bad = flags is not None and bool(flags.iat[row, column])
-        spec = (formats or {}).get(values.columns[column], ".3g")
-        box = {"facecolor": "#B00020", "edgecolor": "none", "pad": 1.5} if bad else None
-        ax.text(column, row, format(number, spec) if np.isfinite(number) else "n/a", ha="center", va="center",
-                fontsize=6.5, color="white" if bad else "black", bbox=box)
-    ax.set_xticks(range(numbers.shape[1]), values.columns, fontsize=7)
-    ax.set_yticks(range(len(values)), values.index, fontsize=6.5)
-    ax.xaxis.tick_top()
-    ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
-    if title:
-        fig.suptitle(title, fontsize=10, fontweight="bold")
     add_caption(fig, caption)
     return fig

@@ -1,9 +1,7 @@
-"""Many nights: a folder with a table becomes one set of epochs on disk, all faults told together."""
+"""Many nights: a folder with a table becomes one set of epochs on disk, all faults reported together."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,7 +13,6 @@ import mne
 import numpy as np
 import pandas as pd
 
-from .files import read_json, whole_file, write_json, write_table
 from .recordings import read_recording
 from .stages import STAGES
 
@@ -23,8 +20,6 @@ TABLE = "nights.tsv"
 REQUIRED, OPTIONAL = ("recording", "subject", "psg", "hypnogram"), ("night", "drug", "age", "sex")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 NAME_RULE = "1 to 64 letters, digits, - and _"
-#: Raised when the same files give other epochs.
-VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -39,14 +34,14 @@ class EpochSet:
         One row per epoch, index 0..N-1: ``recording, subject, night, drug, age, sex, onset, stage, row``.
     faults : tuple of str
         One line for every recording that could not be used.
-    facts : dict
-        What the reader counted, by recording; ``digest`` stands for files and settings.
+    quality : dict
+        What the reader counted and measured, by recording (`Recording`).
     """
 
     folder: Path
     table: pd.DataFrame
     faults: tuple[str, ...] = ()
-    facts: dict = field(default_factory=dict)
+    quality: dict = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -117,8 +112,7 @@ def _read_table(folder: Path) -> tuple[pd.DataFrame, list[str]]:
     nights = nights.assign(**{column: np.nan for column in OPTIONAL if column not in nights})
     faults, seen = {}, set()
     for index, row in enumerate(nights.to_dict("records")):
-        wrong = _row_fault(folder, row, seen)
-        if wrong:
+        if wrong := _row_fault(folder, row, seen):
             faults[index] = f"{TABLE}: recording {row['recording']!r}: {wrong}"
         else:
             seen.add(row["recording"].lower())
@@ -126,35 +120,8 @@ def _read_table(folder: Path) -> tuple[pd.DataFrame, list[str]]:
     return usable.assign(night=pd.to_numeric(usable["night"]), age=pd.to_numeric(usable["age"])), [*faults.values()]
 
 
-def _digest(paths, settings) -> str:
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for path in paths:
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
-
-
-def _store_one(row: dict, folder: Path, store: Path, settings: dict) -> dict:
-    """Read a recording into the store, or take up what is there; stages, onsets and facts."""
-    paths = [folder / row["psg"], folder / row["hypnogram"]]
-    signals, notes = store / f"{row['recording']}.npy", store / f"{row['recording']}.json"
-    digest = _digest(paths, settings)
-    known = read_json(notes)
-    if known and known["facts"]["digest"] == digest and signals.is_file():
-        return known
-    options = {key: settings[key] for key in ("channels", "rate", "trim_minutes", "mismatch")}
-    recording = read_recording(*paths, **options)
-    notes.unlink(missing_ok=True)
-    with whole_file(signals) as temporary, temporary.open("wb") as file:
-        np.save(file, recording.epochs.astype(settings["dtype"]), allow_pickle=False)
-    made = {"stages": recording.stages.tolist(), "onsets": recording.onsets.tolist(),
-            "facts": recording.facts | {"digest": digest}}
-    write_json(notes, made)
-    return made
-
-
 def read_cohort(folder: str | Path, store: str | Path, channels: Mapping[str, str], rate: float = 100,
-                trim_minutes: float | None = 30, mismatch: str = "refuse", dtype: str = "float16") -> EpochSet:
+                mismatch: str = "refuse") -> EpochSet:
     """Read every recording that a folder's ``nights.tsv`` names, one at a time.
 
     Parameters
@@ -164,43 +131,36 @@ def read_cohort(folder: str | Path, store: str | Path, channels: Mapping[str, st
         (files in the folder), and where known ``night``, ``drug``, ``age``, ``sex``. `simulate_cohort` and
         `fetch_telemetry` write it.
     store : str or Path
-        Receives the epochs; a recording whose files and settings are the same as before is taken up.
-    channels, rate, trim_minutes, mismatch
+        Receives the epochs, ``<recording>.npy`` in float16 (z-scores keep three digits).
+    channels, rate, mismatch
         As in `read_recording`.
-    dtype : {'float16', 'float32'}
-        Of the stored epochs (z-scores: float16 keeps three digits).
-
-    Returns
-    -------
-    EpochSet
 
     Raises
     ------
     ValueError
         No table, or no recording that can be used; then all faults, one line each.
     """
-    if dtype not in ("float16", "float32"):
-        raise ValueError(f"dtype: must be 'float16' or 'float32' (got {dtype!r})")
     if not channels:
         raise ValueError("channels: none given; allowed: modality to label, for instance {'EEG': 'EEG Fpz-Cz'}")
     folder, store = Path(folder), Path(store)
     nights, faults = _read_table(folder)
-    settings = {"version": VERSION, "channels": dict(channels), "rate": rate, "trim_minutes": trim_minutes,
-                "mismatch": mismatch, "dtype": dtype}
-    tables, facts = [], {}
+    store.mkdir(parents=True, exist_ok=True)
+    tables, quality = [], {}
     for row in nights.to_dict("records"):
         try:
-            made = _store_one(row, folder, store, settings)
+            recording = read_recording(folder / row["psg"], folder / row["hypnogram"], channels, rate,
+                                       mismatch=mismatch)
         except ValueError as error:
             faults.append(f"recording {row['recording']!r}: {error}")
             continue
-        facts[row["recording"]] = made["facts"]
-        known = {column: row[column] for column in ("recording", "subject", *OPTIONAL)}
-        tables.append(pd.DataFrame(known | {"onset": made["onsets"], "stage": made["stages"],
-                                            "row": np.arange(len(made["stages"]))}))
+        np.save(store / f"{row['recording']}.npy", recording.epochs.astype("float16"), allow_pickle=False)
+        quality[row["recording"]] = recording.quality
+        described = {column: row[column] for column in ("recording", "subject", *OPTIONAL)}
+        tables.append(pd.DataFrame(described | {"onset": recording.onsets, "stage": recording.stages.astype(int),
+                                                "row": np.arange(len(recording.stages))}))
     if not tables:
         raise ValueError("\n".join([f"{folder}: no recording can be used", *faults]))
-    return EpochSet(store, pd.concat(tables, ignore_index=True), tuple(faults), facts)
+    return EpochSet(store, pd.concat(tables, ignore_index=True), tuple(faults), quality)
 
 
 def stage_shares(epochs: EpochSet) -> pd.DataFrame:
@@ -217,14 +177,9 @@ def fetch_telemetry(folder: str | Path, subjects=range(22)) -> Path:
     ----------
     folder : str or Path
         Receives ``physionet-sleep-data/ST*.edf`` (about 1 GB for all, checked by SHA-1; files already there are not
-        fetched again) and ``nights.tsv``.
+        fetched again) and ``nights.tsv``; then ready for `read_cohort` with `CHANNELS`.
     subjects : iterable of int
         0 to 21, two nights each (placebo, temazepam).
-
-    Returns
-    -------
-    Path
-        The folder, ready for `read_cohort` with `CHANNELS`.
 
     Raises
     ------
@@ -239,8 +194,8 @@ def fetch_telemetry(folder: str | Path, subjects=range(22)) -> Path:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"Sleep-EDF telemetry cannot be fetched ({first[:200]}); allowed: a network, or its files in "
                          f"{folder / 'physionet-sleep-data'}") from error
-    records = pd.read_csv(resources.files("mne.datasets.sleep_physionet") / "temazepam_records.csv")
-    records = records.set_index("fname_PSG")
+    records = pd.read_csv(resources.files("mne.datasets.sleep_physionet") / "temazepam_records.csv",
+                          index_col="fname_PSG")
     rows = []
     for psg, hypnogram in files:
         known = records.loc[Path(psg).name]
@@ -248,5 +203,5 @@ def fetch_telemetry(folder: str | Path, subjects=range(22)) -> Path:
                      "drug": known["drug"].lower(), "age": known["age"], "sex": known["sex"][0].upper(),
                      **{column: Path(path).resolve().relative_to(folder.resolve()).as_posix()
                         for column, path in (("psg", psg), ("hypnogram", hypnogram))}})
-    write_table(folder / TABLE, pd.DataFrame(rows))
+    pd.DataFrame(rows).to_csv(folder / TABLE, sep="\t", index=False, na_rep="n/a")
     return folder

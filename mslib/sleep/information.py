@@ -1,4 +1,4 @@
-"""How much does each modality alone tell about each stage? Classifiers on band powers of one modality, as truth."""
+"""How well can each stage be recognised from one modality alone? Classifiers on its band powers, as a reference."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pandas as pd
 from sklearn.ensemble import ExtraTreesClassifier
-from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score, roc_auc_score
+from sklearn.metrics import cohen_kappa_score, recall_score, roc_auc_score
 from sklearn.model_selection import GroupKFold
 
 from .signatures import MODALITIES
@@ -15,18 +15,10 @@ from .stages import STAGES
 
 #: Hz; edges of the bands that the features cover.
 EDGES = (0.1, 0.5, 1.0, 2.0, 4.0, 7.0, 11.0, 13.0, 16.0, 22.0, 30.0, 45.0)
-#: Pieces of an epoch whose largest swing is looked at.
-PIECES = 30
 
 
 def band_features(epochs: np.ndarray, rate: float = 100) -> np.ndarray:
-    """Logarithm of the power in 11 bands, and how large the swings of an epoch are beside its typical one.
-
-    Parameters
-    ----------
-    epochs : ndarray, (N, T, M)
-    rate : float
-        Samples per second.
+    """Logarithm of the power in 11 bands, and how large the swings of epochs (N, T, M) are beside their typical one.
 
     Returns
     -------
@@ -38,28 +30,24 @@ def band_features(epochs: np.ndarray, rate: float = 100) -> np.ndarray:
     frequency = np.fft.rfftfreq(epochs.shape[-1], 1 / rate)
     bands = [power[..., (frequency >= low) & (frequency < high)].mean(axis=-1)
              for low, high in itertools.pairwise(EDGES)]
-    size = epochs.shape[-1] // PIECES
-    ranges = np.ptp(epochs[..., :size * PIECES].reshape(*epochs.shape[:2], PIECES, size), axis=-1)
+    size = epochs.shape[-1] // 30
+    ranges = np.ptp(epochs[..., :size * 30].reshape(*epochs.shape[:2], 30, size), axis=-1)
     swings = [np.quantile(ranges, 0.9, axis=-1), ranges.max(axis=-1)]
     return np.log(np.stack(bands + swings, axis=-1).astype(np.float64) + 1e-9)
 
 
-def modality_information(features: np.ndarray, stages, subjects, n_folds: int = 5, seed: int = 0,
-                         modalities=MODALITIES) -> pd.DataFrame:
-    """Measure what each modality alone, and all together, tell about each stage in people not seen before.
+def modality_information(features: np.ndarray, stages, subjects, n_folds: int, seed: int = 0) -> pd.DataFrame:
+    """Measure how well each modality alone, and all together, separate each stage in people not seen before.
 
     Parameters
     ----------
     features : ndarray, (N, M, F)
-        As `band_features` gives them.
+        Of `band_features`.
     stages : array-like of int, (N,)
     subjects : array-like, (N,)
         No subject is in training and test at once.
     n_folds : int
         At most the number of subjects.
-    seed : int
-    modalities : sequence of str
-        Names along the second axis.
 
     Returns
     -------
@@ -78,12 +66,12 @@ def modality_information(features: np.ndarray, stages, subjects, n_folds: int = 
     features do not see (wave shape, order within the epoch) is not counted.
     """
     features, stages, subjects = np.asarray(features), np.asarray(stages), np.asarray(subjects)
-    if features.shape[:2] != (len(stages), len(modalities)) or len(subjects) != len(stages):
-        raise ValueError(f"features: must be ({len(stages)}, {len(modalities)}, F) with a subject each (got "
+    if features.shape[:2] != (len(stages), len(MODALITIES)) or len(subjects) != len(stages):
+        raise ValueError(f"features: must be ({len(stages)}, {len(MODALITIES)}, F) with a subject each (got "
                          f"{features.shape} and {len(subjects)} subjects)")
     if not 2 <= n_folds <= len(set(subjects)):
         raise ValueError(f"n_folds: must lie in 2..{len(set(subjects))}, the number of subjects (got {n_folds})")
-    chosen = {name: [column] for column, name in enumerate(modalities)} | {"all": list(range(len(modalities)))}
+    chosen = {name: [column] for column, name in enumerate(MODALITIES)} | {"all": list(range(len(MODALITIES)))}
     rows = []
     for name, columns in chosen.items():
         folds = GroupKFold(n_folds).split(features, groups=subjects)
@@ -97,11 +85,11 @@ def modality_information(features: np.ndarray, stages, subjects, n_folds: int = 
 
 
 def _one_fold(inputs, stages, train, test, seed):
-    model = ExtraTreesClassifier(100, min_samples_leaf=4, class_weight="balanced", random_state=seed)
+    model = ExtraTreesClassifier(100, min_samples_leaf=4, class_weight="balanced", random_state=seed, n_jobs=-1)
     model.fit(inputs[train], stages[train])
     probability, truth = model.predict_proba(inputs[test]), stages[test]
     guess = model.classes_[probability.argmax(axis=1)]
-    scores = {"overall": {"balanced_accuracy": balanced_accuracy_score(truth, guess),
+    scores = {"overall": {"balanced_accuracy": recall_score(truth, guess, labels=np.unique(truth), average="macro"),
                           "kappa": cohen_kappa_score(truth, guess)}}
     for column, stage in enumerate(model.classes_):
         is_stage = truth == stage

@@ -21,7 +21,7 @@ GAIN_SD, DRIFT_RMS, HUM = 0.25, (8.0, 10.0, 1.0), (0.3, 2.0)
 
 
 class Night(NamedTuple):
-    """Signals (T, 3) float32 in microvolt (EEG, EOG, EMG at 100 Hz), and what was planted (ready for JSON)."""
+    """Signals (T, 3) float32 in microvolt (EEG, EOG, EMG at 100 Hz), and their simulated truth (ready for JSON)."""
 
     signals: np.ndarray
     truth: dict
@@ -194,11 +194,6 @@ def simulate_night(stages: np.ndarray, age: float, sex: str, drug: str, seed: tu
     seed : (study, subject, night)
         Draws of the subject are shared by its nights.
     effects : Effects, optional
-        Planted sizes; default `Effects()`.
-
-    Returns
-    -------
-    Night
 
     Raises
     ------

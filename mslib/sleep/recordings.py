@@ -15,9 +15,6 @@ import numpy as np
 
 from .stages import EPOCH_SECONDS, LABELS, STAGES
 
-#: What to do where hypnogram and signal do not cover the same time.
-MISMATCH = ("refuse", "cut")
-
 
 class Scored(NamedTuple):
     """A stretch of a hypnogram in seconds from the file's start; `label` as written."""
@@ -30,22 +27,15 @@ class Scored(NamedTuple):
 class Recording(NamedTuple):
     """What `read_recording` returns.
 
-    Attributes
-    ----------
-    epochs : ndarray of float32, (N, EPOCH_SECONDS * rate, M)
-        Every channel with mean 0 and standard deviation 1 over the kept epochs.
-    stages : ndarray of int8, (N,)
-        Indices into `STAGES`.
-    onsets : ndarray of float64, (N,)
-        Seconds from the start of the signal.
-    facts : dict
-        Seconds of signal, epochs kept, dropped by label, trimmed, beyond the signal's end; mean and SD by channel.
+    ``epochs``: float32 (N, EPOCH_SECONDS * rate, M), every channel with mean 0 and standard deviation 1 over them.
+    ``stages``: int8 (N,), indices into `STAGES`. ``onsets``: (N,), seconds from the start of the signal. ``quality``:
+    seconds of signal, epochs kept, dropped by label, trimmed, beyond the signal's end; mean and SD by channel.
     """
 
     epochs: np.ndarray
     stages: np.ndarray
     onsets: np.ndarray
-    facts: dict
+    quality: dict
 
 
 def _start_of(path: Path) -> datetime.datetime:
@@ -70,13 +60,13 @@ def _start_of(path: Path) -> datetime.datetime:
 
 def _open(path: Path, **options):
     """A file as MNE reads it; whatever it cannot read, or finds cut short, becomes one line."""
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         try:
             raw = mne.io.read_raw_edf(path, stim_channel=False, verbose="warning", **options)
         except Exception as error:  # a damaged header raises whatever its parser stumbles over
             raise ValueError(f"{path.name}: is a damaged EDF file ({type(error).__name__}: {error})") from error
-    if any("file size" in str(warning.message) for warning in told):
+    if any("file size" in str(warning.message) for warning in warned):
         raise ValueError(f"{path.name}: is truncated (its header announces more data than there is); "
                          "allowed: a whole EDF file")
     return raw
@@ -127,16 +117,7 @@ def read_signals(path: str | Path, channels: Mapping[str, str], rate: float = 10
 
 
 def read_hypnogram(path: str | Path) -> list[Scored]:
-    """Read an EDF+ hypnogram with the labels of Sleep-EDF (`LABELS`).
-
-    Parameters
-    ----------
-    path : str or Path
-
-    Returns
-    -------
-    list of Scored
-        In the order of time.
+    """Read an EDF+ hypnogram with the labels of Sleep-EDF (`LABELS`), in the order of time.
 
     Raises
     ------
@@ -190,8 +171,8 @@ def _cut(scored, offset, seconds):
         beyond += count - len(inside)
         stages += [LABELS[one.label]] * len(inside)
         onsets += inside.tolist()
-    facts = {"dropped": dict(dropped), "beyond_signal": beyond, "left_over_seconds": left_over}
-    return np.array(stages, np.int8), np.array(onsets), facts
+    quality = {"dropped": dict(dropped), "beyond_signal": beyond, "left_over_seconds": left_over}
+    return np.array(stages, np.int8), np.array(onsets), quality
 
 
 def read_recording(edf: str | Path, hypnogram: str | Path, channels: Mapping[str, str], rate: float = 100,
@@ -200,20 +181,13 @@ def read_recording(edf: str | Path, hypnogram: str | Path, channels: Mapping[str
 
     Parameters
     ----------
-    edf, hypnogram : str or Path
-    channels : mapping of str to str
-        Modality to label in the file, in the order wanted.
-    rate : float
-        Samples per second that every channel must have.
+    channels, rate
+        As in `read_signals`.
     trim_minutes : float or None
         Wake that is kept before the first and after the last epoch of sleep; None keeps all.
     mismatch : {'refuse', 'cut'}
         A hypnogram longer or shorter than the signal (by an epoch or more) is refused, or both are cut to the
         time they share.
-
-    Returns
-    -------
-    Recording
 
     Raises
     ------
@@ -221,31 +195,30 @@ def read_recording(edf: str | Path, hypnogram: str | Path, channels: Mapping[str
         One line; besides those of `read_signals` and `read_hypnogram`: lengths that differ, no epoch, no sleep,
         a flat channel.
     """
-    if mismatch not in MISMATCH:
-        raise ValueError(f"mismatch: must be {' or '.join(map(repr, MISMATCH))} (got {mismatch!r})")
+    if mismatch not in ("refuse", "cut"):
+        raise ValueError(f"mismatch: must be 'refuse' or 'cut' (got {mismatch!r})")
     edf, hypnogram = Path(edf), Path(hypnogram)
     scored = read_hypnogram(hypnogram)
     signals = read_signals(edf, channels, rate)
     seconds, offset = len(signals) / rate, (_start_of(hypnogram) - _start_of(edf)).total_seconds()
     uncovered = _check_cover(hypnogram.name, scored, offset, seconds, mismatch)
-    stages, onsets, facts = _cut(scored, offset, seconds)
+    stages, onsets, quality = _cut(scored, offset, seconds)
     if not len(stages):
         raise ValueError(f"{hypnogram.name}: scores no whole epoch inside the signal of {edf.name}")
     kept = _trim(hypnogram.name, stages, onsets, trim_minutes)
-    facts |= {"seconds": seconds, "uncovered_seconds": uncovered, "trimmed": int((~kept).sum()),
-              "kept": int(kept.sum())}
+    quality |= {"seconds": seconds, "uncovered_seconds": uncovered, "trimmed": int((~kept).sum()),
+                "kept": int(kept.sum())}
     stages, onsets = stages[kept], onsets[kept]
     size = round(EPOCH_SECONDS * rate)
     epochs = np.stack([signals[start:start + size] for start in np.round(onsets * rate).astype(int)])
-    mean = epochs.mean(axis=(0, 1), dtype=np.float64)
-    spread = epochs.std(axis=(0, 1), dtype=np.float64)
+    mean, spread = (call(epochs, axis=(0, 1), dtype=np.float64) for call in (np.mean, np.std))
     flat = [f"{modality} {label!r}" for (modality, label), value in zip(channels.items(), spread) if not value > 0]
     if flat:
         raise ValueError(f"{edf.name}: {', '.join(flat)} is flat in all {len(epochs)} epochs; allowed: a signal")
-    facts |= {"mean_uv": dict(zip(channels, mean.tolist())), "sd_uv": dict(zip(channels, spread.tolist()))}
+    quality |= {"mean_uv": dict(zip(channels, mean.tolist())), "sd_uv": dict(zip(channels, spread.tolist()))}
     epochs -= mean.astype(np.float32)
     epochs /= spread.astype(np.float32)
-    return Recording(epochs, stages, onsets, facts)
+    return Recording(epochs, stages, onsets, quality)
 
 
 def _trim(name, stages, onsets, minutes):

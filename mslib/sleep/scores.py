@@ -51,14 +51,8 @@ def score_folds(predictions: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)[["fold", "measure", "stage", "value"]]
 
 
-def summarise(scores: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
-    """Mean over folds of every measure, with Student's interval.
-
-    Parameters
-    ----------
-    scores : pandas.DataFrame
-        Of `score_folds`.
-    confidence : float
+def summarise(scores: pd.DataFrame) -> pd.DataFrame:
+    """Mean over folds of every measure of `score_folds`, with Student's 95 % interval.
 
     Returns
     -------
@@ -66,14 +60,10 @@ def summarise(scores: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
         ``measure, stage, mean, low, high, n_folds``; no interval (NaN) with fewer than two folds. Folds share
         training subjects, so the interval is somewhat too narrow.
     """
-    rows = []
-    for (measure, stage), values in scores.groupby(["measure", "stage"], sort=False)["value"]:
-        values = values.dropna()
-        n, half = len(values), np.nan
-        if n > 1:
-            half = student.ppf((1 + confidence) / 2, n - 1) * values.std(ddof=1) / np.sqrt(n)
-        rows.append((measure, stage, values.mean(), values.mean() - half, values.mean() + half, n))
-    return pd.DataFrame(rows, columns=["measure", "stage", "mean", "low", "high", "n_folds"])
+    table = scores.groupby(["measure", "stage"], sort=False)["value"].agg(["mean", "sem", "count"]).reset_index()
+    half = student.ppf(0.975, table["count"] - 1) * table["sem"]
+    return table.assign(low=table["mean"] - half, high=table["mean"] + half, n_folds=table["count"])[
+        ["measure", "stage", "mean", "low", "high", "n_folds"]]
 
 
 def confusion(predictions: pd.DataFrame) -> pd.DataFrame:

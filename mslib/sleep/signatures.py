@@ -1,8 +1,8 @@
-"""What each stage looks like in EEG, EOG and EMG, and what age, sex and a drug change: the planted truth."""
+"""What each stage looks like in EEG, EOG and EMG, and what age, sex and a drug change: the simulated truth."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -47,7 +47,7 @@ WANDERING = {"EEG": 0.25, "EOG": 0.45, "EMG": 0.45}
 
 @dataclass(frozen=True)
 class Effects:
-    """Planted effects: change of the natural logarithm of an amplitude or rate (0.1 is about 10 %).
+    """Simulated effects: change of the natural logarithm of an amplitude or rate (0.1 is about 10 %).
 
     Signs follow the literature, sizes are ours: less slow-wave and spindle amplitude with age and more of both in
     women (Carrier et al. 2001); more spindle and beta activity and less slow-wave amplitude under a benzodiazepine
@@ -78,35 +78,22 @@ class Effects:
     subject_sd: float = 0.15
     night_sd: float = 0.05
 
-    def as_dict(self) -> dict[str, float]:
-        """Name to size."""
-        return asdict(self)
-
     def log_gains(self, age: float, sex: str, drug: str, subject_rng: np.random.Generator,
                   night_rng: np.random.Generator) -> dict[str, float]:
-        """Logarithmic change of every component of one night.
-
-        Parameters
-        ----------
-        age : float
-            Years; 40 changes nothing.
-        sex : {'F', 'M'}
-        drug : {'placebo', 'temazepam'}
-        subject_rng, night_rng : numpy.random.Generator
-            Of what is the subject's own and the night's own.
+        """Logarithmic change of every component of one night; an age of 40 years changes nothing.
 
         Returns
         -------
         dict of str to float
-            ``delta, sigma, beta, theta, alpha`` (amplitude), ``spindle`` (amplitude), ``spindle_rate``,
-            ``eye`` (amplitude of all eye movements), ``eye_rate`` (of REM).
+            ``delta, sigma, beta, theta, alpha, spindle`` (amplitude), ``spindle_rate``, ``eye`` (amplitude of all eye
+            movements), ``eye_rate`` (of REM).
         """
         decades, woman, treated = (age - 40) / 10, sex == "F", drug == "temazepam"
-        planted = {"delta": self.delta_per_decade * decades + self.delta_women * woman + self.delta_drug * treated,
-                   "theta": 0.0, "alpha": 0.0, "sigma": self.sigma_drug * treated, "beta": self.beta_drug * treated,
-                   "spindle": self.spindle_per_decade * decades + self.spindle_women * woman,
-                   "spindle_rate": self.spindle_rate_drug * treated,
-                   "eye": self.eye_movement_per_decade * decades,
-                   "eye_rate": self.eye_movement_rate_drug * treated}
+        change = {"delta": self.delta_per_decade * decades + self.delta_women * woman + self.delta_drug * treated,
+                  "theta": 0.0, "alpha": 0.0, "sigma": self.sigma_drug * treated, "beta": self.beta_drug * treated,
+                  "spindle": self.spindle_per_decade * decades + self.spindle_women * woman,
+                  "spindle_rate": self.spindle_rate_drug * treated,
+                  "eye": self.eye_movement_per_decade * decades,
+                  "eye_rate": self.eye_movement_rate_drug * treated}
         return {name: float(value + subject_rng.normal(0, self.subject_sd) + night_rng.normal(0, self.night_sd))
-                for name, value in planted.items()}
+                for name, value in change.items()}

@@ -1,9 +1,10 @@
-"""A simulated study of sleep on disk: EDF+ recordings with hypnograms, who slept when, and what was planted."""
+"""A simulated study of sleep on disk: EDF+ recordings with hypnograms, who slept when, and what was simulated."""
 
 from __future__ import annotations
 
 import datetime
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import edfio
@@ -11,13 +12,10 @@ import joblib
 import numpy as np
 import pandas as pd
 
-from .files import read_json, whole_file, write_json, write_table
 from .night import RATE, simulate_night
 from .signatures import CHANNELS, MODALITIES, Effects
 from .stages import EPOCH_SECONDS, LABEL_OF_STAGE, simulate_hypnogram
 
-#: Raised when the same settings give other recordings.
-VERSION = 1
 DRUGS = ("placebo", "temazepam")
 START = datetime.datetime(2000, 1, 1, 23, 0)
 #: Women among 22 subjects of Sleep-EDF telemetry; bounds of the simulated ages (years).
@@ -36,14 +34,7 @@ class Sleeper:
 
 
 def simulate_sleepers(n: int, seed: int) -> list[Sleeper]:
-    """Who takes part: two thirds women, ages spread evenly within each sex, order of the nights drawn.
-
-    Parameters
-    ----------
-    n : int
-        At least 1.
-    seed : int
-    """
+    """Who takes part: two thirds women, ages spread evenly within each sex, order of the nights drawn."""
     if n < 1:
         raise ValueError(f"n_subjects: must be at least 1 (got {n})")
     rng = np.random.default_rng([seed, 0, 0])
@@ -56,21 +47,11 @@ def simulate_sleepers(n: int, seed: int) -> list[Sleeper]:
 
 
 def write_recording(path: str | Path, signals: np.ndarray, code: str = "X", sex: str = "X") -> None:
-    """Write signals as EDF+.
-
-    Parameters
-    ----------
-    path : str or Path
-    signals : ndarray, (T, 3)
-        EEG, EOG, EMG in microvolt at `RATE`; a whole number of 30-s epochs.
-    code : str
-        Of the patient.
-    sex : {'F', 'M', 'X'}
-    """
+    """Write signals (T, 3) in microvolt (EEG, EOG, EMG at `RATE`, a whole number of 30-s epochs) as EDF+."""
     channels = [edfio.EdfSignal(column.astype(np.float64), RATE, label=CHANNELS[modality], physical_dimension="uV",
                                 physical_range=(-limit, limit))
                 for modality, column in zip(MODALITIES, signals.T) for limit in [np.ceil(np.abs(column).max()) or 1]]
-    _write(path, edfio.Edf(channels, **_header(code, sex), data_record_duration=EPOCH_SECONDS))
+    edfio.Edf(channels, **_header(code, sex), data_record_duration=EPOCH_SECONDS).write(path)
 
 
 def write_hypnogram(path: str | Path, stages: np.ndarray, code: str = "X", sex: str = "X") -> None:
@@ -79,7 +60,7 @@ def write_hypnogram(path: str | Path, stages: np.ndarray, code: str = "X", sex: 
     lengths = np.diff(np.append(starts, len(stages)))
     runs = [edfio.EdfAnnotation(float(start * EPOCH_SECONDS), float(length * EPOCH_SECONDS),
                                 LABEL_OF_STAGE[stages[start]]) for start, length in zip(starts, lengths)]
-    _write(path, edfio.Edf([], **_header(code, sex), annotations=runs))
+    edfio.Edf([], **_header(code, sex), annotations=runs).write(path)
 
 
 def _header(code, sex):
@@ -87,54 +68,29 @@ def _header(code, sex):
             "starttime": START.time()}
 
 
-def _write(path, edf):
-    with whole_file(path) as temporary:
-        edf.write(temporary)
-
-
-def simulate_recording(folder: str | Path, sleeper: Sleeper, night: int, n_epochs: int, seed: int,
-                       effects: Effects | None = None) -> dict:
-    """Simulate one night and write it; a job of its own.
-
-    Parameters
-    ----------
-    folder : str or Path
-    sleeper : Sleeper
-    night : {1, 2}
-    n_epochs : int
-        30-s epochs.
-    seed : int
-    effects : Effects, optional
-
-    Returns
-    -------
-    dict
-        Row of ``nights.tsv`` and, under ``truth``, what was planted.
-    """
+def _simulate_recording(folder, sleeper, night, n_epochs, seed) -> tuple[dict, dict]:
+    """Simulate one night and write it; its row of ``nights.tsv``, and gains and leaks."""
     name, drug = f"{sleeper.id}N{night}", sleeper.drugs[night - 1]
     stages = simulate_hypnogram(n_epochs, np.random.default_rng([seed, sleeper.number, night, 1]))
-    made = simulate_night(stages, sleeper.age, sleeper.sex, drug, (seed, sleeper.number, night), effects)
+    made = simulate_night(stages, sleeper.age, sleeper.sex, drug, (seed, sleeper.number, night))
     row = {"recording": name, "subject": sleeper.id, "night": night, "drug": drug, "age": sleeper.age,
            "sex": sleeper.sex, "psg": f"{name}-PSG.edf", "hypnogram": f"{name}-Hypnogram.edf"}
-    write_recording(Path(folder) / row["psg"], made.signals, sleeper.id, sleeper.sex)
-    write_hypnogram(Path(folder) / row["hypnogram"], stages, sleeper.id, sleeper.sex)
-    return row | {"truth": made.truth}
+    write_recording(folder / row["psg"], made.signals, sleeper.id, sleeper.sex)
+    write_hypnogram(folder / row["hypnogram"], stages, sleeper.id, sleeper.sex)
+    return row, made.truth
 
 
 def simulate_cohort(folder: str | Path, n_subjects: int = 22, n_epochs: int = 960, seed: int = 0,
-                    effects: Effects | None = None, n_jobs: int = 1) -> pd.DataFrame:
+                    n_jobs: int = 1) -> pd.DataFrame:
     """Simulate two nights of every subject, one under each drug.
 
     Parameters
     ----------
     folder : str or Path
         Receives ``<recording>-PSG.edf``, ``<recording>-Hypnogram.edf``, ``participants.tsv``, ``nights.tsv`` and
-        ``simulation.json`` (settings, planted effects, truth of every night; written last).
+        ``simulation.json`` (settings, sizes of the effects, truth of every night).
     n_subjects, n_epochs : int
         960 epochs are 8 hours.
-    seed : int
-    effects : Effects, optional
-        Planted sizes.
     n_jobs : int
         Threads.
 
@@ -142,28 +98,19 @@ def simulate_cohort(folder: str | Path, n_subjects: int = 22, n_epochs: int = 96
     -------
     pandas.DataFrame
         ``nights.tsv``.
-
-    Notes
-    -----
-    A folder that the same settings have filled is left as it is.
     """
-    folder, effects = Path(folder), effects or Effects()
-    settings = {"version": VERSION, "n_subjects": n_subjects, "n_epochs": n_epochs, "seed": seed, "rate": RATE,
-                "effects": effects.as_dict()}
-    known = read_json(folder / "simulation.json")
-    if known and known["settings"] == settings:
-        nights = pd.read_csv(folder / "nights.tsv", sep="\t")
-        if all((folder / name).is_file() for name in [*nights["psg"], *nights["hypnogram"]]):
-            return nights
-    (folder / "simulation.json").unlink(missing_ok=True)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     sleepers = simulate_sleepers(n_subjects, seed)
-    job = joblib.delayed(simulate_recording)
-    rows = joblib.Parallel(n_jobs, prefer="threads")(
-        job(folder, sleeper, night, n_epochs, seed, effects) for sleeper in sleepers for night in (1, 2))
-    truth = {row["recording"]: row.pop("truth") for row in rows}
-    nights = pd.DataFrame(rows)
-    write_table(folder / "participants.tsv",
-                pd.DataFrame([{"participant_id": one.id, "age": one.age, "sex": one.sex} for one in sleepers]))
-    write_table(folder / "nights.tsv", nights)
-    write_json(folder / "simulation.json", {"settings": settings, "nights": truth})
+    made = joblib.Parallel(n_jobs, prefer="threads")(
+        joblib.delayed(_simulate_recording)(folder, sleeper, night, n_epochs, seed)
+        for sleeper in sleepers for night in (1, 2))
+    nights = pd.DataFrame([row for row, _ in made])
+    people = pd.DataFrame([{"participant_id": one.id, "age": one.age, "sex": one.sex} for one in sleepers])
+    people.to_csv(folder / "participants.tsv", sep="\t", index=False)
+    nights.to_csv(folder / "nights.tsv", sep="\t", index=False)
+    settings = {"n_subjects": n_subjects, "n_epochs": n_epochs, "seed": seed, "rate": RATE}
+    described = {"settings": settings, "effects": asdict(Effects()),
+                 "nights": {row["recording"]: truth for row, truth in made}}
+    (folder / "simulation.json").write_text(json.dumps(described, indent=2) + "\n")
     return nights

@@ -19,13 +19,7 @@ class Fold(NamedTuple):
 def make_folds(subjects: Iterable[str], n_folds: int, seed: int = 0) -> tuple[Fold, ...]:
     """Deal subjects into folds: each is tested once and validates once, in the fold before.
 
-    Parameters
-    ----------
-    subjects : iterable of str
-        Repetitions do not count.
-    n_folds : int
-        3 to the number of subjects.
-    seed : int
+    Repetitions in `subjects` do not count.
 
     Raises
     ------

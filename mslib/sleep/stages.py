@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 
 STAGES = ("W", "N1", "N2", "N3", "REM")
@@ -23,48 +21,16 @@ TRANSITIONS = np.array([[15195, 2542, 251, 4, 89],
                         [438, 299, 256, 1, 21507]])
 
 
-def count_transitions(sequences: Iterable[np.ndarray]) -> np.ndarray:
-    """Count how often each stage is followed by each.
-
-    Parameters
-    ----------
-    sequences : iterable of array-like of int
-        Stages 0 to 4, epoch by epoch; negative where unscored.
-
-    Returns
-    -------
-    ndarray of int, (5, 5)
-        Rows from, columns to; pairs with an unscored epoch are not counted.
-    """
-    counts = np.zeros((len(STAGES), len(STAGES)), int)
-    for sequence in sequences:
-        before, after = np.asarray(sequence)[:-1], np.asarray(sequence)[1:]
-        scored = (before >= 0) & (after >= 0)
-        np.add.at(counts, (before[scored], after[scored]), 1)
-    return counts
-
-
-def transition_matrix() -> np.ndarray:
-    """Probability of each next stage (columns) after each stage (rows), float (5, 5), rows sum to 1."""
-    return TRANSITIONS / TRANSITIONS.sum(axis=1, keepdims=True)
-
-
 def simulate_hypnogram(n_epochs: int, rng: np.random.Generator) -> np.ndarray:
     """One night as a first-order chain with the transitions of real nights; it starts awake.
 
     What the chain lacks: sleep cycles of about 90 minutes, N3 early and REM late in the night, and bouts whose
     chance to end changes with their age. Shares of the stages and the mean length of their bouts are kept.
 
-    Parameters
-    ----------
-    n_epochs : int
-        30-s epochs, at least 1.
-    rng : numpy.random.Generator
-
     Returns
     -------
     ndarray of int8, (n_epochs,)
-        Indices into `STAGES`.
+        Indices into `STAGES`, one per 30-s epoch.
 
     Raises
     ------
@@ -73,7 +39,7 @@ def simulate_hypnogram(n_epochs: int, rng: np.random.Generator) -> np.ndarray:
     """
     if n_epochs < 1:
         raise ValueError(f"n_epochs: must be at least 1 (got {n_epochs})")
-    limits = np.cumsum(transition_matrix(), axis=1)
+    limits = np.cumsum(TRANSITIONS / TRANSITIONS.sum(axis=1, keepdims=True), axis=1)
     limits[:, -1] = 1.0
     stages = np.zeros(n_epochs, np.int8)
     for epoch, draw in enumerate(rng.random(n_epochs - 1), start=1):

@@ -1,8 +1,10 @@
-"""The staging net: a 1-D CNN on EEG, EOG and EMG of 30 s, its training and its weights on disk."""
+"""The staging network: a 1-D CNN on EEG, EOG and EMG of 30 s, its training on one fold and its predictions."""
 
 from __future__ import annotations
 
-import zipfile
+import json
+import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,20 +13,19 @@ import numpy as np
 import pandas as pd
 
 from .cohort import EpochSet
-from .files import whole_file
+from .splits import Fold, refuse_leak
 from .stages import STAGES
 
 #: Filters and kernel of the four pairs of convolutions (CVxTz EEG base CNN).
 BLOCKS = ((16, 5), (32, 3), (32, 3), (256, 3))
-POOL = 2
 
 
-def build_stager(n_samples: int = 3000, n_channels: int = 3, pool: int = POOL, blocks=BLOCKS, dense: int = 64,
-                 dropout: float = 0.01) -> keras.Model:
-    """Build the net of Ellis et al. (2021), the public CVxTz base CNN, with a logit output.
+def build_stager(n_samples: int = 3000, n_channels: int = 3, pool: int = 2) -> keras.Model:
+    """Build the network of Ellis et al. (2021), the public CVxTz base CNN, with a logit output.
 
     Four pairs of convolutions (16 filters of 5 samples; 32, 32 and 256 of 3) with max-pooling between them, global
-    max-pooling, two dense layers of 64, one logit per stage; ReLU throughout.
+    max-pooling, two dense layers of 64, one logit per stage; ReLU throughout. Dropout of 1 % follows the pools (whole
+    channels), of 5 % the dense layers.
 
     Parameters
     ----------
@@ -32,11 +33,6 @@ def build_stager(n_samples: int = 3000, n_channels: int = 3, pool: int = POOL, b
         Of an epoch.
     pool : int
         Width of the pools: 2 in the public code. 4 costs a fifth and lets the last layer see 4 s instead of 0.7 s.
-    blocks : sequence of (filters, kernel)
-    dense : int
-        Units of the hidden dense layers.
-    dropout : float
-        After the pools (whole channels) and, five times as much, after the dense layers.
 
     Returns
     -------
@@ -49,23 +45,23 @@ def build_stager(n_samples: int = 3000, n_channels: int = 3, pool: int = POOL, b
         The epoch is too short for the pools.
     """
     length = n_samples
-    for block, (_, kernel) in enumerate(blocks):
-        length = (length - 2 * (kernel - 1)) // (pool if block < len(blocks) - 1 else 1)
+    for block, (_, kernel) in enumerate(BLOCKS):
+        length = (length - 2 * (kernel - 1)) // (pool if block < len(BLOCKS) - 1 else 1)
     if pool < 1 or length < 1:
         raise ValueError(f"pool: {pool} leaves nothing of {n_samples} samples; allowed: shorter pools or longer epochs")
     layers = keras.layers
     signal = x = keras.Input((n_samples, n_channels), name="signal", dtype="float32")
-    for block, (filters, kernel) in enumerate(blocks, start=1):
+    for block, (filters, kernel) in enumerate(BLOCKS, start=1):
         for conv in (1, 2):
             x = layers.Conv1D(filters, kernel, activation="relu", name=f"block{block}_conv{conv}")(x)
-        if block < len(blocks):
+        if block < len(BLOCKS):
             x = layers.MaxPooling1D(pool, name=f"block{block}_pool")(x)
-            x = layers.SpatialDropout1D(dropout, name=f"block{block}_drop")(x)
+            x = layers.SpatialDropout1D(0.01, name=f"block{block}_drop")(x)
     x = layers.GlobalMaxPooling1D(name="global_pool")(x)
-    x = layers.Dropout(dropout, name="global_drop")(x)
+    x = layers.Dropout(0.01, name="global_drop")(x)
     for index in (1, 2):
-        x = layers.Dense(dense, activation="relu", name=f"dense{index}")(x)
-        x = layers.Dropout(5 * dropout, name=f"dense{index}_drop")(x)
+        x = layers.Dense(64, activation="relu", name=f"dense{index}")(x)
+        x = layers.Dropout(0.05, name=f"dense{index}_drop")(x)
     return keras.Model(signal, layers.Dense(len(STAGES), name="logits")(x), name="stager")
 
 
@@ -76,14 +72,12 @@ def class_weights(stages: np.ndarray) -> np.ndarray:
 
 
 class _Batches(keras.utils.PyDataset):
-    """Batches of signals, stages and weights; shuffled anew before every pass where it is given a seed."""
+    """Batches of signals, stages and weights, in the order of `order`."""
 
-    def __init__(self, epochs, index, weights, size, seed=None):
+    def __init__(self, epochs, index, weights, size):
         super().__init__()
-        self.epochs, self.order, self.weights, self.size = epochs, np.array(index), weights, size
-        self.stages = epochs.table["stage"].to_numpy()
-        self.rng = None if seed is None else np.random.default_rng([seed, 5])
-        self.on_epoch_end()
+        self.epochs, self.index, self.weights, self.size = epochs, np.array(index), weights, size
+        self.order, self.stages = self.index, epochs.table["stage"].to_numpy()
 
     def __len__(self):
         return -(-len(self.order) // self.size)
@@ -93,30 +87,83 @@ class _Batches(keras.utils.PyDataset):
         stages = self.stages[index]
         return self.epochs.batch(index), stages, self.weights[stages].astype(np.float32)
 
-    def on_epoch_end(self):
-        if self.rng is not None:
-            self.rng.shuffle(self.order)
+
+class _Passes(keras.callbacks.Callback):
+    """Order and dropout of a pass from (seed, pass) alone, a row of ``history.csv`` after it, and the end."""
+
+    def __init__(self, path, rows, batches, patience, seed):
+        super().__init__()
+        self.path, self.rows, self.batches, self.patience, self.seed = path, rows, batches, patience, seed
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Hook of Keras."""
+        self.batches.order = np.random.default_rng([self.seed, 5, epoch]).permutation(self.batches.index)
+        for place, layer in enumerate(self.model.layers):
+            if isinstance(layer, keras.layers.Dropout):
+                layer.seed_generator.state.assign(np.random.SeedSequence([self.seed, place, epoch]).generate_state(2))
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Hook of Keras."""
+        names = ("loss", "accuracy", "val_loss", "val_accuracy")
+        self.rows.append({"pass": epoch + 1, **{name: float(logs[name]) for name in names}})
+        if not np.isfinite([logs["loss"], logs["val_loss"]]).all():
+            raise ValueError(f"training: the loss of pass {epoch + 1} is no number; allowed: a lower learning_rate "
+                             f"than {float(self.model.optimizer.learning_rate):g}")
+        pd.DataFrame(self.rows).to_csv(self.path, index=False)
+        self.model.stop_training = _stopped(self.rows, self.patience)
 
 
-def fit_stager(model: keras.Model, epochs: EpochSet, train: Sequence[int], validation: Sequence[int], passes: int,
-               batch_size: int = 32, learning_rate: float = 1e-3, patience: int = 5, seed: int = 0) -> pd.DataFrame:
-    """Train with Adam and class weights; the net is left as it was when the validation loss was lowest.
+def _stopped(rows, patience):
+    losses = [row["val_loss"] for row in rows]
+    return bool(losses) and len(losses) - 1 - int(np.argmin(losses)) >= patience
+
+
+def _compiled(model, learning_rate):
+    """A model that shares the layers of `model`, which stays plain: files of its weights hold no optimiser."""
+    trainer = keras.Model(model.input, model.output)
+    trainer.compile(keras.optimizers.Adam(learning_rate), keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+                    metrics=["accuracy"], jit_compile=False)
+    trainer.optimizer.build(trainer.trainable_variables)
+    return trainer
+
+
+def _finished_passes(backup, trainer, folder, steps) -> list[dict]:
+    """Rows of the passes that an earlier call finished, whose weights and optimiser are loaded; none without a backup.
+
+    The optimiser counts them: a kill between the two files of a Keras backup leaves its own number one behind.
+    """
+    if not Path(backup.backup_dir).exists():
+        return []
+    backup.set_model(trainer)
+    backup.on_train_begin()
+    done = int(trainer.optimizer.iterations) // steps
+    rows = pd.read_csv(folder / "history.csv", float_precision="round_trip").to_dict("records")[:done]
+    if len(rows) < done or not (folder / "best.weights.h5").is_file():
+        raise ValueError("its history or best weights are missing")
+    Path(backup.backup_dir, "training_metadata.json").write_text(json.dumps({"epoch": done, "batch": 0}))
+    return rows
+
+
+def fit_stager(model: keras.Model, epochs: EpochSet, train: Sequence[int], validation: Sequence[int],
+               folder: str | Path, passes: int, batch_size: int = 32, learning_rate: float = 1e-3, patience: int = 5,
+               seed: int = 0) -> pd.DataFrame:
+    """Train with Adam and class weights; the network is left as it was when the validation loss was lowest.
 
     Parameters
     ----------
     model : keras.Model
         Of `build_stager`.
-    epochs : EpochSet
     train, validation : sequence of int
         Rows of ``epochs.table``.
+    folder : path
+        Of this training alone: ``backup/`` after every pass, ``best.weights.h5``, ``history.csv``. A call with the same
+        arguments goes on after the last whole pass, and ends as an unbroken one would; to train anew, remove it.
     passes : int
         At most so many passes over the training rows.
-    batch_size : int
-    learning_rate : float
     patience : int
         Stop after so many passes without a lower validation loss.
     seed : int
-        Of dropout and shuffling (the initial weights are the caller's).
+        Of dropout and order (the initial weights are the caller's).
 
     Returns
     -------
@@ -131,19 +178,66 @@ def fit_stager(model: keras.Model, epochs: EpochSet, train: Sequence[int], valid
     if not len(train) or not len(validation):
         raise ValueError(f"training: needs epochs to train on and to validate with (got {len(train)} and "
                          f"{len(validation)})")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     weights = class_weights(epochs.table["stage"].to_numpy()[np.asarray(train)])
-    keras.utils.set_random_seed(seed)
-    model.compile(keras.optimizers.Adam(learning_rate), keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-                  metrics=["accuracy"])
-    best = keras.callbacks.EarlyStopping("val_loss", patience=patience, restore_best_weights=True)
-    history = model.fit(_Batches(epochs, train, weights, batch_size, seed), epochs=passes, verbose=0, shuffle=False,
-                        validation_data=_Batches(epochs, validation, weights, batch_size),
-                        callbacks=[best, keras.callbacks.TerminateOnNaN()]).history
-    table = pd.DataFrame(history).assign(**{"pass": range(1, len(history["loss"]) + 1)})
-    if not np.isfinite(table[["loss", "val_loss"]].to_numpy()).all():
-        raise ValueError(f"training: the loss of pass {len(table)} is no number; allowed: a lower learning_rate than "
-                         f"{learning_rate:g}")
-    return table[["pass", "loss", "accuracy", "val_loss", "val_accuracy"]]
+    batches = _Batches(epochs, train, weights, batch_size)
+    trainer, start = _compiled(model, learning_rate), model.get_weights()
+    backup = keras.callbacks.BackupAndRestore(str(folder / "backup"), double_checkpoint=True, delete_checkpoint=False)
+    try:
+        rows = _finished_passes(backup, trainer, folder, len(batches))
+    except (OSError, ValueError, KeyError) as error:
+        print(f"{folder}: damaged backup ({' '.join(str(error).split())[:200]}); this training starts again",
+              file=sys.stderr)
+        shutil.rmtree(backup.backup_dir)
+        model.set_weights(start)
+        trainer, rows = _compiled(model, learning_rate), []
+    if len(rows) < passes and not _stopped(rows, patience):
+        keep = keras.callbacks.ModelCheckpoint(
+            str(folder / "best.weights.h5"), "val_loss", save_best_only=True, save_weights_only=True, mode="min",
+            initial_value_threshold=min((row["val_loss"] for row in rows), default=None))
+        # The backup last: whatever a kill leaves behind it is made again when the training goes on.
+        trainer.fit(batches, epochs=passes, verbose=0, shuffle=False,
+                    validation_data=_Batches(epochs, validation, weights, batch_size),
+                    callbacks=[_Passes(folder / "history.csv", rows, batches, patience, seed), keep, backup])
+    trainer.load_weights(str(folder / "best.weights.h5"))
+    return pd.DataFrame(rows)
+
+
+def fit_fold(epochs: EpochSet, fold: Fold, folder: str | Path, number: int = 0, per_recording: int | None = 100,
+             passes: int = 12, pool: int = 4, seed: int = 0, **training) -> tuple[keras.Model, pd.DataFrame]:
+    """Train the network of one fold of `make_folds`; the network and the history of `fit_stager`.
+
+    Parameters
+    ----------
+    number : int
+        Of the fold: gives each its own weights at random.
+    per_recording : int or None
+        Epochs of every recording drawn for training and validation; None takes all.
+    pool : int
+        As in `build_stager`.
+    seed : int
+        Of the study.
+    folder, passes, **training
+        As in `fit_stager` (``batch_size, learning_rate, patience``).
+
+    Raises
+    ------
+    ValueError
+        A subject in two parts, or of whom there is no recording; or of `fit_stager`.
+    """
+    refuse_leak(fold)
+    subjects = epochs.table["subject"]
+    strangers = sorted({subject for part in fold for subject in part} - set(subjects))
+    if strangers:
+        raise ValueError(f"fold: no recording of subject {strangers[0]!r}; allowed: "
+                         f"{', '.join(sorted(set(subjects)))}")
+    drawn = epochs.draw(per_recording, seed)
+    train, validation = (drawn[subjects.iloc[drawn].isin(part)] for part in (fold.train, fold.validation))
+    own_seed = 1000 * seed + number
+    keras.utils.set_random_seed(own_seed)
+    model = build_stager(*epochs.shape, pool=pool)
+    return model, fit_stager(model, epochs, train, validation, folder, passes, seed=own_seed, **training)
 
 
 def predict_logits(model: keras.Model, epochs: EpochSet, index: Sequence[int], batch_size: int = 128) -> np.ndarray:
@@ -152,23 +246,13 @@ def predict_logits(model: keras.Model, epochs: EpochSet, index: Sequence[int], b
                            for start in range(0, len(index), batch_size)])
 
 
-def save_weights(path: str | Path, model: keras.Model) -> None:
-    """Write the weights of a net as ``.npz``, whole or not at all."""
-    with whole_file(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **{f"weight_{i:03d}": weight for i, weight in enumerate(model.get_weights())})
+def prediction_table(model: keras.Model, epochs: EpochSet, subjects: Sequence[str]) -> pd.DataFrame:
+    """Every epoch of some subjects as the network stages it.
 
-
-def load_weights(path: str | Path, model: keras.Model) -> keras.Model:
-    """Give a net the weights that `save_weights` wrote, and return it.
-
-    Raises
-    ------
-    ValueError
-        The file is absent, damaged or of another net.
+    Columns ``recording, subject, onset, stage, epoch`` (row of the set), ``predicted, logit_W ... logit_REM``.
     """
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            model.set_weights([stored[key] for key in sorted(stored)])
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: are no weights of this net ({str(error).splitlines()[0]})") from error
-    return model
+    index = np.flatnonzero(epochs.table["subject"].isin(subjects))
+    logits = predict_logits(model, epochs, index)
+    table = epochs.table.iloc[index][["recording", "subject", "onset", "stage"]]
+    return table.assign(epoch=index, predicted=logits.argmax(axis=1),
+                        **{f"logit_{stage}": logits[:, column] for column, stage in enumerate(STAGES)})

@@ -1,10 +1,21 @@
-"""Configuration, provenance and safe writing: what every other wing stands on."""
+"""Configuration, runs, provenance and safe files: what every other wing stands on."""
 
-from .config import StudyConfig
+from .config import CONTROL, StudyConfig
 from .errors import StudyError, WriteError
-from .files import atomic_path, stamped_folder, write_json, write_table, write_text
+from .files import (
+    atomic_path,
+    read_arrays,
+    read_json,
+    read_table,
+    write_arrays,
+    write_json,
+    write_table,
+    write_text,
+)
 from .loading import load_config
 from .progress import progress
+from .run import Network, Run, explained_networks, trained_networks
 
-__all__ = ["StudyConfig", "StudyError", "WriteError", "atomic_path", "load_config", "progress", "stamped_folder",
+__all__ = ["CONTROL", "Network", "Run", "StudyConfig", "StudyError", "WriteError", "atomic_path", "explained_networks",
+           "load_config", "progress", "read_arrays", "read_json", "read_table", "trained_networks", "write_arrays",
            "write_json", "write_table", "write_text"]

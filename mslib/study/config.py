@@ -6,8 +6,6 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from .sleep import Sleep
-
 Sequence = Literal["T1w", "T2w", "FLAIR"]
 Group = Annotated[str, Field(pattern=r"^[A-Za-z0-9]+$")]
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -15,13 +13,19 @@ Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 PositiveInt = Annotated[int, Field(ge=1)]
 Percent = Annotated[float, Field(ge=0, le=100)]
+Rule = Literal["epsilon_plus", "epsilon", "alpha1_beta0", "alpha2_beta1", "gamma", "epsilon_gamma",
+               "epsilon_alpha2_beta1"]
 Weights = Annotated[str, Field(pattern=r"^(scratch|simulated|imagenet|.+\.h5)$")]
 #: A group must have a subject in each of the three parts of the subject-wise split.
 MIN_PER_GROUP = 3
 #: Shortest side that five poolings leave a pixel of.
 MIN_PIXELS = 32
+#: Folds of sleep staging: training, validation and test need a subject each.
+MIN_FOLDS = 3
+#: The class of people without the disease, by its name; a study without such a class has patients only.
+CONTROL = "control"
 #: The groups that can be simulated.
-SIMULATED_GROUPS = ("control", "RRMS", "SPMS")
+SIMULATED_GROUPS = (CONTROL, "RRMS", "SPMS")
 
 
 class Section(BaseModel):
@@ -74,13 +78,14 @@ class Prep(Section):
 
 
 class Model(Section):
-    """Which nets, with which weights, on which input."""
+    """Which networks, with which weights, on which input; `seeds`: trainings of every explained one."""
 
     backbones: Annotated[list[Literal["vgg16", "vgg19"]], Field(min_length=1)] = ["vgg16", "vgg19"]
     weights: Weights = "scratch"
     input: Literal["fused", "T1w", "T2w", "FLAIR"] = "fused"
     image_size: tuple[PositiveInt, PositiveInt] = (128, 112)
     pixel_mm: Positive = 1.5
+    seeds: PositiveInt = 2
 
 
 class Split(Section):
@@ -125,7 +130,7 @@ class Schedule(Section):
 
 
 class Training(Section):
-    """Split, augmentation, optimiser and one schedule per protocol."""
+    """Split, augmentation, optimiser and one schedule per kind of network (permuted labels: one for both splits)."""
 
     split: Split = Split()
     augmentation: Augmentation = Augmentation()
@@ -133,13 +138,12 @@ class Training(Section):
     batch_size: PositiveInt = 32
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     patience: PositiveInt = 4
-    subject: Schedule = Schedule()
-    slice: Schedule = Schedule()
+    honest: Schedule = Schedule()
+    published: Schedule = Schedule()
     permuted: Schedule = Schedule()
     pretraining_subjects: Count = 0
     pretraining_pixel_mm: Positive = 2.0
-    facts_weight: Positive = 1.0
-    subject_head: bool = False
+    area_weight: Positive = 1.0
     pretraining: Annotated[list[Schedule], Field(min_length=1)] = [Schedule()]
 
 
@@ -154,8 +158,8 @@ class Explain(Section):
     transfer_from: str = "simulated"
 
 
-class Planted(Section):
-    """Nets whose reason is known: striped marks on control slices, one sequence decides (notebook 04)."""
+class KnownRule(Section):
+    """Networks with a known decision rule: striped marks on control slices, one sequence decides (notebook 04)."""
 
     slices_per_subject: PositiveInt = 24
     epochs: PositiveInt = 6
@@ -173,15 +177,11 @@ class Attribution(Section):
     samples: PositiveInt = 150
     permutations: PositiveInt = 5
     steps: PositiveInt = 20
-    fills: Annotated[list[Literal["zero", "mean", "blurred", "noise", "inpainted"]], Field(min_length=2)] = [
+    baselines: Annotated[list[Literal["zero", "mean", "blurred", "noise", "inpainted"]], Field(min_length=2)] = [
         "zero", "mean", "inpainted"]
     levels: Annotated[int, Field(ge=2)] = 5
     shapley_slices: PositiveInt = 3
-    planted: Planted = Planted()
-
-
-Rule = Literal["epsilon_plus", "epsilon", "z_plus", "alpha1_beta0", "alpha2_beta1", "gamma", "epsilon_gamma",
-               "epsilon_alpha2_beta1"]
+    known_rule: KnownRule = KnownRule()
 
 
 class Relevance(Section):
@@ -202,6 +202,54 @@ class Statistics(Section):
     confidence: Share = 0.95
 
 
+class Channels(Section):
+    """Label in the EDF files of every modality (default: those of Sleep-EDF telemetry)."""
+
+    EEG: str = "EEG Fpz-Cz"
+    EOG: str = "EOG horizontal"
+    EMG: str = "EMG submental"
+
+
+class Sleep(Section):
+    """Notebook 06: which modality decides in sleep staging."""
+
+    source: Literal["simulated", "folder", "telemetry"] = "simulated"
+    root: str | None = None
+    channels: Channels = Channels()
+    rate: Positive = 100.0
+    mismatch: Literal["refuse", "cut"] = "refuse"
+    subjects: Annotated[int, Field(ge=MIN_FOLDS)] = 22
+    hours: Annotated[float, Field(ge=0.5, le=12)] = 8.0
+    folds: Annotated[int, Field(ge=MIN_FOLDS)] = 4
+    epochs_per_recording: PositiveInt | None = 100
+    passes: PositiveInt = 12
+    batch_size: PositiveInt = 32
+    learning_rate: Positive = 1e-3
+    patience: PositiveInt = 5
+    pool: Annotated[int, Field(ge=1, le=4)] = 4
+    rule: Rule = "epsilon_plus"
+    explained_per_stage: PositiveInt = 12
+    compared_per_stage: PositiveInt = 8
+    steps: PositiveInt = 20
+
+    @model_validator(mode="after")
+    def _root_for_folder(self):
+        if self.source == "folder" and not self.root:
+            raise ValueError("sleep.root: must name a folder with nights.tsv when sleep.source is 'folder' (got "
+                             "nothing)")
+        return self
+
+    @model_validator(mode="after")
+    def _enough_subjects(self):
+        if self.source != "folder" and self.folds > self.subjects:
+            raise ValueError(f"sleep.folds: must be at most sleep.subjects, {self.subjects}, because nobody is in two "
+                             f"folds (got {self.folds})")
+        if self.source == "telemetry" and self.subjects > 22:
+            raise ValueError(f"sleep.subjects: must be at most 22, as many as Sleep-EDF telemetry has (got "
+                             f"{self.subjects})")
+        return self
+
+
 class StudyConfig(Section):
     """All settings of one study."""
 
@@ -218,6 +266,26 @@ class StudyConfig(Section):
     relevance: Relevance = Relevance()
     sleep: Sleep | None = None
     statistics: Statistics = Statistics()
+
+    @property
+    def trains(self) -> bool:
+        """Whether networks are trained; real patients without controls are explained with those of another study."""
+        return self.cohort.source != "open_ms"
+
+    @property
+    def patient_groups(self) -> list[str]:
+        """Classes of patients: all but `CONTROL`."""
+        return [group for group in self.groups if group != CONTROL]
+
+    @property
+    def has_known_rule(self) -> bool:
+        """Whether networks with a known decision rule can be trained: their marks are drawn on controls."""
+        return self.trains and CONTROL in self.groups
+
+    @property
+    def draws(self) -> dict:
+        """Keyword arguments of every bootstrap: ``n, confidence, seed``."""
+        return {"n": self.statistics.bootstrap, "confidence": self.statistics.confidence, "seed": self.seed}
 
     @model_validator(mode="after")
     def _distinct(self):
@@ -256,7 +324,7 @@ class StudyConfig(Section):
     def _pixels_for_five_poolings(self):
         training = self.training
         smallest = {f"training.{name}": min(self.model.image_size) // getattr(training, name).shrink
-                    for name in ("subject", "slice", "permuted")}
+                    for name in ("honest", "published", "permuted")}
         if self.model.weights == "simulated":
             coarser = self.model.pixel_mm / training.pretraining_pixel_mm
             smallest["training.pretraining"] = int(min(self.model.image_size) * coarser
@@ -272,7 +340,7 @@ class StudyConfig(Section):
         stages = {"training.pretraining": max(stage.frozen_blocks for stage in self.training.pretraining)}
         if self.model.weights == "scratch":
             stages |= {f"training.{name}": getattr(self.training, name).frozen_blocks
-                       for name in ("subject", "slice", "permuted")}
+                       for name in ("honest", "published", "permuted")}
         for key, blocks in stages.items():
             if blocks:
                 raise ValueError(f"{key}: frozen_blocks must be 0 where weights start at random (got {blocks})")

@@ -1,20 +1,20 @@
-"""Writing that leaves either the old file or the whole new one."""
+"""Writing that leaves either the old file or the whole new one; reading that names a damaged file."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-import shutil
-import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from .errors import WriteError
+import numpy as np
+import pandas as pd
 
-#: Files that this process has written, in order: what a notebook has made (see `mslib.jobs.record`).
-WRITTEN: list[Path] = []
+from .errors import StudyError, WriteError
+
+REMEDY = "delete it and run the same command again"
 
 
 @contextlib.contextmanager
@@ -38,7 +38,6 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         os.replace(temporary, path)
-        WRITTEN.append(path)
     except OSError as error:
         raise WriteError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
@@ -58,44 +57,49 @@ def write_json(path: str | Path, value) -> Path:
     return write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
-def write_table(path: str | Path, table, **options) -> Path:
-    """Write a pandas table atomically: tab-separated for ``.tsv``, else comma-separated."""
+def write_table(path: str | Path, table: pd.DataFrame, **options) -> Path:
+    """Write a table atomically: tab-separated for ``.tsv``, else comma-separated; `options` of ``DataFrame.to_csv``."""
     separator = "\t" if str(path).endswith(".tsv") else ","
     with atomic_path(path) as temporary:
         table.to_csv(temporary, sep=separator, index=False, lineterminator="\n", **options)
     return Path(path)
 
 
-def stamped_folder(folder: str | Path, facts: dict) -> Path:
-    """A folder whose content was made under exactly these facts; one made under others is emptied and told of.
+def write_arrays(path: str | Path, **arrays) -> Path:
+    """Write named arrays atomically as compressed ``.npz``."""
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+    return Path(path)
 
-    Parameters
-    ----------
-    folder : str or Path
-    facts : dict
-        Whatever decides the content (settings, code, inputs), ready for JSON; kept as ``stamp.json``.
 
-    Returns
-    -------
-    Path
-        The folder, holding what an earlier run under the same facts left.
-
-    Raises
-    ------
-    StudyError
-        A file stands in the folder's place, or the folder cannot be emptied or written.
-    """
-    folder, stamp = Path(folder), Path(folder) / "stamp.json"
-    text = json.dumps(facts, indent=2, sort_keys=True) + "\n"
-    if folder.exists() and not folder.is_dir():
-        raise WriteError(f"{folder}: is a file where a folder is needed; remove it and run again")
+def read_json(path: str | Path):
+    """Read a JSON file of an earlier step; StudyError with the remedy where it is absent or damaged."""
     try:
-        known = stamp.is_file() and stamp.read_bytes() == text.encode()
-        if not known and any(path.is_file() for path in folder.rglob("*")):
-            print(f"{folder}: was made with other settings, code or data; made anew", file=sys.stderr)
-            shutil.rmtree(folder)
-    except OSError as error:
-        raise WriteError(f"{folder}: cannot be emptied ({error.strerror or error}); remove it by hand") from error
-    if not stamp.exists():
-        write_text(stamp, text)
-    return folder
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StudyError(f"{path}: is absent or damaged ({error}); {REMEDY}") from error
+
+
+def read_table(path: str | Path) -> pd.DataFrame:
+    """Read a table of an earlier step (ids stay text); StudyError with the remedy where it is absent or damaged.
+
+    A table that does not end with a line break was cut.
+    """
+    try:
+        if not Path(path).read_bytes().endswith(b"\n"):
+            raise ValueError("its last line is cut")
+        return pd.read_csv(path, sep="\t" if str(path).endswith(".tsv") else ",",
+                           dtype={"subject": str, "recording": str})
+    except pd.errors.EmptyDataError:
+        return pd.DataFrame()
+    except (OSError, ValueError) as error:
+        raise StudyError(f"{path}: is absent or damaged ({error}); {REMEDY}") from error
+
+
+def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
+    """Read an ``.npz`` of an earlier step; StudyError with the remedy where it is absent or damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    except Exception as error:  # a damaged archive raises any of half a dozen
+        raise StudyError(f"{path}: is absent or damaged ({' '.join(str(error).split())}); {REMEDY}") from error

@@ -1,0 +1,448 @@
+"""Sleep staging (notebook 06): relevance and ablation of EEG, EOG and EMG, effects of age, sex and drug.
+
+`predictions` are those of `mslib.sleep.staging.prediction_table`; tables of `fold_relevance`, `fold_ablation` and
+`fold_methods` are taken from all folds, with ``fold``. There stages are indices into `STAGES`, elsewhere names.
+``value, low, high`` are means over subjects with bootstrap intervals (``**draws``: ``n, confidence, seed`` of
+`mslib.measure.mean_interval`). `sizes` are those of `mslib.sleep.Effects`; empty for real nights.
+"""
+
+from __future__ import annotations
+
+from itertools import permutations, product
+
+import keras
+import numpy as np
+import pandas as pd
+from scipy.optimize import brentq
+from scipy.special import softmax
+from scipy.stats import nct
+from scipy.stats import t as student
+
+from mslib.explain import attribute, lrp, relevance_shares
+from mslib.measure import adjust_p_values, mean_interval, mixed_effects
+from mslib.sleep import MODALITIES, STAGES, EpochSet, band_features, modality_information
+
+#: Published variants of the rule (Ellis et al. 2021) that the study's own is compared with: composite, parameters.
+VARIANTS = {"epsilon_0.01": ("epsilon", {"epsilon": 0.01}), "epsilon_100": ("epsilon", {"epsilon": 100.0}),
+            "alpha1_beta0": ("alpha1_beta0", {})}
+#: Attribution methods that are compared with relevance.
+METHODS = ("gradient", "input_x_gradient", "integrated_gradients", "deeplift")
+#: Shares of all relevance by its size, and of positive relevance alone.
+KINDS = ("absolute", "positive")
+#: All epochs together, each stage as often as it occurs, beside the five.
+OVERALL = "overall"
+#: Baseline and modality of an epoch that keeps all its signals.
+PRESENT = "none"
+#: Effects and their units.
+EFFECTS = {"decade": "per ten years of age", "woman": "women less men", "drug": "drug less placebo"}
+ALPHA = 0.05
+#: Columns of `fit_effects`.
+FITTED = ["stage", "modality", "term", "value", "low", "high", "p", "p_fdr", "df", "n", "subjects", "singular",
+          "detectable", "why"]
+#: Simulated effects on the signals: component, stage, modality, bands of `mslib.sleep.band_features`, bands without
+#: effect (theta; noise of the EOG above the eye movements), fields of `mslib.sleep.Effects`. Spindles add to sigma.
+COMPONENTS = (
+    ("slow waves (0.5 to 2 Hz)", "N3", "EEG", (1, 2), (4,),
+     {"decade": "delta_per_decade", "woman": "delta_women", "drug": "delta_drug"}),
+    ("beta (16 to 30 Hz)", "N2", "EEG", (8, 9), (4,), {"drug": "beta_drug"}),
+    ("sigma (11 to 16 Hz)", "N2", "EEG", (6, 7), (4,), {"drug": "sigma_drug"}),
+    ("eye movements (0.5 to 4 Hz)", "REM", "EOG", (1, 2, 3), (8, 9), {"decade": "eye_movement_per_decade"}))
+#: Where every simulated effect should be seen in the relevance: the modality whose sign of the stage it makes stronger
+#: or weaker. All effects of `mslib.sleep.Effects` are here, none is chosen.
+EXPECTED = (
+    ("N2", "EEG", {"decade": ("spindle_per_decade",), "woman": ("spindle_women",),
+                   "drug": ("spindle_rate_drug", "sigma_drug", "beta_drug")}),
+    ("N3", "EEG", {"decade": ("delta_per_decade",), "woman": ("delta_women",), "drug": ("delta_drug",)}),
+    ("REM", "EOG", {"decade": ("eye_movement_per_decade",), "drug": ("eye_movement_rate_drug",)}))
+
+
+# --- one fold ----------------------------------------------------------------------------------------------------
+
+
+def draw_by_stage(table: pd.DataFrame, per_stage: int, seed: int) -> pd.DataFrame:
+    """At most so many epochs of every recording and stage (as scored), drawn without return, in order.
+
+    Column ``weight``: epochs of that recording and stage over those drawn, times an earlier weight.
+    """
+    rng, groups = np.random.default_rng([seed, 17]), table.groupby(["recording", "stage"])
+    rows = np.sort(np.concatenate([rng.permutation(rows)[:per_stage] for rows in groups.indices.values()]))
+    size = groups["stage"].transform("size")
+    return table.assign(weight=size / size.clip(upper=per_stage) * table.get("weight", 1.0)).iloc[rows]
+
+
+def fold_relevance(model: keras.Model, epochs: EpochSet, predictions: pd.DataFrame, rule: str, explained: int,
+                   compared: int, seed: int) -> pd.DataFrame:
+    """Shares of the modalities in the relevance for the predicted stage, by the study's rule and its variants.
+
+    Of every recording and stage `explained` epochs for the rule, `compared` of these for every variant. One row per
+    epoch and rule: ``recording, subject, epoch, onset, stage, predicted, correct, weight`` (see `draw_by_stage`),
+    ``rule, absolute_EEG ... positive_EMG`` in percent.
+    """
+    described = predictions[["recording", "subject", "epoch", "onset", "stage", "predicted"]]
+    drawn = draw_by_stage(described.assign(correct=described["stage"] == described["predicted"]), explained, seed)
+    few, tables = draw_by_stage(drawn, compared, seed), []
+    for name, (composite, parameters) in ({rule: (rule, {})} | VARIANTS).items():
+        chosen = drawn if name == rule else few
+        shares = relevance_shares(lrp(model, epochs.batch(chosen["epoch"]), chosen["predicted"].to_numpy(), composite,
+                                      batch_size=64, **parameters))
+        tables.append(chosen.assign(rule=name, **{f"{kind}_{modality}": share for kind in KINDS
+                                                  for modality, share in zip(MODALITIES, shares[kind].T)}))
+    return pd.concat(tables, ignore_index=True)
+
+
+def fold_ablation(model: keras.Model, epochs: EpochSet, predictions: pd.DataFrame, per_stage: int,
+                  seed: int) -> pd.DataFrame:
+    """Stages predicted of a fold's test epochs with each modality replaced in turn.
+
+    Replacement baselines: ``zero``, and ``noise``: white, of standard deviation 1 like every signal. Columns
+    ``recording, subject, epoch, stage, baseline, modality`` (``none``: all present), ``predicted``.
+    """
+    drawn, rng = draw_by_stage(predictions, per_stage, seed), np.random.default_rng([seed, 31])
+    signals = epochs.batch(drawn["epoch"])
+    described = drawn[["recording", "subject", "epoch", "stage"]]
+    tables = [described.assign(baseline=PRESENT, modality=PRESENT, predicted=drawn["predicted"])]
+    for baseline in ("zero", "noise"):
+        for column, modality in enumerate(MODALITIES):
+            changed = signals.copy()
+            changed[..., column] = 0 if baseline == "zero" else rng.standard_normal(signals.shape[:2])
+            predicted = model.predict(changed, batch_size=128, verbose=0).argmax(axis=1)
+            tables.append(described.assign(baseline=baseline, modality=modality, predicted=predicted))
+    return pd.concat(tables, ignore_index=True)
+
+
+def fold_methods(model: keras.Model, epochs: EpochSet, predictions: pd.DataFrame, per_stage: int, steps: int,
+                 seed: int) -> pd.DataFrame:
+    """Shares of the modalities in the maps of attribution methods, of so many correct epochs of every stage.
+
+    `steps` are those of integrated gradients. Columns ``recording, subject, epoch, stage, method, EEG, EOG, EMG``,
+    percent of the summed sizes.
+    """
+    rng = np.random.default_rng([seed, 37])
+    few = predictions.loc[predictions["stage"] == predictions["predicted"], ["recording", "subject", "epoch", "stage"]]
+    if few.empty:
+        return few.assign(method="", **dict.fromkeys(MODALITIES, 0.0))
+    few = few.iloc[np.sort(np.concatenate([rng.permutation(rows)[:per_stage]
+                                           for rows in few.groupby("stage").indices.values()]))]
+    tables = []
+    for method in METHODS:
+        more = {"steps": steps} if method == "integrated_gradients" else {}
+        maps = attribute(method, model, epochs.batch(few["epoch"]), few["stage"].to_numpy(), **more)
+        tables.append(few.assign(method=method, **dict(zip(MODALITIES, relevance_shares(maps)["absolute"].T))))
+    return pd.concat(tables, ignore_index=True)
+
+
+# --- all folds ---------------------------------------------------------------------------------------------------
+
+
+def _by_name(table: pd.DataFrame, kind: str = "absolute") -> pd.DataFrame:
+    """A table of one fold or all with stages by name, and the shares of one kind under the modality alone."""
+    return table.assign(stage=table["stage"].map(dict(enumerate(STAGES)))).rename(
+        columns={f"{kind}_{modality}": modality for modality in MODALITIES})
+
+
+def typical_recording(predictions: pd.DataFrame) -> str:
+    """The night whose share of correctly classified epochs is the (lower) median: neither the best nor the worst."""
+    correct = (predictions["stage"] == predictions["predicted"]).groupby(predictions["recording"]).mean()
+    return str(correct.sort_values(kind="stable").index[(len(correct) - 1) // 2])
+
+
+def typical_epochs(predictions: pd.DataFrame, recording: str) -> pd.DataFrame:
+    """One correctly classified epoch of every stage, of median certainty: rows of `predictions` with ``probability``.
+
+    Epochs are those of one night; of a stage that is never predicted correctly there, those of all nights given. A
+    stage that is never predicted correctly has no row.
+    """
+    certainty = softmax(predictions[[f"logit_{stage}" for stage in STAGES]].to_numpy(), axis=1).max(axis=1)
+    correct = predictions.assign(probability=certainty)[predictions["stage"] == predictions["predicted"]]
+    rows = []
+    for _, part in correct.sort_values("probability", kind="stable").groupby("stage"):
+        here = part[part["recording"] == recording]
+        ranked = here if len(here) else part
+        rows.append(ranked.iloc[[(len(ranked) - 1) // 2]])
+    return pd.concat(rows, ignore_index=True) if rows else correct
+
+
+def subject_shares(relevance: pd.DataFrame) -> pd.DataFrame:
+    """Mean shares of every subject, by stage and over all its epochs (``overall``), correct and wrong ones apart.
+
+    Columns ``rule, kind, correct, subject, fold, stage, EEG, EOG, EMG, n`` (epochs), shares in percent. Overall, epochs
+    count by their weight, so that stages of which few were drawn count as often as they occur.
+    """
+    keys, columns, tables = ["rule", "correct", "subject", "fold", "stage"], list(MODALITIES), []
+    for kind in KINDS:
+        named = _by_name(relevance, kind)
+        groups = named.groupby(keys)
+        weighted = named.assign(**named[columns].mul(named["weight"], axis=0)).groupby(keys[:-1])
+        merged = weighted[columns].sum().div(weighted["weight"].sum(), axis=0).assign(stage=OVERALL, n=weighted.size())
+        tables += [part.reset_index().assign(kind=kind)
+                   for part in (groups[columns].mean().assign(n=groups.size()), merged)]
+    return pd.concat(tables, ignore_index=True)[["rule", "kind", *keys[1:], *columns, "n"]]
+
+
+def share_summary(table: pd.DataFrame, keys=("rule", "kind", "correct", "stage"), **draws) -> pd.DataFrame:
+    """Mean over subjects of their mean share: `keys`, ``modality, value, low, high, subjects, n`` (epochs)."""
+    rows = []
+    for key, part in table.groupby(list(keys), sort=False):
+        means = part.groupby("subject")[list(MODALITIES)].mean()
+        n = int(part["n"].sum()) if "n" in part else len(part)
+        rows += [dict(zip(keys, key)) | {"modality": modality, **mean_interval(means[modality], means.index, **draws),
+                                         "subjects": len(means), "n": n} for modality in MODALITIES]
+    return pd.DataFrame(rows)
+
+
+def share_differences(subjects: pd.DataFrame, information: pd.DataFrame, **draws) -> pd.DataFrame:
+    """By how much one modality has more relevance than another, beside how much more information it carries alone.
+
+    From `subject_shares` of one rule, kind and side, and `information`. Every stage and ordered pair: ``stage, more,
+    less, value, low, high`` (percentage points), ``subjects, information`` (difference of the AUC, overall of the
+    balanced accuracy), ``scatter`` (its SD over folds).
+    """
+    worth, rows = information.set_index(["stage", "modality"]), []
+    mean, sd = (worth[f"auc{end}"].fillna(worth[f"balanced_accuracy{end}"]) for end in ("", "_sd"))
+    for stage, part in subjects.groupby("stage", sort=False):
+        for more, less in permutations(MODALITIES, 2):
+            rows.append({"stage": stage, "more": more, "less": less,
+                         **mean_interval(part[more] - part[less], part["subject"], **draws),
+                         "subjects": part["subject"].nunique(), "information": mean[stage, more] - mean[stage, less],
+                         "scatter": np.hypot(sd[stage, more], sd[stage, less])})
+    return pd.DataFrame(rows)
+
+
+def matched(table: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """As many correct as wrong epochs of every subject and stage, drawn; without those that have only one kind."""
+    rng, chosen, correct = np.random.default_rng([seed, 23]), [], table["correct"].to_numpy()
+    for rows in table.groupby(["subject", "stage"]).indices.values():
+        sides = [rng.permutation(rows[side]) for side in (correct[rows], ~correct[rows])]
+        chosen += [side[:min(map(len, sides))] for side in sides]
+    return table.iloc[np.sort(np.concatenate(chosen))] if chosen else table
+
+
+def _spread(subjects: pd.DataFrame) -> float:
+    """SD over folds (percentage points) of a modality's mean share, averaged over stages and modalities."""
+    means = subjects.groupby(["stage", "fold"])[list(MODALITIES)].mean()
+    return float(means.groupby("stage").std(ddof=1).mean(axis=None))
+
+
+def consistency(relevance: pd.DataFrame, rule: str, n: int = 2000, confidence: float = 0.95,
+                seed: int = 0) -> pd.DataFrame:
+    """How much more the shares differ from fold to fold where the network is wrong than where it is correct.
+
+    Correct and wrong epochs are `matched`: means of fewer epochs scatter more, and would make wrong ones look less
+    consistent than they are. In the bootstrap, of at most 500 draws, subjects are drawn anew within their folds.
+    One row: ``correct, wrong`` (SD over folds in percentage points, mean over stages and modalities), ``value`` (wrong
+    less correct) with ``low, high``, ``epochs`` of each kind, ``subjects``. NaN with fewer than two folds that have
+    both kinds.
+    """
+    shares = subject_shares(matched(relevance[relevance["rule"] == rule], seed))
+    shares = shares[(shares["kind"] == "absolute") & (shares["stage"] != OVERALL)]
+    sides = [shares[shares["correct"] == correct].reset_index(drop=True) for correct in (True, False)]
+    rng, draws = np.random.default_rng([seed, 41]), []
+    groups = [people["subject"].unique() for _, people in sides[0].groupby("fold")]
+    rows = [side.groupby("subject").indices for side in sides]
+    for _ in range(min(500, n) if len(groups) > 1 else 0):
+        names = np.concatenate([rng.choice(group, len(group)) for group in groups])
+        correct, wrong = (_spread(side.iloc[np.concatenate([of[name] for name in names])])
+                          for side, of in zip(sides, rows))
+        draws.append(wrong - correct)
+    correct, wrong = map(_spread, sides)
+    low, high = np.nanquantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2]) if draws else (np.nan, np.nan)
+    return pd.DataFrame([{"correct": correct, "wrong": wrong, "value": wrong - correct, "low": low, "high": high,
+                          "epochs": int(sides[0]["n"].sum()), "subjects": sides[0]["subject"].nunique()}])
+
+
+def information(epochs: EpochSet, rate: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame, np.ndarray]:
+    """How well each stage is recognised from one modality alone, measured by classifiers on band powers.
+
+    The table of `mslib.sleep.modality_information`; the rows of ``epochs.table`` that it rests on, at most ten of every
+    recording and stage; their `mslib.sleep.band_features`, (N, M, F).
+    """
+    drawn = draw_by_stage(epochs.table.assign(epoch=np.arange(len(epochs))), 10, seed + 1)
+    rows = drawn["epoch"].to_numpy()
+    features = np.concatenate([band_features(epochs.batch(rows[start:start + 256]), rate)
+                               for start in range(0, len(rows), 256)])
+    people = drawn["subject"].to_numpy()
+    table = modality_information(features, drawn["stage"].to_numpy(), people, min(5, len(set(people))), seed)
+    return table, drawn, features
+
+
+def ablation_table(ablated: pd.DataFrame, **draws) -> pd.DataFrame:
+    """Loss of correctly classified epochs where a modality is replaced, by stage.
+
+    Columns ``baseline, modality, stage, value, low, high`` (share of correct epochs with all modalities less that
+    without), ``subjects, n``.
+    """
+    correct = _by_name(ablated).assign(correct=(ablated["stage"] == ablated["predicted"]).astype(float))
+    means = correct.groupby(["baseline", "modality", "stage", "subject"])["correct"].mean()
+    sizes, rows = correct.loc[correct["baseline"] == PRESENT, "stage"].value_counts(), []
+    baselines = [name for name in ablated["baseline"].unique() if name != PRESENT]
+    for baseline, modality, stage in product(baselines, MODALITIES, [stage for stage in STAGES if stage in sizes]):
+        lost = means[PRESENT, PRESENT, stage] - means[baseline, modality, stage]
+        rows.append({"baseline": baseline, "modality": modality, "stage": stage,
+                     **mean_interval(lost, lost.index, **draws), "subjects": len(lost), "n": sizes[stage]})
+    return pd.DataFrame(rows)
+
+
+def collapse_table(ablated: pd.DataFrame) -> pd.DataFrame:
+    """Where the epochs go: the stage that is predicted most often without a modality, and how often.
+
+    With stages drawn alike, a network that still looks at the others predicts every stage about as often as it occurs.
+    One that assigns most epochs to one stage has met an input unlike any that it has learnt from.
+    Columns ``baseline, modality, stage`` (most often predicted), ``share`` (of all epochs), ``present`` (that stage's
+    share with all modalities), ``n``.
+    """
+    rows, before = [], None
+    for (baseline, modality), predicted in ablated.groupby(["baseline", "modality"], sort=False)["predicted"]:
+        counts = predicted.value_counts(normalize=True)
+        if baseline == PRESENT:
+            before = counts
+        else:
+            rows.append({"baseline": baseline, "modality": modality, "stage": STAGES[counts.index[0]],
+                         "share": counts.iloc[0], "present": before.get(counts.index[0], 0.0), "n": len(predicted)})
+    return pd.DataFrame(rows)
+
+
+def method_table(methods: pd.DataFrame, relevance: pd.DataFrame, **draws) -> pd.DataFrame:
+    """Share of every modality in the maps of attribution methods and of the rules of relevance, correct epochs.
+
+    Columns ``method, stage, modality, value, low, high`` (percent of the summed sizes), ``subjects, n``.
+    """
+    rules = relevance[relevance["correct"]].assign(method="LRP " + relevance["rule"])
+    table = pd.concat([_by_name(methods), _by_name(rules)], ignore_index=True)
+    return share_summary(table, ["method", "stage"], **draws)
+
+
+def agreement(methods: pd.DataFrame, ablated: pd.DataFrame, information: pd.DataFrame, rule: str) -> pd.DataFrame:
+    """How far every method, rule and ablation orders the modalities as relevance does, and as their information does.
+
+    From `method_table`, `ablation_table`, `information` and the study's rule. Per source: ``tau_relevance,
+    tau_information`` (Kendall's tau over the three modalities, mean over stages; 1 same order, 0 chance),
+    ``top_information`` (stages whose first modality is the most informative one), ``stages``, and, for shares,
+    ``difference`` to relevance (mean, percentage points).
+    """
+    def wide(table, values="value"):
+        return table.pivot_table(index="stage", columns="modality", values=values)[list(MODALITIES)]
+
+    sources = {name: wide(part) for name, part in methods.groupby("method", sort=False)}
+    sources |= {f"ablation, {name}": wide(part) for name, part in ablated.groupby("baseline", sort=False)}
+    rows = []
+    for name, table in sources.items():
+        joined = pd.concat({"values": table, "relevance": sources[f"LRP {rule}"], "truth": wide(information, "auc")},
+                           axis=1, join="inner")
+        values, relevance, truth = (joined[part] for part in ("values", "relevance", "truth"))
+        rows.append({"source": name, "tau_relevance": values.corrwith(relevance, axis=1, method="kendall").mean(),
+                     "tau_information": values.corrwith(truth, axis=1, method="kendall").mean(),
+                     "top_information": int((values.idxmax(axis=1) == truth.idxmax(axis=1)).sum()),
+                     "stages": len(joined), "difference": np.nan if name.startswith("ablation") else (
+                         values - relevance).abs().mean(axis=None)})
+    return pd.DataFrame(rows)
+
+
+# --- age, sex and drug -------------------------------------------------------------------------------------------
+
+
+def covariates(epochs: EpochSet) -> pd.DataFrame:
+    """Subject and effects of every recording, as numbers.
+
+    Index ``recording``; ``subject`` and those of `EFFECTS` that are known and differ: ``decade`` (age / 10), ``woman``
+    and ``drug`` (0 or 1; 0 is placebo).
+    """
+    nights = epochs.table.drop_duplicates("recording").set_index("recording")
+    drug = nights["drug"].where(nights["drug"].isna(), (nights["drug"] != "placebo").astype(float))
+    table = pd.DataFrame({"subject": nights["subject"], "decade": nights["age"] / 10,
+                          "woman": nights["sex"].map({"F": 1.0, "M": 0.0}), "drug": drug.astype(float)})
+    return table[["subject", *[name for name in EFFECTS if table[name].dropna().min() < table[name].dropna().max()]]]
+
+
+def recording_shares(relevance: pd.DataFrame, nights: pd.DataFrame, rule: str) -> pd.DataFrame:
+    """Mean share (sizes) of every recording and stage over correct epochs, beside its `covariates`: one row each."""
+    part = _by_name(relevance[(relevance["rule"] == rule) & relevance["correct"]])
+    return part.groupby(["stage", "recording"])[list(MODALITIES)].mean().reset_index().join(nights, on="recording")
+
+
+def detectable(error: float, df: float) -> float:
+    """Smallest effect that a two-sided t test (5 %, this standard error) finds with a power of 80 %."""
+    if not error > 0 or not df >= 2:
+        return float("nan")
+    limit = student.ppf(1 - ALPHA / 2, df)
+    return error * brentq(lambda shift: nct.sf(limit, df, shift) - 0.8, 0, 3 * limit)  # the other tail is nothing
+
+
+def _model(part, outcome, effects) -> pd.DataFrame:
+    """Rows of the effects on one outcome; where no model can be fitted, rows that say why."""
+    try:
+        fitted = mixed_effects(part, outcome, effects).iloc[1:].rename(columns={"estimate": "value"}).assign(why="")
+        error = (fitted["high"] - fitted["low"]) / 2 / student.ppf(0.975, fitted["df"])
+        fitted["detectable"] = [detectable(*pair) for pair in zip(error, fitted["df"])]
+    except ValueError as error:
+        fitted = pd.DataFrame({"term": effects, "n": len(part), "subjects": part["subject"].nunique(),
+                               "singular": False, "why": str(error).removeprefix("mixed_effects: ")})
+    return fitted.reindex(columns=FITTED)
+
+
+def fit_effects(shares: pd.DataFrame) -> pd.DataFrame:
+    """Effects of age, sex and drug on the share of every modality in every stage, by mixed models.
+
+    From `recording_shares`. Columns ``stage, modality, term, value, low, high`` (percentage points, 95 %), ``p, p_fdr``
+    (Benjamini-Hochberg over all rows), ``df, n, subjects, singular, detectable`` (uncorrected), ``why`` (no model could
+    be fitted).
+    """
+    effects = [name for name in EFFECTS if name in shares]
+    rows = [_model(part, modality, effects).assign(stage=stage, modality=modality)
+            for stage in STAGES if len(part := shares[shares["stage"] == stage]) and effects for modality in MODALITIES]
+    table = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=FITTED)
+    return table.assign(p_fdr=adjust_p_values(table["p"], "fdr_bh"))
+
+
+def corrected_effects(fitted: pd.DataFrame) -> pd.DataFrame:
+    """Sizes of the effects with intervals that exclude 0 where the corrected p is below 5 %, and there alone.
+
+    Tested rows of `fit_effects` with ``value`` without its sign, ``low, high`` at the level that Benjamini and Hochberg
+    leave this test, and ``strongest``: of a term and modality the stage with the lowest corrected p.
+    """
+    tested = fitted.dropna(subset=["p_fdr"])
+    size, tail = tested["value"].abs(), ALPHA * (tested["p"] / tested["p_fdr"]).fillna(1.0) / 2
+    half = (tested["high"] - tested["low"]) / 2 * student.ppf(1 - tail, tested["df"]) / student.ppf(
+        0.975, tested["df"])
+    strongest = tested.groupby(["term", "modality"])["p_fdr"].idxmin()
+    return tested.assign(value=size, low=size - half, high=size + half, strongest=tested.index.isin(strongest))
+
+
+def relevance_recovery(fitted: pd.DataFrame, sizes: dict[str, float]) -> pd.DataFrame:
+    """Do the simulated effects come back in the relevance? A stronger sign should have a larger share.
+
+    One row per place of `EXPECTED`: ``stage, modality, term, value, low, high, detectable, p`` of `fit_effects`,
+    ``simulated`` (sum of the logarithms of amplitude or rate), ``p_fdr`` (corrected for these rows alone),
+    ``recovered`` (corrected p at most 5 % and the simulated sign).
+    """
+    places = pd.DataFrame([(stage, modality, term, sum(sizes[part] for part in parts))
+                           for stage, modality, names in EXPECTED if sizes for term, parts in names.items()],
+                          columns=["stage", "modality", "term", "simulated"])
+    table = places.merge(fitted, on=["stage", "modality", "term"])[[
+        "stage", "modality", "term", "value", "low", "high", "detectable", "p", "simulated"]]
+    table["p_fdr"] = adjust_p_values(table["p"], "fdr_bh")
+    return table.assign(recovered=(table["p_fdr"] <= ALPHA) & (table["value"] * table["simulated"] > 0))
+
+
+def signal_recovery(drawn: pd.DataFrame, features: np.ndarray, nights: pd.DataFrame,
+                    sizes: dict[str, float]) -> pd.DataFrame:
+    """Do the simulated effects come back from the recordings themselves?
+
+    From `information` (`drawn`, `features`) and `covariates`. Columns ``component, stage, modality, term, simulated,
+    value, low, high, p, subjects, n`` (change of the logarithm of the amplitude, relative to bands without effect:
+    gains of channels differ from night to night), ``detectable, inside`` (the simulated size lies in the interval),
+    ``sign`` (the interval excludes 0 on its side).
+    """
+    numbers, rows = ["value", "low", "high", "p", "subjects", "n", "detectable"], []
+    for component, stage, modality, bands, beside, names in COMPONENTS if sizes else ():
+        here = drawn["stage"].to_numpy() == STAGES.index(stage)
+        part = np.exp(features[here, MODALITIES.index(modality)])
+        ratio = np.log(part[:, list(bands)].mean(axis=1) / part[:, list(beside)].mean(axis=1)) / 2
+        table = nights.assign(level=pd.Series(ratio).groupby(drawn.loc[here, "recording"].to_numpy()).mean())
+        fitted = _model(table.reset_index(), "level", [name for name in EFFECTS if name in nights]).set_index("term")
+        for term in [name for name in names if name in fitted.index]:
+            size, row = sizes[names[term]], fitted.loc[term]
+            side = row["low"] if size > 0 else -row["high"]
+            rows.append({"component": component, "stage": stage, "modality": modality, "term": term, "simulated": size,
+                         **row[numbers], "inside": bool(row["low"] <= size <= row["high"]), "sign": bool(side > 0)})
+    return pd.DataFrame(rows, columns=["component", "stage", "modality", "term", "simulated", *numbers, "inside",
+                                       "sign"])

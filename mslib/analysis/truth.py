@@ -1,0 +1,92 @@
+"""Truth of a subject against the estimates of preprocessing; ranges of real patients; example slices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import SimpleITK as sitk
+from scipy import ndimage
+
+from mslib.prep import SliceStack
+from mslib.prep.images import apply_points
+
+LPS = np.array([-1.0, -1.0, 1.0])
+#: Median, lowest and highest value of real patients (open_ms_data: 24 RRMS, 2 SPMS), from the description of the expert
+#: masks of all 30 patients (Lesjak et al. 2017; see DATA.md).
+REAL_RANGES = {"lesion_load_ml": {"RRMS": (14.9, 0.66, 52.6), "SPMS": (45.3, 40.7, 50.0)},
+               "lesion_count": {"RRMS": (82, 15, 350), "SPMS": (215, 106, 324)}}
+
+
+def lesion_load(mask: nib.Nifti1Image) -> float:
+    """Volume in mL of the non-zero voxels of a mask."""
+    return np.count_nonzero(np.asanyarray(mask.dataobj) > 0) * float(np.prod(mask.header.get_zooms()[:3]) / 1000)
+
+
+def brain_points(mask: nib.Nifti1Image, n: int = 4000) -> np.ndarray:
+    """About `n` points spread evenly through a brain mask: LPS, in mm, shape (n, 3)."""
+    index = np.argwhere(np.asanyarray(mask.dataobj) > 0)
+    return nib.affines.apply_affine(mask.affine, index[:: max(1, len(index) // n)]) * LPS
+
+
+def registration_error(points: np.ndarray, true: sitk.Transform, estimated: sitk.Transform) -> dict[str, float]:
+    """Mean distance (mm) over the brain between where a transform puts points and where they belong.
+
+    Points (LPS, mm) as from `brain_points`; transforms are those of points of T1w to points of the other image.
+    ``before``: headers alone, and ``after``.
+    """
+    there = apply_points(true, points)
+    return {"before": np.linalg.norm(points - there, axis=1).mean(),
+            "after": np.linalg.norm(apply_points(estimated, points) - there, axis=1).mean()}
+
+
+def field_at(field: nib.Nifti1Image, points: np.ndarray) -> np.ndarray:
+    """Values of a volume at points (LPS, mm), linear between voxels, constant beyond its edge; shape (n,)."""
+    voxels = nib.affines.apply_affine(np.linalg.inv(field.affine), points * LPS)
+    return ndimage.map_coordinates(np.asarray(field.dataobj, np.float32), voxels.T, order=1, mode="nearest")
+
+
+def bias_correlation(points: np.ndarray, field: nib.Nifti1Image, log_field: nib.Nifti1Image) -> float:
+    """Correlation at `points` between the logarithm of the true bias field and the estimated log field."""
+    return float(np.corrcoef(np.log(field_at(field, points)), field_at(log_field, points))[0, 1])
+
+
+def coverage(table: pd.DataFrame, ranges: Mapping = REAL_RANGES) -> pd.DataFrame:
+    """Whether each simulated group covers the range of the real one; without measures and groups that `table` lacks.
+
+    `table`: ``group`` and measures, one row per subject; `ranges`: measure to group to (median, low, high).
+    """
+    rows = []
+    for measure, of_group in ranges.items():
+        for group, (_, low, high) in of_group.items():
+            values = table.loc[table["group"] == group, measure].dropna() if measure in table else []
+            if len(values):
+                rows.append({"measure": measure, "group": group, "low": values.min(), "high": values.max(),
+                             "real_low": low, "real_high": high,
+                             "covered": bool(values.min() <= low and values.max() >= high)})
+    return pd.DataFrame(rows, columns=["measure", "group", "low", "high", "real_low", "real_high", "covered"])
+
+
+def median_subjects(table: pd.DataFrame) -> dict[str, str]:
+    """Per group the subject of median lesion load (the upper of two); an unknown load counts as none."""
+    loads = table.reindex(columns=["subject", "group", "lesion_load_ml"]).fillna({"lesion_load_ml": 0.0})
+    return {group: part["subject"].iloc[len(part) // 2]
+            for group, part in loads.sort_values("lesion_load_ml", kind="stable").groupby("group")}
+
+
+def fullest_slice(lesions: np.ndarray) -> int:
+    """Slice with most lesion pixels from 10 below to 19 above the middle one; the middle one where there are none."""
+    middle = len(lesions) // 2
+    window = lesions[max(0, middle - 10): middle + 20].sum(axis=(1, 2))
+    return max(0, middle - 10) + int(window.argmax()) if window.any() else middle
+
+
+def group_examples(stacks: Mapping[str, SliceStack]) -> dict:
+    """The fullest slice of one subject per group, as arguments of `mslib.show.plot_examples`."""
+    chosen = {group: (stack, fullest_slice(stack.lesions)) for group, stack in stacks.items()}
+    slices = [np.moveaxis(stack.images[index], -1, 0).astype(np.float32) for stack, index in chosen.values()]
+    return {"slices": np.stack(slices, 1), "groups": list(chosen),
+            "lesions": np.stack([stack.lesions[index] for stack, index in chosen.values()]),
+            "z_mm": [float(stack.z_mm[index]) for stack, index in chosen.values()]}

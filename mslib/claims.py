@@ -1,0 +1,246 @@
+"""Claims as rows (text, table, query, border) and the one function that judges them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pandas as pd
+
+HOLDS, FAILS, OPEN, UNTESTABLE = "holds", "does not hold", "undecided", "not testable"
+#: Three tables: what was published, controls of the method, checks of this study.
+PUBLISHED, CONTROL, CHECK = "published", "control", "check"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One claim about rows of a table with ``value, low, high``: their intervals lie above a border.
+
+    Attributes
+    ----------
+    text, source, kind : str
+        What is claimed, by whom; `PUBLISHED`, `CONTROL` or `CHECK`.
+    table, query : str
+        Table that a notebook has saved, and the pandas query of the rows; all of them have to pass.
+    border : float or str
+        Number, or column that holds it.
+    evidence : str
+        What the value is.
+    direction : str
+        Where the intervals have to lie: ``above``, ``below``, or ``not above`` (some of them may include the border).
+    by : str
+        Column whose values get a verdict each, where the table has it.
+    least : float
+        Distance from the border below which a passed test is next to nothing, and so undecided.
+    unless : tuple of (str, str, str)
+        Tables, queries (of rows with the same value of `by`) and reasons: such rows make "holds" (where `spoils` says
+        so, "does not hold") undecided.
+    spoils : str
+        Verdict that `unless` makes undecided.
+    refutes : str
+        Reason why passing does not make the claim hold: it can only be refuted.
+    caveat : str
+        Reason why rows can be shown but decide nothing.
+    conjunction : bool
+        One row that fails refutes the claim; else rows that differ leave it undecided.
+    """
+
+    text: str
+    source: str
+    kind: str
+    table: str
+    query: str
+    border: float | str = 0.0
+    evidence: str = ""
+    direction: str = "above"
+    by: str = "backbone"
+    least: float = 0.0
+    unless: tuple[tuple[str, str, str], ...] = ()
+    spoils: str = HOLDS
+    refutes: str = ""
+    caveat: str = ""
+    conjunction: bool = True
+
+
+def interval_text(value, low, high, digits: int = 2) -> str:
+    """``0.93 (0.88 to 0.97)``, or that there is no value or no interval."""
+    known = [math.nan if number is None else float(number) for number in (value, low, high)]
+    if math.isnan(known[0]):
+        return "not measured"
+    if math.isnan(known[1]) or math.isnan(known[2]):
+        return f"{known[0]:.{digits}f} (no interval)"
+    return f"{known[0]:.{digits}f} ({known[1]:.{digits}f} to {known[2]:.{digits}f})"
+
+
+def verdict(low: float, high: float, border: float = 0.0, direction: str = "above") -> tuple[str, str]:
+    """Verdict and reason: does an interval lie where it is claimed to lie (`Claim.direction`)?"""
+    if math.isnan(low) or math.isnan(high) or math.isnan(border):
+        return UNTESTABLE, "too few subjects for an interval"
+    if direction == "not above":
+        return (FAILS if low > border else HOLDS), ""
+    if low > border or high < border:
+        return (HOLDS if (low > border) == (direction == "above") else FAILS), ""
+    return OPEN, "the interval includes the border"
+
+
+def _border(claim, row) -> float:
+    return float(row[claim.border] if isinstance(claim.border, str) else claim.border)
+
+
+def _of_rows(claim: Claim, rows: list[dict]) -> tuple[str, str]:
+    """Verdict of all rows together."""
+    found = []
+    for row in rows:
+        border = _border(claim, row)
+        one = verdict(float(row["low"]), float(row["high"]), border, claim.direction)
+        if one[0] == HOLDS and abs(float(row["value"]) - border) < claim.least:
+            one = OPEN, f"less than {claim.least:g} from the border: next to nothing"
+        found.append(one)
+    failed = [one for one in found if one[0] == FAILS]
+    if failed and len(failed) < len(found) and not claim.conjunction:
+        return OPEN, "not alike in all rows"
+    return failed[0] if failed else next((one for one in found if one[0] != HOLDS), found[0])
+
+
+def _decide(claim: Claim, rows: list[dict], read: Callable[[str], pd.DataFrame], owner) -> tuple[str, str]:
+    """`_of_rows`, and what speaks against it."""
+    found = _of_rows(claim, rows)
+    if claim.caveat:
+        return UNTESTABLE, claim.caveat
+    if found[0] == HOLDS and claim.refutes:
+        return OPEN, claim.refutes
+    for table, query, reason in claim.unless if found[0] == claim.spoils else ():
+        spoiling = read(table)
+        spoiling = spoiling.query(query) if len(spoiling) else spoiling
+        if len(spoiling[spoiling[claim.by] == owner] if claim.by in spoiling else spoiling):
+            return OPEN, reason
+    return found
+
+
+def judge(claims: list[Claim], read: Callable[[str], pd.DataFrame]) -> pd.DataFrame:
+    """Judge claims by the tables that notebooks have saved.
+
+    Parameters
+    ----------
+    claims : list of Claim
+    read : callable
+        Table by name; empty where there is none.
+
+    Returns
+    -------
+    DataFrame
+        ``kind, claim, source, network, evidence, verdict, reason``: one row per claim and network. A claim of which no
+        row is known is not testable.
+    """
+    judged = []
+    for claim in claims:
+        table = read(claim.table)
+        rows = table.query(claim.query) if len(table) else table
+        common = {"kind": claim.kind, "claim": claim.text, "source": claim.source}
+        if rows.empty:
+            judged.append(common | {"network": "", "evidence": "", "verdict": UNTESTABLE,
+                                    "reason": "not measured in this study"})
+            continue
+        groups = rows.groupby(claim.by, sort=False) if claim.by in rows else [("", rows)]
+        for owner, part in groups:
+            part = part.to_dict("records")
+            values = "; ".join(interval_text(row["value"], row["low"], row["high"]) for row in part)
+            borders = ", ".join(sorted({f"{_border(claim, row):.3g}" for row in part}))
+            decided, reason = _decide(claim, part, read, owner)
+            judged.append(common | {"network": owner, "evidence": f"{claim.evidence}: {values}; border {borders}",
+                                    "verdict": decided, "reason": reason})
+    return pd.DataFrame(judged)
+
+
+HONG, COMPANION = "Hong and Zhang 2021", "Hong and Zhang 2021, companion paper (abstract)"
+JIN, ADEBAYO, ELLIS, STUDY = "Jin et al. 2022", "Adebayo et al. 2018", "Ellis et al. 2021", "this study"
+#: Accuracy of first seeds; measures of the deepest randomisation; layers whose maps show the image and not the network.
+ACCURACY = "measure == 'accuracy' and seed == 1 and backbone != 'logistic'"
+RANDOM = "measure == 'spearman' and all_random"
+LAST = "((backbone == 'vgg16' and layer == 'block5_conv3') or (backbone == 'vgg19' and layer == 'block5_conv4'))"
+SHOWS_IMAGE = "this layer's maps stay alike when the weights are random"
+GUIDED = "method in ('guided_backprop', 'guided_gradcam')"
+
+CLAIMS: list[Claim] = [
+    # Accuracy (notebook 02)
+    *(Claim(f"Test accuracy at least {border:.0%} ({backbone.upper()}, slice-level split)", HONG, PUBLISHED, "accuracy",
+            f"{ACCURACY} and protocol == 'published' and level == 'slice' and backbone == '{backbone}'", border,
+            "accuracy over slices") for backbone, border in (("vgg16", 0.93), ("vgg19", 0.95))),
+    Claim("A slice-level split measures the disease, not the subject", STUDY, CONTROL, "accuracy",
+          f"{ACCURACY} and protocol == 'published_permuted'", "chance",
+          "accuracy with permuted labels, slices and subjects", direction="not above",
+          refutes="permuted labels are not learnt here; a longer training might learn them"),
+    Claim("A subject-level split does not reward permuted labels", STUDY, CONTROL, "accuracy",
+          f"{ACCURACY} and protocol == 'honest_permuted' and level == 'slice'", "chance",
+          "accuracy with permuted labels", direction="below"),
+    Claim("New subjects are classified better than by chance", STUDY, CHECK, "accuracy",
+          f"{ACCURACY} and protocol == 'independent' and level == 'subject'", "chance",
+          "accuracy over independent subjects"),
+    Claim("At least 90 % of new subjects are classified correctly", STUDY, CHECK, "accuracy",
+          f"{ACCURACY} and protocol == 'independent' and level == 'subject'", 0.9,
+          "accuracy over independent subjects"),
+    # Depth (notebook 03)
+    Claim("Shallower layers are more localised, deeper ones more general", HONG, PUBLISHED, "depth_tests",
+          "test == 'spread with depth'", "border",
+          "rank correlation of depth with the brain share that holds half of the map", least=0.1),
+    Claim("The last convolution is the best compromise", HONG, PUBLISHED, "depth_tests",
+          "test == 'last convolution over rival'", "border",
+          "rank sum of the strongest rival (chosen on other patients) minus that of the last convolution"),
+    Claim("block4_conv4 of VGG19 is hard to read (tested as: overlaps lesions worse than the last convolution)", HONG,
+          PUBLISHED, "depth_tests", "test == 'hard layer minus last'", "border", "difference in AUPRC",
+          direction="below",
+          unless=(("randomisation", f"{RANDOM} and low > 0 and layer == 'block4_conv4'", SHOWS_IMAGE),), spoils=FAILS),
+    Claim("The 95th percentile of Grad-CAM is higher in SPMS than in RRMS", COMPANION, PUBLISHED,
+          "percentile_comparison", LAST, 0.5, "last convolution, P(SPMS > RRMS)",
+          caveat="each patient's map explains the own class, and maps of two logits differ in scale"),
+    *(Claim(f"{lobe.capitalize()} emphasis in SPMS (more than a uniform map)", HONG, PUBLISHED, "lobes",
+            f"group == 'SPMS' and lobe == '{lobe}'", "brain", "share of the map, last convolution",
+            unless=(("randomisation", f"{RANDOM} and low > 0 and {LAST}", SHOWS_IMAGE),
+                    ("lobes", f"group == 'SPMS' and lobe == '{lobe}' and not exceeds_others",
+                     "not surely more than in RRMS, so no property of SPMS")))
+      for lobe in ("frontal", "temporal")),
+    Claim("Shallower layers overlap lesions better", STUDY, CHECK, "depth_tests", "test == 'auprc with depth'",
+          "border", "rank correlation of depth with AUPRC", direction="below", least=0.1),
+    Claim("Grad-CAM changes when all layers of blocks 4 and 5 are random", ADEBAYO, CONTROL, "randomisation", RANDOM,
+          0.0, "rank correlation with the original map, layer by layer, one random draw", direction="not above"),
+    # Sixteen methods and LRP against a known decision rule (notebooks 04 and 05)
+    Claim("Guided BackProp and Guided Grad-CAM come nearest to known truth (MSFI .49, .42)", JIN, PUBLISHED,
+          "msfi_advantage", "index >= 0", 0.0, "MSFI minus that of the best other method"),
+    Claim("Grad-CAM finds nothing of known truth (MSFI .02, on a map of 2 x 2 x 2)", JIN, PUBLISHED,
+          "gradcam_msfi_by_layer", "method == 'gradcam' and layer == 'block5_conv3'", "chance",
+          "MSFI at the last convolution, one network a sequence", direction="not above", conjunction=False),
+    Claim("Guided BackProp and Guided Grad-CAM keep their maps when the higher layers are random", ADEBAYO, PUBLISHED,
+          "randomisation_methods", f"random == 'block 5 and logits' and {GUIDED}", 0.5,
+          "similarity to the original map", conjunction=False),
+    Claim("Guided BackProp and Guided Grad-CAM keep their maps when all weights are random", ADEBAYO, CONTROL,
+          "randomisation_methods", f"random == 'all layers' and {GUIDED}", 0.5, "similarity to the original map",
+          conjunction=False),
+    Claim("An earlier layer repairs Grad-CAM", STUDY, CHECK, "gradcam_layer_gain", "method == 'gradcam'", 0.0,
+          "gain in MSFI of the best layer over the last one and over chance", conjunction=False),
+    *(Claim(f"LRP ({rule}) gives the decisive sequence the largest share{beyond}", STUDY, CONTROL,
+            "relevance_known_rule_margins", f"kind == '{kind}' and rule == '{rule}'", 0.0,
+            "share of the decisive sequence minus the largest other, one network a sequence", conjunction=False)
+      for rule in ("epsilon_plus", "epsilon", "alpha1_beta0", "alpha2_beta1", "gamma")
+      for kind, beyond in (("absolute", ""), ("over intensity", " over its share of the summed intensity"))),
+    # Sleep staging (notebook 06)
+    *(Claim(text, ELLIS, PUBLISHED, "sleep_differences", query, 0.0,
+            "difference of two shares of the relevance in percentage points, correctly classified epochs")
+      for text, query in (
+          ("Overall relevance EEG > EOG > EMG",
+           "stage == 'overall' and ((more == 'EEG' and less == 'EOG') or (more == 'EOG' and less == 'EMG'))"),
+          ("Awake: EEG and EOG above EMG", "stage == 'W' and more in ('EEG', 'EOG') and less == 'EMG'"),
+          ("NREM1: EEG and EOG above EMG", "stage == 'N1' and more in ('EEG', 'EOG') and less == 'EMG'"),
+          ("NREM2: EEG highest", "stage == 'N2' and more == 'EEG'"),
+          ("NREM3: EEG highest", "stage == 'N3' and more == 'EEG'"),
+          ("REM: EOG highest", "stage == 'REM' and more == 'EOG'"))),
+    Claim("Relevance is more consistent over folds when classified correctly than when not", ELLIS, PUBLISHED,
+          "sleep_consistency", "index >= 0", 0.0, "SD between folds, misclassified minus correct, percentage points"),
+    *(Claim(text, ELLIS, PUBLISHED, "sleep_effects_corrected", query, 0.0,
+            "size of the effect in percentage points, limits corrected for all tests")
+      for text, query in (
+          ("Medication goes with the relevance of EEG and EOG in NREM2",
+           "term == 'drug' and stage == 'N2' and modality in ('EEG', 'EOG')"),
+          ("Sex goes with the relevance of EEG", "term == 'woman' and modality == 'EEG' and strongest"),
+          ("Age goes with the relevance of EOG", "term == 'decade' and modality == 'EOG' and strongest"))),
+]

@@ -1,0 +1,308 @@
+"""Training with `keras.Model.fit`: balanced epochs, re-estimated batch norm, best epoch kept, resumed after a kill."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+
+from mslib.study.config import Augmentation
+from mslib.study.errors import StudyError
+from mslib.study.files import write_table
+from mslib.study.progress import progress
+
+from .data import SliceSet, balanced_draw, make_augmenter
+from .vgg import has_batch_norm
+
+#: Batches that re-estimate the running statistics of batch norm before every validation.
+REFRESH_BATCHES = 20
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained.
+
+    Attributes
+    ----------
+    epochs : int
+        At most; fewer where the validation loss has not fallen for `patience` epochs.
+    slices_per_subject : int
+        Slices of an epoch over training subjects, drawn in equal shares of the classes.
+    learning_rate : float
+        Peak of `learning_rates`.
+    batch_size : int
+    weight_decay : float
+        Of kernels (AdamW); biases and batch norm have none.
+    patience : int
+    seed : int
+        Of draws and augmentation. Weights at random are the caller's (`keras.utils.set_random_seed`).
+    augmentation : Augmentation, optional
+        Default: slices stay as they are.
+    channels : list of int, optional
+        As in `SliceSet.batch`.
+    area_weight : float
+        Of the squared error of the areas beside the cross-entropy of the class.
+    """
+
+    epochs: int
+    slices_per_subject: int
+    learning_rate: float
+    batch_size: int
+    weight_decay: float
+    patience: int
+    seed: int
+    augmentation: Augmentation | None = None
+    channels: list[int] | None = None
+    area_weight: float = 1.0
+
+
+def choose_precision(wanted: str) -> str:
+    """For ``auto`` bfloat16 where the CPU computes with it natively, else float32; an explicit wish is obeyed."""
+    if wanted != "auto":
+        return wanted
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return "float32"
+    return "bfloat16" if "amx_bf16" in flags or "avx512_bf16" in flags else "float32"
+
+
+def add_in_order() -> None:
+    """Keep TensorFlow from rewriting traced functions of this process, so that two trainings of one seed agree.
+
+    Where memory peaks above 0.2 GB, its memory optimizer turns a sum of three arrays (here in the gradient of a batch
+    norm) into additions to one array in whatever order threads arrive. The last bit of float32 then depends on timing,
+    after one in a few hundred steps also that of a bfloat16 gradient, and from there the trainings part. Without the
+    rewriting a step takes as long.
+    """
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+
+
+def learning_rates(peak: float, steps: int) -> keras.optimizers.schedules.LearningRateSchedule:
+    """Learning rate of every step: a tenth of them rises from a twentieth of the peak, then half a cosine falls."""
+    warmup = max(1, steps // 10)
+    return keras.optimizers.schedules.CosineDecay(peak / 20, max(1, steps - warmup), alpha=0.01, warmup_target=peak,
+                                                  warmup_steps=warmup)
+
+
+class Batches(keras.utils.PyDataset):
+    """Slices at `index` in that order, in batches, with their targets."""
+
+    def __init__(self, slices: SliceSet, index: np.ndarray, batch_size: int, channels: list[int] | None):
+        super().__init__()
+        self.slices, self.index, self.size, self.channels = slices, index, batch_size, channels
+
+    def __len__(self):
+        return -(-len(self.index) // self.size)
+
+    def __getitem__(self, number):
+        index = self.index[number * self.size:(number + 1) * self.size]
+        return self.slices.batch(index, self.channels), self.slices.targets(index)
+
+
+class BalancedBatches(Batches):
+    """Augmented whole batches of a balanced draw, which depend on seed, epoch and number of the batch alone."""
+
+    def __init__(self, slices: SliceSet, train: np.ndarray, recipe: Recipe):
+        super().__init__(slices, train, recipe.batch_size, recipe.channels)
+        self.train, self.seed, self.epoch = train, recipe.seed, 0
+        self.wanted = recipe.slices_per_subject * slices.table["subject"].iloc[train].nunique()
+        self.classes = slices.table["target"].to_numpy()
+        self.augment = make_augmenter(recipe.augmentation) if recipe.augmentation else None
+        self.draw(0)
+
+    def draw(self, epoch: int) -> None:
+        """Draw the slices of an epoch (counted from 0)."""
+        rng = np.random.default_rng([self.seed, epoch])
+        self.epoch, self.index = epoch, balanced_draw(self.classes, self.train, self.wanted, rng)
+
+    def __len__(self):
+        return len(self.index) // self.size
+
+    def __getitem__(self, number):
+        images, targets = super().__getitem__(number)
+        if self.augment:
+            seed = tf.constant([self.seed + self.epoch, number * self.size])
+            images = self.augment(tf.constant(images), seed).numpy()
+        return images, targets
+
+
+class RefreshBatchNorm(keras.callbacks.Callback):
+    """Re-estimates the running statistics of batch norm on un-augmented training slices before every validation.
+
+    They lag behind the weights while the learning rate is high; evaluating or folding with stale ones costs accuracy.
+    A forward pass in training mode moves them by 1 - momentum, and nothing else; its slices are drawn from the rows
+    `train`, the same ones every time.
+    """
+
+    def __init__(self, slices: SliceSet, train: np.ndarray, recipe: Recipe):
+        super().__init__()
+        self.slices, self.train, self.recipe = slices, train, recipe
+
+    def set_model(self, model):
+        """Hook of Keras."""
+        super().set_model(model)
+        self.forward = tf.function(lambda images: model(images, training=True), reduce_retracing=True)
+
+    def on_test_begin(self, logs=None):
+        """Hook of Keras."""
+        rng = np.random.default_rng([self.recipe.seed, 77])
+        classes = self.slices.table["target"].to_numpy()
+        for _ in range(REFRESH_BATCHES):
+            drawn = balanced_draw(classes, self.train, self.recipe.batch_size, rng)
+            self.forward(tf.constant(self.slices.batch(drawn, self.recipe.channels)))
+
+
+class History(keras.callbacks.Callback):
+    """A row of ``history.csv`` per epoch after `rows`, a progress bar, the end where the loss no longer falls."""
+
+    def __init__(self, path: Path, rows: list[dict], batches: BalancedBatches, recipe: Recipe, label: str):
+        super().__init__()
+        self.path, self.rows, self.batches, self.patience, self.label = path, rows, batches, recipe.patience, label
+        steps = len(batches)
+        self.bar = progress(total=steps * recipe.epochs, initial=steps * len(rows), desc=label, unit="batch")
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Hook of Keras."""
+        self.batches.draw(epoch)
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Hook of Keras."""
+        self.bar.update()
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Hook of Keras."""
+        prefix = f"{self.model.output_names[0]}_" if len(self.model.outputs) > 1 else ""
+        values = {f"{part}{name}": float(logs[f"{part}{prefix}{name}"])
+                  for part in ("", "val_") for name in ("loss", "accuracy")}
+        for kind, name in (("loss", "loss"), ("validation loss", "val_loss")):
+            if not np.isfinite(values[name]):
+                raise StudyError(f"{self.label}: the {kind} of epoch {epoch + 1} is {values[name]}; "
+                                 "lower training learning_rate")
+        self.rows.append({"epoch": epoch + 1, "steps": len(self.batches), **values})
+        write_table(self.path, pd.DataFrame(self.rows))
+        self.bar.set_postfix(loss=f"{values['loss']:.2f}", validation=f"{values['val_accuracy']:.2f}")
+        self.model.stop_training = _stopped(self.rows, self.patience)
+
+
+def _stopped(rows, patience):
+    """No better validation loss for `patience` epochs."""
+    losses = [row["val_loss"] for row in rows]
+    return len(losses) > patience and min(losses[:-patience]) <= min(losses[-patience:])
+
+
+def _compiled(model, recipe, steps, area_head):
+    """A model that shares the layers of `model`, with the head of the areas where there is one, ready for `fit`."""
+    add_in_order()
+    optimizer = keras.optimizers.AdamW(learning_rates(recipe.learning_rate, steps), weight_decay=recipe.weight_decay,
+                                       clipnorm=1.0)
+    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    if area_head is None:
+        trainer = keras.Model(model.input, model.output)
+        trainer.compile(optimizer, loss, metrics=["accuracy"], jit_compile=False)
+    else:
+        trainer = keras.Model(model.input, [model.output, area_head(model.get_layer("gap").output)])
+        trainer.compile(optimizer, [loss, "mse"], loss_weights=[1.0, recipe.area_weight],
+                        metrics=[["accuracy"], []], jit_compile=False)
+    optimizer.build(trainer.trainable_variables)
+    return trainer
+
+
+def _restore(backup, trainer, folder, steps, label):
+    """Rows of the epochs that an earlier call has finished, their weights and optimizer loaded; none without a backup.
+
+    None where the backup is damaged: it is removed, and the weights are those of the start.
+
+    The steps of the optimizer tell how many epochs that are: a kill between the two files of a Keras backup leaves its
+    number of epochs one behind its weights, and the history may be an epoch ahead of both.
+    """
+    if not Path(backup.backup_dir).exists():
+        return []
+    start = trainer.get_weights()
+    try:
+        backup.set_model(trainer)
+        backup.on_train_begin()
+        done = int(trainer.optimizer.iterations) // steps
+        rows = pd.read_csv(folder / "history.csv", float_precision="round_trip").to_dict("records")[:done]
+        if len(rows) < done or not (folder / "best.weights.h5").is_file():
+            raise ValueError("its history or best weights are missing")
+        text = json.dumps({"epoch": done, "batch": 0})
+        (folder / "backup" / "training_metadata.json").write_text(text, encoding="utf-8")
+    except (OSError, ValueError, KeyError) as error:
+        print(f"{label}: damaged backup in {folder} ({' '.join(str(error).split())[:200]}); this training starts again",
+              file=sys.stderr)
+        shutil.rmtree(backup.backup_dir)
+        trainer.set_weights(start)
+        return None
+    return rows
+
+
+def fit(model: keras.Model, slices: SliceSet, train: np.ndarray, validation: np.ndarray, recipe: Recipe,
+        folder: str | Path, label: str = "training", area_head: keras.layers.Layer | None = None) -> pd.DataFrame:
+    """Train, keep the epoch with the lowest validation loss, resume where an earlier call was stopped.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Network of `build_trainable` (or a plain one, or its upper part); left with the best weights.
+    slices : SliceSet
+    train, validation : ndarray of int
+        Rows of `slices`.
+    recipe : Recipe
+    folder : path
+        Of this training alone: ``backup/`` after every epoch, ``best.weights.h5``, ``history.csv``. A call with the
+        same arguments goes on after the last whole epoch; to train anew, remove it.
+    label : str
+        Of the progress bar and of messages.
+    area_head : keras.layers.Layer, optional
+        Layer on the pooled features that learns `slices.areas` (squared error) beside the class.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per epoch: ``epoch`` (from 1), ``steps``, and of the class ``loss, accuracy, val_loss, val_accuracy``.
+
+    Raises
+    ------
+    StudyError
+        A part without slices, fewer training slices than one batch, or a loss that is not a number.
+
+    References
+    ----------
+    Loshchilov and Hutter 2019 (AdamW, cosine decay).
+    """
+    if not len(train) or not len(validation):
+        raise StudyError(f"{label}: training and validation need slices (got {len(train)} and {len(validation)})")
+    batches, folder = BalancedBatches(slices, train, recipe), Path(folder)
+    steps = len(batches)
+    if not steps:
+        raise StudyError(f"{label}: an epoch has about {batches.wanted} slices, fewer than training.batch_size "
+                         f"{recipe.batch_size}; raise slices_per_subject or lower the batch size")
+    folder.mkdir(parents=True, exist_ok=True)
+    trainer = _compiled(model, recipe, steps * recipe.epochs, area_head)
+    best, monitor = folder / "best.weights.h5", f"val_{model.output_names[0]}_loss" if area_head else "val_loss"
+    backup = keras.callbacks.BackupAndRestore(str(folder / "backup"), double_checkpoint=True, delete_checkpoint=False)
+    rows = _restore(backup, trainer, folder, steps, label)
+    if rows is None:
+        rows, trainer = [], _compiled(model, recipe, steps * recipe.epochs, area_head)
+    if len(rows) < recipe.epochs and not _stopped(rows, recipe.patience):
+        if rows:
+            print(f"{label}: goes on after epoch {len(rows)} of {recipe.epochs}", file=sys.stderr)
+        history = History(folder / "history.csv", rows, batches, recipe, label)
+        lowest = min((row["val_loss"] for row in rows), default=None)
+        keep = keras.callbacks.ModelCheckpoint(str(best), monitor, save_best_only=True, save_weights_only=True,
+                                               mode="min", initial_value_threshold=lowest)
+        refresh = [RefreshBatchNorm(slices, train, recipe)] if has_batch_norm(trainer) else []
+        with history.bar:  # the backup last: whatever a kill leaves behind it is made again when the training goes on
+            trainer.fit(batches, validation_data=Batches(slices, validation, 64, recipe.channels),
+                        epochs=recipe.epochs, shuffle=False, verbose=0, callbacks=[*refresh, history, keep, backup])
+    trainer.load_weights(str(best))
+    return pd.DataFrame(rows)

@@ -1,0 +1,140 @@
+"""What methods say of networks with a known decision rule: the cue, the layer and the shortcut come back."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+
+from mslib.analysis import known_rule
+from mslib.analysis.attribution import Explained
+from mslib.nets import SliceSet
+from mslib.nets.known_rule import Experiment, experiments, shortcut_mask
+
+SEQUENCES, MM = ("T1w", "T2w", "FLAIR"), 2.0
+SHAPE = (96, 84, 3)
+DRAWS = {"n": 200, "confidence": 0.95, "seed": 3275}
+LAYERS = ("block3_conv3", "block5_conv3")
+
+
+def head(n=24):
+    """Round brains of uniform grey, six subjects."""
+    rows, columns = np.mgrid[:SHAPE[0], :SHAPE[1]]
+    brain = np.hypot(rows - SHAPE[0] / 2, columns - SHAPE[1] / 2) < 0.45 * min(SHAPE[:2])
+    table = pd.DataFrame({"subject": np.repeat(list("abcdef"), n // 6), "slice": np.tile(np.arange(n // 6), 6),
+                          "group": "control", "target": 0})
+    images = np.repeat((0.4 * brain)[None, ..., None], n, 0).repeat(3, -1)
+    return SliceSet(images.astype(np.float16), table)
+
+
+def reader(score):
+    """A network that computes its second logit by a function of the images."""
+    inputs = keras.Input(SHAPE)
+    value = keras.layers.Lambda(score, output_shape=(1,))(inputs)
+    return keras.Model(inputs, keras.layers.Concatenate()([0 * value, value]))
+
+
+def stripes(images):
+    """Stripes of the second class run along rows in FLAIR: their grey values differ between columns."""
+    flair = images[..., 2]
+    across, along = flair[:, :, 1:] - flair[:, :, :-1], flair[:, 1:] - flair[:, :-1]
+    ops = keras.ops
+    return ops.expand_dims(ops.mean(across**2, (1, 2)) - ops.mean(along**2, (1, 2)), -1)
+
+
+def corner(images):
+    return keras.ops.mean(images[:, 1:9, 1:9, 2], (1, 2))[:, None] - 0.1
+
+
+def test_the_cue_that_a_network_uses_comes_back():
+    chosen = {one.name: one for one in experiments(SEQUENCES)}
+    use = known_rule.accuracy_by_cue(reader(stripes), chosen["FLAIR"], head(), SEQUENCES, MM, 7, **DRAWS)
+    use = use.set_index("cue")["value"]
+    assert use["FLAIR"] == 1 and use[["T1w", "T2w"]].between(0.2, 0.8).all()
+    own, other = (known_rule.accuracy_by_cue(reader(score), chosen["shortcut"], head(), SEQUENCES, MM, 7, **DRAWS)
+                  for score in (corner, stripes))
+    assert own["value"].tolist() == [1, 0] and own["subjects"].tolist() == [6, 6]
+    assert known_rule.learnt_shortcut(own) and not known_rule.learnt_shortcut(other)
+
+
+def test_marks_are_what_a_map_should_show():
+    marked = Experiment("FLAIR", 2).marked(head(), MM, 0)
+    explained = known_rule.explained_marks(marked)
+    assert explained.images.dtype == np.float32 and explained.features is marked.marks
+    assert explained.targets.tolist() == marked.slices.table["target"].tolist()
+    assert explained.at([3]).subjects.tolist() == ["a"]
+
+
+def of_layers(values, slices=9, noise=0.005):
+    """Per-slice scores of one network by layer, as of `layer_scores`."""
+    rng = np.random.default_rng(0)
+    hardness = rng.normal(0, 0.1, slices)
+    return pd.concat([pd.DataFrame({
+        "method": method, "layer": layer, "image": range(slices), "subject": list("abcdefghi")[:slices],
+        "msfi": value + hardness + rng.normal(0, noise, slices), "chance": 0.1, "blank": False})
+        for method in ("gradcam", "guided_gradcam") for layer, value in zip(LAYERS, values)], ignore_index=True)
+
+
+def test_an_earlier_layer_repairs_grad_cam_beyond_its_interval():
+    both = pd.concat([of_layers((0.6, 0.3)).assign(experiment="T1w"), of_layers((0.6, 0.6)).assign(experiment="T2w")])
+    gain = known_rule.layer_gain(both, **DRAWS).query("method == 'gradcam'").set_index(["experiment", "compared"])
+    assert (gain["layer"] == LAYERS[0]).all() and (gain["last"] == LAYERS[1]).all()
+    assert gain.loc[("T1w", "last layer"), "value"] == pytest.approx(0.3, abs=0.02)
+    assert gain.loc[("T1w", "last layer"), "low"] > 0.2 and (gain.xs("chance", level=1)["low"] > 0.2).all()
+    assert gain.loc[("T2w", "last layer"), "low"] < 0.03 and gain.loc[("T2w", "last layer"), "high"] < 0.1
+    curves = known_rule.layer_curves(both, **DRAWS)
+    assert curves["layer"].unique().tolist() == list(LAYERS) and (curves["chance"] == 0.1).all()
+
+
+def test_a_network_that_needs_no_sequence_is_left_out_of_the_gain():
+    lost = of_layers((0.6, 0.3)).assign(experiment="b", msfi=np.nan, chance=np.nan)
+    own = of_layers((0.6, 0.3)).assign(experiment="a")
+    assert set(known_rule.layer_gain(pd.concat([own, lost]), **DRAWS)["experiment"]) == {"a"}
+    assert known_rule.layer_gain(lost, **DRAWS).empty
+    assert known_rule.layer_curves(lost, **DRAWS)["value"].isna().all()
+
+
+def shortcut_of(maps, shown, subjects="abcdefgh"):
+    images = np.full((8, *SHAPE), 0.2, np.float32)
+    images[:, :30] = 0
+    slices = Explained(images, np.zeros(8, int), (images > 0).any(-1), np.zeros(images.shape, bool),
+                       np.array(list(subjects)))
+    return known_rule.shortcut_table(maps, slices, shown, MM, 5, **DRAWS).set_index("method")
+
+
+def test_the_shortcut_is_exposed_by_attribution_on_it():
+    square, rng = shortcut_mask(SHAPE[:2], MM), np.random.default_rng(0)
+    on = np.zeros((8, *SHAPE), np.float32)
+    on[:, square] = rng.uniform(0.5, 1, (8, square.sum(), 3))
+    on[:, 50, 40] = np.arange(8)[:, None]
+    uniform, every = np.ones_like(on), np.arange(8) > -1
+    maps = {"gradient": on, "smoothgrad": uniform, "occlusion": np.zeros_like(on), "gradcam": on * (np.arange(8) < 0)[
+        :, None, None, None], "lime": uniform, "feature_permutation": uniform}
+    table = shortcut_of(maps, every)
+    assert table.loc["gradient", "exposed"] and not table.loc["smoothgrad", "exposed"]
+    assert table.loc["smoothgrad", "value"] == pytest.approx(square.mean())
+    assert table.loc["occlusion", "blank"] == 8 and table.loc[["occlusion", "gradcam"], "exposed"].isna().all()
+    for name in ("lime", "feature_permutation"):  # superpixels of the brain do not reach the corner
+        assert not table.loc[name, "covered"] and table.loc[name, ["value", "exposed"]].isna().all()
+    assert table["covered"].drop(["lime", "feature_permutation"]).all()
+    few = shortcut_of({"gradient": on}, np.arange(8) < 3)
+    assert few.loc["gradient", ["slices", "subjects"]].tolist() == [3, 3], "those that show it, not all"
+    assert pd.isna(few.loc["gradient", "exposed"]), "no interval of three subjects"
+
+
+def test_a_method_that_could_look_and_does_not_has_not_exposed_it():
+    off = np.zeros((8, *SHAPE), np.float32)
+    off[:, 50, 40] = 1
+    table = shortcut_of({"gradient": off}, np.arange(8) > -1)
+    assert table["value"].tolist() == [0] and table["exposed"].tolist() == [False]
+
+
+def test_layer_scores_of_a_real_network(shallow):
+    from mslib.nets.known_rule import narrow_classifier
+    explained = known_rule.explained_marks(Experiment("FLAIR", 2).marked(head(6), MM, 0))
+    keras.utils.set_random_seed(0)
+    table = known_rule.layer_scores(narrow_classifier(SHAPE, 16), explained, np.array([0, 0, 1.0]))
+    assert table["layer"].unique().tolist() == ["block3_conv1", "block4_conv1", "block5_conv1"]
+    assert len(table) == 6 * 2 * 3 and table["chance"].between(0.01, 0.5).all()
+    assert (table["msfi"].dropna().between(0, 1)).all() and (table["msfi"].isna() == table["blank"]).all()

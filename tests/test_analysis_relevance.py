@@ -1,0 +1,202 @@
+"""Tables of notebook 05: known shares come back, marks are found, and orders and effects are those that were put in."""
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+
+from mslib.analysis.relevance import (
+    INSIDE,
+    KINDS,
+    LIFT,
+    agreement,
+    decisive_margins,
+    effects_table,
+    flow_table,
+    known_rule_shares,
+    lesion_table,
+    mean_shares,
+    rule_shares,
+    seed_stability,
+    slice_shares,
+    spread_slices,
+)
+from mslib.nets.known_rule import ROLES
+
+SEQUENCES, GROUPS = ("T1w", "T2w", "FLAIR"), ("control", "RRMS", "SPMS")
+DRAWS = {"n": 200, "confidence": 0.95, "seed": 1}
+
+
+def linear(*weights):
+    """Mean of each sequence times a weight: relevance is what each sequence adds to the logit."""
+    inputs = keras.Input((6, 4, 3))
+    logits = keras.layers.Dense(2, name="logits")(keras.layers.GlobalAveragePooling2D()(inputs))
+    model = keras.Model(inputs, logits)
+    kernel = np.array([[weight, 0] for weight in weights], np.float32)
+    model.get_layer("logits").set_weights([kernel, np.zeros(2, np.float32)])
+    return model
+
+
+@pytest.mark.parametrize(("total", "count", "index"), [(135, 2, [45, 89]), (135, 1, [67]), (3, 8, [0, 1, 2])])
+def test_slices_are_spread_evenly_without_the_ends(total, count, index):
+    assert spread_slices(total, count).tolist() == index
+
+
+def test_shares_of_a_linear_network_are_its_terms():
+    images = np.full((2, 6, 4, 3), [0.4, 0.2, 0.24], np.float32)  # terms 0.4, 0.4, 1.2
+    table = slice_shares(linear(1, 2, 5), images, np.array([0, 1]), SEQUENCES, "epsilon_plus")
+    for kind in KINDS:
+        np.testing.assert_allclose(table[[f"{kind}_{name}" for name in SEQUENCES]], [[20, 20, 60]] * 2, rtol=1e-4)
+    np.testing.assert_allclose(table["kept"], 1, rtol=1e-4)
+    np.testing.assert_allclose(table[[f"intensity_{name}" for name in SEQUENCES]],
+                               [[100 * value / 84 for value in (40, 20, 24)]] * 2, rtol=1e-4)
+    assert table["correct"].tolist() == [True, False] and not table["blank"].any() and "lesion_all" not in table
+
+
+def test_uniform_relevance_has_the_lesions_share_of_the_brain():
+    images, lesions, brain = np.ones((2, 6, 4, 3), np.float32), np.zeros((2, 6, 4), bool), np.ones((2, 6, 4), bool)
+    lesions[0, :3, :2] = True
+    asked = linear(1, 2, 5), images, np.zeros(2, int), SEQUENCES, "epsilon", lesions, brain
+    table = slice_shares(*asked)
+    assert table["lesion_all"][0] == pytest.approx(table["lesion_area"][0]) == pytest.approx(0.25)
+    assert table["lesion_intensity_all"][0] == pytest.approx(0.25)
+    assert table.filter(like="lesion").loc[1].isna().all(), "no lesion, no share"
+    images[lesions] = 3  # bright lesions: half of the intensity (3 of 6 parts) on a quarter of the brain
+    table = slice_shares(*asked)
+    assert table["lesion_intensity_all"][0] == table["lesion_intensity_T2w"][0] == pytest.approx(0.5)
+    assert table["lesion_area"][0] == pytest.approx(0.25)
+
+
+def test_only_positive_relevance_counts_inside_lesions():
+    lesions, brain = np.zeros((1, 6, 4), bool), np.ones((1, 6, 4), bool)
+    lesions[0, 0, :2] = True
+    images = np.ones((1, 6, 4, 3), np.float32)
+    images[lesions] = [3, 1, 9]  # relevance inside 6, 2 and -18, outside 22, 22 and -22
+    found = slice_shares(linear(1, 1, -1), images, [0], SEQUENCES, "epsilon", lesions, brain).iloc[0]
+    assert found["lesion_T1w"] == pytest.approx(6 / 28) and found["lesion_T2w"] == pytest.approx(2 / 24)
+    assert np.isnan(found["lesion_FLAIR"]) and found["lesion_all"] == pytest.approx(8 / 52)
+
+
+def test_flow_of_a_network_without_biases_is_all_of_the_logit():
+    table = flow_table(linear(1, 2, 5), np.ones((3, 6, 4, 3), np.float32), "epsilon")
+    assert table["layer"].iloc[0] == "logits" and (table["images"] == 3).all()
+    np.testing.assert_allclose(table[["sum", "absolute"]], 1, rtol=1e-4)
+
+
+def made_table(subjects=12, slices=4, seed=0, **shares):
+    """Slices with given mean shares of the sequences, the second slice of each subject misclassified."""
+    rng, mean, rows = np.random.default_rng(seed), {"T1w": 50, "T2w": 30, "FLAIR": 20} | shares, []
+    for subject in range(subjects):
+        for number in range(slices):
+            row = {"subject": f"{subject:02d}", "group": GROUPS[subject % 3], "slice": number, "correct": number != 1,
+                   "backbone": "vgg16", "rule": "epsilon_plus", "seed": 1}
+            for name, intensity in zip(SEQUENCES, (50, 15, 35)):
+                row[f"absolute_{name}"] = row[f"positive_{name}"] = mean[name] + rng.normal(0, 2)
+                row[f"intensity_{name}"] = intensity
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def test_shares_by_class_come_back_with_their_numbers():
+    table = made_table(subjects=18)
+    table.loc[0, [f"{kind}_T1w" for kind in KINDS]] = np.nan
+    shares = mean_shares(table, ["backbone", "correct", "group"], SEQUENCES, **DRAWS)
+    assert len(shares) == 2 * 3 * 3 * 3
+    lift = shares[shares["kind"] == LIFT].groupby("modality")["value"].mean()
+    np.testing.assert_allclose(lift[list(SEQUENCES)], [1, 2, 20 / 35], atol=0.1)
+    assert shares.loc[shares["modality"] == "T2w", "chance"].isin((15, 1)).all()
+    control = shares.query("group == 'control' and modality == 'T1w' and kind == 'absolute'").set_index("correct")
+    assert control.loc[True, "slices"] == 6 * 3 - 1 and control.loc[False, "slices"] == 6
+    assert (control["low"] < control["value"]).all() and control["value"].between(48, 52).all()
+
+
+def test_slices_without_positive_relevance_are_counted():
+    """Of 32 slices of patients two show a lesion and no positive relevance, three show no lesion."""
+    table = made_table()
+    table = table[table["group"] != "control"].reset_index(drop=True)
+    assert lesion_table(table, SEQUENCES, **DRAWS).empty, "no lesion is known"
+    places = [*SEQUENCES, "all"]
+    table = table.assign(lesion_area=0.02, **{f"lesion_{name}": 0.1 for name in places},
+                         **{f"lesion_intensity_{name}": 0.03 for name in places})
+    table.loc[:4, [f"lesion_{name}" for name in places]] = np.nan
+    table.loc[2:4, "lesion_area"] = np.nan
+    found = lesion_table(table, SEQUENCES, **DRAWS)
+    assert found["where"].tolist() == places
+    assert set(found["left"]) == {2} and set(found["slices"]) == {27} and set(found["subjects"]) == {7}
+    np.testing.assert_allclose(found[["value", "brain", "intensity"]], [[0.1, 0.02, 0.03]] * 4)
+
+
+def shapley(**values):
+    return pd.DataFrame([{"backbone": "vgg16", "baseline": "zero", "worth": worth, "modality": name, "value": value}
+                         for name, value in values.items() for worth in ("cross-entropy", "accuracy")])
+
+
+def test_agreement_with_shapley_values():
+    shares = rule_shares(made_table(), shapley(T1w=3, T2w=1, FLAIR=-4), SEQUENCES, **DRAWS)
+    scaled = shares[(shares["source"] == "Shapley, zero") & (shares["kind"] == "absolute")]
+    np.testing.assert_allclose(scaled["value"], [75, 25, 0])
+    same = agreement(shares, shapley(T1w=3, T2w=1, FLAIR=-4), SEQUENCES)
+    of_shares = same["kind"].isin(KINDS)
+    assert (same.loc[of_shares, "tau"] == 1).all() and same.loc[of_shares, "same_first"].all()
+    assert not same.loc[~of_shares, "same_first"].any(), "over intensity T2w comes first"
+    other = agreement(shares, shapley(T1w=-1, T2w=1, FLAIR=4), SEQUENCES)
+    assert (other.loc[of_shares, "tau"] == -1).all() and not other["same_first"].any()
+    none = rule_shares(made_table(), shapley(T1w=-1, T2w=0, FLAIR=-4), SEQUENCES, **DRAWS)
+    assert none.loc[none["source"] == "Shapley, zero", "value"].isna().all(), "nothing to scale"
+
+
+@pytest.mark.parametrize("sequences", [SEQUENCES, ("FLAIR", "FLAIR", "FLAIR")])
+def test_a_network_that_looks_at_one_mark_gives_it_all_relevance(sequences):
+    """The decisive sequence is lit inside its mark alone; the others have no weight, or (over intensity) nothing."""
+    n, marks = 10, np.zeros((10, 6, 4, 3), bool)
+    marks[:, :2, :2, 1] = marks[:, 4:, :2, 0] = marks[:, 4:, 2:, 2] = True
+    images = np.where(marks, 1, 0).astype(np.float32)
+    images[..., 0] = 0.5
+    table = known_rule_shares(linear(0, 4, 0), images, np.zeros(n, int), [f"{i // 2}" for i in range(n)], marks,
+                              np.ones((n, 6, 4), bool), 1, sequences, ["epsilon"], **DRAWS)
+    assert table["role"].unique().tolist() == [ROLES[2], ROLES[0], ROLES[1]], "T1w follows FLAIR, cyclically"
+    assert table["modality"].tolist() == [name for name in sequences for _ in range(4)]
+    value = table.set_index(["role", "kind"])[["value", "chance"]]
+    np.testing.assert_allclose(value.loc[(ROLES[0], "absolute")], [100, 100 * 4 / (12 + 4 + 4)], rtol=1e-4)
+    np.testing.assert_allclose(value.loc[(ROLES[0], LIFT)], [5, 1], rtol=1e-4)
+    np.testing.assert_allclose(value.loc[(ROLES[0], INSIDE)], [100, 100 * 4 / 24], rtol=1e-4)
+    assert value.loc[(ROLES[2], "absolute"), "value"] == 0 and np.isnan(value.loc[(ROLES[2], INSIDE), "value"])
+
+
+def test_margins_of_the_decisive_sequence():
+    rows = [{"experiment": net, "role": role, "rule": "epsilon_plus", "kind": "absolute", "value": value,
+             "low": value - width, "high": value + width}
+            for net, width in (("T1w", 2), ("T2w", 9), ("FLAIR", 2))
+            for role, value in zip(ROLES, (50, 40, 10) if net != "FLAIR" else (30, 40, 30))]
+    found = decisive_margins(pd.DataFrame(rows)).set_index("experiment")
+    assert found["value"].to_dict() == {"T1w": 10, "T2w": 10, "FLAIR": -10}
+    assert (found["low"] > 0).to_dict() == {"T1w": True, "T2w": False, "FLAIR": False}, "intervals apart"
+    assert found["high"].to_dict() == {"T1w": 14, "T2w": 28, "FLAIR": -6}
+
+
+def test_an_effect_of_age_is_found_and_others_are_not():
+    rng = np.random.default_rng(5)
+    table = made_table(subjects=60)
+    facts = pd.DataFrame({"subject": table["subject"].unique(), "age": rng.uniform(20, 60, 60), "edss": np.nan,
+                          "sex": rng.choice(["M", "F"], 60), "lesion_load_ml": rng.uniform(1, 20, 60)})
+    table["absolute_T1w"] += table["subject"].map(facts.set_index("subject")["age"]) * 0.3
+    patients = table[table["group"] != "control"]
+    found = effects_table(patients, facts, SEQUENCES).set_index(["modality", "term"])
+    assert found.loc[("T1w", "age"), "q"] < 0.001
+    people = facts[facts["subject"].isin(patients["subject"])]
+    assert found.loc[("T1w", "age"), "estimate"] == pytest.approx(0.3 * people["age"].std(), rel=0.15)
+    assert (found.drop(("T1w", "age"))["q"] > 0.05).all() and len(found) == 9, "EDSS is not known"
+    assert effects_table(patients, facts[["subject"]], SEQUENCES).empty
+    assert effects_table(patients[patients["subject"] < "06"], facts, SEQUENCES).empty, "too few patients"
+
+
+def test_seeds_that_agree_and_that_do_not():
+    table = made_table()
+    same = seed_stability(pd.concat([table, table.assign(seed=2)]), SEQUENCES)
+    assert (same["apart"] == 0).all() and np.allclose(same["rho"], 1) and (same["slices"] == len(table)).all()
+    other = made_table(seed=9, T1w=20, FLAIR=50).assign(seed=2, correct=False)
+    found = seed_stability(pd.concat([table, other, table.assign(seed=3)]), SEQUENCES).set_index(["seed", "modality"])
+    assert found.loc[(2, "T1w"), "apart"] > 25 and (found.loc[2, "rho"].abs() < 0.5).all()
+    assert (found.loc[3, "rho"] > 0.99).all()
+    assert found.loc[(2, "T1w"), ["correct_first", "correct_second"]].tolist() == [0.75, 0]
+    assert seed_stability(table, SEQUENCES).empty

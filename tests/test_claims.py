@@ -1,0 +1,119 @@
+"""A claim is a row of a table and a border; the verdict follows from its interval alone."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mslib.claims import CHECK, CLAIMS, FAILS, HOLDS, OPEN, UNTESTABLE, Claim, interval_text, judge, verdict
+
+ROWS = pd.DataFrame(
+    [
+        {"backbone": "vgg16", "name": "a", "value": 0.6, "low": 0.5, "high": 0.7, "chance": 0.3},
+        {"backbone": "vgg19", "name": "a", "value": 0.2, "low": 0.1, "high": 0.25, "chance": 0.3},
+        {"backbone": "vgg16", "name": "b", "value": 0.4, "low": 0.2, "high": 0.6, "chance": 0.3},
+        {"backbone": "vgg19", "name": "b", "value": 0.4, "low": np.nan, "high": np.nan, "chance": 0.3},
+    ]
+)
+
+
+def judged(read=None, **changes):
+    claim = Claim(
+        **{
+            "text": "it is above",
+            "source": "nobody",
+            "kind": CHECK,
+            "table": "rows",
+            "query": "name == 'a'",
+            "border": "chance",
+        }
+        | changes
+    )
+    table = judge([claim], read or {"rows": ROWS}.get)
+    return dict(zip(table["network"], zip(table["verdict"], table["reason"])))
+
+
+@pytest.mark.parametrize(
+    "low,high,direction,expected",
+    [
+        (0.1, 0.2, "above", HOLDS),
+        (-0.2, -0.1, "above", FAILS),
+        (-0.1, 0.1, "above", OPEN),
+        (0.0, 0.2, "above", OPEN),
+        (0.1, 0.2, "below", FAILS),
+        (-0.2, -0.1, "below", HOLDS),
+        (-0.1, 0.1, "below", OPEN),
+        (0.1, 0.2, "not above", FAILS),
+        (-0.2, -0.1, "not above", HOLDS),
+        (-0.1, 0.1, "not above", HOLDS),
+        (np.nan, 0.2, "above", UNTESTABLE),
+        (np.nan, 0.2, "not above", UNTESTABLE),
+    ],
+)
+def test_verdict_of_an_interval(low, high, direction, expected):
+    assert verdict(low, high, 0.0, direction)[0] == expected
+
+
+def test_every_network_has_its_verdict():
+    assert judged() == {"vgg16": (HOLDS, ""), "vgg19": (FAILS, "")}
+    assert judged(direction="below") == {"vgg16": (FAILS, ""), "vgg19": (HOLDS, "")}
+    found = judged(query="name == 'b'")
+    assert found["vgg16"][0] == OPEN and found["vgg19"][0] == UNTESTABLE
+
+
+def test_all_rows_of_a_network_have_to_pass():
+    found = judged(query="name in ('a', 'b')")
+    assert found["vgg16"][0] == OPEN and found["vgg19"][0] == FAILS
+
+
+def test_next_to_nothing_is_undecided():
+    assert judged(least=0.29)["vgg16"][0] == HOLDS
+    assert judged(least=0.31)["vgg16"] == (OPEN, "less than 0.31 from the border: next to nothing")
+
+
+def test_what_speaks_against_a_passed_test_makes_it_undecided():
+    spoil = pd.DataFrame({"backbone": ["vgg16"], "bad": [True]})
+    tables = {"rows": ROWS, "spoil": spoil, "none": pd.DataFrame()}
+    found = judged(tables.get, unless=(("spoil", "bad", "why"),))
+    assert found == {"vgg16": (OPEN, "why"), "vgg19": (FAILS, "")}
+    assert judged(tables.get, unless=(("spoil", "~bad", "why"),)) == judged()
+    assert judged(tables.get, unless=(("none", "bad", "why"),)) == judged()
+    assert judged(tables.get, unless=(("spoil", "bad", "why"),), spoils=FAILS) == judged()
+
+
+def test_rows_that_differ_refute_a_conjunction_alone():
+    assert judged(by="name")["a"] == (FAILS, "") and judged(by="name", conjunction=False)["a"][0] == OPEN
+
+
+def test_what_can_only_be_refuted_never_holds():
+    assert judged(refutes="a longer training might") == {
+        "vgg16": (OPEN, "a longer training might"),
+        "vgg19": (FAILS, ""),
+    }
+
+
+def test_a_caveat_decides_nothing():
+    assert judged(caveat="two scales") == {"vgg16": (UNTESTABLE, "two scales"), "vgg19": (UNTESTABLE, "two scales")}
+
+
+def test_what_was_not_measured_is_not_testable():
+    assert judged({"rows": pd.DataFrame()}.get) == {"": (UNTESTABLE, "not measured in this study")}
+    assert judged(query="name == 'c'") == {"": (UNTESTABLE, "not measured in this study")}
+
+
+@pytest.mark.parametrize(
+    "numbers,text",
+    [
+        ((0.93, 0.88, 0.97), "0.93 (0.88 to 0.97)"),
+        ((0.5, None, None), "0.50 (no interval)"),
+        ((float("nan"),) * 3, "not measured"),
+        ((None,) * 3, "not measured"),
+    ],
+)
+def test_interval_in_words(numbers, text):
+    assert interval_text(*numbers) == text
+
+
+def test_the_claims_of_the_study_are_whole():
+    assert len({(one.text, one.source) for one in CLAIMS}) == len(CLAIMS)
+    for one in CLAIMS:
+        assert one.kind in ("published", "control", "check") and one.text and one.table and one.query, one

@@ -1,0 +1,192 @@
+"""Steps up to the slice stacks: who is left out and why, who is explained, what is known of everybody."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import yaml
+
+from mslib import prep, steps
+from mslib.cohort import Cohort, Fault, Subject, openms, write_listing
+from mslib.study import StudyError, WriteError, read_json, read_table, write_json, write_text
+
+
+@pytest.fixture
+def study(tmp_path):
+    """A study of its own BIDS folder whose cohort has been checked."""
+    def make(people, on_fault="skip", **config):
+        own = {"study": "own", "cohort": {"source": "bids", "root": str(tmp_path / "bids"), "on_fault": on_fault}}
+        write_text(tmp_path / "own.yaml", yaml.safe_dump(own | config))
+        made = steps.Study(tmp_path / "own.yaml", tmp_path / "run")
+        write_listing(made.folder / "cohort.json", Cohort(tuple(people)), made.bids_root)
+        return made
+
+    return make
+
+
+def cohort(root, with_mask=(), independent=0):
+    """Twelve people, four of each group, and some patients of an independent cohort."""
+    groups = ["control", "RRMS", "SPMS"] * 4 + ["SPMS"] * independent
+    return [Subject(f"{number:02d}", group, {}, cohort="study" if number < 12 else "independent",
+                    lesion_mask=root / f"{number:02d}.nii.gz" if f"{number:02d}" in with_mask else None)
+            for number, group in enumerate(groups)]
+
+
+def qc_file(study, subject):
+    return study.anat(subject) / f"sub-{subject}_desc-qc.json"
+
+
+# One subject
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """Preprocessing that fails with a given error."""
+    def fail(error):
+        def preprocess_subject(person, *_):
+            raise StudyError(f"sub-{person.id}: {error}") from error
+
+        monkeypatch.setattr(prep, "preprocess_subject", preprocess_subject)
+
+    return fail
+
+
+def test_a_faulty_subject_is_excluded_with_its_reason(study, failing, tmp_path):
+    failing(StudyError("images do not overlap"))
+    run = study(cohort(tmp_path / "bids"))
+    steps.preprocess(run, "01")
+    assert read_json(qc_file(run, "01")) == {"subject": "01", "excluded": "sub-01: images do not overlap"}
+    with pytest.raises(StudyError, match="sub-01: images do not overlap"):
+        steps.preprocess(study(cohort(tmp_path / "bids"), "stop"), "01")
+    with pytest.raises(StudyError, match="sub-99: is not in the checked cohort"):
+        steps.preprocess(run, "99")
+
+
+def test_a_full_disk_excludes_nobody(study, failing, tmp_path):
+    failing(WriteError("a.nii.gz: cannot be written (No space left on device)"))
+    run = study(cohort(tmp_path / "bids"))
+    with pytest.raises(StudyError, match=r"sub-01: a\.nii\.gz: cannot be written"):
+        steps.preprocess(run, "01")
+    assert not qc_file(run, "01").exists()
+
+
+# Who is in which part
+
+
+def prepared(run, people, excluded=()):
+    for one in people:
+        row = {"subject": one.id, "excluded": "no contrast"} if one.id in excluded else {"subject": one.id, "flags": []}
+        write_json(qc_file(run, one.id), row)
+
+
+def test_only_patients_that_nothing_was_trained_on_are_explained(study, tmp_path):
+    people = cohort(tmp_path / "bids", independent=3)
+    run = study(people)
+    prepared(run, people, excluded=["03"])
+    steps.subjects(run)
+    table = run.subjects
+    assert "03" not in table.index and read_json(run.folder / "faults.json") == ["sub-03: excluded: no contrast"]
+    assert set(table.loc[table["cohort"] == "study", "part"]) == {"train", "validation", "test"}
+    assert (table.loc[table["cohort"] == "independent", "part"] == "independent").all()
+    unseen = table["part"].isin(["test", "independent"])
+    assert (table["explained"] == (unseen & (table["group"] != "control"))).all()
+    assert sorted(run.unseen()) == sorted(table.index[unseen])
+    assert set(run.attributed()) <= set(run.explained()) and run.subjects.loc[run.example(), "group"] == "SPMS"
+    groups = table.loc[run.attributed(), "group"].tolist()
+    assert groups[:2] == ["RRMS", "SPMS"]  # in turn
+
+
+def test_patients_without_a_lesion_mask_are_left_out_where_others_have_one(study, tmp_path):
+    people = cohort(tmp_path / "bids", with_mask=["12"], independent=2)
+    run = study(people)
+    prepared(run, people)
+    steps.subjects(run)
+    assert run.explained() == ["12"] == run.attributed()
+
+
+def test_nobody_to_explain_is_told(study, tmp_path):
+    people = [one for one in cohort(tmp_path / "bids") if one.group == "control"]
+    run = study(people, groups=["control"])
+    prepared(run, people)
+    with pytest.raises(StudyError, match="no patient outside training and validation"):
+        steps.subjects(run)
+
+
+@pytest.mark.parametrize("content", [b"", b'{"subject": ', b"\xff\xfe"])
+def test_a_damaged_record_is_told_with_the_remedy(study, tmp_path, content):
+    people = cohort(tmp_path / "bids")
+    run = study(people)
+    prepared(run, people)
+    qc_file(run, "02").write_bytes(content)
+    with pytest.raises(StudyError, match=r"absent or damaged .*; delete it and run the same command again") as caught:
+        steps.subjects(run)
+    assert str(caught.value).startswith(f"{qc_file(run, '02')}: ") and len(str(caught.value).splitlines()) == 1
+
+
+# What is known
+
+
+def test_known_truth_is_compared_with_what_was_found(study, tmp_path):
+    """One subject with a known move and field, one whose lesion mask alone is known."""
+    people = [one for one in cohort(tmp_path / "bids", with_mask=["01"]) if one.id in ("01", "02")]
+    run = study(people)
+    mask = nib.Nifti1Image(np.ones((6, 6, 6), np.uint8), np.diag([2.0, 2, 2, 1]))
+    field = 1 + 0.1 * np.random.default_rng(0).random((6, 6, 6), np.float32)
+    nib.save(mask, _parent(tmp_path / "bids" / "01.nii.gz"))
+    for one in people:
+        nib.save(mask, _parent(run.anat(one.id) / f"sub-{one.id}_space-T1w_desc-brain_mask.nii.gz"))
+        write_json(qc_file(run, one.id), {"subject": one.id, "brain_ml": 1.728, "flags": ["T2w: odd", "FLAIR: odd"]})
+    write_text(run.folder / "subjects.csv", "subject,group\n01,RRMS\n02,SPMS\n")
+    there = run.bids_root / "derivatives" / "truth" / "sub-02" / "anat"
+    write_json(there / "sub-02_truth.json", {"lesion_load_ml": 3.0, "volumes": {"csf_ml": 1.0}})
+    for folder, move in ((there, 3.0), (run.anat("02"), 2.5)):
+        transform = sitk.Euler3DTransform((0.0, 0.0, 0.0), 0, 0, 0, (move, 0.0, 0.0))
+        sitk.WriteTransform(transform, str(_parent(folder / "sub-02_from-T1w_to-T2w_mode-points_xfm.tfm")))
+    nib.save(nib.Nifti1Image(field, mask.affine), there / "sub-02_T1w_biasfield.nii.gz")
+    nib.save(nib.Nifti1Image(np.log(field), mask.affine), run.anat("02") / "sub-02_desc-logbias_T1w.nii.gz")
+    steps.truth(run)
+    facts = run.read("truth").set_index("subject")
+    assert facts.loc["01", "lesion_load_ml"] == pytest.approx(216 * 8 / 1000) and facts.loc["02", "lesion_load_ml"] == 3
+    assert "volumes" not in facts and run.read("quality")["flags"].tolist() == ["T2w: odd; FLAIR: odd"] * 2
+    errors = run.read("registration_errors").to_dict("records")
+    assert errors == [{"subject": "02", "group": "SPMS", "sequence": "T2w", "before": 3.0, "after": 0.5}]
+    assert run.read("bias_fields")["correlation"].tolist() == pytest.approx([1.0])
+
+
+def _parent(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+# Where the cohort comes from
+
+
+def test_faults_of_the_source_are_kept(tmp_path, monkeypatch):
+    write_text(tmp_path / "real.yaml", yaml.safe_dump({"study": "real", "cohort": {"source": "open_ms",
+                                                                                   "on_fault": "skip"}}))
+    run = steps.Study(tmp_path / "real.yaml", tmp_path / "run")
+    monkeypatch.setattr(openms, "fetch", lambda source: {"a.nii.gz": "no answer"})
+    monkeypatch.setattr(openms, "to_bids", lambda *_: openms.Conversion(("MNI26",), ()))
+    of_image = Fault("sub-L01s1", "x.nii.gz", "is 4-D", "3-D")
+    monkeypatch.setattr(Cohort, "from_bids", lambda *_, **__: Cohort((Subject("MNI26", "RRMS", {}),), [of_image]))
+    steps.start(run)
+    steps.check(run)
+    listing = read_json(run.folder / "cohort.json")
+    assert [one["id"] for one in listing["subjects"]] == ["MNI26"]
+    assert listing["faults"] == ["a.nii.gz: could not be had: no answer", str(of_image)]
+
+
+def test_a_subject_is_simulated_into_the_dataset(tmp_path):
+    laws = {"study": {"control": 3, "RRMS": 3, "SPMS": 3}, "independent": {"RRMS": 1}, "voxel_mm": 8.0}
+    write_text(tmp_path / "small.yaml", yaml.safe_dump({"study": "small", "cohort": {"simulated": laws}}))
+    run = steps.Study(tmp_path / "small.yaml", tmp_path / "run")
+    (run.bids_root / "sub-011" / "anat").mkdir(parents=True)  # of a run with more subjects
+    steps.start(run)
+    assert not (run.bids_root / "sub-011").exists()
+    table = read_table(run.bids_root / "participants.tsv")
+    assert len(table) == 10 and table["participant_id"].iloc[-1] == "sub-T01"
+    steps.simulate(run, "T01")
+    facts = read_json(run.bids_root / "derivatives" / "truth" / "sub-T01" / "anat" / "sub-T01_truth.json")
+    assert facts["recipe"]["voxel_mm"] == 8 and facts["recipe"]["participant"]["group"] == "RRMS"
+    with pytest.raises(StudyError, match="sub-X: is not a subject of the simulated cohorts of study small"):
+        steps.simulate(run, "X")

@@ -1,0 +1,139 @@
+"""Known decision rules: the marks are what they are said to be, the narrow network is folded exactly and trained."""
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import ndimage
+
+from mslib.nets import SliceSet, build_classifier, build_trainable, fold_batch_norm, known_rule
+from mslib.nets.known_rule import (
+    Experiment,
+    draw_marks,
+    experiments,
+    narrow_classifier,
+    narrowed,
+    roles,
+    shortcut_mask,
+    train_known_rule,
+    wide_slices,
+)
+from mslib.nets.train import Recipe
+
+MM = 2.0
+RECIPE = Recipe(epochs=1, slices_per_subject=8, learning_rate=2e-3, batch_size=8, weight_decay=1e-4, patience=1, seed=9)
+
+
+def head(n=200, shape=(96, 84), level=0.4):
+    """Round brains of even grey, two subjects."""
+    rows, columns = np.mgrid[:shape[0], :shape[1]]
+    brain = np.hypot(rows - shape[0] / 2, columns - shape[1] / 2) < 0.45 * min(shape)
+    table = pd.DataFrame({"subject": np.repeat(["a", "b"], n // 2), "slice": np.tile(np.arange(n // 2), 2),
+                          "group": "control", "target": 0})
+    return SliceSet(np.repeat((level * brain)[None, ..., None], n, 0).repeat(3, -1).astype(np.float16), table)
+
+
+@pytest.fixture(scope="module")
+def marked():
+    return draw_marks(head(), decisive=1, pixel_mm=MM, seed=3)
+
+
+def test_each_sequence_shows_the_class_as_often_as_its_role_says(marked):
+    same = (marked.shown == marked.slices.table["target"].to_numpy()[:, None]).mean(0)
+    assert dict(zip(known_rule.ROLES, roles(1))) == {"decisive": 1, "correlated": 2, "irrelevant": 0}
+    assert same[1] == 1
+    assert abs(same[2] - 0.7) < 3 * np.sqrt(0.21 / 200) and abs(same[0] - 0.5) < 3 * np.sqrt(0.25 / 200)
+    assert marked.slices.table["target"].mean() == 0.5
+
+
+def test_every_sequence_of_every_slice_has_a_mark_inside_the_brain(marked):
+    area = marked.marks.sum((1, 2)) * MM**2
+    assert (marked.marks <= marked.brain[..., None]).all()
+    np.testing.assert_allclose(area, np.pi * known_rule.RADIUS_MM**2, rtol=0.05)
+
+
+def test_nothing_but_the_marks_changes(marked):
+    changed = np.abs(marked.slices.images.astype(float) - head().images.astype(float)) > 0.02
+    assert not changed[~marked.brain].any()
+    near = ndimage.binary_dilation(marked.marks, ndimage.generate_binary_structure(2, 2)[None, ..., None], iterations=2)
+    assert not (changed & ~near).any(), "the soft edge ends within two pixels"
+    assert (changed & marked.marks).sum() > 0.8 * marked.marks.sum()
+
+
+def test_stripes_run_as_the_class_says(marked):
+    images = marked.slices.images.astype(float)
+    steps = [np.abs(np.diff(images, axis=axis, prepend=0)) * marked.marks for axis in (1, 2)]
+    down, across = (step.sum((1, 2)) for step in steps)
+    assert ((down > across) == (marked.shown == 0)).mean() > 0.99
+
+
+def test_marks_are_seeded_and_seeds_differ():
+    one, other = draw_marks(head(20), 0, MM, 5), draw_marks(head(20), 0, MM, 6)
+    np.testing.assert_array_equal(draw_marks(head(20), 0, MM, 5).slices.images, one.slices.images)
+    assert (one.slices.images != other.slices.images).any()
+
+
+@pytest.mark.parametrize("agreement", [1.0, 0.0])
+def test_the_shortcut_shows_the_class_or_its_opposite(agreement):
+    found = draw_marks(head(40), 2, MM, 1, shortcut=agreement)
+    target = found.slices.table["target"].to_numpy()
+    np.testing.assert_array_equal(found.corner, target == agreement)
+    square = shortcut_mask((96, 84), MM)
+    bright = found.slices.images[:, square][..., 2].mean(1) > 0.1
+    np.testing.assert_array_equal(bright, found.corner)
+    assert not (square & found.brain).any() and not found.slices.images[:, square][..., :2].any()
+
+
+def test_each_sequence_decides_once_and_one_network_has_a_shortcut():
+    assert [(one.name, one.decisive, one.shortcut) for one in experiments(["T1w", "T2w", "FLAIR"])] == [
+        ("T1w", 0, False), ("T2w", 1, False), ("FLAIR", 2, False), ("shortcut", 2, True)]
+    shown = Experiment("shortcut", 2, True).marked(head(200), MM, 1)
+    assert shown.corner.any() and not Experiment("FLAIR", 2).marked(head(40), MM, 1).corner.any()
+    same = (shown.shown == shown.slices.table["target"].to_numpy()[:, None]).mean(0)
+    assert np.abs(same - 0.5).max() < 3 * np.sqrt(0.25 / 200), "no mark shows the class"
+
+
+def test_narrow_networks_have_the_layers_of_vgg16_and_a_part_of_its_channels():
+    wide, narrow = build_classifier("vgg16", 2, (64, 64, 3)), narrow_classifier((64, 64, 3), 4)
+    assert [layer.name for layer in narrow.layers] == [layer.name for layer in wide.layers]
+    assert narrow.get_layer("block5_conv3").filters == 128 and narrow.get_layer("block1_conv1").filters == 16
+
+
+def test_a_narrow_network_is_folded_exactly():
+    shape, rng = (64, 64, 3), np.random.default_rng(0)
+    trained = narrowed(build_trainable("vgg16", 2, shape, "float32"), 16)
+    for layer in trained.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.set_weights([rng.uniform(0.5, 1.5, w.shape) for w in layer.get_weights()])
+    images = rng.random((3, *shape)).astype(np.float32)
+    plain = fold_batch_norm(trained, narrow_classifier(shape, 16))
+    expected = np.asarray(trained(images, training=False))
+    np.testing.assert_allclose(np.asarray(plain(images)), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+def test_a_network_is_decided_by_its_seed(tmp_path, shallow, monkeypatch):
+    """Weights at the start and order; what is trained is folded."""
+    marked, parts = draw_marks(head(24, (48, 40)), 0, 4.0, 1), np.array(["train"] * 16 + ["validation"] * 8)
+    trained, seeds = train_known_rule(marked, parts, RECIPE, 16, tmp_path, 0, "network"), []
+
+    def no_training(model, slices, train, validation, recipe, *_):
+        seeds.append((recipe.seed, len(train), len(validation)))
+
+    monkeypatch.setattr(known_rule, "fit", no_training)
+    one, again, other = (train_known_rule(marked, parts, RECIPE, 16, tmp_path, seed, "network") for seed in (0, 0, 1))
+    assert seeds == [(0, 16, 8), (0, 16, 8), (1, 16, 8)] and trained.output_shape == (None, 2)
+    for name in ("block1_conv1", "logits"):
+        start, same, different, end = (net.get_layer(name).get_weights()[0] for net in (one, again, other, trained))
+        np.testing.assert_array_equal(start, same)
+        assert not np.array_equal(start, different) and not np.array_equal(start, end)
+        likeness = np.corrcoef([kernel.ravel() for kernel in (end, start, different)])[0, 1:]
+        assert likeness[0] > 0.5 > likeness[1], "training went on from the weights of the seed"
+
+
+def test_wide_slices_hold_seventy_percent_of_the_largest_brain_and_nothing_else():
+    brain = np.zeros((3, 10, 10), bool)
+    for number, rows in enumerate((10, 7, 6)):
+        brain[number, :rows] = True
+    found = wide_slices(np.ones((3, 10, 10, 3), np.float16), brain)
+    assert found.dtype == np.float16
+    np.testing.assert_array_equal(found.any(-1), brain[:2])

@@ -1,0 +1,144 @@
+"""From a made-up finished run to results: clean, offline, escaped, whole or not at all."""
+
+import base64
+import json
+import re
+
+import nbformat
+import pytest
+import yaml
+from repository import ROOT
+
+from mslib.publish import FIGURES, clean_notebook, publish
+from mslib.study import Run, StudyError, write_json
+
+EVIL = '<script>alert("sub-001")</script><img src=x onerror=alert(1)> & co'
+PIXEL = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+NAMES = [name for name in FIGURES if name != "06_sleep_staging"]
+
+
+def executed(name, seconds):
+    """A notebook as papermill leaves it, with what differs from run to run."""
+    code = nbformat.v4.new_code_cell("1 + 1", execution_count=1)
+    code.metadata["papermill"] = {"duration": seconds}
+    code.outputs = [
+        nbformat.v4.new_output("stream", name="stderr", text=f"{seconds} s"),
+        nbformat.v4.new_output("stream", name="stdout", text="one "),
+        nbformat.v4.new_output("stream", name="stdout", text="two"),
+        nbformat.v4.new_output(
+            "display_data", data={"application/vnd.jupyter.widget-view+json": {"model_id": str(seconds)}}
+        ),
+        nbformat.v4.new_output("display_data", data={"image/png": base64.b64encode(PIXEL).decode()}),
+    ]
+    cells = [nbformat.v4.new_markdown_cell(f"# {name}\n\n**Question.** What is {name}?"), code]
+    return nbformat.v4.new_notebook(cells=cells, metadata={"papermill": {"duration": seconds}})
+
+
+@pytest.fixture
+def run(tmp_path):
+    config = tmp_path / "own.yaml"
+    config.write_text(yaml.safe_dump({"study": "own"}), encoding="utf-8")
+    run = Run(config, tmp_path / "run")
+    (run.folder / "notebooks").mkdir(parents=True)
+    (run.folder / "figures").mkdir()
+    (run.folder / "figures" / "cohort.png").write_bytes(PIXEL)
+    (run.folder / "figures" / "left_by_another_run.png").write_bytes(b"old")
+    for name in NAMES:
+        nbformat.write(executed(name, 1.5), run.folder / "notebooks" / f"{name}.ipynb")
+        write_json(run.folder / "metrics" / f"{name}.json", {"answer": EVIL, "value": 1})
+        write_json(run.folder / "made" / f"{name}.json", ["figures/cohort.png"] * (name == "00_cohort"))
+    return run
+
+
+def contents(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_cleaned_notebook_does_not_depend_on_the_clock(tmp_path):
+    texts = []
+    for seconds in (1.0, 2.0):
+        nbformat.write(executed("a", seconds), tmp_path / "a.ipynb")
+        notebook = clean_notebook(tmp_path / "a.ipynb")
+        assert [output.output_type for output in notebook.cells[1].outputs] == ["stream", "display_data"]
+        assert notebook.cells[1].outputs[0]["text"] == "one two"
+        texts.append(nbformat.writes(notebook))
+    assert texts[0] == texts[1]
+
+
+def test_everything_of_the_run_is_published_and_nothing_else(run, tmp_path):
+    publish(run, tmp_path / "results")
+    made = contents(tmp_path / "results")
+    assert set(made) == {
+        "README.md",
+        "index.html",
+        "metrics.json",
+        "provenance.json",
+        "figures/cohort.png",
+        *(f"notebooks/{name}.{end}" for name in NAMES for end in ("ipynb", "html")),
+    }
+    provenance = json.loads(made["provenance.json"])
+    assert provenance["study"] == "own" and provenance["seed"] == 3275 and len(provenance["commit"]) >= 7
+    publish(run, tmp_path / "results")
+    assert contents(tmp_path / "results") == made
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_pages_load_nothing_run_nothing_and_escape_what_files_say(run, tmp_path):
+    publish(run, tmp_path / "results")
+    pages = [path for path in (tmp_path / "results").rglob("*.html")]
+    assert len(pages) == len(NAMES) + 1
+    for path in pages:
+        text = path.read_text(encoding="utf-8")
+        assert "<script" not in text and not re.search(r"""(?:src|href)=["'](?:https?:)?//""", text)
+        assert "onerror=alert" not in re.sub(r"&lt;.*?&gt;", "", text) and "Content-Security-Policy" in text
+        for link in re.findall(r'(?:src|href)="([^"#][^"]*)"', text):
+            assert link.startswith("data:") or (path.parent / link).is_file(), link
+    notebook = (tmp_path / "results/notebooks/00_cohort.html").read_text(encoding="utf-8")
+    assert (
+        '<img src="../figures/cohort.png"' in notebook.replace('alt="cohort" ', "")
+        or "../figures/cohort.png" in notebook
+    )
+    assert "base64" not in notebook and "<details><summary>Code</summary>" in notebook
+
+
+def test_the_gallery_shows_question_answer_and_figure(run, tmp_path):
+    publish(run, tmp_path / "results")
+    readme = (tmp_path / "results/README.md").read_text(encoding="utf-8")
+    assert readme.startswith("# Results of study own\n\n> Simulated data")
+    assert "What is 03_gradcam_layers?" in readme and "(figures/cohort.png)" in readme
+
+
+def test_a_notebook_that_has_not_run_is_told_of(run, tmp_path):
+    (run.folder / "metrics" / "03_gradcam_layers.json").unlink()
+    with pytest.raises(StudyError, match=r"03_gradcam_layers\.json: is absent or damaged"):
+        publish(run, tmp_path / "results")
+    assert not (tmp_path / "results").exists()
+
+
+def test_foreign_files_are_not_replaced(run, tmp_path):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "mine.txt").write_text("mine")
+    with pytest.raises(StudyError, match="holds files that no study has published"):
+        publish(run, tmp_path / "results")
+    assert (tmp_path / "results" / "mine.txt").read_text() == "mine"
+
+
+def test_an_unfinished_run_leaves_the_published_results(run, tmp_path):
+    publish(run, tmp_path / "results")
+    before = contents(tmp_path / "results")
+    (run.folder / "notebooks" / "07_summary.ipynb").unlink()
+    with pytest.raises(StudyError):
+        publish(run, tmp_path / "results")
+    assert contents(tmp_path / "results") == before
+
+
+def test_results_that_cannot_be_written(run, tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(StudyError, match="cannot be written"):
+        publish(run, tmp_path / "file" / "results")
+
+
+def test_every_notebook_has_its_place():
+    assert {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")} == set(FIGURES)

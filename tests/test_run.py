@@ -1,0 +1,132 @@
+"""A run finds its files, joins tables of networks and folds, and leaves whole files with rounded numbers."""
+
+import json
+import subprocess
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from mslib.study import (
+    Network,
+    Run,
+    StudyError,
+    explained_networks,
+    read_arrays,
+    read_json,
+    trained_networks,
+    write_arrays,
+)
+from mslib.study import run as module
+from mslib.study.run import DRIVEN
+
+
+@pytest.fixture
+def run(tmp_path):
+    config = tmp_path / "own.yaml"
+    config.write_text(yaml.safe_dump({"study": "own", "sleep": {"subjects": 3, "folds": 3}}), encoding="utf-8")
+    return Run(config, tmp_path / "run", "00_cohort")
+
+
+def write(run, name, text):
+    path = run.folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def test_names_of_networks(run):
+    assert str(Network("vgg19", "published", 3)) == "vgg19/published/seed3"
+    assert Network.parse("vgg19/published/seed3") == Network("vgg19", "published", 3)
+    for wrong in ("vgg19", "vgg19/published", "vgg19/published/3", "vgg19/published/seedx"):
+        with pytest.raises(StudyError, match="must be BACKBONE/KIND/seedNUMBER"):
+            Network.parse(wrong)
+    assert [str(one) for one in explained_networks(run.config)] == [
+        "vgg16/honest/seed1",
+        "vgg16/honest/seed2",
+        "vgg19/honest/seed1",
+        "vgg19/honest/seed2",
+    ]
+    assert set(explained_networks(run.config)) < set(trained_networks(run.config))
+
+
+def test_tables_of_networks_and_folds_are_joined(run):
+    for name, path in run.paths("maps").items():
+        write(run, path.relative_to(run.folder), f"subject,value\n001,{len(name)}\n")
+    table = run.read("maps")
+    assert list(table["subject"]) == ["001"] * 4 and set(table["seed"]) == {1, 2} and set(table["kind"]) == {"honest"}
+    for number in range(3):
+        write(run, f"sleep/fold-{number}/predictions.csv", f"recording,stage\n007,{number}\n")
+    folds = run.read("sleep_predictions")
+    assert list(folds["fold"]) == [0, 1, 2] == list(folds["stage"]) and set(folds["recording"]) == {"007"}
+
+
+def test_a_missing_or_cut_table_is_told_in_one_line(run):
+    with pytest.raises(StudyError, match=r"cohort/truth\.csv: is absent or damaged"):
+        run.read("truth")
+    assert run.read("truth", optional=True).empty
+    write(run, "cohort/truth.csv", "subject,value\n001,0.12")
+    with pytest.raises(StudyError, match=r"its last line is cut.*delete it and run the same command again") as caught:
+        run.read("truth")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_arrays_and_records_that_are_damaged_are_told(run):
+    path = write_arrays(run.folder / "a.npz", x=np.arange(3), name="a")
+    assert list(read_arrays(path)["x"]) == [0, 1, 2]
+    path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(StudyError, match=r"a\.npz: is absent or damaged"):
+        read_arrays(path)
+    with pytest.raises(StudyError, match=r"b\.json: is absent or damaged"):
+        read_json(write(run, "b.json", "{"))
+
+
+def test_pickles_are_not_loaded(run):
+    path = run.folder / "evil.npz"
+    path.parent.mkdir(parents=True)
+    np.savez(path, x=np.array([{"a": 1}], dtype=object))
+    with pytest.raises(StudyError, match=r"evil\.npz"):
+        read_arrays(path)
+
+
+def test_what_a_notebook_leaves(run):
+    table = pd.DataFrame({"subject": ["001"], "value": [1 / 3]})
+    assert run.save("shares", table, digits=3) is table
+    run.record(best=None, value=np.float64(1 / 3), missing=float("nan"), deep={"x": (1, 2.0)})
+    assert (run.folder / "tables/shares.csv").read_text() == "subject,value\n001,0.333\n"
+    assert run.saved("shares")["subject"][0] == "001" and run.saved("others").empty
+    assert json.loads((run.folder / "made/00_cohort.json").read_text()) == ["tables/shares.csv"]
+    assert json.loads((run.folder / "metrics/00_cohort.json").read_text()) == {
+        "best": None,
+        "value": 0.33333,
+        "missing": None,
+        "deep": {"x": [1, 2.0]},
+    }
+
+
+def test_what_is_needed_is_asked_of_snakemake_once(run, monkeypatch, capsys):
+    asked = []
+
+    class Process(subprocess.Popen):
+        def __init__(self, words, **options):
+            asked.append(words)
+            super().__init__(["sh", "-c", "echo Job 1; exit 3"], **options)
+
+    monkeypatch.setattr(module.subprocess, "Popen", Process)
+    monkeypatch.setenv(DRIVEN, "1")
+    run.need("maps")
+    assert asked == []
+    monkeypatch.delenv(DRIVEN)
+    with pytest.raises(StudyError, match="maps could not be made"):
+        run.need("maps")
+    assert asked[0][2:4] == ["snakemake", "maps"] and f"run_dir={run.folder.resolve()}" in asked[0]
+    assert "Job 1" in capsys.readouterr().out
+
+
+def test_real_patients_are_explained_with_the_networks_of_another_run(tmp_path):
+    config = tmp_path / "open_ms.yaml"
+    config.write_text("study: open_ms\ncohort: {source: open_ms}\n", encoding="utf-8")
+    real = Run(config, tmp_path / "runs" / "open_ms")
+    assert real.nets_folder == tmp_path / "runs" / "simulated" / "nets"
+    assert [one.seed for one in explained_networks(real.config)] == [1, 1] and trained_networks(real.config) == []
