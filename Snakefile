@@ -1,7 +1,6 @@
 # The study, from raw images to results/. `snakemake` runs the default (simulated) study, `snakemake --config
 # study=smoke` that of config/smoke.yaml. Outputs: runs/<study>/, the light part in results/<study>/.
 # Every rule names what decides it: input files, the settings it reads, and a digest of the code it runs.
-import dataclasses
 import fcntl
 import json
 import os
@@ -204,7 +203,7 @@ rule report:
 PEOPLE = {one.id: one for one in simulated_people(STUDY)} if SOURCE == "simulated" else {}
 
 
-def own_files(kind="**/*"):
+def own_files():
     root = ROOT / STUDY.cohort.root
     return sorted(str(path) for place in ("", "derivatives/truth/", "derivatives/brainmask/")
                   for path in root.glob(f"{place}sub-*/**/anat/*.nii*"))
