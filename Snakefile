@@ -11,7 +11,7 @@ from math import prod
 from pathlib import Path
 
 from mslib.steps import simulated_people
-from mslib.study import StudyError, explained_networks, load_config, trained_networks
+from mslib.study import StudyError, explained_networks, load_config
 from mslib.study.provenance import ROOT, code_digest
 from mslib.study.run import DRIVEN
 
@@ -37,11 +37,12 @@ os.environ.update({DRIVEN: "1", "MSLIB_PROGRESS": "terminal", "TF_CPP_MIN_LOG_LE
 RUN = str(config.get("run_dir", f"runs/{STUDY.study}"))
 RESULTS = str(config.get("results", f"results/{STUDY.study}"))
 SOURCE, BACKBONES = STUDY.cohort.source, STUDY.model.backbones
-# Real patients are explained with the networks of another study, whose run lies beside this one.
-NETS = f"{RUN}/nets" if STUDY.trains else f"{Path(RUN).parent}/{STUDY.explain.transfer_from}/nets"
-EXPLAINED, TRAINED = explained_networks(STUDY), trained_networks(STUDY)
+# Real patients are explained with shipped networks.
+FITTED = f"{RUN}/nets/{{network}}/weights.weights.h5" if STUDY.trains else "weights/{network}.h5"
+SHIPPED = [f"weights/{backbone}_simulated.h5" for backbone in BACKBONES] if STUDY.model.weights == "simulated" else []
+EXPLAINED = explained_networks(STUDY)
 FIRST = [network for network in EXPLAINED if network.seed == 1]
-PRETRAINS = STUDY.trains and STUDY.model.weights == "simulated"
+SEEDS = sorted({network.seed for network in EXPLAINED})
 # One machine: jobs side by side must fit into its memory. A cluster (no number of cores) looks after that itself.
 CORES = workflow.global_resources["_cores"]
 MEMORY_MB = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20 * 9 // 10
@@ -101,19 +102,19 @@ if workflow.is_main_process:
     except BlockingIOError:
         refuse(f"{RUN}: another snakemake is running this study; wait for it or stop it")
     set_altered_aside()
-    absent = [path for network in FIRST if not STUDY.trains
-              if not Path(path := f"{NETS}/{network}/weights.weights.h5").is_file()]
-    if absent:
-        refuse(f"{absent[0]}: no fitted network yet; study {STUDY.study} explains those of study "
-               f"{STUDY.explain.transfer_from}: first run snakemake --config study={STUDY.explain.transfer_from}")
+    for path in [*SHIPPED, *(FITTED.format(network=network) for network in EXPLAINED if not STUDY.trains)]:
+        if not Path(path).is_file():
+            refuse(f"{path}: is absent; shipped weights lie in the folder weights (weights/README.md)")
 
-wildcard_constraints: id="[A-Za-z0-9]+", network="vgg[0-9]+/[a-z_]+/seed[0-9]+", backbone="vgg[0-9]+", number="[0-9]+"
+wildcard_constraints:
+    id="[A-Za-z0-9]+", network="vgg[0-9]+/[a-z]+/seed[0-9]+", backbone="vgg[0-9]+", number="[0-9]+", kind="[a-z]+",
+    of="study|cause", blocks="[0-4]"
 localrules: all, cohort, nets, maps, attributions, relevance, sleep, report
 
 # --- what can be asked for ----------------------------------------------------------------------------------------
 
 COHORT = [f"{RUN}/subjects.csv", f"{RUN}/faults.json"] + [
-    f"{RUN}/cohort/{name}.csv" for name in ("truth", "quality", "registration_errors", "bias_fields")]
+    f"{RUN}/cohort/{name}.csv" for name in ("truth", "quality", "registration_errors", "bias_fields", "appearance")]
 KNOWN = [f"{RUN}/known_rule/{name}.csv" for name in (
     "use", "scores", "removal", "randomised", "repeated", "importance", "layers", "shortcut", "relevance")
     if STUDY.has_known_rule]
@@ -133,25 +134,19 @@ def chosen(column):
 
 def volumes(wildcards):
     return [f"{RUN}/derivatives/mslib/sub-{name}/anat/sub-{name}_space-T1w_desc-{network.backbone}gradcam_cam.nii.gz"
-            for name in chosen("volume") for network in FIRST]
+            for name in chosen("volume") for network in FIRST if network.kind == "honest"]
 
 
-def relevance_volumes(wildcards):
-    return [f"{RUN}/derivatives/mslib/sub-{name}/anat/sub-{name}_space-T1w_desc-{network.backbone}lrp_relevance.nii.gz"
-            for name in chosen("volume")[:STUDY.relevance.volumes] for network in FIRST]
-
-
-def attributed(wildcards):
-    return [f"{RUN}/attributions/{wildcards.network}/sub-{name}.npz" for name in chosen("attributed")]
-
-
-NET_FILES = of(TRAINED, f"{RUN}/nets/{{}}/weights.weights.h5", f"{RUN}/nets/{{}}/predictions.csv") + (
-    of(EXPLAINED, f"{RUN}/nets/{{}}/independent.csv") if STUDY.trains else [])
-MAP_FILES = of(EXPLAINED, f"{RUN}/maps/{{}}/measures.csv") + of(FIRST, f"{RUN}/maps/{{}}/randomisation.csv")
-ATTRIBUTION_FILES = of(FIRST, *(f"{RUN}/attributions/{{}}/{name}.csv" for name in ("scores", "removal", "randomised")),
-                       f"{RUN}/importance/{{}}.csv") + of(EXPLAINED, f"{RUN}/attributions/{{}}/together.npz") + KNOWN
-RELEVANCE_FILES = of(EXPLAINED, f"{RUN}/relevance/{{}}/shares.csv") + of(
-    FIRST, f"{RUN}/relevance/{{}}/rules.csv", f"{RUN}/importance/{{}}.csv") + KNOWN + [f"{RUN}/cohort/truth.csv"]
+NET_FILES = (of(EXPLAINED, f"{RUN}/nets/{{}}/weights.weights.h5", f"{RUN}/nets/{{}}/predictions.csv") +
+             of(BACKBONES, f"{RUN}/nets/{{}}/folds.csv",
+                *(f"{RUN}/nets/{{}}/{kind}/permuted.csv" for kind in STUDY.model.kinds))) if STUDY.trains else []
+MAP_FILES = of(EXPLAINED, *(f"{RUN}/maps/{{}}/{name}" for name in ("measures.csv", "cams.npz"))) + of(
+    FIRST, *(f"{RUN}/maps/{{}}/{name}.csv" for name in ("randomisation", "dead")))
+CAUSE = ["cause"] if STUDY.trains and "cause" in STUDY.model.kinds else []
+ATTRIBUTED = ["importance.csv", "honest.npz", *(["scores.csv", "cause.npz"] if CAUSE else [])]
+ATTRIBUTION_FILES = of(BACKBONES, *(f"{RUN}/attributions/{{}}/{name}" for name in ATTRIBUTED)) + KNOWN
+RELEVANCE_FILES = of(BACKBONES, f"{RUN}/relevance/{{}}/shares.csv", f"{RUN}/attributions/{{}}/importance.csv") + KNOWN + [
+    f"{RUN}/cohort/truth.csv"]
 SLEEP_FILES = [f"{RUN}/sleep/fold-{number}/relevance.csv" for number in FOLDS]
 # Notebook: files that it reads, wings whose code runs in its cells, settings that it uses.
 COMMON = ["study", "seed", "groups", "sequences", "cohort", "statistics", "model"]
@@ -163,7 +158,7 @@ NOTEBOOKS = {
                           "explain"),
     "04_multimodal_attribution": (ATTRIBUTION_FILES, "analysis/attribution analysis/known_rule explain measure show",
                                   *COMMON, "attribution"),
-    "05_modality_relevance": ([*RELEVANCE_FILES, relevance_volumes], "analysis/relevance explain measure show", *COMMON,
+    "05_modality_relevance": (RELEVANCE_FILES, "analysis/relevance explain measure show", *COMMON,
                               "relevance"),
     "06_sleep_staging": (SLEEP_FILES, "analysis/sleep sleep explain measure show", *COMMON, "sleep")}
 if not STUDY.trains:
@@ -190,7 +185,7 @@ rule attributions:
     input: ATTRIBUTION_FILES
 
 rule relevance:
-    input: RELEVANCE_FILES, relevance_volumes
+    input: RELEVANCE_FILES
 
 rule sleep:
     input: SLEEP_FILES
@@ -240,8 +235,14 @@ if SOURCE != "bids":
         message: "Cohort: describe the dataset"
         shell: step("start")
 
+rule template:
+    output: f"{RUN}/template.npz"
+    params: made("make_template", "cohort/anatomy", "cohort.simulated.voxel_mm")
+    message: "Cohort: template of the simulated heads"
+    shell: step("make_template")
+
 rule simulate:
-    input: ancient(f"{RUN}/bids/participants.tsv")
+    input: f"{RUN}/template.npz"
     output: f"{RUN}/bids/derivatives/truth/sub-{{id}}/anat/sub-{{id}}_truth.json"
     params: lambda wildcards: made("simulate", "cohort", "cohort.simulated.voxel_mm") + repr(PEOPLE.get(wildcards.id))
     message: "Cohort: simulate sub-{wildcards.id}"
@@ -268,8 +269,7 @@ checkpoint subjects:
     input: f"{RUN}/cohort.json", stacks
     output: COHORT[:2]
     params:
-        made("subjects", "nets/splits", "seed", "groups", "training.split", "attribution.patients",
-        "explain.nifti_subjects")
+        made("subjects", "nets/splits", "seed", "groups", "training.split", "explain.nifti_subjects")
     message: "Cohort: who is in which part, who is explained"
     shell: step("subjects")
 
@@ -284,112 +284,92 @@ rule truth:
 
 GRID = ["groups", "sequences", "model.image_size", "model.pixel_mm", "model.input", "model.weights"]
 SHARED = [f"training.{key}" for key in ("split", "augmentation", "precision", "batch_size", "weight_decay", "patience")]
+TAKEN = ["training.slices", "training.independent_slices"]
+CAUSE_FILES = [f"{RUN}/nets/cause/{name}" for name in ("images.npy", "masks.npz", "slices.csv")]
 
 
-def schedule(kind):
-    return STUDY.training.permuted if kind.endswith("_permuted") else getattr(STUDY.training, kind)
+def slices_of(wildcards):
+    """What the slices of the study or of `cause` are read from."""
+    cause = "cause" in (getattr(wildcards, "of", None), getattr(wildcards, "kind", None))
+    return CAUSE_FILES if cause else [f"{RUN}/subjects.csv", *stacks(wildcards)]
 
 
-def start_weights(backbone, shrink):
-    """Weights that a training on pixels `shrink` times as large starts from: the last stage that is not finer."""
-    coarse = [number for number, stage in enumerate(STUDY.training.pretraining, start=1) if stage.shrink >= shrink]
-    return f"{RUN}/nets/{backbone}/pretraining/stage{max(coarse, default=1)}.weights.h5" if PRETRAINS else []
-
-
-def activations_of(wildcards):
-    own = schedule(wildcards.kind)
-    return f"{RUN}/nets/{wildcards.backbone}/activations/block{own.frozen_blocks}_shrink{own.shrink}.npy" if (
-        own.frozen_blocks) else []
+def cached(backbone, of, kind):
+    """Activations below the layers that a kind of network trains; none where weights start at random."""
+    if STUDY.model.weights == "scratch" and kind != "folds":
+        return []
+    blocks = getattr(STUDY.training, kind if kind != "folds" else "honest").frozen_blocks
+    return [f"{RUN}/nets/{backbone}/activations/{of}_block{blocks}.{end}" for end in ("npz", "csv")]
 
 
 if STUDY.trains:
-    rule pretraining_cohort:
-        output: expand(f"{RUN}/nets/pretraining/{{file}}", file=["images.npy", "slices.npz", "subjects.csv"])
+    rule cause_cohort:
+        output: CAUSE_FILES
         params:
-            made("pretraining_cohort", "nets/pretraining cohort prep/slices", "seed", "prep", *GRID,
-            "training.pretraining_subjects", "training.pretraining_pixel_mm")
+            made("cause_cohort", "nets/simulated nets/splits cohort prep/slices", "seed", "prep", "sequences",
+            "model.image_size", "model.pixel_mm", "training.cause_people", "training.cause_slices")
         threads: CORES or 8
-        resources: mem_mb=memory(6000)
-        message: "Networks: simulate the pre-training cohort"
-        shell: step("pretraining_cohort")
-
-    rule pretrain:
-        input:
-            f"{RUN}/nets/pretraining/slices.npz",
-            lambda wildcards: f"{RUN}/nets/{wildcards.backbone}/pretraining/stage{int(wildcards.number) - 1}.weights.h5"
-            if int(wildcards.number) > 1 else []
-        output:
-            f"{RUN}/nets/{{backbone}}/pretraining/stage{{number}}.weights.h5",
-            f"{RUN}/nets/{{backbone}}/pretraining/stage{{number}}.csv"
-        params:
-            lambda wildcards: made("pretrain", "nets", "seed", *GRID, *SHARED, "training.area_weight") + repr(
-            STUDY.training.pretraining[:int(wildcards.number)])
-        threads: WHOLE
-        resources: mem_mb=memory(9000)
-        message: "Networks: pre-train {wildcards.backbone}, stage {wildcards.number}"
-        shell: step("pretrain", "--backbone {wildcards.backbone} --number {wildcards.number}")
+        resources: mem_mb=memory(4000)
+        message: "Networks: simulated patients with and without their lesions"
+        shell: step("cause_cohort")
 
     rule activations:
-        input:
-            f"{RUN}/subjects.csv", stacks,
-            lambda wildcards: start_weights(wildcards.backbone, int(wildcards.shrink))
-        output: f"{RUN}/nets/{{backbone}}/activations/block{{blocks}}_shrink{{shrink}}.npy"
-        params: made("activations", "nets", "seed", *GRID)
+        input: slices_of, SHIPPED
+        output: expand(f"{RUN}/nets/{{{{backbone}}}}/activations/{{{{of}}}}_block{{{{blocks}}}}.{{end}}", end=["npz", "csv"])
+        params: made("activations", "nets", "seed", *GRID, *TAKEN, "training.precision")
         threads: WHOLE
         resources: mem_mb=memory(6000)
-        message: "Networks: activations of {wildcards.backbone} above block {wildcards.blocks}"
+        message: "Networks: activations of {wildcards.backbone} above block {wildcards.blocks}, {wildcards.of}"
         shell:
-            step("activations", "--backbone {wildcards.backbone} --blocks {wildcards.blocks} --shrink {wildcards.shrink}")
+            step("activations", "--backbone {wildcards.backbone} --of {wildcards.of} --blocks {wildcards.blocks}")
+
+    rule folds:
+        input: [cached(backbone, "study", "folds") for backbone in BACKBONES]
+        output: expand(f"{RUN}/nets/{{backbone}}/folds.csv", backbone=BACKBONES)
+        params: made("folds", "nets/heads", "seed", "groups", "training.folds")
+        message: "Networks: every subject tested once"
+        shell: step("folds")
 
     rule train:
         input:
-            f"{RUN}/subjects.csv", stacks, activations_of,
-            lambda wildcards: start_weights(wildcards.backbone, schedule(wildcards.kind).shrink)
+            slices_of, SHIPPED,
+            lambda wildcards: cached(wildcards.backbone, "cause" if wildcards.kind == "cause" else "study",
+                                     wildcards.kind)
         output:
-            expand(f"{RUN}/nets/{{{{backbone}}}}/{{{{kind}}}}/seed{{{{number}}}}/{{file}}",
-                   file=["weights.weights.h5", "history.csv", "predictions.csv", "net.json"])
-        params: lambda wildcards: made("train", "nets", "seed", *GRID, *SHARED) + repr(schedule(wildcards.kind))
+            expand(f"{RUN}/nets/{{{{backbone}}}}/{{{{kind}}}}/seed{{number}}/{{file}}",
+                   number=range(1, STUDY.model.seeds + 1), file=["weights.weights.h5", "history.csv", "predictions.csv"]),
+            f"{RUN}/nets/{{backbone}}/{{kind}}/permuted.csv"
+        params: lambda wildcards: made("train", "nets", "seed", *GRID, *SHARED, *TAKEN, f"training.{wildcards.kind}")
         threads: WHOLE
         resources: mem_mb=memory(9000)
-        message: "Networks: train {wildcards.backbone}, {wildcards.kind}, seed {wildcards.number}"
-        shell: step("train", "--network {wildcards.backbone}/{wildcards.kind}/seed{wildcards.number}")
-
-    rule predict:
-        input: f"{RUN}/subjects.csv", stacks, f"{RUN}/nets/{{network}}/weights.weights.h5"
-        output: f"{RUN}/nets/{{network}}/independent.csv"
-        params: made("predict", "nets", *GRID)
-        threads: WHOLE
-        resources: mem_mb=memory(4000)
-        message: "Networks: {wildcards.network} on the independent cohort"
-        shell: step("predict", "--network {wildcards.network}")
+        message: "Networks: train {wildcards.backbone}, {wildcards.kind}"
+        shell: step("train", "--backbone {wildcards.backbone} --kind {wildcards.kind}")
 
 # --- maps ---------------------------------------------------------------------------------------------------------
 
 def explains(*more):
     """What every rule that explains a fitted network depends on."""
-    return [f"{RUN}/subjects.csv", f"{NETS}/{{network}}/weights.weights.h5", *more]
+    return [f"{RUN}/subjects.csv", FITTED, *more]
 
 
 rule measure_maps:
-    input: explains(), stacks
-    output: f"{RUN}/maps/{{network}}/measures.csv"
-    params: made("measure_maps", "analysis/depth analysis/lobes explain measure", *GRID, "explain.methods")
-    threads: WHOLE
-    resources: mem_mb=memory(6000)
-    message: "Maps: every layer of {wildcards.network}, measured"
-    shell: step("measure_maps", "--network {wildcards.network}")
-
-rule randomise:
-    input: explains(), stacks
-    output: f"{RUN}/maps/{{network}}/randomisation.csv"
-    params: made("randomise", "explain nets/data", "seed", *GRID, "explain.randomisation_slices")
-    threads: WHOLE
-    resources: mem_mb=memory(6000)
-    message: "Maps: {wildcards.network} with random weights"
-    shell: step("randomise", "--network {wildcards.network}")
+    input:
+        f"{RUN}/subjects.csv", SHIPPED,
+        lambda wildcards: CAUSE_FILES if wildcards.kind == "cause" else stacks(wildcards),
+        [FITTED.replace("{network}", f"{{backbone}}/{{kind}}/seed{number}") for number in SEEDS]
+    output:
+        expand(f"{RUN}/maps/{{{{backbone}}}}/{{{{kind}}}}/seed{{number}}/{{file}}", number=SEEDS,
+               file=["measures.csv", "cams.npz"]),
+        expand(f"{RUN}/maps/{{{{backbone}}}}/{{{{kind}}}}/seed1/{{file}}.csv", file=["randomisation", "dead"])
+    params:
+        made("measure_maps", "analysis/depth analysis/lobes explain measure", "seed", *GRID,
+        *(f"explain.{key}" for key in ("methods", "slices_per_subject", "randomisation_draws", "randomisation_slices")))
+    resources: mem_mb=memory(3000)
+    message: "Maps: every layer of {wildcards.backbone}, {wildcards.kind}, beside its comparators"
+    shell: step("measure_maps", "--backbone {wildcards.backbone} --kind {wildcards.kind}")
 
 rule volume:
-    input: f"{RUN}/subjects.csv", f"{NETS}/{{backbone}}/honest/seed1/weights.weights.h5", stacks
+    input: f"{RUN}/subjects.csv", FITTED.replace("{network}", "{backbone}/honest/seed1"), stacks
     output: f"{RUN}/derivatives/mslib/sub-{{id}}/anat/sub-{{id}}_space-T1w_desc-{{backbone}}gradcam_cam.nii.gz"
     params: made("volume", "explain prep/slices", *GRID)
     resources: mem_mb=memory(4000)
@@ -398,121 +378,53 @@ rule volume:
 
 # --- networks with a known decision rule (notebooks 04 and 05) ----------------------------------------------------
 
-EXPERIMENTS = [*STUDY.sequences, "shortcut"]
-MARKED = [f"{RUN}/known_rule/{name}/seed1" for name in EXPERIMENTS] + [
-    f"{RUN}/known_rule/{STUDY.sequences[-1]}/seed{seed}" for seed in range(2, STUDY.attribution.known_rule.seeds + 1)]
+METHODS = [f"attribution.{key}" for key in ("superpixels", "samples", "permutations", "steps", "perturbed_slices")] + [
+    "training.precision", "relevance.compared", "statistics"]
 
 if STUDY.has_known_rule:
     rule known_rule:
         input: f"{RUN}/subjects.csv", stacks
-        output: f"{RUN}/known_rule/{{experiment}}/seed{{number}}/weights.weights.h5"
+        output:
+            KNOWN, expand(f"{RUN}/known_rule/{{name}}/{{file}}", name=[*STUDY.sequences, "shortcut"],
+                          file=["weights.weights.h5", "maps.npz"])
         params:
-            made("known_rule", "nets", "seed", *GRID, "training.batch_size", "training.weight_decay",
-            "attribution.known_rule")
+            made("known_rule", "nets analysis/known_rule analysis/attribution analysis/relevance explain measure", "seed",
+            *GRID, *METHODS, "attribution.known_rule", "attribution.baselines", "attribution.levels",
+            "training.batch_size", "training.weight_decay")
         threads: WHOLE
-        resources: mem_mb=memory(4000)
-        message: "Known rule: train {wildcards.experiment}, seed {wildcards.number}"
-        shell: step("known_rule", "--experiment {wildcards.experiment} --number {wildcards.number}")
-
-    rule known_rule_maps:
-        input: f"{RUN}/subjects.csv", stacks, f"{RUN}/known_rule/{{experiment}}/seed{{number}}/weights.weights.h5"
-        output: f"{RUN}/known_rule/{{experiment}}/seed{{number}}/maps.npz"
-        params: made("known_rule_maps", "analysis/attribution analysis/known_rule nets/known_rule explain", "seed", *GRID, "attribution")
-        threads: WHOLE
-        resources: mem_mb=memory(4000)
-        message: "Known rule: sixteen methods on {wildcards.experiment}, seed {wildcards.number}"
-        shell: step("known_rule_maps", "--experiment {wildcards.experiment} --number {wildcards.number}")
-
-    rule known_rule_scores:
-        input: f"{RUN}/subjects.csv", expand("{place}/maps.npz", place=MARKED)
-        output: KNOWN
-        params:
-            made("known_rule_scores",
-            "analysis/known_rule analysis/attribution analysis/relevance nets/known_rule explain measure", "seed", *GRID, "attribution", "relevance.compared", "statistics")
-        threads: WHOLE
-        resources: mem_mb=memory(6000)
-        message: "Known rule: evaluate methods and relevance against it"
-        shell: step("known_rule_scores")
+        resources: mem_mb=memory(5000)
+        message: "Known rule: train networks, explain and evaluate them by every method"
+        shell: step("known_rule")
 
 # --- attributions -------------------------------------------------------------------------------------------------
 
-METHODS = [f"attribution.{key}" for key in ("superpixels", "samples", "permutations", "steps")]
-
 rule attribute:
-    input: explains(), f"{RUN}/derivatives/mslib/sub-{{id}}/anat/sub-{{id}}_desc-qc.json"
-    output: f"{RUN}/attributions/{{network}}/sub-{{id}}.npz"
-    params: made("attribute", "analysis/attribution explain", "seed", *GRID, *METHODS)
-    message: "Attribution: {wildcards.network}, sub-{wildcards.id} by every method"
-    shell: step("attribute", "--network {wildcards.network} --subject {wildcards.id}")
-
-rule attribute_together:
-    input: explains(), attributed
-    output: f"{RUN}/attributions/{{network}}/together.npz"
+    input:
+        f"{RUN}/subjects.csv", stacks, CAUSE_FILES if CAUSE else [],
+        [FITTED.replace("{network}", f"{{backbone}}/{kind}/seed1") for kind in ("honest", *CAUSE)]
+    output: expand(f"{RUN}/attributions/{{{{backbone}}}}/{{file}}", file=ATTRIBUTED)
     params:
-        made("attribute_together", "analysis/attribution explain", "seed", *GRID, *METHODS,
-        "attribution.patients")
-    message: "Attribution: {wildcards.network}, Feature Permutation over all patients"
-    shell: step("attribute_together", "--network {wildcards.network}")
-
-rule attribution_randomised:
-    input: explains(f"{RUN}/attributions/{{network}}/together.npz")
-    output: f"{RUN}/attributions/{{network}}/randomised.csv"
-    params: made("attribution_randomised", "analysis/attribution explain measure", "seed", *GRID, *METHODS)
+        made("attribute", "analysis/attribution analysis/relevance analysis/depth explain measure", "seed", *GRID,
+        *METHODS, "attribution.slices", "attribution.shapley_slices", "explain.nifti_subjects")
     threads: WHOLE
     resources: mem_mb=memory(6000)
-    message: "Attribution: {wildcards.network} with random weights"
-    shell: step("attribution_randomised", "--network {wildcards.network}")
-
-rule importance:
-    input: explains(), stacks
-    output: f"{RUN}/importance/{{network}}.csv"
-    params:
-        made("importance", "analysis/attribution measure", "seed", *GRID, "attribution.shapley_slices",
-        "statistics")
-    threads: WHOLE
-    message: "Attribution: exact importance of every sequence to {wildcards.network}"
-    shell: step("importance", "--network {wildcards.network}")
-
-rule attribution_scores:
-    input: explains(f"{RUN}/attributions/{{network}}/together.npz", f"{RUN}/importance/{{network}}.csv")
-    output: f"{RUN}/attributions/{{network}}/scores.csv", f"{RUN}/attributions/{{network}}/removal.csv"
-    params: made("attribution_scores", "analysis/attribution explain measure", "seed", *GRID, "attribution")
-    threads: WHOLE
-    resources: mem_mb=memory(6000)
-    message: "Attribution: maps of {wildcards.network} evaluated"
-    shell: step("attribution_scores", "--network {wildcards.network}")
+    message: "Attribution: {wildcards.backbone} by every method"
+    shell: step("attribute", "--backbone {wildcards.backbone}")
 
 # --- relevance ----------------------------------------------------------------------------------------------------
 
 rule relevance_shares:
-    input: explains(), stacks
-    output: f"{RUN}/relevance/{{network}}/shares.csv"
-    params:
-        made("relevance_shares", "analysis/relevance explain measure", *GRID, "relevance.rule",
-        "relevance.slices_per_subject")
+    input:
+        f"{RUN}/subjects.csv", stacks,
+        lambda wildcards: [FITTED.format(network=one) for one in EXPLAINED if one[:2] == (wildcards.backbone, "honest")]
+    output:
+        expand(f"{RUN}/relevance/{{{{backbone}}}}/{{file}}.csv", file=["shares", "rules", "flow"]),
+        directory(f"{RUN}/relevance/{{backbone}}/volumes")
+    params: made("relevance", "analysis/relevance explain measure", *GRID, "model.seeds", "relevance")
     threads: WHOLE
     resources: mem_mb=memory(6000)
-    message: "Relevance: shares of the sequences by {wildcards.network}"
-    shell: step("relevance_shares", "--network {wildcards.network}")
-
-rule relevance_rules:
-    input: explains(), stacks
-    output: f"{RUN}/relevance/{{network}}/rules.csv", f"{RUN}/relevance/{{network}}/flow.csv"
-    params:
-        made("relevance_rules", "analysis/relevance explain measure", *GRID, "relevance.rule", "relevance.compared",
-        "relevance.compared_slices")
-    threads: WHOLE
-    resources: mem_mb=memory(6000)
-    message: "Relevance: {wildcards.network} by several rules"
-    shell: step("relevance_rules", "--network {wildcards.network}")
-
-rule relevance_volume:
-    input: f"{RUN}/subjects.csv", f"{NETS}/{{backbone}}/honest/seed1/weights.weights.h5", stacks
-    output: f"{RUN}/derivatives/mslib/sub-{{id}}/anat/sub-{{id}}_space-T1w_desc-{{backbone}}lrp_relevance.nii.gz"
-    params: made("relevance_volume", "explain", *GRID, "relevance.rule")
-    resources: mem_mb=memory(4000)
-    message: "Relevance: sub-{wildcards.id} by {wildcards.backbone} as a volume"
-    shell: step("relevance_volume", "--network {wildcards.backbone}/honest/seed1 --subject {wildcards.id}")
+    message: "Relevance: shares of the sequences, {wildcards.backbone}"
+    shell: step("relevance", "--backbone {wildcards.backbone}")
 
 # --- sleep --------------------------------------------------------------------------------------------------------
 

@@ -38,7 +38,7 @@ def run(n, folder):
         phantom.simulate_subject(person, folder / "bids", VOXEL_MM, cache=cache)
     phantom.write_dataset(people, folder / "bids")
     cohort = Cohort.from_bids(folder / "bids")
-    prep = Prep(n4_shrink=8, n4_iterations=[5, 5], n_slices=N_SLICES)
+    prep = Prep(n_slices=N_SLICES)
     start = clocks()
     for subject in cohort:
         preprocess_subject(subject, folder / "out", prep, image_size=IMAGE_SIZE, pixel_mm=PIXEL_MM)

@@ -1,4 +1,4 @@
-"""The steps that the Snakefile calls: ``python -m mslib STEP --config FILE --run-dir FOLDER``."""
+"""The steps that the Snakefile calls: ``python -m mslib STEP --config FILE --run-dir FOLDER``; and ``pretrain``."""
 
 from __future__ import annotations
 
@@ -11,28 +11,33 @@ from pathlib import Path
 from mslib import steps
 from mslib.study import Network, StudyError
 
-STEPS = (
-    "start", "simulate", "check", "preprocess", "subjects", "truth", "pretraining_cohort", "pretrain",
-    "activations", "train", "predict", "measure_maps", "randomise", "volume", "known_rule", "known_rule_maps",
-    "known_rule_scores", "attribute", "attribute_together", "attribution_randomised", "importance",
-    "attribution_scores", "relevance_shares", "relevance_rules", "relevance_volume", "nights", "fold",
-    "fold_relevance", "notebook", "publish")
+STEPS = [name for name, step in vars(steps).items() if inspect.isfunction(step) and step.__module__ == steps.__name__
+         and next(iter(inspect.signature(step).parameters), "") == "study" and not name.startswith("_")]
+#: Commands that belong to no study.
+ALONE = ("pretrain",)
+DEFAULTS = {"recipe": steps.ROOT / "weights" / "pretraining.yaml"}
 #: How arguments of steps are read, where they are no plain text.
-KINDS = {"network": Network.parse, "number": int, "blocks": int, "shrink": int, "results": Path}
+KINDS = {"network": Network.parse, "number": int, "blocks": int, "results": Path,
+         "folder": Path, "recipe": Path}
 
 
 def _parser() -> argparse.ArgumentParser:
     """One command per step: its docstring is the help, its arguments after the study are required options."""
     parser = argparse.ArgumentParser(prog="python -m mslib", description=__doc__)
     commands = parser.add_subparsers(dest="step", required=True)
-    for name in STEPS:
+    for name in (*STEPS, *ALONE):
         function = getattr(steps, name)
         text = inspect.getdoc(function).splitlines()[0]
         command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("--config", required=True, type=Path)
-        command.add_argument("--run-dir", required=True, type=Path)
-        for argument in list(inspect.signature(function).parameters)[1:]:
-            command.add_argument(f"--{argument}", required=True, type=KINDS.get(argument, str))
+        arguments = list(inspect.signature(function).parameters)
+        if name in STEPS:
+            command.add_argument("--config", required=True, type=Path)
+            command.add_argument("--run-dir", required=True, type=Path)
+            arguments = arguments[1:]
+        for argument in arguments:
+            default = DEFAULTS.get(argument)
+            command.add_argument(f"--{argument}", required=default is None, default=default,
+                                 type=KINDS.get(argument, str))
     return parser
 
 
@@ -42,8 +47,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         given = vars(_parser().parse_args(arguments))
         step = getattr(steps, given.pop("step"))
-        study = steps.Study(given.pop("config"), given.pop("run_dir"))
-        step(study, **given)
+        if "run_dir" in given:
+            given["study"] = steps.Study(given.pop("config"), given.pop("run_dir"))
+        step(**given)
     except StudyError as error:
         print(error, file=sys.stderr)
         return 1

@@ -9,9 +9,10 @@ import dataclasses
 import logging
 import shutil
 import zlib
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -24,6 +25,8 @@ from mslib.study import (
     StudyError,
     WriteError,
     atomic_path,
+    explained_networks,
+    load_config,
     progress,
     read_arrays,
     read_json,
@@ -32,7 +35,7 @@ from mslib.study import (
     write_json,
     write_table,
 )
-from mslib.study.provenance import ROOT, code_digest
+from mslib.study.provenance import ROOT, code_digest, verified
 
 if TYPE_CHECKING:
     import keras
@@ -50,6 +53,19 @@ DATA = {"simulated": "Simulated patients",
         "bids": "Patients of the study's own cohort"}
 
 
+class Case(NamedTuple):
+    """Slices of one subject that a network is explained on: ``slices`` are numbers, masks (n, H, W)."""
+
+    subject: str
+    group: str
+    cohort: str
+    slices: np.ndarray
+    images: np.ndarray
+    target: int
+    lesions: np.ndarray
+    brain: np.ndarray
+
+
 class Study(Run):
     """A run with its subjects, slice stacks and networks: what notebooks and steps work with."""
 
@@ -60,7 +76,7 @@ class Study(Run):
 
     @cached_property
     def subjects(self) -> pd.DataFrame:
-        """By id: ``group, cohort, part, age, sex, edss, lesion_mask, explained, attributed, volume``."""
+        """By id: ``group, cohort, part, age, sex, edss, lesion_mask, explained, volume``."""
         return self.read("subjects").set_index("subject", drop=False)
 
     def target(self, subject: str) -> int:
@@ -73,11 +89,6 @@ class Study(Run):
     def explained(self) -> list[str]:
         """Ids of the patients whom no explained network has trained or stopped on."""
         return list(self.subjects.index[self.subjects["explained"]])
-
-    def attributed(self) -> list[str]:
-        """Ids of the patients of notebook 04, in order."""
-        rows = self.subjects[self.subjects["attributed"] > 0]
-        return list(rows.sort_values("attributed").index)
 
     def example(self) -> str:
         """Id of the patient of the figures."""
@@ -104,62 +115,98 @@ class Study(Run):
         channels = channels_of(self.config.model.input, self.config.sequences)
         return images if channels is None else images[..., channels]
 
+    def classes(self, kind: str) -> list[str]:
+        """Classes of a kind of network, in the order of its logits."""
+        from mslib.nets import CAUSE_CLASSES
+        return list(CAUSE_CLASSES if kind == "cause" else self.config.groups)
+
     def net(self, backbone: str, kind: str = "honest", seed: int = 1) -> keras.Model:
-        """A fitted network, plain and in float32; StudyError where it has not been trained."""
-        from mslib.nets import build_classifier
-        path = self.nets_folder / str(Network(backbone, kind, seed)) / "weights.weights.h5"
+        """A fitted network, plain and in float32 (of real patients' studies a shipped one).
+
+        StudyError where it has not been trained.
+        """
+        from mslib.nets import build_classifier, load_half
+        network = Network(backbone, kind, seed)
+        if not self.config.trains:
+            model = _started(self, network)
+            load_half(model, _shipped(network), self.classes(kind))
+            return model
+        path = self.folder / "nets" / str(network) / "weights.weights.h5"
         if not path.is_file():
             raise StudyError(f"{path}: no fitted {backbone}; run the study that trains it first "
-                             f"(snakemake --config study={self.nets_folder.parent.name})")
+                             f"(snakemake --config study={self.config.study})")
         shape = (*self.config.model.image_size, len(self.config.sequences))
-        return build_classifier(backbone, len(self.config.groups), shape, path)
+        return build_classifier(backbone, len(self.classes(kind)), shape, path)
+
+    def cases(self, network: Network) -> Iterator[Case]:
+        """What a network is explained on, subject by subject, for the subject's own class.
+
+        Slices with lesions: of the explained patients; of ``cause`` networks those of its test people.
+        """
+        from mslib.nets import channels_of
+        if network.kind != "cause":
+            for subject in self.explained():
+                stack, person = self.stack(subject), self.subjects.loc[subject]
+                index = self.explained_slices(subject, stack)
+                if len(index):
+                    yield Case(subject, person["group"], person["cohort"], index, self.images(stack, index),
+                               self.target(subject), stack.lesions[index], stack.brain[index])
+            return
+        folder = self.folder / "nets" / "cause"
+        images, masks = np.load(folder / "images.npy", mmap_mode="r")[1], read_arrays(folder / "masks.npz")
+        channels = channels_of(self.config.model.input, self.config.sequences) or slice(None)
+        table = read_table(folder / "slices.csv").query("target == 1").reset_index(drop=True)
+        for subject, rows in table[table["part"] == "test"].groupby("subject"):
+            index = rows.index.to_numpy()
+            yield Case(subject, rows["group"].iloc[0], "cause", rows["slice"].to_numpy(),
+                       images[index].astype("float32")[..., channels], 1, masks["lesions"][index],
+                       masks["brain"][index])
 
     @property
     def attribution_settings(self) -> dict:
-        """Parameters of attribution methods in this study: ``superpixels, samples, permutations, steps, seed``."""
+        """Parameters of attribution methods: ``superpixels, samples, permutations, steps, seed, precision``."""
+        from mslib.nets import choose_precision
         own = self.config.attribution
         return {name: getattr(own, name) for name in ("superpixels", "samples", "permutations", "steps")} | {
-            "seed": self.config.seed}
+            "seed": self.config.seed, "precision": choose_precision(self.config.training.precision)}
 
-    def fullest(self, stack: SliceStack) -> int:
-        """Slice of a stack that shows most lesion (without a mask: most brain), which notebook 04 explains."""
-        content = stack.lesions if stack.lesions.any() else stack.brain
-        return int(content.sum(axis=(1, 2)).argmax())
+    def shown_slices(self, model: keras.Model) -> tuple[np.ndarray, Explained, bool]:
+        """The slices with most lesion (without a mask: most brain) of the patient of the figures, eight at most.
 
-    def attributed_slices(self, subjects: list[str] | None = None) -> Explained:
-        """The fullest slice of each of some patients (default: of notebook 04), with lesions as features."""
+        First the fullest one that a network classifies correctly: their numbers, what is explained of them (lesions as
+        features), and whether there is such a one (else the fullest).
+        """
         from mslib.analysis.attribution import Explained
-        names, images, brains, lesions = subjects or self.attributed(), [], [], []
-        for name in names:
-            stack = self.stack(name)
-            index = [self.fullest(stack)]
-            images.append(self.images(stack, index))
-            brains.append(stack.brain[index])
-            lesions.append(stack.lesions[index] & stack.brain[index])
-        images, targets = np.concatenate(images), np.array([self.target(name) for name in names])
-        features = np.repeat(np.concatenate(lesions)[..., None], images.shape[-1], -1)
-        return Explained(images, targets, np.concatenate(brains), features, np.array(names))
+        from mslib.explain import logits_of
+        subject = self.example()
+        stack, target = self.stack(subject), self.target(subject)
+        content = stack.lesions if stack.lesions.any() else stack.brain
+        order = np.argsort(-content.sum(axis=(1, 2)), kind="stable")[:8]
+        correct = logits_of(model, [self.images(stack, order)]).argmax(1) == target
+        order = np.concatenate([order[[correct.argmax()]], np.delete(order, correct.argmax())])
+        features = np.repeat((stack.lesions & stack.brain)[order][..., None], len(self.config.sequences), -1)
+        return order, Explained(self.images(stack, order), np.full(len(order), target), stack.brain[order], features,
+                                np.full(len(order), subject), self.config.model.pixel_mm), bool(correct.any())
 
-    def maps(self, network: Network) -> dict[str, np.ndarray]:
-        """Maps of the attributed patients' slices by all methods, (N, H, W, M) each."""
-        return _attributions(self, network)[0]
+    def maps(self, place: str) -> tuple[Explained, dict[str, np.ndarray]]:
+        """A slice that notebooks show and its maps by every method.
 
-    def known_rule_net(self, experiment: str, number: int = 1) -> keras.Model:
+        `place`: ``attributions/<backbone>/honest`` or ``cause`` in its place, ``known_rule/<experiment>/maps``.
+        """
+        from mslib.analysis.attribution import Explained
+        stored = read_arrays(self.folder / f"{place}.npz")
+        known = {name.removeprefix("slices "): stored.pop(name) for name in list(stored) if name.startswith("slices ")}
+        return Explained(**known | {"pixel_mm": float(known["pixel_mm"])}), stored
+
+    def known_rule_net(self, experiment: str) -> keras.Model:
         """A network with a known decision rule, of `mslib.nets.known_rule.experiments`."""
         from mslib.nets import load_weights
         from mslib.nets.known_rule import narrow_classifier
-        shape = (*self.config.model.image_size, len(self.config.sequences))
-        model = narrow_classifier(shape, self.config.attribution.known_rule.narrow)
-        load_weights(model, _known_rule_folder(self, experiment, number) / "weights.weights.h5")
+        own = self.config.attribution.known_rule
+        shape = (*(side // own.shrink for side in self.config.model.image_size), len(self.config.sequences))
+        model = narrow_classifier(shape, own.narrow)
+        load_weights(model, self.folder / "known_rule" / experiment / "weights.weights.h5")
         return model
-
-    def marked(self, experiment: str, number: int = 1) -> tuple[Explained, dict[str, np.ndarray], np.ndarray]:
-        """Marked test slices of a network with a known decision rule, their maps, and which show the shortcut."""
-        from mslib.analysis.attribution import Explained
-        from mslib.explain import METHODS
-        stored = read_arrays(_known_rule_folder(self, experiment, number) / "maps.npz")
-        slices = Explained(*(stored[name] for name in ("images", "targets", "brain", "features", "subjects")))
-        return slices, {name: stored[name] for name in METHODS}, stored["corner"]
 
     def epochs(self) -> EpochSet:
         """Sleep: the epochs of all nights that can be used; signals stay on disk until they are asked for."""
@@ -203,14 +250,17 @@ def simulated_people(config: StudyConfig) -> list:
 
 def start(study: Study) -> None:
     """Describe the simulated dataset, or fetch and convert the real patients; look at given weights first."""
-    from mslib.cohort import openms, write_dataset, write_template
+    from mslib.cohort import openms, write_dataset
     config, root = study.config, study.bids_root
-    if config.trains and config.model.weights not in ("scratch", "simulated"):
-        from mslib.nets import start_network
+    if config.model.weights == "simulated":
         for backbone in config.model.backbones:
-            start_network(backbone, len(config.groups), (*config.model.image_size, 3), _weights(config), "float32")
+            verified(_shipped(f"{backbone}_simulated"))
+    elif config.model.weights != "scratch":
+        for backbone in config.model.backbones:
+            _trainable(study, Network(backbone), "float32")
+    for network in () if config.trains else explained_networks(config):
+        verified(_shipped(network))
     if config.cohort.source == "simulated":
-        write_template(study.folder / "template.npz", config.cohort.simulated.voxel_mm)
         people = simulated_people(config)
         _drop_others(root, {person.id for person in people})
         write_dataset(people, root)
@@ -219,6 +269,12 @@ def start(study: Study) -> None:
         missing = openms.fetch(study.folder / "source")
         faults = openms.source_faults(missing, openms.to_bids(study.folder / "source", root).incomplete)
         write_json(study.folder / "source_faults.json", faults)
+
+
+def make_template(study: Study) -> None:
+    """Maps of the template brain at the voxel size of the study, once for all simulated subjects."""
+    from mslib.cohort import write_template
+    write_template(study.folder / "template.npz", study.config.cohort.simulated.voxel_mm)
 
 
 def _drop_others(root, ids):
@@ -277,7 +333,7 @@ def subjects(study: Study) -> None:
     """``subjects.csv``: everybody usable, with the part of the subject-level split and whether maps are made of them.
 
     Explained are patients outside training and validation (real patients: whose type of MS the networks know). Where
-    one of them has a lesion mask, those without are left out. Notebook 04 takes the first of them, groups taking turns.
+    one of them has a lesion mask, those without are left out.
     """
     from mslib.nets import split_subjects
     config = study.config
@@ -296,9 +352,6 @@ def subjects(study: Study) -> None:
         raise StudyError(f"{study.folder}: no patient outside training and validation (groups "
                          f"{config.patient_groups}); only subjects that no network has learnt from are explained")
     table["explained"] = patients & (table["lesion_mask"] | ~table.loc[patients, "lesion_mask"].any())
-    chosen = table[table["explained"]].assign(turn=table[table["explained"]].groupby("group").cumcount())
-    order = chosen.sort_values(["turn", "group", "subject"]).index[: config.attribution.patients]
-    table["attributed"] = pd.Series(np.arange(1, len(order) + 1), index=order).reindex(table.index, fill_value=0)
     # Figures show the first SPMS patient of the test part (real patients: the largest lesions); volumes begin with it.
     shown = table.index[table["explained"] & (table["group"] == "SPMS") & (table["part"] == "test")]
     if not config.trains:
@@ -313,18 +366,17 @@ def subjects(study: Study) -> None:
 
 
 def truth(study: Study) -> None:
-    """Truth of every subject, quality of preprocessing, errors of registration and bias field.
+    """Truth of every subject, quality of preprocessing, errors of registration and bias field, appearance.
 
-    Bias fields are compared in at most 24 subjects, spread evenly over the cohort.
+    Bias fields are compared, and appearance measured, in at most 24 subjects, spread evenly over the cohort.
     """
     import nibabel as nib
     import SimpleITK as sitk
 
-    from mslib.analysis.truth import bias_correlation, brain_points, lesion_load, registration_error
-    from mslib.prep.images import apply_points
+    from mslib.analysis.truth import appearance, bias_correlation, brain_points, lesion_load, registration_error
     people = [person for person in _checked(study) if person.id in study.subjects.index]
     compared = people[:: max(1, -(-len(people) // 24))]
-    persons, quality, errors, fields = [], [], [], []
+    persons, quality, errors, fields, looks = [], [], [], [], []
     for person in progress(people, desc="truth and errors", unit="subject"):
         sub, derived = f"sub-{person.id}", study.anat(person.id)
         raw = study.bids_root / "derivatives" / "truth" / sub / "anat"
@@ -340,21 +392,40 @@ def truth(study: Study) -> None:
         quality.append(numbers | {"flags": "; ".join(numbers["flags"])})
         points = brain_points(nib.load(derived / f"{sub}_space-T1w_desc-brain_mask.nii.gz"))
         for sequence in study.config.sequences:
-            moved, name = points, f"{sub}_from-T1w_to-{sequence}_mode-points_xfm.tfm"
+            true, name = sitk.Transform(), f"{sub}_from-T1w_to-{sequence}_mode-points_xfm.tfm"
             if (raw / name).is_file():
                 true, estimated = (sitk.ReadTransform(str(folder / name)) for folder in (raw, derived))
-                moved = apply_points(true, points)
                 errors.append({"subject": person.id, "group": person.group, "sequence": sequence,
                                **registration_error(points, true, estimated)})
             field = raw / f"{sub}_{sequence}_biasfield.nii.gz"
             if field.is_file() and person in compared:
-                log_field = nib.load(derived / f"{sub}_desc-logbias_{sequence}.nii.gz")
+                log_field = nib.load(derived / f"{sub}_space-T1w_desc-logbias_{sequence}.nii.gz")
                 fields.append({"subject": person.id, "sequence": sequence,
-                               "correlation": bias_correlation(moved, nib.load(field), log_field)})
+                               "correlation": bias_correlation(points, true, nib.load(field), log_field)})
+        if person in compared and person.lesion_mask:
+            looks.append({"subject": person.id, "group": person.group, **appearance(*_unscaled(study, person))})
     for name, rows, columns in (("truth", persons, None), ("quality", quality, None),
                                 ("registration_errors", errors, ["subject", "group", "sequence", "before", "after"]),
-                                ("bias_fields", fields, ["subject", "sequence", "correlation"])):
+                                ("bias_fields", fields, ["subject", "sequence", "correlation"]),
+                                ("appearance", looks, None if looks else ["subject", "group"])):
         write_table(study.folder / "cohort" / f"{name}.csv", pd.DataFrame(rows, columns=columns), float_format="%.6g")
+
+
+def _unscaled(study, person) -> tuple:
+    """Bias-corrected, co-registered images of a person where no signal is 0; brain, lesions, mm3 of a voxel."""
+    import SimpleITK as sitk
+
+    from mslib.prep.bias import correct_bias
+    from mslib.prep.images import array_of, as_image
+    stem = f"{study.anat(person.id)}/sub-{person.id}"
+    brain, lesions = (sitk.ReadImage(f"{stem}_space-T1w_{kind}_mask.nii.gz") for kind in ("desc-brain", "label-lesion"))
+    images = {}
+    for sequence in study.config.sequences:
+        path = Path(f"{stem}_from-T1w_to-{sequence}_mode-points_xfm.tfm")
+        place = sitk.ReadTransform(str(path)) if path.is_file() else sitk.Transform()
+        field = sitk.ReadImage(f"{stem}_space-T1w_desc-logbias_{sequence}.nii.gz", sitk.sitkFloat32)
+        images[sequence] = array_of(correct_bias(sitk.Resample(as_image(person.images[sequence]), brain, place), field))
+    return images, array_of(brain) > 0, array_of(lesions) > 0, float(np.prod(brain.GetSpacing()))
 
 
 # --- networks ----------------------------------------------------------------------------------------------------
@@ -366,73 +437,270 @@ def _weights(config) -> str | Path:
     return weights if weights in ("scratch", "simulated", "imagenet") else ROOT / weights
 
 
-def _schedule(config, kind):
-    return config.training.permuted if kind.endswith("_permuted") else getattr(config.training, kind)
+def _shipped(name) -> Path:
+    return ROOT / "weights" / f"{name}.h5"
 
 
-def _recipe(config, schedule, **changes):
-    """A schedule with the settings that all trainings of a study share; slices on frozen blocks are not augmented."""
-    from mslib.nets import Recipe, channels_of
-    training, moving = config.training, schedule.augmented and not schedule.frozen_blocks
-    shared = {"epochs": schedule.epochs, "slices_per_subject": schedule.slices_per_subject,
-              "learning_rate": schedule.learning_rate, "batch_size": schedule.batch_size or training.batch_size,
-              "weight_decay": training.weight_decay, "patience": training.patience, "seed": config.seed,
-              "area_weight": training.area_weight, "augmentation": training.augmentation if moving else None,
-              "channels": None if schedule.frozen_blocks else channels_of(config.model.input, config.sequences)}
-    return Recipe(**shared | changes)
-
-
-def _slices(study, cohort):
-    """Slices of one cohort (``study`` or ``independent``) in memory, float16."""
-    from mslib.nets import gather
-    table = study.subjects[study.subjects["cohort"] == cohort]
-    stacks = {name: study.stack(name).images
-              for name in progress(table.index, desc=f"load {cohort} cohort", unit="subject")}
-    return gather(stacks, table["group"], study.config.groups)
-
-
-def pretraining_cohort(study: Study) -> None:
-    """Simulate the pre-training cohort, people outside every cohort of the study, into ``nets/pretraining``."""
-    from joblib import Parallel, delayed
-
-    from mslib.cohort import template, write_template
-    from mslib.nets import pretraining as pre
-    config, folder = study.config, study.folder / "nets" / "pretraining"
-    mm, cache = config.training.pretraining_pixel_mm, folder / "template.npz"
-    shape = {"mm": mm, "size": pre.pretraining_size(config.model.image_size, config.model.pixel_mm, mm),
-             "n_slices": config.prep.n_slices, "percentiles": config.prep.percentiles, "sequences": config.sequences}
-    people = pre.pretraining_people(config.groups, config.training.pretraining_subjects, config.seed)
-    write_template(cache)
-    made = Parallel(n_jobs=2, return_as="generator")(
-        delayed(lambda person: pre.pretraining_subject(person, template=template(cache=cache), **shape))(person)
-        for person in people)
-    bar = progress(made, total=len(people), desc="simulate pre-training cohort", unit="subject")
-    pre.write_pretraining(bar, folder)
-    write_table(folder / "subjects.csv", pre.read_pretraining(folder, config.groups)[1])
-
-
-def pretrain(study: Study, backbone: str, number: int) -> None:
-    """One stage of pre-training: the class, and lesion and black-hole areas as auxiliary targets."""
+def _trainable(study, network, precision):
+    """A network before fine-tuning, with batch norm where it starts at random."""
     import keras
 
-    from mslib.nets import assign_parts, build_trainable, choose_precision, load_weights
+    from mslib.nets import start_network
+    keras.utils.set_random_seed(study.config.seed + network.seed - 1)
+    shape = (*study.config.model.image_size, len(study.config.sequences))
+    return start_network(network.backbone, study.classes(network.kind), shape, _weights(study.config), precision,
+                         _shipped(f"{network.backbone}_simulated"))
+
+
+def _started(study, network):
+    """A network before fine-tuning, plain and in float32."""
+    from mslib.nets import plain_network
+    return plain_network(_trainable(study, network, "float32"))
+
+
+def cause_cohort(study: Study) -> None:
+    """Slices of simulated patients with and without their lesions, for the ``cause`` networks, into ``nets/cause``.
+
+    The patients are in no cohort. ``images.npy`` (2, n, H, W, M), without lesions first; ``masks.npz``, lesions and
+    brain (n, H, W); ``slices.csv``, 2 n rows in that order, with the part of the subject-level split.
+    """
+    from joblib import Parallel, delayed
+
+    from mslib.cohort import draw_participants, template
+    from mslib.nets import CAUSE_CLASSES, CAUSE_SPLIT, assign_parts
+    from mslib.nets.simulated import CAUSE_SEED, cause_slices
+    config, folder, count = study.config, study.folder / "nets" / "cause", study.config.training.cause_people
+    people = draw_participants({"RRMS": count - count // 2, "SPMS": count // 2}, config.seed + CAUSE_SEED, prefix="C")
+    mm = config.model.pixel_mm
+    grid = {"mm": mm, "size": config.model.image_size, "n_slices": config.prep.n_slices,
+            "percentiles": config.prep.percentiles, "sequences": config.sequences, "template": template(mm)}
+    made = list(progress(Parallel(n_jobs=2, return_as="generator")(
+        delayed(cause_slices)(person, config.training.cause_slices, **grid) for person in people),
+        total=len(people), desc="patients with and without their lesions", unit="person"))
+    table = pd.concat([pd.DataFrame({"subject": person.id, "slice": one["slices"], "group": person.group,
+                                     "lesion_mm2": one["areas_mm2"]}) for person, one in zip(people, made)],
+                      ignore_index=True)
+    both = pd.concat([table.assign(target=target) for target in range(len(CAUSE_CLASSES))], ignore_index=True)
+    write_table(folder / "slices.csv", both.assign(part=assign_parts("cause", both, CAUSE_SPLIT, config.seed)))
+    write_arrays(folder / "masks.npz", **{name: np.concatenate([one[name] for one in made])
+                                          for name in ("lesions", "brain")})
+    with atomic_path(folder / "images.npy") as temporary, temporary.open("wb") as file:
+        np.save(file, np.concatenate([one["images"] for one in made], axis=1))
+
+
+def _areas(study, subject, z_mm):
+    """True areas of lesions, black holes and ventricles at heights of a simulated subject; none of a real one."""
+    name = f"sub-{subject}"
+    path = study.bids_root / "derivatives" / "truth" / name / "anat" / f"{name}_truth.json"
+    areas = read_json(path).get("areas_mm2") if path.is_file() else None
+    return {} if areas is None else {f"{key}_mm2": np.interp(z_mm, areas["z_mm"], areas[key]).round(2)
+                                     for key in ("lesion", "black_hole", "ventricle")}
+
+
+def _slices(study, of):
+    """Slices that networks learn and are tested on: ``study`` (both cohorts, spread over each brain) or ``cause``."""
+    from mslib.nets import SliceSet, evenly
+    if of == "cause":
+        images = np.load(study.folder / "nets" / "cause" / "images.npy", mmap_mode="r")
+        return SliceSet(images.reshape(-1, *images.shape[2:]), read_table(study.folder / "nets/cause/slices.csv"))
+    counts = {"study": study.config.training.slices, "independent": study.config.training.independent_slices}
+    images, tables = [], []
+    for subject, person in progress(study.subjects.iterrows(), total=len(study.subjects), desc="load slices"):
+        stack = study.stack(subject)
+        index = evenly(np.arange(len(stack.images)), counts[person["cohort"]])
+        images.append(stack.images[index])
+        tables.append(pd.DataFrame({
+            "subject": subject, "slice": index, "group": person["group"], "target": study.target(subject),
+            "part": None if person["cohort"] == "study" else "independent",
+            **_areas(study, subject, stack.z_mm[index])}))
+    return SliceSet(np.concatenate(images), pd.concat(tables, ignore_index=True))
+
+
+def _cached(study, backbone, of, blocks):
+    return study.folder / "nets" / backbone / "activations" / f"{of}_block{blocks}"
+
+
+def activations(study: Study, backbone: str, of: str, blocks: int) -> None:
+    """What frozen blocks make of the slices of ``study`` or ``cause``, and their features, once for all trainings."""
+    from mslib.nets import cached, channels_of, choose_precision
+    config, slices = study.config, _slices(study, of)
+    model = _trainable(study, Network(backbone), choose_precision(config.training.precision))
+    made, features = cached(model, blocks, slices, channels_of(config.model.input, config.sequences),
+                            f"{backbone} blocks 1 to {blocks or 5}, {of}")
+    path = _cached(study, backbone, of, blocks)
+    write_table(path.with_suffix(".csv"), slices.table)
+    with atomic_path(path.with_suffix(".npz")) as temporary:
+        np.savez(temporary, features=features, **{} if made is None else {"activations": made})
+
+
+def _parts(study, kind, table):
+    """Part of every slice of a table of `_slices` under a kind of network."""
+    from mslib.nets import assign_parts
+    if kind == "cause":
+        return table["part"]
+    own = table[table["part"].isna()]
+    return assign_parts(kind, own, study.config.training.split, study.config.seed).reindex(table.index).fillna(
+        "independent")
+
+
+def folds(study: Study) -> None:
+    """Every subject tested once: a last layer on cached features, fitted to the other folds, for every backbone."""
+    from mslib.nets import fold_logits, prediction_table
+    config, training = study.config, study.config.training
+    for backbone in config.model.backbones:
+        stored = _cached(study, backbone, "study", training.honest.frozen_blocks)
+        table = read_table(stored.with_suffix(".csv"))
+        own = table["part"].isna().to_numpy()
+        table, features = table[own], read_arrays(stored.with_suffix(".npz"))["features"][own]
+        logits = fold_logits(features, table, training.folds, config.seed)
+        write_table(study.folder / "nets" / backbone / "folds.csv",
+                    prediction_table(table.drop(columns="part"), logits, config.groups))
+
+
+def train(study: Study, backbone: str, kind: str) -> None:
+    """Train a kind of network from every seed, and predict all slices: of its parts and of the independent cohort.
+
+    Then once with the subjects' labels permuted, but for ``cause``: the test part's predictions are ``permuted.csv``.
+    """
+    from mslib.nets import (
+        KINDS,
+        Recipe,
+        SliceSet,
+        channels_of,
+        choose_precision,
+        fine_tune,
+        permuted,
+        prediction_table,
+        refuse_leakage,
+    )
+    if kind not in KINDS:
+        raise StudyError(f"--kind: must be one of {', '.join(KINDS)} (got {kind!r})")
+    config, training, schedule = study.config, study.config.training, getattr(study.config.training, kind)
+    of, blocks, features = "cause" if kind == "cause" else "study", schedule.frozen_blocks, None
+    if config.model.weights != "scratch":
+        stored = read_arrays(_cached(study, backbone, of, blocks).with_suffix(".npz"))
+        features = stored["features"]
+    slices = _slices(study, of) if not blocks else SliceSet(
+        stored["activations"], read_table(_cached(study, backbone, of, blocks).with_suffix(".csv")))
+    place, done = study.folder / "nets" / backbone / kind, []
+
+    def fitted(network, table, folder):
+        seed, parts = config.seed + network.seed - 1, _parts(study, kind, table)
+        recipe = Recipe(schedule.epochs, schedule.slices_per_subject, schedule.learning_rate, training.batch_size,
+                        training.weight_decay, training.patience, seed, None if blocks else training.augmentation,
+                        None if blocks else channels_of(config.model.input, config.sequences))
+        if KINDS[kind] == "subject":
+            refuse_leakage(table["subject"], parts)
+        table = table.assign(part=parts)
+        done.append(_training_folder(folder, "train", "nets", recipe, schedule, table.to_csv()))
+        model = _trainable(study, network, choose_precision(training.precision))
+        plain, logits, history = fine_tune(model, blocks, SliceSet(slices.images, table), parts, recipe, done[-1],
+                                           folder.relative_to(study.folder / "nets").as_posix(), features)
+        return plain, prediction_table(table, logits, study.classes(kind)), history
+
+    for network in (one for one in explained_networks(config) if one[:2] == (backbone, kind)):
+        folder = study.folder / "nets" / str(network)
+        plain, predictions, history = fitted(network, slices.table, folder)
+        write_table(folder / "history.csv", history)
+        write_table(folder / "predictions.csv", predictions)
+        _save_weights(plain, folder / "weights.weights.h5")
+    control = predictions[:0]
+    if kind != "cause":
+        own, table = slices.table["part"].isna(), slices.table.copy()
+        table.loc[own, ["group", "target"]] = permuted(table[own], config.groups, config.seed)[["group", "target"]]
+        control = fitted(Network(backbone, kind), table, place / "permuted")[1].query("part == 'test'")
+    write_table(place / "permuted.csv", control.assign(kind=f"{kind}_permuted"))
+    for training_folder in done:  # not before: a job that is stopped finds what it had finished
+        shutil.rmtree(training_folder)
+    shutil.rmtree(place / "permuted", ignore_errors=True)
+
+
+def export(study: Study, network: Network) -> None:
+    """Write what fine-tuning has changed in a network to ``weights``, as float16 with a card."""
+    from mslib.nets import KINDS, save_half
+    from mslib.study.provenance import commit, file_sha256
+    config, start, fitted = study.config, _started(study, network), study.net(*network)
+    if config.model.weights != "simulated":
+        raise StudyError("model.weights: must be 'simulated' for networks that are shipped (got "
+                         f"{config.model.weights!r})")
+    changed = [layer.name for layer in fitted.layers if layer.weights and not all(
+        map(np.array_equal, layer.get_weights(), start.get_layer(layer.name).get_weights()))]
+    path = _shipped(network)
+    save_half(path, fitted, changed, study.classes(network.kind))
+    table = read_table(study.folder / "nets" / str(network) / "predictions.csv")
+    right = table[[f"logit_{name}" for name in study.classes(network.kind)]].to_numpy().argmax(1) == table["target"]
+    write_json(path.with_suffix(".json"), {
+        "network": str(network), "split": KINDS[network.kind], "classes": study.classes(network.kind),
+        "starts from": f"{network.backbone}_simulated.h5", "study": config.study, "commit": commit(),
+        "schedule": getattr(config.training, network.kind).model_dump(),
+        "accuracy of slices": right.groupby(table["part"]).mean().round(4).to_dict(), "layers": changed,
+        "sha256": file_sha256(path)})
+
+
+def pretrain(backbone: str, folder: Path, recipe: Path) -> None:
+    """Pre-train a backbone on simulated people and write what `weights/` ships; goes on where it was stopped.
+
+    The folder gets the people's slices, the weights of every stage and ``<backbone>_simulated.h5`` with its card.
+    """
+    import fcntl
+
+    import keras
+    from joblib import Parallel, delayed
+    from scipy.stats import spearmanr
+
+    from mslib.cohort import template, write_template
+    from mslib.explain import layer_cams
+    from mslib.nets import build_classifier, choose_precision, fold_batch_norm, load_half, load_weights, save_half
     from mslib.nets import pretraining as pre
-    config, folder = study.config, study.folder / "nets" / backbone / "pretraining"
-    schedule = config.training.pretraining[number - 1]
-    slices = pre.read_pretraining(study.folder / "nets" / "pretraining", config.groups)[0].shrunk(schedule.shrink)
-    keras.utils.set_random_seed(config.seed)
-    precision = choose_precision(config.training.precision)
-    model = build_trainable(backbone, len(config.groups), slices.images.shape[1:], precision)
-    if number > 1:
-        load_weights(model, folder / f"stage{number - 1}.weights.h5")
-    recipe = _recipe(config, schedule, patience=schedule.epochs, seed=config.seed + pre.STAGE_SEEDS * (number - 1))
-    parts = assign_parts("honest", slices.table, config.training.split, config.seed)
-    stages = config.training.pretraining[:number]
-    training = _training_folder(folder, "pretrain", "nets", recipe, stages, slices.table.to_csv())
-    history = pre.pretrain_stage(slices, parts, model, recipe, training, f"{backbone} pre-training, stage {number}")
-    write_table(folder / f"stage{number}.csv", history)
-    _save_weights(model, folder / f"stage{number}.weights.h5")
-    shutil.rmtree(training)
+    from mslib.study.config import Pretraining
+    from mslib.study.provenance import commit, file_sha256
+    settings, made_by, folder = load_config(recipe, Pretraining), commit(), Path(folder)
+    cohort, place = folder / pre.cohort_name(settings), folder / backbone
+    cohort.mkdir(parents=True, exist_ok=True)
+    with (cohort / ".lock").open("w") as lock:  # two backbones may be trained side by side
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if numbers := pre.missing_people(settings, cohort):
+            write_template(cohort / "template.npz", settings.pixel_mm)
+            maps = template(settings.pixel_mm, cohort / "template.npz")
+            list(progress(Parallel(n_jobs=2, return_as="generator")(
+                delayed(pre.make_person)(number, settings, cohort, maps) for number in numbers),
+                total=len(numbers), desc="simulate people for pre-training", unit="person"))
+    slices, held = pre.read_cohort(settings, cohort)
+    precision, model, stages = choose_precision(settings.precision), None, []
+    for number, stage in enumerate(settings.stages):
+        facts = settings.model_dump_json(exclude={"stages"}) + repr(settings.stages[:number + 1])
+        training = place / f"stage{number + 1}-{zlib.crc32(facts.encode()):08x}"
+        stored = training / "weights.weights.h5"
+        shape = (*(side // stage.shrink for side in settings.image_size), len(settings.sequences))
+        keras.utils.set_random_seed(settings.seed + number)
+        earlier, model = model, pre.build_pretrained(backbone, settings, shape, precision)
+        if stored.is_file():
+            load_weights(model, stored)
+        else:
+            if earlier is not None:
+                model.set_weights(earlier.get_weights())
+            history = pre.pretrain_stage(number, model, slices.shrunk(stage.shrink), held, settings, training)
+            write_table(training / "stage.csv", history)
+            _save_weights(model, stored)
+            shutil.rmtree(training / "backup")
+        seconds = [float(line) for line in (training / "seconds.txt").read_text(encoding="utf-8").split()]
+        stages.append({"pixel_mm": settings.pixel_mm * stage.shrink, "hours": round(sum(seconds) / 3600, 3),
+                       **read_table(training / "stage.csv").iloc[-1].to_dict()})
+    measured = pre.evaluate(model, slices, held)
+    plain = fold_batch_norm(keras.Model(model.input, model.outputs[0], name=backbone))
+    path = folder / f"{backbone}_simulated.h5"
+    save_half(path, plain, [layer.name for layer in plain.layers if layer.weights], settings.groups)
+    card = {"backbone": backbone, "data": "simulated people, in no cohort of any study", "recipe": settings.model_dump(
+        mode="json"), "commit": made_by, "precision": precision, "stages": stages, "validation": measured,
+        "sha256": file_sha256(path)}
+    write_json(path.with_suffix(".json"), card)
+    half = build_classifier(backbone, len(settings.groups), plain.input_shape[1:])
+    load_half(half, path, settings.groups)
+    images, targets = slices.batch(np.flatnonzero(held)[::7][:8]), slices.table["target"].to_numpy()[held][::7][:8]
+    full, stored = (layer_cams(network, images, targets)["gradcam"] for network in (plain, half))
+    same = [spearmanr(full[name][k].ravel(), stored[name][k].ravel()).statistic
+            for name in full for k in range(len(images)) if full[name][k].std() > 0]
+    write_json(path.with_suffix(".json"), card | {"float16_rank_correlation_of_maps": float(min(same))})
 
 
 def _training_folder(folder: Path, step: str, wing: str, *decisive) -> Path:
@@ -446,131 +714,61 @@ def _save_weights(model, path):
         model.save_weights(str(temporary))
 
 
-def _started(study, backbone, shrink, seed):
-    """A network before fine-tuning, on pixels `shrink` times as large.
-
-    Pre-trained weights are those of the last stage that is not finer.
-    """
-    import keras
-
-    from mslib.nets import choose_precision, start_network
-    config = study.config
-    keras.utils.set_random_seed(seed)
-    shape = (*(side // shrink for side in config.model.image_size), len(config.sequences))
-    coarse = [number for number, stage in enumerate(config.training.pretraining, start=1) if stage.shrink >= shrink]
-    pretrained = study.folder / "nets" / backbone / "pretraining" / f"stage{max(coarse, default=1)}.weights.h5"
-    return start_network(backbone, len(config.groups), shape, _weights(config),
-                         choose_precision(config.training.precision), pretrained)
-
-
-def activations(study: Study, backbone: str, blocks: int, shrink: int) -> None:
-    """What frozen blocks make of all slices of the study, once for every training that starts alike."""
-    from mslib.nets import channels_of, predict, split_network
-    config = study.config
-    lower, _ = split_network(_started(study, backbone, shrink, config.seed), blocks)
-    made = predict(lower, _slices(study, "study").shrunk(shrink), channels_of(config.model.input, config.sequences),
-                   label=f"{backbone} blocks 1 to {blocks}", dtype="float16")
-    path = study.folder / "nets" / backbone / "activations" / f"block{blocks}_shrink{shrink}.npy"
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.save(file, made)
-
-
-def train(study: Study, network: Network) -> None:
-    """Train one network and predict the slices of its validation and test parts."""
-    from mslib.nets import (
-        KINDS,
-        SliceSet,
-        assign_parts,
-        channels_of,
-        permuted,
-        prediction_table,
-        split_network,
-        train_network,
-    )
-    config, kind, folder = study.config, network.kind, study.folder / "nets" / str(network)
-    schedule, seed = _schedule(config, kind), config.seed + network.seed - 1
-    slices = _slices(study, "study")
-    if KINDS[kind][1]:
-        slices = permuted(slices, config.groups, config.seed)
-    parts, slices = assign_parts(kind, slices.table, config.training.split, config.seed), slices.shrunk(schedule.shrink)
-    model, inputs, upper = _started(study, network.backbone, schedule.shrink, seed), slices, None
-    if schedule.frozen_blocks:
-        stored = folder.parents[1] / "activations" / f"block{schedule.frozen_blocks}_shrink{schedule.shrink}.npy"
-        inputs = SliceSet(np.load(stored, allow_pickle=False), slices.table)
-        upper = split_network(model, schedule.frozen_blocks)[1]
-    recipe = _recipe(config, schedule, seed=seed)
-    training = _training_folder(folder, "train", "nets", recipe, schedule, slices.table.assign(part=parts).to_csv())
-    plain, history = train_network(kind, inputs, parts, model, recipe, training, str(network), upper)
-    rows = np.flatnonzero(parts != "train")
-    table = prediction_table(plain, slices, rows, config.groups, channels_of(config.model.input, config.sequences))
-    write_table(folder / "history.csv", history)
-    write_table(folder / "predictions.csv", table.assign(part=parts.to_numpy()[rows]))
-    write_json(folder / "net.json", {
-        "backbone": network.backbone, "kind": kind, "seed": seed, "weights": config.model.weights,
-        "pixel_mm": config.model.pixel_mm * schedule.shrink, **schedule.model_dump(exclude={"shrink"})})
-    _save_weights(plain, folder / "weights.weights.h5")
-    shutil.rmtree(training)
-
-
-def predict(study: Study, network: Network) -> None:
-    """Logits of one network for every slice of the independent cohort (an empty table where there is none)."""
-    from mslib.nets import channels_of, prediction_table
-    config, path = study.config, study.folder / "nets" / str(network) / "independent.csv"
-    if not (study.subjects["cohort"] == "independent").any():
-        write_table(path, pd.DataFrame(columns=["subject", "slice", "group", "target"]))
-        return
-    model = study.net(*network)
-    write_table(path, prediction_table(model, _slices(study, "independent"), None, config.groups,
-                                       channels_of(config.model.input, config.sequences)))
-
-
 # --- maps --------------------------------------------------------------------------------------------------------
 
 
-def measure_maps(study: Study, network: Network) -> None:
-    """Class activation maps of every layer of one network, measured on the slices of all explained patients."""
+def measure_maps(study: Study, backbone: str, kind: str) -> None:
+    """Maps of every layer of all trainings of a kind of network, measured beside their comparators.
+
+    The first training is also randomised, and its silent channels are compared with those of its start weights.
+    """
+    from mslib.analysis import depth
+    from mslib.explain import CAM_VARIANTS, explain_layers
+    config, networks = study.config, [one for one in explained_networks(study.config) if one[:2] == (backbone, kind)]
+    if not networks:
+        raise StudyError(f"{backbone}/{kind}: is none of the networks that study {config.study} explains")
+    settings, model = config.explain, study.net(backbone, kind, networks[0].seed)
+    slices = depth.gather_slices(progress(study.cases(networks[0]), desc=f"{backbone} {kind}: slices", unit="subject"),
+                                 settings.slices_per_subject, config.model.pixel_mm)
+    images, layers = slices.images, depth.explained_layers(model)
+    methods = list(dict.fromkeys(["gradcam", "layercam", *settings.methods, *CAM_VARIANTS]))
+    lobes = None if kind == "cause" else _lobes(study, slices.table)
+    for network in progress(networks, desc=f"{backbone} {kind}: maps and measures", unit="network"):
+        folder = study.folder / "maps" / str(network)
+        if network.seed != networks[0].seed:
+            model.set_weights(study.net(*network).get_weights())  # one network, traced once
+        found = explain_layers(model, images, slices.table["target"], layers, methods, 8)
+        right = slices.table.assign(correct=found.logits.argmax(1) == slices.table["target"])
+        own = slices._replace(table=right)
+        tables = [depth.measure_layers(found, own, config.sequences.index("FLAIR"), lobes)]
+        if network.seed == 1:
+            similarity, untrained = depth.randomise_layers(model, found, own, settings.randomisation_draws,
+                                                           settings.randomisation_slices, config.seed)
+            tables.append(untrained)
+            some = np.linspace(0, len(images) - 1, min(len(images), 24)).astype(int)
+            start = depth.channel_peaks(_started(study, network), images[some], layers)
+            dead = depth.dead_channels({layer: peaks[some] for layer, peaks in found.peaks.items()}, start)
+            write_table(folder / "dead.csv", dead, float_format="%.5g")
+            write_table(folder / "randomisation.csv", similarity, float_format="%.5g")
+        maps = {f"{method}|{layer}": (raw / max(raw.max(), 1e-30)).astype(np.float16)  # of ranks alone use is made
+                for method, of_layer in found.cams.items() if method in ("gradcam", "layercam")
+                for layer, raw in of_layer.items()}
+        write_arrays(folder / "cams.npz", brain=slices.brain, subject=right["subject"].to_numpy(str),
+                     slice=right["slice"].to_numpy(), **maps)
+        write_table(folder / "measures.csv", pd.concat(tables), float_format="%.5g")
+
+
+def _lobes(study, table):
+    """Lobe of every brain pixel of slices, one subject after the other as in their table."""
     import nibabel as nib
 
-    from mslib.analysis.depth import measure_layers
     from mslib.analysis.lobes import brain_top, lobe_labels
-    model, tables = study.net(*network), []
-    for subject in progress(study.explained(), desc=f"{network}: maps and measures", unit="subject"):
+    labels = []
+    for subject, part in table.groupby("subject", sort=False):
         stack = study.stack(subject)
-        index = study.explained_slices(subject, stack)
         mask = nib.load(study.anat(subject) / f"sub-{subject}_space-T1w_desc-brain_mask.nii.gz")
-        lobes = lobe_labels(stack.brain, stack.affine, brain_top(mask))
-        table = measure_layers(model, study.images(stack, index), study.target(subject), stack.lesions[index],
-                               stack.brain[index], study.config.explain.methods, lobes[index])
-        if len(table):
-            group, cohort = study.subjects.loc[subject, ["group", "cohort"]]
-            tables.append(table.assign(slice=index[table["slice"]], subject=subject, group=group, cohort=cohort))
-    write_table(study.folder / "maps" / str(network) / "measures.csv", pd.concat(tables), float_format="%.6g")
-
-
-def _explained_slices(study, each):
-    """Images, classes, brain masks and owners of so many slices of every explained patient, spread evenly."""
-    from mslib.nets import evenly
-    images, targets, brains, names = [], [], [], []
-    for subject in study.explained():
-        stack = study.stack(subject)
-        index = evenly(study.explained_slices(subject, stack), each)
-        images.append(study.images(stack, index))
-        brains.append(stack.brain[index])
-        targets += [study.target(subject)] * len(index)
-        names += [subject] * len(index)
-    return np.concatenate(images), np.array(targets), np.concatenate(brains), np.array(names)
-
-
-def randomise(study: Study, network: Network) -> None:
-    """Similarity of the maps while a network is randomised from its output down, slices spread over the patients."""
-    from mslib.explain import cascading_randomisation
-    each = max(1, study.config.explain.randomisation_slices // len(study.explained()))
-    images, targets, brains, names = _explained_slices(study, each)
-    table = cascading_randomisation(
-        study.net(*network), images, targets, seed=study.config.seed, mask=brains,
-        progress=lambda layers: progress(layers, desc=f"{network}: randomisation", unit="layer"))
-    table["subject"] = names[table["image"]]
-    write_table(study.folder / "maps" / str(network) / "randomisation.csv", table, float_format="%.5g")
+        labels.append(lobe_labels(stack.brain, stack.affine, brain_top(mask), part["slice"].to_numpy()))
+    return np.concatenate(labels)
 
 
 def volume(study: Study, network: Network, subject: str) -> None:
@@ -589,234 +787,242 @@ def volume(study: Study, network: Network, subject: str) -> None:
 # --- networks with a known decision rule -------------------------------------------------------------------------
 
 
-def _known_rule_folder(study, experiment, number):
-    return study.folder / "known_rule" / experiment / f"seed{number}"
-
-
-def _experiment(study, name):
-    from mslib.nets.known_rule import experiments
-    known = {one.name: one for one in experiments(study.config.sequences)}
-    if name not in known:
-        raise StudyError(f"--experiment: must be one of {', '.join(known)} (got {name!r})")
-    return known[name]
-
-
 def _controls(study, part):
-    """Slices of controls in which marks fit, of ``train``, ``validation`` or ``test``; nobody is in two of them."""
+    """Slices of controls in which marks fit, to ``train`` on or to ``test``; nobody is in both."""
     from mslib.nets import gather
     from mslib.nets.known_rule import wide_slices
     table = study.subjects[study.subjects["group"] == CONTROL]
     independent = table["cohort"] == "independent"
     test = independent if independent.any() else table["part"] == "test"
-    seen = table.index[~test]
-    names = {"train": seen[:-1], "validation": seen[-1:], "test": table.index[test]}[part]
+    names = table.index[test if part == "test" else ~test]
     stacks = {name: study.stack(name) for name in progress(names, desc=f"controls, {part}", unit="subject")}
     wide = {name: wide_slices(stack.images, stack.brain) for name, stack in stacks.items()}
-    return gather(wide, table["group"], study.config.groups)
+    return gather(wide, table["group"], study.config.groups).shrunk(study.config.attribution.known_rule.shrink)
 
 
-def known_rule(study: Study, experiment: str, number: int) -> None:
-    """Train a network with a known decision rule on marked slices of controls; seeds start from other weights."""
-    from mslib.nets import Recipe, SliceSet
-    from mslib.nets.known_rule import spread, train_known_rule
-    config, folder = study.config, _known_rule_folder(study, experiment, number)
-    own = config.attribution.known_rule
-    train, validation = _controls(study, "train"), spread(_controls(study, "validation"), own.slices_per_subject)
-    joined = SliceSet(np.concatenate([train.images, validation.images]),
-                      pd.concat([train.table, validation.table], ignore_index=True))
-    parts = np.repeat(["train", "validation"], [len(train.table), len(validation.table)])
-    recipe = Recipe(own.epochs, own.slices_per_subject, own.learning_rate, config.training.batch_size,
-                    config.training.weight_decay, patience=own.epochs, seed=config.seed)
-    marked = _experiment(study, experiment).marked(joined, config.model.pixel_mm, config.seed)
-    training = _training_folder(folder, "known_rule", "nets", recipe, own, joined.table.to_csv())
-    model = train_known_rule(marked, parts, recipe, own.narrow, training, config.seed + number - 1,
-                             f"known rule, {experiment}, seed {number}")
-    _save_weights(model, folder / "weights.weights.h5")
-    shutil.rmtree(training)
+def _methods(config, costly=True):
+    """Attribution methods, perturbation methods among them if `costly`, and the compared rules of relevance."""
+    from mslib.analysis.attribution import LRP
+    from mslib.explain import METHODS
+    chosen = [name for name, method in METHODS.items() if costly or method.family != "perturbation"]
+    return [*chosen, *(f"{LRP}{rule}" for rule in config.relevance.compared)]
 
 
-def known_rule_maps(study: Study, experiment: str, number: int) -> None:
-    """Maps of marked test slices by every method, with the slices, their marks and the seconds that each took."""
-    from mslib.analysis.attribution import attribute_all
-    from mslib.analysis.known_rule import explained_marks
-    from mslib.nets.known_rule import spread
-    config, test = study.config, _controls(study, "test")
-    test = spread(test, config.attribution.known_rule.test_slices)
-    marked = _experiment(study, experiment).marked(test, config.model.pixel_mm, config.seed + 1)
-    explained = explained_marks(marked)
-    maps, seconds = attribute_all(study.known_rule_net(experiment, number), explained.images, explained.targets,
-                                  explained.brain, label=f"known rule, {experiment}, seed {number}",
-                                  **study.attribution_settings)
-    write_arrays(_known_rule_folder(study, experiment, number) / "maps.npz", **vars(explained), corner=marked.corner,
-                 **maps, **{f"seconds_{name}": value for name, value in seconds.items()})
+def _write_maps(path, slices, maps):
+    """Slices that a notebook shows, and their maps."""
+    known = {name: values for name, values in vars(slices).items() if values is not None}
+    write_arrays(path, **{f"slices {name}": values for name, values in known.items()}, **maps)
 
 
-def known_rule_scores(study: Study) -> None:
-    """What networks with a known decision rule use, and what every method, layer and relevance rule says of them."""
+def known_rule(study: Study) -> None:
+    """Networks with a known decision rule: train them, and evaluate what every method and relevance rule says of them.
+
+    An unfinished training is resumed. Seeds start from other weights.
+    """
     from mslib.analysis import attribution, relevance
     from mslib.analysis import known_rule as known
-    from mslib.nets.known_rule import experiments, spread
+    from mslib.nets import Recipe, evenly
+    from mslib.nets.known_rule import experiments, narrow_classifier, spread, train_known_rules
     config, own, settings = study.config, study.config.attribution, study.attribution_settings
-    sequences, mm, draws = config.sequences, config.model.pixel_mm, config.draws
-    slices = spread(_controls(study, "test"), 4 * own.known_rule.test_slices)
-    tables = {name: [] for name in ("use", "scores", "importance", "layers", "relevance", "repeated")}
+    sequences, folder, draws, seed = config.sequences, study.folder / "known_rule", config.draws, config.seed
+    mm, rule = config.model.pixel_mm * own.known_rule.shrink, own.known_rule
+    train, unmarked, shown = _controls(study, "train"), _controls(study, "test"), sequences[-1]
+    recipe = Recipe(rule.epochs, rule.slices_per_subject, rule.learning_rate, config.training.batch_size,
+                    config.training.weight_decay, patience=rule.epochs, seed=seed)
+    training = _training_folder(folder, "known_rule", "nets/known_rule", recipe, rule, train.table.to_csv())
+    # One network is trained from several seeds, and that one is removed and randomised.
+    tasks = {f"{experiment.name} {number}": (experiment.marked(train, mm, seed), seed + number - 1)
+             for experiment in experiments(sequences)
+             for number in range(1, rule.seeds + 1 if experiment.name == shown else 2)}
+    weights = train_known_rules(tasks, recipe, rule.narrow, training)
+    model = narrow_classifier(train.images.shape[1:], rule.narrow)  # one for all, traced once
+    test, many = spread(unmarked, rule.test_slices), spread(unmarked, 2 * rule.test_slices)
+    tables = {name: [] for name in ("use", "scores", "importance", "layers", "relevance")}
     for experiment in experiments(sequences):
         name = experiment.name
-        model, (explained, maps, corner) = study.known_rule_net(name), study.marked(name)
-        tables["use"].append(known.accuracy_by_cue(model, experiment, slices, sequences, mm, config.seed + 2, **draws))
+        model.set_weights(weights[f"{name} 1"])
+        tables["use"].append(known.accuracy_by_cue(model, experiment, many, sequences, mm, seed + 2, **draws))
+        marked = experiment.marked(test, mm, seed + 1)
+        index = np.arange(len(test.table))
+        explained = known.explained_marks(marked, mm, evenly(index, own.perturbed_slices))
+        maps, seconds = attribution.attribute_all(model, explained, _methods(config), f"known rule, {name}", **settings)
+        _save_weights(model, folder / name / "weights.weights.h5")
+        some, slices = attribution.of_few(maps, explained)
+        middle = len(slices.images) // 2
+        _write_maps(folder / name / "maps.npz", slices.at([middle]), {key: raw[[middle]] for key, raw in some.items()})
         if experiment.shortcut:
-            shortcut = known.shortcut_table(maps, explained, corner, mm, own.superpixels, **draws)
+            shortcut = known.shortcut_table(maps, explained, marked.corner, own.superpixels, **draws)
             continue
-        asked = model, explained.images, explained.targets
-        importance = attribution.importance_table(*asked, explained.brain, explained.subjects, sequences, name, **draws)
-        weights = attribution.importance_of(importance, sequences)
-        scores = attribution.score_maps(maps, explained, weights, model, sequences, own.superpixels)
-        stored = read_arrays(_known_rule_folder(study, name, 1) / "maps.npz")
-        scores["seconds"] = scores["method"].map({method: float(stored[f"seconds_{method}"]) for method in maps})
-        shares = relevance.known_rule_shares(*asked, explained.subjects, explained.features, explained.brain,
-                                             experiment.decisive, sequences, config.relevance.compared, **draws)
-        for key, table in (("importance", importance), ("scores", scores), ("relevance", shares),
-                           ("layers", known.layer_scores(model, explained, weights))):
+        importance = attribution.importance_table(model, explained, sequences, name, **draws)
+        worth = attribution.importance_of(importance, sequences)
+        scores = attribution.score_maps(maps, explained, worth, model, sequences)
+        right = explained.at(np.unique(scores.loc[scores["correct"], "image"]))
+        shares = relevance.known_rule_shares(model, right, experiment.decisive, sequences, config.relevance.compared,
+                                             **draws)
+        for key, table in (("importance", importance), ("relevance", shares),
+                           ("scores", scores.assign(seconds=scores["method"].map(seconds))),
+                           ("layers", known.layer_scores(model, explained, worth))):
             tables[key].append(table.assign(experiment=name))
-    name = sequences[-1]  # trained from several seeds; removed and randomised for this one alone
-    model, (explained, maps, _) = study.known_rule_net(name), study.marked(name)
-    tables["repeated"] = [
-        attribution.repeat_similarity(maps, study.marked(name, number)[1], explained.brain, explained.subjects)
-        for number in range(2, own.known_rule.seeds + 1)]
-    found = {key: pd.concat(parts, ignore_index=True) for key, parts in tables.items()} | {
-        "shortcut": shortcut,
-        "randomised": attribution.randomised_similarity(model, maps, explained, label=name, **settings),
-        "removal": attribution.removal_table(maps, explained, model, own.baselines, own.levels, config.seed, name)}
-    for key, table in found.items():
-        write_table(study.folder / "known_rule" / f"{key}.csv", table, float_format="%.7g")
+        if name == shown:
+            tables["removal"] = [attribution.removal_table(maps, explained, model, own.baselines, own.levels, seed,
+                                                           name)]
+            tables["randomised"] = [attribution.randomised_similarity(model, maps, explained, name, **settings)]
+            tables["repeated"] = []
+            for number in range(2, rule.seeds + 1):
+                model.set_weights(weights[f"{name} {number}"])
+                others, _ = attribution.attribute_all(model, slices, _methods(config), f"{name}, seed {number}",
+                                                      **settings)
+                tables["repeated"].append(attribution.repeat_similarity(some, others, slices))
+    for key, found in [*tables.items(), ("shortcut", [shortcut])]:
+        write_table(folder / f"{key}.csv", pd.concat(found, ignore_index=True), float_format="%.7g")
+    shutil.rmtree(training)
 
 
 # --- attributions ------------------------------------------------------------------------------------------------
 
 
-def _attributions(study, network):
-    """Maps and seconds per slice of the attributed patients, by method."""
-    from mslib.explain import METHODS
-    folder = study.folder / "attributions" / str(network)
-    each = [read_arrays(folder / f"sub-{name}.npz") for name in study.attributed()]
-    together = [read_arrays(folder / "together.npz")]
-    of = {name: together if name in together[0] else each for name in METHODS}
-    return ({name: np.concatenate([one[name] for one in files]) for name, files in of.items()},
-            {name: float(np.mean([one[f"seconds_{name}"] for one in files])) for name, files in of.items()})
+def _with_lesions(study, network, each):
+    """So many slices of everybody whom a network is explained on, spread evenly, with lesions as features."""
+    from mslib.analysis.attribution import Explained
+    from mslib.nets import evenly
+    parts = []
+    for case in study.cases(network):
+        index = evenly(np.arange(len(case.slices)), each)
+        features = np.repeat((case.lesions & case.brain)[index][..., None], case.images.shape[-1], -1)
+        parts.append((case.images[index], np.full(len(index), case.target), case.brain[index], features,
+                      np.full(len(index), case.subject)))
+    return Explained(*(np.concatenate(part) for part in zip(*parts)), study.config.model.pixel_mm)
 
 
-def _attribute(study, network, names, methods, path):
-    from mslib.analysis.attribution import attribute_all
-    slices, model = study.attributed_slices(names), study.net(*network)
-    maps, seconds = attribute_all(model, slices.images, slices.targets, slices.brain, methods,
-                                  f"{network}: sub-{', '.join(names)}", **study.attribution_settings)
-    write_arrays(path, **maps, **{f"seconds_{name}": value for name, value in seconds.items()})
+def attribute(study: Study, backbone: str) -> None:
+    """One patient's slice by every method, what each sequence adds, and scores where lesions alone can decide.
+
+    Perturbation methods, which cost most, explain the first backbone alone.
+    """
+    from mslib.analysis import attribution
+    config, folder, network = study.config, study.folder / "attributions" / backbone, Network(backbone)
+    model, own, settings = study.net(*network), config.attribution, study.attribution_settings
+    importance = attribution.importance_table(model, _with_lesions(study, network, own.shapley_slices),
+                                              config.sequences, str(network), **config.draws)
+    write_table(folder / "importance.csv", importance, float_format="%.7g")
+    shown, methods = study.shown_slices(model)[1], _methods(config, backbone == config.model.backbones[0])
+    joint = [name for name in methods if name in attribution.JOINT]
+    maps, _ = attribution.attribute_all(model, shown.at([0]), [name for name in methods if name not in joint],
+                                        str(network), **settings)
+    joint, _ = attribution.attribute_all(model, shown.at([0, 1, 2]), joint, str(network), **settings)
+    _write_maps(folder / "honest.npz", shown.at([0]), maps | {name: raw[:1] for name, raw in joint.items()})
+    if config.trains and "cause" in config.model.kinds:
+        scores = _score_cause(study, Network(backbone, "cause"), methods, settings, folder / "cause.npz")
+        write_table(folder / "scores.csv", scores, float_format="%.7g")
 
 
-def attribute(study: Study, network: Network, subject: str) -> None:
-    """Maps of one patient's fullest slice by every method that needs no other patient, and their seconds."""
-    from mslib.analysis.attribution import JOINT
-    from mslib.explain import METHODS
-    people = study.attributed()
-    if subject not in people:
-        raise StudyError(f"--subject: must be a patient of notebook 04, one of {', '.join(people)} (got {subject!r})")
-    _attribute(study, network, [subject], [name for name in METHODS if name not in JOINT],
-               study.folder / "attributions" / str(network) / f"sub-{subject}.npz")
+def _score_cause(study, network, methods, settings, path):
+    """Scores of maps of slices that a network which lesions alone can decide classifies correctly (of any, below two).
 
+    Slices are drawn of three of each unseen person. Beside them the same methods on a random network, location prior,
+    FLAIR and its edges.
+    """
+    from skimage.filters import sobel
 
-def attribute_together(study: Study, network: Network) -> None:
-    """Maps by methods that take values from one patient to another (Feature Permutation)."""
-    from mslib.analysis.attribution import JOINT
-    people = study.attributed()
-    if len(people) < 2:
-        raise StudyError(f"{study.folder}: notebook 04 needs two patients at least, because Feature Permutation takes "
-                         f"values from one to the other (got {len(people)})")
-    _attribute(study, network, people, JOINT, study.folder / "attributions" / str(network) / "together.npz")
-
-
-def attribution_randomised(study: Study, network: Network) -> None:
-    """Similarity of the patients' maps to those of the network with random weights in all layers."""
-    from mslib.analysis.attribution import ALL_LAYERS, randomised_similarity
-    table = randomised_similarity(study.net(*network), study.maps(network),
-                                  study.attributed_slices(), [ALL_LAYERS], str(network), **study.attribution_settings)
-    write_table(study.folder / "attributions" / str(network) / "randomised.csv", table, float_format="%.7g")
-
-
-def importance(study: Study, network: Network) -> None:
-    """Exact importance of every sequence to one network, over some slices of all explained patients."""
-    from mslib.analysis.attribution import importance_table
-    config = study.config
-    slices = _explained_slices(study, config.attribution.shapley_slices)
-    table = importance_table(study.net(*network), *slices, config.sequences, str(network), **config.draws)
-    write_table(study.folder / "importance" / f"{network}.csv", table, float_format="%.7g")
-
-
-def attribution_scores(study: Study, network: Network) -> None:
-    """Measures of every map of the patients' slices, and what removal of what it marks costs the network."""
-    from mslib.analysis.attribution import importance_of, removal_table, score_maps
-    config, own, folder = study.config, study.config.attribution, study.folder / "attributions" / str(network)
-    model, explained = study.net(*network), study.attributed_slices()
-    maps, seconds = _attributions(study, network)
-    weights = importance_of(read_table(study.folder / "importance" / f"{network}.csv"), config.sequences)
-    scores = score_maps(maps, explained, weights, model, config.sequences, own.superpixels)
-    removal = removal_table(maps, explained, model, own.baselines, own.levels, config.seed, str(network))
-    write_table(folder / "scores.csv", scores.assign(seconds=scores["method"].map(seconds)), float_format="%.7g")
-    write_table(folder / "removal.csv", removal, float_format="%.7g")
+    from mslib.analysis import attribution, depth
+    from mslib.explain import batches_of, logits_of, randomised_copy
+    from mslib.nets import evenly
+    config, own, model = study.config, study.config.attribution, study.net(*network)
+    slices = depth.gather_slices(study.cases(network), 3, config.model.pixel_mm)
+    target = slices.table["target"].to_numpy()
+    correct = logits_of(model, batches_of(slices.images, 16)).argmax(1) == target
+    rows = evenly(np.flatnonzero(correct | (correct.sum() < 2)), own.slices)
+    slices = slices.take(rows)
+    features = np.repeat(slices.lesions[..., None], slices.images.shape[-1], -1)
+    explained = attribution.Explained(
+        slices.images, slices.table["target"].to_numpy(), slices.brain, features, slices.table["subject"].to_numpy(str),
+        config.model.pixel_mm, evenly(np.arange(len(slices.table)), own.perturbed_slices))
+    maps, seconds = attribution.attribute_all(model, explained, methods, str(network), **settings)
+    some, few = attribution.of_few(maps, explained)
+    largest = few.features.sum((1, 2, 3)).argmax()
+    _write_maps(path, few.at([largest]), {name: raw[[largest]] for name, raw in some.items()})
+    model.set_weights(randomised_copy(model, "block1_conv1", config.seed).get_weights())  # traced once
+    random, _ = attribution.attribute_all(model, few, _methods(config, False), f"{network}, untrained", **settings)
+    flair = np.maximum(slices.images[..., config.sequences.index("FLAIR")], 0)
+    beside = {"prior": slices.prior, "intensity": flair, "edges": np.stack([sobel(image) for image in flair])}
+    untrained = attribution.localise(random, few, source="untrained")
+    table = pd.concat([
+        attribution.localise(maps, explained, source="network"),
+        untrained.assign(image=explained.rows()[untrained["image"]]),
+        attribution.localise(beside, explained, source="comparator")], ignore_index=True)
+    return table.assign(correct=correct[rows][table["image"]], seconds=table["method"].map(seconds))
 
 
 # --- relevance ---------------------------------------------------------------------------------------------------
 
 
-def _of_relevance(study: Study) -> list[str]:
-    """Ids of whom relevance is asked: everybody unseen, controls too (real patients: the explained ones)."""
-    return study.unseen() if study.config.trains else study.explained()
+def _of_relevance(study, each):
+    """Slices of everybody unseen, controls too (real patients: of the explained ones): table, images, brain, lesions.
+
+    So many of each, spread evenly from the lowest to the highest, the ends left out.
+    """
+    from mslib.nets import evenly
+    tables, arrays = [], []
+    people = study.unseen() if study.config.trains else study.explained()
+    for subject in progress(people, desc="slices", unit="subject"):
+        person, stack = study.subjects.loc[subject], study.stack(subject)
+        index = evenly(np.arange(len(stack.images)), min(each, len(stack.images)) + 2)[1:-1]
+        tables.append(pd.DataFrame({"slice": index, "target": study.target(subject)}).assign(
+            **person[["subject", "group", "cohort", "lesion_mask"]]))
+        arrays.append((study.images(stack, index), stack.brain[index], stack.lesions[index]))
+    return pd.concat(tables, ignore_index=True), *(np.concatenate(part) for part in zip(*arrays))
 
 
-def _relevance_of(study, model, subject, rule, count):
-    """Relevance shares of some slices of a subject, spread over its brain."""
-    from mslib.analysis.relevance import slice_shares, spread_slices
-    person, stack = study.subjects.loc[subject], study.stack(subject)
-    index = spread_slices(len(stack.images), count)
-    known = {"lesions": stack.lesions[index], "brain": stack.brain[index]} if person["lesion_mask"] else {}
-    table = slice_shares(model, study.images(stack, index), np.full(len(index), study.target(subject)),
-                         study.config.sequences, rule, **known)
-    return table.assign(slice=index, subject=subject, group=person["group"], cohort=person["cohort"])
+def relevance(study: Study, backbone: str) -> None:
+    """Shares of the sequences in the relevance of all trainings of a backbone, slice by slice.
+
+    Of the first training also by other rules and layer by layer, and (of the first backbone) as volumes.
+    """
+    from mslib.analysis.relevance import flow_table, slice_shares
+    from mslib.nets import evenly
+    config, own, folder = study.config, study.config.relevance, study.folder / "relevance" / backbone
+    networks = [one for one in explained_networks(config) if one[:2] == (backbone, "honest")]
+    model, (table, images, brain, lesions) = study.net(*networks[0]), _of_relevance(study, own.slices_per_subject)
+
+    def shares(rule, rows):
+        found = []
+        for known, part in table.iloc[rows].groupby("lesion_mask"):
+            index = part.index
+            of_slices = slice_shares(model, images[index], part["target"].to_numpy(), config.sequences, rule,
+                                     brain[index], lesions[index] if known else None)
+            found.append(of_slices.assign(**{name: part[name].to_numpy() for name in (
+                "subject", "group", "cohort", "slice")}))
+        return pd.concat(found, ignore_index=True)
+
+    every, some = np.arange(len(table)), evenly(np.arange(len(table)), own.compared_slices)
+    rules = [shares(rule, some).assign(rule=rule) for rule in progress(own.compared, desc=f"{backbone}: rules")]
+    write_table(folder / "rules.csv", pd.concat(rules), float_format="%.7g")
+    write_table(folder / "flow.csv", flow_table(model, images[some], own.rule, brain[some]), float_format="%.7g")
+    _relevance_volumes(study, backbone, model, folder / "volumes")
+    tables = []
+    for network in progress(networks, desc=f"{backbone}: relevance", unit="network"):
+        if network != networks[0]:
+            model.set_weights(study.net(*network).get_weights())  # one network, traced once
+        tables.append(shares(own.rule, every).assign(seed=network.seed))
+    write_table(folder / "shares.csv", pd.concat(tables), float_format="%.7g")
 
 
-def relevance_shares(study: Study, network: Network) -> None:
-    """Shares of the sequences in the relevance of one network, slice by slice."""
-    own, model = study.config.relevance, study.net(*network)
-    tables = [_relevance_of(study, model, subject, own.rule, own.slices_per_subject)
-              for subject in progress(_of_relevance(study), desc=f"{network}: relevance", unit="subject")]
-    write_table(study.folder / "relevance" / str(network) / "shares.csv", pd.concat(tables), float_format="%.7g")
-
-
-def relevance_rules(study: Study, network: Network) -> None:
-    """Shares of a few slices by every compared rule, and how much relevance reaches every layer by the study's own."""
-    from mslib.analysis.relevance import flow_table, spread_slices
-    own, model = study.config.relevance, study.net(*network)
-    folder, names = study.folder / "relevance" / str(network), _of_relevance(study)
-    tables = [_relevance_of(study, model, subject, rule, own.compared_slices).assign(rule=rule)
-              for rule in progress(own.compared, desc=f"{network}: rules", unit="rule") for subject in names]
-    stacks = (study.stack(subject) for subject in names)
-    images = np.concatenate([study.images(stack, spread_slices(len(stack.images), 1)) for stack in stacks])
-    write_table(folder / "rules.csv", pd.concat(tables), float_format="%.7g")
-    write_table(folder / "flow.csv", flow_table(model, images, own.rule), float_format="%.7g")
-
-
-def relevance_volume(study: Study, network: Network, subject: str) -> None:
-    """Relevance of every slice of a subject in T1w space, for the subject's own class: one volume per sequence."""
-    from mslib.explain import lrp
+def _relevance_volumes(study, backbone, model, folder):
+    """Relevance of every slice of some patients in T1w space, for their own class: one volume per sequence."""
+    from mslib.analysis.relevance import relevance_maps
     from mslib.prep import write_volume
-    rule, stack, name = study.config.relevance.rule, study.stack(subject), f"sub-{subject}_space-T1w_desc"
-    model = study.net(*network)
-    relevance = lrp(model, study.images(stack), study.target(subject), rule)
-    write_volume(study.anat(subject) / f"{name}-{network.backbone}lrp_relevance.nii.gz",
-                 {sequence: relevance[..., m] for m, sequence in enumerate(study.config.sequences)}, stack,
-                 study.anat(subject) / f"{name}-preproc_T1w.nii.gz", "Sequences",
-                 {"Description": "Layer-wise relevance for the patient's own class, raw, signed",
-                  "Units": "logit per pixel of the slice", "Rule": rule, "Network": str(network),
-                  "Class": study.subjects.loc[subject, "group"]})
+    config, own = study.config, study.config.relevance
+    folder.mkdir(parents=True, exist_ok=True)
+    chosen = study.subjects[study.subjects["volume"].between(1, own.volumes)].sort_values("volume")
+    for subject in chosen.index if backbone == config.model.backbones[0] else ():
+        stack = study.stack(subject)
+        relevance = relevance_maps(model, study.images(stack), study.target(subject), own.rule, stack.brain)
+        write_volume(folder / f"sub-{subject}_space-T1w_desc-{backbone}lrp_relevance.nii.gz",
+                     {sequence: relevance[..., m] for m, sequence in enumerate(config.sequences)}, stack,
+                     study.anat(subject) / f"sub-{subject}_space-T1w_desc-preproc_T1w.nii.gz", "Sequences",
+                     {"Description": "Layer-wise relevance for the patient's own class, raw, signed",
+                      "Units": "logit per pixel of the slice", "Rule": own.rule, "Network": str(Network(backbone)),
+                      "Class": study.subjects.loc[subject, "group"]})
 
 
 # --- sleep -------------------------------------------------------------------------------------------------------

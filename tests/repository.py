@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 IGNORED = {".git", ".venv", ".snakemake", ".cache", ".pytest_cache", ".ruff_cache", ".ipynb_checkpoints",
            "__pycache__", "build", "data", "runs", "ants", "captum", "zennit"}
-BINARY = {".png", ".jpg", ".gz", ".npz", ".edf"}
+BINARY = {".png", ".jpg", ".gz", ".npz", ".edf", ".h5"}
 
 
 @functools.cache

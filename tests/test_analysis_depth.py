@@ -1,26 +1,30 @@
-"""Depth: what is put into a table of maps (means, trends, groups, blank maps) comes out of the analysis."""
+"""Depth: what is put into maps and tables of maps (means, trends, groups, blank maps) comes out of the analysis."""
 
+from types import SimpleNamespace
+
+import keras
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import spearmanr
 
 from mslib.analysis import depth
 from mslib.analysis.lobes import LOBES, brain_top, lobe_labels, lobe_shares
-from mslib.explain import layer_cams, upsample_maps
+from mslib.explain import average_cells, explain_layers, layer_cams, randomised_copy, upsample_maps
 from mslib.measure import measure_maps
 from mslib.nets import build_classifier
 from mslib.prep import SliceStack, write_volume
 
 DRAWS = {"n": 300, "confidence": 0.95, "seed": 3275}
 LAYERS = ["block4_conv4", "block4_pool", "block5_conv1", "block5_conv4", "block5_pool"]
-LAST = {"vgg19": "block5_conv4"}
 #: Known means per layer of LAYERS.
 MEANS = {"auprc": [0.10, 0.30, 0.60, 0.40, 0.35], "half_heat_share": [0.05, 0.08, 0.10, 0.20, 0.30]}
+PRIOR, ORACLE = 0.1, 0.9
 
 
-def make_maps(means=MEANS, q95=(1.0, 2.0), noise=0.01, seed=0):
-    """Measures of 16 patients x 5 slices.
+def make_maps(means=MEANS, q95=(1.0, 2.0), noise=0.01, seed=0, trainings=(0.0,)):
+    """Measures of 16 patients x 5 slices by trainings that each add a number to every measure.
 
     Every slice has an offset that all its layers share (0 on average); the n-th patients of both groups have the same
     deviation of the 95th percentile, so that equal means are equal distributions.
@@ -30,19 +34,31 @@ def make_maps(means=MEANS, q95=(1.0, 2.0), noise=0.01, seed=0):
     offsets -= offsets.mean()
     deviations = rng.normal(0, 0.1, 8)
     rows = []
-    for number in range(16):
-        for index in range(5):
-            for position, layer in enumerate(LAYERS):
-                row = {"backbone": "vgg19", "method": "gradcam", "layer": layer, "subject": f"{number:03d}",
-                       "group": ["RRMS", "SPMS"][number % 2], "slice": index, "blank": False,
-                       "q95": q95[number % 2] + deviations[number // 2]}
-                for name in depth.MEASURES:
-                    mean = means.get(name, MEANS["auprc"])[position]
-                    row |= {name: mean + offsets[number, index] + rng.normal(0, noise), f"{name}_chance": 0.05}
-                for lobe in LOBES:
-                    row |= {f"lobe {lobe}": 0.1 + rng.normal(0, 0.005), f"brain {lobe}": 1 / 6}
-                rows.append(row | {"lobe frontal": 0.5 + rng.normal(0, 0.02)})
+    for training, shift in enumerate(trainings, start=1):
+        for number in range(16):
+            for index in range(5):
+                unit = {"kind": "honest", "backbone": "vgg19", "seed": training, "draw": 0, "source": "network",
+                        "method": "gradcam", "subject": f"{number:03d}", "group": ["RRMS", "SPMS"][number % 2],
+                        "slice": index, "blank": False, "correct": True, "area_mm2": 200.0,
+                        "q95": q95[number % 2] + deviations[number // 2]}
+                for position, layer in enumerate(LAYERS):
+                    row = unit | {"layer": layer}
+                    for name in depth.MEASURES:
+                        mean = means.get(name, MEANS["auprc"])[position]
+                        row[name] = mean + shift + offsets[number, index] + rng.normal(0, noise)
+                    for lobe in LOBES:
+                        row |= {f"lobe {lobe}": 0.1 + rng.normal(0, 0.005), f"brain {lobe}": 1 / 6}
+                    rows.append(row | {"lobe frontal": 0.5 + rng.normal(0, 0.02)})
+                    oracle = dict.fromkeys(depth.MEASURES, ORACLE)
+                    rows.append(unit | {"source": "comparator", "method": "oracle", "layer": layer, **oracle})
+                prior = dict.fromkeys(depth.MEASURES, PRIOR)
+                rows.append(unit | {"source": "comparator", "method": "prior", "layer": "image", **prior})
     return pd.DataFrame(rows)
+
+
+def own(maps):
+    """Rows of the network's own maps."""
+    return maps["source"] == "network"
 
 
 def results(maps):
@@ -52,85 +68,236 @@ def results(maps):
             for test, row in table.iterrows()}
 
 
+# Slices, maps and comparators
+
+
+@pytest.fixture
+def cases():
+    """Three patients with lesions at places of their own, on slices that overlap in height."""
+    rng, made = np.random.default_rng(3), []
+    for number in range(3):
+        lesions, brain = np.zeros((4, 64, 64), bool), np.zeros((4, 64, 64), bool)
+        brain[:, 8:56, 12:52] = True
+        lesions[:, 12 + 14 * number:18 + 14 * number, 20:26] = True
+        lesions[3, 40:52, 30:50] = True
+        images = (0.2 * rng.random((4, 64, 64, 3)) + lesions[..., None]).astype(np.float32) / 2
+        made.append(SimpleNamespace(subject=f"{number}", group="SPMS", cohort="study", images=images, target=1,
+                                    slices=np.array([10, 11, 12, 13]) + number, lesions=lesions, brain=brain))
+    return made
+
+
+@pytest.fixture
+def slices(cases):
+    return depth.gather_slices(cases, 2, 1.0)
+
+
+@pytest.fixture
+def explained(shallow, slices):
+    keras.utils.set_random_seed(2)
+    network = build_classifier("vgg16", 3, (64, 64, 3))
+    found = explain_layers(network, slices.images, slices.table["target"], depth.explained_layers(network),
+                           ["gradcam", "layercam", "activation"])
+    return network, found, slices._replace(table=slices.table.assign(correct=True))
+
+
+def test_slices_are_spread_evenly_and_know_their_lesions(slices):
+    table = slices.table
+    assert table["slice"].tolist() == [10, 13, 11, 14, 12, 15] and table["subject"].tolist() == list("001122")
+    assert table["area_mm2"].tolist() == [36, 276] * 3 and table["largest_mm2"].tolist() == [36, 240] * 3
+    assert table["size"].tolist() == ["small", "medium"] * 3
+    assert slices.images.shape == (6, 64, 64, 3) and slices.edge.sum(axis=(1, 2)).tolist() == [48 * 40 - 38 * 30] * 6
+    assert (slices.edge <= slices.brain).all()
+
+
+def test_the_location_prior_is_that_of_the_other_patients(slices):
+    for row, prior in enumerate(slices.prior):
+        number = int(slices.table["subject"][row])
+        of = [prior[15 + 14 * other, 23] for other in range(3)]
+        assert of[number] < 0.1 * min(of[other] for other in range(3) if other != number)
+    above, below = slices.prior[3, 46, 40], slices.prior[0, 46, 40]  # slice 14 is nearer to the others' full slices
+    assert above > below > 0
+
+
+def test_another_patient_is_nearest_in_height():
+    table = pd.DataFrame({"subject": list("aabbc"), "slice": [10, 30, 12, 29, 28]})
+    assert depth.another_patient(table).tolist() == [2, 3, 0, 1, 3]
+    assert depth.another_patient(table[:2]) is None
+
+
+def test_maps_are_measured_beside_their_comparators(explained):
+    network, found, slices = explained
+    lobes = np.where(slices.brain, np.arange(64) // 32, -1)
+    table = depth.measure_layers(found, slices, 2, lobes)
+    layers, n = depth.explained_layers(network), len(slices.table)
+    assert layers == [f"block{block}_{kind}" for block in (3, 4, 5) for kind in ("conv1", "pool")]
+    counts = table.groupby("source").size()
+    assert counts.to_dict() == {"network": 3 * 6 * n, "another patient": 2 * 6 * n, "comparator": (6 + 3) * n}
+
+    def rows(**names):
+        chosen = np.logical_and.reduce([table[key] == value for key, value in names.items()])
+        return table[chosen].reset_index(drop=True)
+
+    raw = found.cams["layercam"]["block4_pool"]
+    heat = upsample_maps(raw, (64, 64))
+    columns = ["auprc", "pointing", "precision", "mass_share", "half_heat_share", "q95", "blank"]
+    for source, maps in (("network", heat), ("another patient", heat[depth.another_patient(slices.table)])):
+        ours = rows(source=source, method="layercam", layer="block4_pool")
+        alone = measure_maps(maps, slices.lesions, slices.brain)
+        pd.testing.assert_frame_equal(ours[columns], alone[columns])
+        assert ours["chance"].equals(alone["auprc_chance"])
+    inside = (heat * slices.brain).sum((1, 2))
+    share = rows(source="network", method="layercam", layer="block4_pool")["edge_share"]
+    np.testing.assert_allclose(share, (heat * slices.edge).sum((1, 2)) / inside, rtol=1e-5)
+    oracle = upsample_maps(average_cells(slices.lesions, (4, 4)), (64, 64))
+    np.testing.assert_allclose(rows(method="oracle", layer="block4_pool")["auprc"],
+                               measure_maps(oracle, slices.lesions, slices.brain)["auprc"])
+    assert (rows(method="intensity")["auprc"] == 1).all(), "lesions are brighter than all else"
+    assert (rows(method="prior")["auprc"] < rows(method="oracle", layer="block3_conv1")["auprc"]).all()
+    gradcam = rows(source="network", method="gradcam", layer="block5_conv1")
+    shares = gradcam.loc[~gradcam["blank"], [f"lobe {lobe}" for lobe in LOBES]].sum(axis=1)
+    assert len(shares) and shares.to_numpy() == pytest.approx(1)
+    assert gradcam["brain frontal"].to_numpy() == pytest.approx(0.5)
+    assert gradcam["kept"].to_numpy() == pytest.approx(found.kept["block5_conv1"])
+    bare = depth.measure_layers(found, slices._replace(lesions=np.zeros_like(slices.lesions)), 2)
+    assert bare["auprc"].isna().all() and (bare["half_heat_share"].notna() | bare["blank"]).all()
+
+
+def test_rank_correlation_is_scipys_over_the_cells_of_the_brain():
+    rng = np.random.default_rng(0)
+    a, b = rng.random((2, 3, 8, 8))
+    brain = np.zeros((3, 64, 64), bool)
+    brain[:, 8:56, 12:52] = True
+    cells = average_cells(brain, (8, 8))[0] >= 0.5
+    expected = [spearmanr(one[cells], other[cells]).statistic for one, other in zip(a, b)]
+    np.testing.assert_allclose(depth.rank_correlation(a, b, brain), expected)
+    np.testing.assert_allclose(depth.rank_correlation(a, np.exp(a), brain), 1)
+    assert np.isnan(depth.rank_correlation(a, np.ones_like(b), brain)).all()
+
+
+def test_random_networks_are_compared_with_the_trained_one(explained):
+    network, found, slices = explained
+    likeness, untrained = depth.randomise_layers(network, found, slices, draws=2, each=2, seed=5)
+    again = depth.randomise_layers(network, found, slices, draws=2, each=2, seed=5)
+    assert likeness.equals(again[0]) and untrained.equals(again[1])
+    assert list(likeness["step"].unique()) == ["another patient", *depth.STEPS.values()]
+    drawn = likeness[likeness["draw"] > 0].drop_duplicates(["draw", "subject", "slice"])
+    assert len(drawn) == 4 and not drawn.duplicated(["subject", "slice"]).any(), "every draw explains other slices"
+    assert set(untrained["source"]) == {"untrained"} and set(untrained["method"]) == {"gradcam", "layercam"}
+    # The lower blocks of the first step are the trained ones: as a copy whose block 5 alone is random.
+    first = likeness.query("step == 'block 5' and draw == 1 and method == 'layercam' and layer == 'block3_conv1'")
+    rows = [int(slices.table.index[(slices.table["subject"] == row.subject) & (slices.table["slice"] == row.slice)][0])
+            for row in first.itertuples()]
+    copy = randomised_copy(network, "block5_conv1", seed=[5, 1])
+    cams = layer_cams(copy, slices.images[rows], [1, 1], ["block3_conv1"], ["layercam"], upsample=False)["layercam"]
+    trained = found.cams["layercam"]["block3_conv1"][rows]
+    expected = depth.rank_correlation(trained, cams["block3_conv1"], slices.brain[rows])
+    np.testing.assert_allclose(first["spearman"], expected, atol=1e-5)
+
+
+def test_dead_channels_are_found_and_dated(shallow):
+    start, tuned = (build_classifier("vgg16", 3, (32, 32, 3)) for _ in range(2))
+    images = np.random.default_rng(0).random((3, 32, 32, 3), np.float32)
+    for network, silent in ((start, slice(0, 64)), (tuned, slice(48, 80))):
+        kernel, bias = network.get_layer("block5_conv1").get_weights()
+        kernel, bias = np.abs(kernel), bias + 0.1
+        kernel[..., silent], bias[silent] = -1, -1
+        network.get_layer("block5_conv1").set_weights([kernel, bias])
+    peaks = [depth.channel_peaks(network, images, ["block5_conv1", "block5_pool"]) for network in (tuned, start)]
+    found = explain_layers(tuned, images, [0, 0, 0], ["block5_conv1"])
+    np.testing.assert_allclose(peaks[0]["block5_conv1"], found.peaks["block5_conv1"], rtol=1e-5)
+    table = depth.dead_channels(*peaks).set_index("layer")
+    assert table.loc["block5_conv1", ["dead", "dead_at_start", "died"]].tolist() == [32 / 512, 64 / 512, 16 / 512]
+    assert table.loc["block5_pool", "dead"] == 32 / 512 and table["slices"].tolist() == [3, 3]
+
+
 # Curves over depth
 
 
 def test_layers_are_ordered_by_depth():
-    shuffled = ["block5_pool", "block4_pool", "block5_conv1", "block4_conv4", "block5_conv4"]
+    shuffled = ["block5_pool", "image", "block4_pool", "block5_conv1", "block4_conv4", "block5_conv4"]
     assert depth.layers_of(pd.DataFrame({"layer": shuffled * 2})) == LAYERS
 
 
 def test_known_means_are_found():
     table = depth.depth_table(make_maps(), **DRAWS)
-    assert len(table) == len(LAYERS) * len(depth.MEASURES)
-    curve = table[table["measure"] == "auprc"].set_index("layer")
+    curve = table[(table["measure"] == "auprc") & (table["source"] == "network")].set_index("layer")
+    way = table[table["measure"] == "auprc_way"].set_index("layer")
     for layer, mean in zip(LAYERS, MEANS["auprc"]):
         row = curve.loc[layer]
         assert row["low"] < mean < row["high"] and abs(row["value"] - mean) < 0.005
-        assert (row["slices"], row["subjects"], row["blank"]) == (80, 16, 0) and row["chance"] == pytest.approx(0.05)
-    assert depth.best_layer(table, "vgg19") == "block5_conv1"
+        assert (row["slices"], row["subjects"], row["trainings"], row["blank"]) == (80, 16, 1, 0)
+        for name in ("value", "low", "high"):
+            assert way.loc[layer, name] == pytest.approx((row[name] - PRIOR) / (ORACLE - PRIOR))
+    assert depth.best_layer(table, "honest", "vgg19") == "block5_conv1"
+    coarse = make_maps()
+    coarse.loc[(coarse["method"] == "oracle") & (coarse["layer"] == "block5_pool"), "auprc"] = PRIOR
+    way = depth.depth_table(coarse, **DRAWS).query("measure == 'auprc_way'").set_index("layer")["value"]
+    assert way.isna().tolist() == [layer == "block5_pool" for layer in way.index], "the grid cannot beat the prior"
+    oracle = table.query("measure == 'auprc' and method == 'oracle'")
+    assert len(oracle) == 5 and (oracle["value"] == ORACLE).all()
+
+
+def test_trainings_that_disagree_widen_the_interval():
+    alike, apart = (depth.depth_table(make_maps(trainings=shifts), **DRAWS).query(
+        "measure == 'auprc' and source == 'network'").set_index("layer") for shifts in ((0, 0, 0), (-0.3, 0, 0.3)))
+    np.testing.assert_allclose(alike["value"], apart["value"], atol=1e-9)
+    assert (apart["high"] - apart["low"] > 3 * (alike["high"] - alike["low"])).all()
+    assert (apart["trainings"] == 3).all() and (apart["subjects"] == 16).all() and (apart["slices"] == 240).all()
+
+
+def test_correctly_and_wrongly_classified_slices_are_apart():
+    maps = make_maps()
+    wrong = maps["slice"] == 4
+    maps.loc[wrong, "correct"] = False
+    maps.loc[wrong & own(maps), "auprc"] = 0.01
+    table = depth.depth_table(maps, **DRAWS).query("measure == 'auprc' and source == 'network'")
+    low = table[table["classified"] == "wrongly"]
+    assert (low["value"].round(9) == 0.01).all() and (low["slices"] == 16).all()
+    right = table[(table["classified"] == "correctly")].set_index("layer")
+    assert (right["slices"] == 64).all() and abs(right.loc["block5_conv1", "value"] - 0.6) < 0.05
+
+
+def test_untrained_networks_vary_over_their_draws():
+    maps = make_maps()
+    drawn = pd.concat([maps[own(maps)].assign(source="untrained", draw=draw, auprc=draw / 10) for draw in (1, 2, 3)])
+    table = depth.depth_table(pd.concat([maps, drawn]), **DRAWS).query("source == 'untrained' and measure == 'auprc'")
+    assert (table["trainings"] == 3).all() and table["value"].to_numpy() == pytest.approx(0.2)
+    assert (table["low"] == 0.1).all() and (table["high"].round(9) == 0.3).all()
 
 
 def test_a_layer_that_is_mostly_blank_is_not_the_best():
     maps = make_maps()
     table = depth.depth_table(maps, **DRAWS)
-    others = table[(table["measure"] == "auprc") & (table["layer"] != "block5_conv1")]
+    others = table.query("measure == 'auprc' and source == 'network' and layer != 'block5_conv1'")
     second = others.loc[others["value"].idxmax(), "layer"]
-    rows = maps.index[maps["layer"] == "block5_conv1"]
+    rows = maps.index[(maps["layer"] == "block5_conv1") & own(maps)]
     for blank, best in ((40, "block5_conv1"), (41, second)):
         lost = maps.assign(blank=maps["blank"] | maps.index.isin(rows[:blank]))
-        assert depth.best_layer(depth.depth_table(lost, **DRAWS), "vgg19") == best
-    assert depth.best_layer(table.assign(mostly_blank=True), "vgg19") == "block5_conv1", "all alike: the highest of all"
+        assert depth.best_layer(depth.depth_table(lost, **DRAWS), "honest", "vgg19") == best
+    assert depth.best_layer(table.assign(blank=1.0), "honest", "vgg19") == "block5_conv1", "all alike: the highest"
 
 
 def test_blank_maps_are_counted_not_averaged():
     maps = make_maps()
-    blank = (maps["layer"] == "block5_pool") & (maps["slice"] == 0)
+    blank = (maps["layer"] == "block5_pool") & (maps["slice"] == 0) & own(maps)
     maps.loc[blank, "blank"] = True
     maps.loc[blank, list(depth.MEASURES)] = np.nan
-    row = depth.depth_table(maps, **DRAWS).query("layer == 'block5_pool' and measure == 'auprc'").iloc[0]
-    assert row["blank"] == 16 and row["low"] < 0.35 < row["high"]
+    row = depth.depth_table(maps, **DRAWS).query(
+        "layer == 'block5_pool' and measure == 'auprc' and source == 'network'").iloc[0]
+    assert row["blank"] == pytest.approx(16 / 80) and row["low"] < 0.35 < row["high"]
 
 
-def test_maps_of_a_subject_are_measured_layer_by_layer(shallow):
-    """Every row is `measure_maps` of that layer's map; without lesions only spread and percentile are left."""
-    rng = np.random.default_rng(3)
-    network = build_classifier("vgg16", 3, (32, 32, 3))
-    images, brain = rng.random((2, 32, 32, 3), np.float32), np.zeros((2, 32, 32), bool)
-    brain[:, 4:28, 6:26] = True
-    lesions = brain & (rng.random(brain.shape) < 0.1)
-    lobes = np.where(brain, np.arange(32) // 16, -1)
-    table = depth.measure_layers(network, images, 2, lesions, brain, ["gradcam", "layercam"], lobes)
-    assert len(table) == 2 * 4 * 2 and table["slice"].tolist() == [0, 1] * 8
-    cams = layer_cams(network, images, [2, 2], methods=["layercam"], upsample=False)["layercam"]
-    alone = measure_maps(upsample_maps(cams["block4_pool"], (32, 32)), lesions, brain)
-    part = table.query("method == 'layercam' and layer == 'block4_pool'").reset_index(drop=True)
-    pd.testing.assert_frame_equal(part[alone.columns], alone)
-    assert part["lobe frontal"].isna().all(), "lobes are those of Grad-CAM"
-    gradcam = table.query("method == 'gradcam' and not blank")
-    assert gradcam[[f"lobe {lobe}" for lobe in LOBES]].sum(axis=1).to_numpy() == pytest.approx(1)
-    assert gradcam["brain frontal"].to_numpy() == pytest.approx(0.5)
-    bare = depth.measure_layers(network, images, 2, np.zeros_like(lesions), brain, ["gradcam"])
-    assert bare["auprc"].isna().all() and (bare["half_heat_share"].notna() | bare["blank"]).all()
-    assert depth.measure_layers(network, images[:0], 2, lesions[:0], brain[:0], ["gradcam"]).empty
-
-
-@pytest.mark.parametrize("n,expected", [(135, [56, 57, 58]), (20, [8, 8, 9]), (2, [1, 1, 1])])
-def test_published_slices_of_any_stack(n, expected):
-    lesions = np.zeros((n, 2, 2), bool)
-    lesions[n - 1] = True
-    assert depth.published_slices(lesions).tolist() == expected
-    assert depth.published_slices(lesions, fullest=True).tolist() == [n - 2, n - 1, n - 1]
-
-
-@pytest.mark.parametrize("best,chosen", [
-    ("block4_conv1", [1, 3, 5, 6, 8]), ("block4_conv2", [1, 2, 5, 6, 8]), (None, [1, 3, 5, 6, 8]),
-    ("block4_pool", [1, 3, "block4_pool", 6, 8])])
-def test_the_headline_goes_from_shallow_to_deep_with_the_best_layer(best, chosen):
-    layers = [f"block{block}_{kind}" for block in (4, 5) for kind in ("conv1", "conv2", "conv3", "conv4", "pool")]
-    convolutions = [layer for layer in layers if "pool" not in layer]
-    assert depth.headline_layers(layers, best) == [convolutions[one - 1] if isinstance(one, int) else one
-                                                   for one in chosen]
+def test_figures_ask_for_correctly_classified_slices():
+    """Correct by both networks first, then lesions that can be seen, then the group, then the published slices."""
+    units = [("a", "SPMS", 58, 300, (True, False)), ("b", "RRMS", 60, 300, (True, True)),
+             ("c", "SPMS", 90, 300, (True, True)), ("d", "SPMS", 70, 300, (True, True)),
+             ("e", "SPMS", 58, 30, (True, True))]
+    maps = pd.DataFrame([{"subject": subject, "group": group, "slice": number, "area_mm2": area, "correct": correct,
+                          "source": "network", "method": "gradcam", "layer": layer, "backbone": backbone}
+                         for subject, group, number, area, right in units
+                         for backbone, correct in zip(("vgg16", "vgg19"), right) for layer in LAYERS])
+    found = depth.example_candidates(maps)
+    assert found["subject"].tolist() == ["d", "c", "b", "e", "a"] and found["errors"].tolist() == [0, 0, 0, 0, 1]
 
 
 # Tests of depth
@@ -157,8 +324,10 @@ def test_differences_are_paired():
 def test_trend_over_depth_uses_every_layer():
     """The outer layers rise, all of them fall (ranks 2 5 4 1 3: Spearman -0.2): two layers would say the opposite."""
     maps = make_maps({"half_heat_share": [0.4, 0.9, 0.7, 0.3, 0.5]}, noise=0.001)
-    trend = depth.depth_tests(maps, **DRAWS).set_index("test").loc["spread with depth"]
-    assert (trend["subjects"], trend["above"]) == (16, 0) and trend["mean"] == pytest.approx(-0.2, abs=1e-12)
+    shallow = maps[maps["layer"] == "block5_pool"].assign(layer="block3_pool", half_heat_share=9.0)
+    for table in (maps, pd.concat([maps, shallow])):  # block 3 is none of the published layers
+        trend = depth.depth_tests(table, **DRAWS).set_index("test").loc["spread with depth"]
+        assert (trend["subjects"], trend["above"]) == (16, 0) and trend["mean"] == pytest.approx(-0.2, abs=1e-12)
 
 
 def test_where_all_subjects_agree_their_share_decides():
@@ -175,20 +344,21 @@ def test_where_all_subjects_agree_their_share_decides():
 def test_the_rival_is_chosen_by_other_patients():
     """A layer that is best in the half that chooses only, and poor in the half that tests, does not win."""
     maps = make_maps(MEANS | {"half_heat_share": [0.2] * 5}, noise=0.001)
+    maps = maps[own(maps)]
     second = (maps["subject"].astype(int).to_numpy() // 2) % 2 == 1
     lucky = (maps["layer"] == "block4_conv4").to_numpy()
     for name, good, poor in (("auprc", 5.0, 0.0), ("half_heat_share", 0.0, 5.0)):
         maps.loc[lucky & ~second, name] = good
         maps.loc[lucky & second, name] = poor
-    rival, gain = depth.compromise(maps, "vgg19")
+    rival, gain = depth.compromise(maps, "block5_conv4")
     assert (rival, len(gain)) == ("block4_conv4", 8) and (gain > 0).all()
 
 
 def test_without_lesion_masks_only_the_spread_is_tested():
     maps = make_maps()
-    maps[["auprc", "auprc_chance", "pointing", "mass_share", "iou", "precision"]] = np.nan
+    maps[["auprc", "pointing", "mass_share", "precision"]] = np.nan
     assert results(maps) == {"spread with depth": "above"}
-    assert depth.best_layer(depth.depth_table(maps, **DRAWS), "vgg19") is None
+    assert depth.best_layer(depth.depth_table(maps, **DRAWS), "honest", "vgg19") is None
 
 
 def test_two_patients_decide_nothing():
@@ -198,7 +368,7 @@ def test_two_patients_decide_nothing():
     assert depth.depth_tests(maps, **DRAWS)["low"].isna().all()
 
 
-# Groups, lobes, random weights
+# Groups, lobes, other networks, random weights
 
 
 @pytest.mark.parametrize("q95,auc", [((1.0, 2.0), 1), ((2.0, 1.0), 0), ((1.0, 1.0), 0.5)])
@@ -206,22 +376,19 @@ def test_direction_of_the_percentile_comparison(q95, auc):
     maps = make_maps(q95=q95, seed=3)
     table = depth.percentile_comparison(maps, **DRAWS)
     row = table[table["layer"] == "block5_conv4"].iloc[0]
-    assert (row["n_more"], row["n_less"], row["value"]) == (8, 8, auc)
+    assert (row["kind"], row["n_more"], row["n_less"], row["value"]) == ("honest", 8, 8, auc)
     assert (table["p_holm"] >= table["p"]).all()
     if auc == 0.5:
         assert row["low"] < 0.5 < row["high"]
     else:
         assert (row["p"] < 0.001) == (auc == 1) and np.isnan(row["low"]), "groups wholly apart have no interval"
-    values = depth.percentile_values(maps, LAST)
-    assert values.groupby("group")["value"].mean().to_dict() == pytest.approx({"RRMS": q95[0], "SPMS": q95[1]}, abs=0.1)
 
 
 def test_a_blank_map_has_a_percentile_of_0():
-    maps = make_maps().assign(blank=lambda rows: rows["slice"] == 0)
+    """The lower group's maps are blank: the other exceeds it although no value is left of it."""
+    maps = make_maps(q95=(2.0, 1.0)).assign(blank=lambda rows: rows["group"] == "RRMS")
     maps.loc[maps["blank"], "q95"] = np.nan
-    values = depth.percentile_values(maps, LAST)
-    whole = depth.percentile_values(make_maps(), LAST)
-    np.testing.assert_allclose(values["value"], 0.8 * whole["value"])
+    assert (depth.percentile_comparison(maps, **DRAWS)["value"] == 1).all()
 
 
 def test_no_comparison_without_the_second_group():
@@ -231,32 +398,52 @@ def test_no_comparison_without_the_second_group():
 
 def test_lobes_of_one_group_beside_the_other():
     maps = make_maps()
-    table = depth.lobe_table(maps, LAST, **DRAWS).set_index(["group", "lobe"])
+    table = depth.lobe_table(maps, **DRAWS).set_index(["group", "lobe"])
     frontal = table.loc[("SPMS", "frontal")]
     assert frontal["low"] < 0.5 < frontal["high"] and frontal["brain"] == pytest.approx(1 / 6)
     assert not table["exceeds_others"].any(), "both groups alike"
     less = maps.assign(**{"lobe frontal": maps["lobe frontal"].where(maps["group"] == "SPMS", 0.3)})
-    table = depth.lobe_table(less, LAST, **DRAWS).set_index(["group", "lobe"])["exceeds_others"]
+    table = depth.lobe_table(less, **DRAWS).set_index(["group", "lobe"])["exceeds_others"]
     assert not table["RRMS", "frontal"], "lower"
     assert not table["SPMS", "frontal"], "a group without an interval is no group that is surely exceeded"
     less["lobe frontal"] += 0.01 * np.sin(np.arange(len(less)))
-    table = depth.lobe_table(less, LAST, **DRAWS).set_index(["group", "lobe"])["exceeds_others"]
+    table = depth.lobe_table(less, **DRAWS).set_index(["group", "lobe"])["exceeds_others"]
     assert table["SPMS", "frontal"] and table.sum() == 1
+    assert depth.lobe_table(maps.drop(columns=[name for name in maps if name.startswith(("lobe", "brain"))]),
+                            **DRAWS).empty
 
 
-def test_randomisation_summary():
-    rows = [{"backbone": "vgg19", "layer": layer, "step": step, "randomised": name, "subject": f"{i:02d}",
-             "spearman": value + 0.01 * (i % 3 - 1), "ssim": value, "blank": False}
-            for layer, kept in (("block5_conv4", 0.0), ("block4_conv1", 0.3))
-            for step, (name, value) in enumerate([("none", 1.0), ("logits", 0.2), ("block4_conv1", kept)])
-            for i in range(9)]
+def test_maps_of_two_kinds_are_compared_slice_by_slice():
+    rng = np.random.default_rng(0)
+    a, b = rng.random((2, 6, 8, 8))
+    common = {"subject": np.array(list("aabbcc")), "slice": np.arange(6), "brain": np.ones((6, 64, 64), bool)}
+    name = "gradcam|block4_conv1"
+    stored = {("published", 1): common | {name: a}, ("published", 2): common | {name: a**2},
+              ("honest", 1): common | {name: b}}
+    table = depth.kind_similarity(stored)
+    assert table.groupby("pair").size().to_dict() == {"published and published": 6, "honest and published": 12}
+    same = table[table["pair"] == "published and published"]
+    assert same["spearman"].to_numpy() == pytest.approx(1) and same["trainings"].unique().tolist() == ["1/2"]
+    means = depth.similarity_table(table, ["pair", "layer"], "trainings", **DRAWS).set_index("pair")["value"]
+    assert means["published and published"] == pytest.approx(1) and abs(means["honest and published"]) < 0.2
+
+
+def test_random_maps_are_held_against_those_of_another_patient():
+    """At block5_conv4 maps of random networks are as like the original as another patient's, at block4_conv1 more."""
+    rng, rows = np.random.default_rng(0), []
+    for layer, kept in (("block5_conv4", 0.4), ("block4_conv1", 0.7)):
+        common = {"kind": "honest", "backbone": "vgg19", "method": "gradcam", "layer": layer, "slice": 1}
+        for number in range(12):
+            base, unit = rng.normal(0, 0.2), common | {"subject": f"{number:02d}"}
+            rows.append(unit | {"step": "another patient", "draw": 0, "spearman": 0.4 + base})
+            rows += [unit | {"step": step, "draw": draw, "spearman": like + base + rng.normal(0, 0.02)}
+                     for draw in range(10) for step, like in (("block 5", 0.9), ("blocks 3 to 5", kept))]
     table = depth.randomisation_summary(pd.DataFrame(rows), **DRAWS)
-    found = table.query("measure == 'spearman' and layer == 'block5_conv4'")
-    assert found["step"].tolist() == ["none", "logits", "block4_conv1"] and found["number"].tolist() == [0, 1, 2]
-    assert found["all_random"].tolist() == [False, False, True]
-    np.testing.assert_allclose(found["value"], [1.0, 0.2, 0.0], atol=1e-9)
-    kept = table.query("measure == 'spearman' and all_random and low > 0")  # as in notebook 03
-    assert kept["layer"].tolist() == ["block4_conv1"]
+    last = table[table["all_random"]].set_index("layer")
+    assert set(last["step"]) == {"blocks 3 to 5"} and len(table) == 4
+    assert last["null"].to_numpy() == pytest.approx(0.4, abs=0.15)
+    assert last.loc["block4_conv1", "low"] > 0.25 and last.loc["block4_conv1", "high"] < 0.35, "paired"
+    assert last.loc["block5_conv4", "low"] < 0 < last.loc["block5_conv4", "high"]
 
 
 # Lobes of the brain, volumes
@@ -298,6 +485,8 @@ def test_a_stack_that_does_not_reach_the_top_is_put_in_place_by_the_mask():
     brain, affine, _ = ellipsoid()
     whole = lobe_labels(brain, affine)
     top = brain_top(nib.Nifti1Image(np.transpose(brain, (2, 1, 0)).astype("uint8"), affine))
+    some = np.array([3, 20, 40])
+    np.testing.assert_array_equal(lobe_labels(brain, affine, top, some), lobe_labels(brain, affine, top)[some])
     kept = slice(0, np.flatnonzero(brain.any((1, 2)))[-1] - 4)
     np.testing.assert_array_equal(lobe_labels(brain[kept], affine, top), whole[kept])
     assert (lobe_labels(brain[kept], affine) != whole[kept]).any()

@@ -60,10 +60,29 @@ def test_the_cue_that_a_network_uses_comes_back():
 
 def test_marks_are_what_a_map_should_show():
     marked = Experiment("FLAIR", 2).marked(head(), MM, 0)
-    explained = known_rule.explained_marks(marked)
+    explained = known_rule.explained_marks(marked, MM)
     assert explained.images.dtype == np.float32 and explained.features is marked.marks
     assert explained.targets.tolist() == marked.slices.table["target"].tolist()
     assert explained.at([3]).subjects.tolist() == ["a"]
+
+
+def test_networks_that_follow_their_rule_and_the_sequence_that_a_method_finds():
+    use = pd.DataFrame([("T1w", "T1w", 0.9, 0.8), ("T1w", "T2w", 0.9, 0.8), ("T2w", "T2w", 0.6, 0.4),
+                        ("FLAIR", "FLAIR", 1.0, np.nan), ("shortcut", "corner", 1.0, 0.9)],
+                       columns=["experiment", "cue", "value", "low"])
+    assert known_rule.learnt_rules(use) == ["T1w", "FLAIR"]
+    rng, rows = np.random.default_rng(0), []
+    for experiment, decisive in (("T1w", 0.5), ("T2w", 0.2), ("FLAIR", 0.1)):
+        for subject in "aabbccddeeff":
+            shares = dict(zip(SEQUENCES, (0.3, 0.25, 0.2))) | {experiment: decisive}
+            common = {"experiment": experiment, "subject": subject}
+            rows.append({"method": "lime"} | common | {
+                f"share_{name}": value + rng.normal(0, 0.01) for name, value in shares.items()})
+            rows.append({"method": "gradcam"} | common)
+    found = known_rule.decisive_share(pd.DataFrame(rows), SEQUENCES, ["T1w", "FLAIR"], **DRAWS)
+    assert found["experiment"].tolist() == ["T1w", "FLAIR"] and set(found["method"]) == {"lime"}
+    np.testing.assert_allclose(found["value"], [0.25, -0.2], atol=0.01)
+    assert found["low"][0] > 0.2 and found["high"][1] < -0.15
 
 
 def of_layers(values, slices=9, noise=0.005):
@@ -99,8 +118,8 @@ def shortcut_of(maps, shown, subjects="abcdefgh"):
     images = np.full((8, *SHAPE), 0.2, np.float32)
     images[:, :30] = 0
     slices = Explained(images, np.zeros(8, int), (images > 0).any(-1), np.zeros(images.shape, bool),
-                       np.array(list(subjects)))
-    return known_rule.shortcut_table(maps, slices, shown, MM, 5, **DRAWS).set_index("method")
+                       np.array(list(subjects)), MM, np.arange(7))
+    return known_rule.shortcut_table(maps, slices, shown, 5, **DRAWS).set_index("method")
 
 
 def test_the_shortcut_is_exposed_by_attribution_on_it():
@@ -109,12 +128,13 @@ def test_the_shortcut_is_exposed_by_attribution_on_it():
     on[:, square] = rng.uniform(0.5, 1, (8, square.sum(), 3))
     on[:, 50, 40] = np.arange(8)[:, None]
     uniform, every = np.ones_like(on), np.arange(8) > -1
-    maps = {"gradient": on, "smoothgrad": uniform, "occlusion": np.zeros_like(on), "gradcam": on * (np.arange(8) < 0)[
-        :, None, None, None], "lime": uniform, "feature_permutation": uniform}
+    maps = {"gradient": on, "smoothgrad": uniform, "occlusion": np.zeros_like(on[:7]), "gradcam": 0 * on,
+            "lime": uniform[:7], "feature_permutation": uniform[:7], "LRP epsilon": on}
     table = shortcut_of(maps, every)
     assert table.loc["gradient", "exposed"] and not table.loc["smoothgrad", "exposed"]
     assert table.loc["smoothgrad", "value"] == pytest.approx(square.mean())
-    assert table.loc["occlusion", "blank"] == 8 and table.loc[["occlusion", "gradcam"], "exposed"].isna().all()
+    assert table.loc["occlusion", "blank"] == 7 and table.loc["LRP epsilon", "exposed"]
+    assert table.loc[["occlusion", "gradcam"], "exposed"].isna().all()
     for name in ("lime", "feature_permutation"):  # superpixels of the brain do not reach the corner
         assert not table.loc[name, "covered"] and table.loc[name, ["value", "exposed"]].isna().all()
     assert table["covered"].drop(["lime", "feature_permutation"]).all()
@@ -132,7 +152,7 @@ def test_a_method_that_could_look_and_does_not_has_not_exposed_it():
 
 def test_layer_scores_of_a_real_network(shallow):
     from mslib.nets.known_rule import narrow_classifier
-    explained = known_rule.explained_marks(Experiment("FLAIR", 2).marked(head(6), MM, 0))
+    explained = known_rule.explained_marks(Experiment("FLAIR", 2).marked(head(6), MM, 0), MM)
     keras.utils.set_random_seed(0)
     table = known_rule.layer_scores(narrow_classifier(SHAPE, 16), explained, np.array([0, 0, 1.0]))
     assert table["layer"].unique().tolist() == ["block3_conv1", "block4_conv1", "block5_conv1"]

@@ -23,18 +23,20 @@ def predictions(correct, subjects=12, slices=4, backbone="vgg16", kind="honest",
 
 def test_accuracy_of_every_protocol_and_seed():
     table = pd.concat([predictions(9), predictions(3, seed=2), predictions(12, kind="published"),
-                       predictions(0, part="validation")])
-    independent = predictions(6).drop(columns="part")
-    tables = networks.by_protocol(table, independent)
-    assert list(tables) == [("vgg16", "published", 1), ("vgg16", "honest", 1), ("vgg16", "honest", 2),
-                            ("vgg16", "independent", 1)]
+                       predictions(0, part="validation"), predictions(6, part="independent"),
+                       predictions(3, kind="published", part="independent"), predictions(0, kind="cause")])
+    permuted = predictions(0, kind="honest_permuted").drop(columns="seed")
+    tables = networks.by_protocol(table, permuted, predictions(9).drop(columns=["kind", "seed", "part"]))
+    assert list(tables) == [("vgg16", "published", 1), ("vgg16", "published_independent", 1), ("vgg16", "honest", 1),
+                            ("vgg16", "honest", 2), ("vgg16", "independent", 1), ("vgg16", "folds", 1),
+                            ("vgg16", "honest_permuted", 1)]
     rows = networks.accuracy_table(tables, GROUPS, **DRAWS)
     found = rows[rows["measure"] == "accuracy"].set_index(["protocol", "seed", "level"])
-    for key, value in ((("published", 1), 1), (("honest", 1), 0.75), (("honest", 2), 0.25), (("independent", 1), 0.5)):
+    for key, value in ((("published", 1), 1), (("honest", 1), 0.75), (("honest", 2), 0.25), (("independent", 1), 0.5),
+                       (("published_independent", 1), 0.25), (("folds", 1), 0.75), (("honest_permuted", 1), 0)):
         for level in ("slice", "subject"):
             assert found.loc[(*key, level), "value"] == value
     assert found.loc[("honest", 1, "slice"), "n"] == 48 and found.loc[("honest", 1, "subject"), "n"] == 12
-    assert found["low"].drop(("published", 1, "slice")).notna().all()
     assert rows.loc[rows["measure"] != "accuracy", "chance"].isna().all()
 
 
@@ -44,18 +46,46 @@ def test_chance_is_the_share_of_the_largest_tested_class():
     assert rows.set_index("level")["chance"].to_dict() == {"slice": 0.4, "subject": 0.5}
 
 
-def test_a_cohort_that_is_absent_has_no_row():
-    absent = pd.DataFrame(columns=["subject", "slice", "group", "target", "backbone", "kind", "seed"])
-    table = networks.by_protocol(predictions(9), absent)
-    assert list(table) == [("vgg16", "honest", 1)]
-    assert (networks.accuracy_table(table, GROUPS, **DRAWS)["protocol"] == "honest").all()
+def test_areas_of_a_slice_tell_as_much_as_they_hold():
+    """Lesion area alone tells RRMS from control, black holes alone SPMS from RRMS; a third of the slices shows none."""
+    parts = [predictions(12, part=part).assign(subject=lambda rows, part=part: part + rows["subject"])
+             for part in ("train", "test", "independent")]
+    table = pd.concat(parts, ignore_index=True)
+    shown, rng = table["slice"] > 0, np.random.default_rng(0)
+    table["lesion_mm2"] = 200.0 * shown * (table["target"] > 0) * rng.uniform(0.8, 1.2, len(table))
+    table["black_hole_mm2"] = 100.0 * shown * (table["target"] == 2) * rng.uniform(0.8, 1.2, len(table))
+    table["ventricle_mm2"] = 500.0
+    found = networks.attainable_predictions(table, GROUPS)
+    assert list(found) == [("areas", "honest", 1), ("areas", "independent", 1)]
+    rows = networks.accuracy_table(found, GROUPS, **DRAWS).query("measure == 'accuracy' and level == 'slice'")
+    assert rows["value"].tolist() == pytest.approx([0.75 + 0.25 / 3] * 2, abs=0.01)
+    assert networks.attainable_predictions(table.drop(columns="ventricle_mm2"), GROUPS) == {}
 
 
-def truth(n=30, pretraining=False):
+def test_accuracy_over_lesion_area():
+    """A network that sees lesions of 100 mm2 and more: exact shares, and intervals only where subjects differ."""
+    area = np.tile([30.0, 150.0, 500.0], 10)
+    one = pd.DataFrame({"subject": np.repeat([f"C{i}" for i in range(10)], 3), "lesion_mm2": area, "part": "test",
+                        "backbone": "vgg16", "kind": "cause", "seed": 1})
+    sick, free = one.assign(target=1), one.assign(target=0)
+    logits = np.where(sick["lesion_mm2"] >= 100, 1.0, -1.0)
+    table = pd.concat([sick.assign(**{"logit_lesions": logits}), free.assign(**{"logit_lesions": -1.0})],
+                      ignore_index=True).assign(**{"logit_lesion-free": 0.0})
+    table.loc[(table["target"] == 0) & (table["subject"] == "C0"), "logit_lesions"] = 1.0
+    table = pd.concat([table, table.assign(part="train", logit_lesions=0.0)], ignore_index=True)
+    found = networks.psychometric_table(table, **DRAWS).set_index("lesions")
+    assert found["value"].to_dict() == {"lesion-free": 0.9, "20-50": 0, "100-200": 1, "400 or more": 1,
+                                        "100 or more": 1}
+    assert found["n"].tolist() == [30, 10, 10, 10, 20]
+    assert found.loc["20-50", "mm2"] == 30 and found.loc["lesion-free", "mm2"] == 0
+    assert found.loc["lesion-free", "low"] < 0.9 < found.loc["lesion-free", "high"]
+
+
+def truth(n=30):
     """Subjects whose lesion load alone tells their group."""
     target = np.arange(n) % 3
     load = np.array([0.05, 5.0, 50.0])[target] * np.exp(0.1 * np.sin(np.arange(n)))
-    return pd.DataFrame({"subject": [f"{'P' * pretraining}{i:03d}" for i in range(n)],
+    return pd.DataFrame({"subject": [f"{i:03d}" for i in range(n)],
                          "group": [GROUPS[one] for one in target],
                          "lesion_load_ml": load, "ventricle_volume_ml": 30 + 5 * np.cos(np.arange(n))})
 
@@ -63,9 +93,9 @@ def truth(n=30, pretraining=False):
 def test_the_baseline_model_finds_groups_that_the_lesion_load_tells():
     known = truth()
     parts = pd.Series(np.repeat(["train", "validation", "test", "independent"], [12, 3, 6, 9]), index=known["subject"])
-    tables = networks.baseline_predictions(known, parts, GROUPS, truth(60, pretraining=True))
+    tables = networks.baseline_predictions(known, parts, GROUPS)
     assert {key: len(table) for key, table in tables.items()} == {
-        ("logistic", "honest", 1): 6, ("logistic", "independent", 1): 9, ("logistic", "independent_pretraining", 1): 9}
+        ("logistic", "honest", 1): 6, ("logistic", "independent", 1): 9}
     rows = networks.accuracy_table(tables, GROUPS, **DRAWS)
     assert set(rows["level"]) == {"subject"} and (rows.loc[rows["measure"] == "accuracy", "value"] == 1).all()
     assert set(rows["title"]) <= set(networks.TITLES.values())
@@ -87,12 +117,7 @@ def test_the_baseline_model_is_not_fitted_to_whom_it_is_tested_on():
     assert (named != table["target"]).all() and len(table) == 15
 
 
-def test_epochs_are_numbered_through_stages_and_the_kept_ones_marked():
-    stages = pd.DataFrame({"backbone": "vgg16", "kind": "pre-training", "stage": [1, 1, 2, 2], "epoch": [1, 2, 1, 2],
-                           "val_loss": [3.0, 2.0, 1.0, 1.5]})
-    fitted = pd.DataFrame({"backbone": "vgg16", "kind": ["honest"] * 2 + ["published"] * 2, "epoch": [1, 2] * 2,
-                           "val_loss": [0.2, 0.3, 0.5, 0.4]})
-    curves = networks.learning_curves(pd.concat([fitted, stages], ignore_index=True))
-    assert curves["kind"].unique().tolist() == ["pre-training", "published", "honest"]
-    assert curves["epoch"].tolist() == [1, 2, 3, 4, 1, 2, 1, 2]
-    assert curves["best"].tolist() == [False, True, True, False, False, True, True, False]
+def test_the_kept_epoch_of_every_network_is_marked():
+    history = pd.DataFrame({"backbone": "vgg16", "kind": ["honest"] * 4 + ["published"] * 2, "seed": [1, 1, 2, 2, 1, 1],
+                            "epoch": [1, 2] * 3, "val_loss": [0.2, 0.3, 0.5, 0.4, 0.1, 0.2]})
+    assert networks.kept_epochs(history)["best"].tolist() == [True, False, False, True, True, False]

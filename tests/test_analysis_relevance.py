@@ -5,21 +5,23 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from mslib.analysis.attribution import Explained
 from mslib.analysis.relevance import (
     INSIDE,
     KINDS,
     LIFT,
-    agreement,
+    brain_means,
     decisive_margins,
     effects_table,
     flow_table,
     known_rule_shares,
     lesion_table,
+    margin,
     mean_shares,
+    relevance_maps,
     rule_shares,
     seed_stability,
     slice_shares,
-    spread_slices,
 )
 from mslib.nets.known_rule import ROLES
 
@@ -30,21 +32,19 @@ DRAWS = {"n": 200, "confidence": 0.95, "seed": 1}
 def linear(*weights):
     """Mean of each sequence times a weight: relevance is what each sequence adds to the logit."""
     inputs = keras.Input((6, 4, 3))
-    logits = keras.layers.Dense(2, name="logits")(keras.layers.GlobalAveragePooling2D()(inputs))
+    same = keras.layers.Conv2D(3, 1, use_bias=False, name="same")(inputs)
+    logits = keras.layers.Dense(2, name="logits")(keras.layers.GlobalAveragePooling2D()(same))
     model = keras.Model(inputs, logits)
+    model.get_layer("same").set_weights([np.eye(3, dtype=np.float32)[None, None]])
     kernel = np.array([[weight, 0] for weight in weights], np.float32)
     model.get_layer("logits").set_weights([kernel, np.zeros(2, np.float32)])
     return model
 
 
-@pytest.mark.parametrize(("total", "count", "index"), [(135, 2, [45, 89]), (135, 1, [67]), (3, 8, [0, 1, 2])])
-def test_slices_are_spread_evenly_without_the_ends(total, count, index):
-    assert spread_slices(total, count).tolist() == index
-
-
 def test_shares_of_a_linear_network_are_its_terms():
     images = np.full((2, 6, 4, 3), [0.4, 0.2, 0.24], np.float32)  # terms 0.4, 0.4, 1.2
-    table = slice_shares(linear(1, 2, 5), images, np.array([0, 1]), SEQUENCES, "epsilon_plus")
+    table = slice_shares(linear(1, 2, 5), images, np.array([0, 1]), SEQUENCES, "epsilon_plus",
+                         np.ones((2, 6, 4), bool))
     for kind in KINDS:
         np.testing.assert_allclose(table[[f"{kind}_{name}" for name in SEQUENCES]], [[20, 20, 60]] * 2, rtol=1e-4)
     np.testing.assert_allclose(table["kept"], 1, rtol=1e-4)
@@ -56,7 +56,7 @@ def test_shares_of_a_linear_network_are_its_terms():
 def test_uniform_relevance_has_the_lesions_share_of_the_brain():
     images, lesions, brain = np.ones((2, 6, 4, 3), np.float32), np.zeros((2, 6, 4), bool), np.ones((2, 6, 4), bool)
     lesions[0, :3, :2] = True
-    asked = linear(1, 2, 5), images, np.zeros(2, int), SEQUENCES, "epsilon", lesions, brain
+    asked = linear(1, 2, 5), images, np.zeros(2, int), SEQUENCES, "epsilon", brain, lesions
     table = slice_shares(*asked)
     assert table["lesion_all"][0] == pytest.approx(table["lesion_area"][0]) == pytest.approx(0.25)
     assert table["lesion_intensity_all"][0] == pytest.approx(0.25)
@@ -72,13 +72,13 @@ def test_only_positive_relevance_counts_inside_lesions():
     lesions[0, 0, :2] = True
     images = np.ones((1, 6, 4, 3), np.float32)
     images[lesions] = [3, 1, 9]  # relevance inside 6, 2 and -18, outside 22, 22 and -22
-    found = slice_shares(linear(1, 1, -1), images, [0], SEQUENCES, "epsilon", lesions, brain).iloc[0]
+    found = slice_shares(linear(1, 1, -1), images, [0], SEQUENCES, "epsilon", brain, lesions).iloc[0]
     assert found["lesion_T1w"] == pytest.approx(6 / 28) and found["lesion_T2w"] == pytest.approx(2 / 24)
     assert np.isnan(found["lesion_FLAIR"]) and found["lesion_all"] == pytest.approx(8 / 52)
 
 
 def test_flow_of_a_network_without_biases_is_all_of_the_logit():
-    table = flow_table(linear(1, 2, 5), np.ones((3, 6, 4, 3), np.float32), "epsilon")
+    table = flow_table(linear(1, 2, 5), np.ones((3, 6, 4, 3), np.float32), "epsilon", np.ones((3, 6, 4), bool))
     assert table["layer"].iloc[0] == "logits" and (table["images"] == 3).all()
     np.testing.assert_allclose(table[["sum", "absolute"]], 1, rtol=1e-4)
 
@@ -131,16 +131,10 @@ def shapley(**values):
                          for name, value in values.items() for worth in ("cross-entropy", "accuracy")])
 
 
-def test_agreement_with_shapley_values():
+def test_shapley_values_stand_beside_the_rules():
     shares = rule_shares(made_table(), shapley(T1w=3, T2w=1, FLAIR=-4), SEQUENCES, **DRAWS)
     scaled = shares[(shares["source"] == "Shapley, zero") & (shares["kind"] == "absolute")]
     np.testing.assert_allclose(scaled["value"], [75, 25, 0])
-    same = agreement(shares, shapley(T1w=3, T2w=1, FLAIR=-4), SEQUENCES)
-    of_shares = same["kind"].isin(KINDS)
-    assert (same.loc[of_shares, "tau"] == 1).all() and same.loc[of_shares, "same_first"].all()
-    assert not same.loc[~of_shares, "same_first"].any(), "over intensity T2w comes first"
-    other = agreement(shares, shapley(T1w=-1, T2w=1, FLAIR=4), SEQUENCES)
-    assert (other.loc[of_shares, "tau"] == -1).all() and not other["same_first"].any()
     none = rule_shares(made_table(), shapley(T1w=-1, T2w=0, FLAIR=-4), SEQUENCES, **DRAWS)
     assert none.loc[none["source"] == "Shapley, zero", "value"].isna().all(), "nothing to scale"
 
@@ -152,10 +146,11 @@ def test_a_network_that_looks_at_one_mark_gives_it_all_relevance(sequences):
     marks[:, :2, :2, 1] = marks[:, 4:, :2, 0] = marks[:, 4:, 2:, 2] = True
     images = np.where(marks, 1, 0).astype(np.float32)
     images[..., 0] = 0.5
-    table = known_rule_shares(linear(0, 4, 0), images, np.zeros(n, int), [f"{i // 2}" for i in range(n)], marks,
-                              np.ones((n, 6, 4), bool), 1, sequences, ["epsilon"], **DRAWS)
+    explained = Explained(images, np.zeros(n, int), np.ones((n, 6, 4), bool), marks,
+                          np.array([f"{i // 2}" for i in range(n)]), 1.0)
+    table = known_rule_shares(linear(0, 4, 0), explained, 1, sequences, ["epsilon"], **DRAWS)
     assert table["role"].unique().tolist() == [ROLES[2], ROLES[0], ROLES[1]], "T1w follows FLAIR, cyclically"
-    assert table["modality"].tolist() == [name for name in sequences for _ in range(4)]
+    assert table.drop_duplicates("role")["modality"].tolist() == list(sequences) and len(table) == 3 * 4
     value = table.set_index(["role", "kind"])[["value", "chance"]]
     np.testing.assert_allclose(value.loc[(ROLES[0], "absolute")], [100, 100 * 4 / (12 + 4 + 4)], rtol=1e-4)
     np.testing.assert_allclose(value.loc[(ROLES[0], LIFT)], [5, 1], rtol=1e-4)
@@ -163,15 +158,40 @@ def test_a_network_that_looks_at_one_mark_gives_it_all_relevance(sequences):
     assert value.loc[(ROLES[2], "absolute"), "value"] == 0 and np.isnan(value.loc[(ROLES[2], INSIDE), "value"])
 
 
-def test_margins_of_the_decisive_sequence():
-    rows = [{"experiment": net, "role": role, "rule": "epsilon_plus", "kind": "absolute", "value": value,
-             "low": value - width, "high": value + width}
-            for net, width in (("T1w", 2), ("T2w", 9), ("FLAIR", 2))
-            for role, value in zip(ROLES, (50, 40, 10) if net != "FLAIR" else (30, 40, 30))]
-    found = decisive_margins(pd.DataFrame(rows)).set_index("experiment")
-    assert found["value"].to_dict() == {"T1w": 10, "T2w": 10, "FLAIR": -10}
-    assert (found["low"] > 0).to_dict() == {"T1w": True, "T2w": False, "FLAIR": False}, "intervals apart"
-    assert found["high"].to_dict() == {"T1w": 14, "T2w": 28, "FLAIR": -6}
+def test_the_margin_is_that_to_the_next_sequence_and_paired():
+    rng = np.random.default_rng(0)
+    common = rng.normal(0, 10, 40)[:, None]
+    shares = np.array([40, 30, 35.0]) + [1, 0, 1] * common + rng.normal(0, 0.1, (40, 3))
+    np.testing.assert_allclose(margin(shares, 0), 5, atol=0.6)
+    np.testing.assert_allclose(margin(shares, 2), -5, atol=0.6)
+    shares[:, 2] = np.nan
+    assert margin(shares, 0).mean() == pytest.approx(10 + common.mean(), abs=0.1)
+    rows = [{"role": role, "rule": "epsilon", "kind": "absolute", "experiment": "T1w", "value": 40.0, "low": 1.0,
+             "high": 2.0, "margin": value, "margin_low": 2.0, "margin_high": 8.0}
+            for role, value in zip(ROLES, (5, np.nan, np.nan))]
+    found = decisive_margins(pd.DataFrame(rows))
+    assert found[["rule", "experiment", "decisive", "value", "low", "high"]].to_numpy().tolist() == [
+        ["epsilon", "T1w", 40, 5, 2, 8]]
+
+
+def test_a_centred_rule_gives_nothing_to_an_even_sequence_however_bright():
+    brain = np.zeros((2, 6, 4), bool)
+    brain[:, 1:5] = True
+    images = brain[..., None] * np.full(3, [0.9, 0.2, 0.4], np.float32)
+    images[:, 2, :2, 1] += 0.1
+    model, zeros = linear(1, 2, 5), np.zeros(2, int)
+    plain, centred = (slice_shares(model, images, zeros, SEQUENCES, rule, brain)
+                      for rule in ("epsilon", "epsilon_centred"))
+    assert plain["absolute_T1w"].min() > 20
+    np.testing.assert_allclose(plain["kept"], 1, rtol=1e-4)
+    shares = centred[[f"absolute_{name}" for name in SEQUENCES]]
+    np.testing.assert_allclose(shares, [[0, 100, 0]] * 2, atol=1e-3)
+    np.testing.assert_allclose(centred["intensity_T2w"], 100, atol=1e-3)
+    maps = relevance_maps(model, images, 0, "epsilon_centred", brain)
+    assert not maps[~brain].any() and maps[:, 2, :2, 1].min() > 0 > maps[:, 1, :, 1].max()
+    means = brain_means(images, brain)
+    assert not means[~brain].any()
+    np.testing.assert_allclose(means[brain][:, 0], 0.9, rtol=1e-6)
 
 
 def test_an_effect_of_age_is_found_and_others_are_not():

@@ -1,5 +1,8 @@
 """Known truth against what was found: hand-made transforms, fields, tables and stacks."""
 
+import os
+from pathlib import Path
+
 import nibabel as nib
 import numpy as np
 import pandas as pd
@@ -49,11 +52,17 @@ def test_a_linear_field_is_read_exactly_and_correlates_with_itself(points):
     np.testing.assert_allclose(truth.field_at(volume(linear), points + 0.3),
                                -0.02 * (points[:, 0] + 0.3) + 0.01 * (points[:, 1] + 0.3) + 0.03 * (points[:, 2] + 0.3),
                                atol=1e-5)
-    known = volume(np.exp(linear))
-    assert truth.bias_correlation(points, known, volume(2 * linear + 1)) == pytest.approx(1, abs=1e-6)
-    assert truth.bias_correlation(points, known, volume(-linear)) == pytest.approx(-1, abs=1e-6)
+    known, still = volume(np.exp(linear)), sitk.Transform()
+    assert truth.bias_correlation(points, still, known, volume(2 * linear + 1)) == pytest.approx(1, abs=1e-6)
+    assert truth.bias_correlation(points, still, known, volume(-linear)) == pytest.approx(-1, abs=1e-6)
+    shifted = AFFINE.copy()
+    shifted[0, 3] += 5
+    moved = nib.Nifti1Image(np.exp(linear**3), shifted)  # the image's field, its head 5 mm to the right of T1w's
+    shift = sitk.Euler3DTransform((0.0, 0.0, 0.0), 0, 0, 0, (-5.0, 0.0, 0.0))
+    assert truth.bias_correlation(points, shift, moved, volume(linear**3)) == pytest.approx(1, abs=1e-6)
+    assert truth.bias_correlation(points, still, moved, volume(linear**3)) < 0.999
     noise = np.random.default_rng(0).standard_normal(linear.shape)
-    assert abs(truth.bias_correlation(points, known, volume(noise))) < 0.4
+    assert abs(truth.bias_correlation(points, still, known, volume(noise))) < 0.4
 
 
 def test_a_range_is_covered_where_both_ends_are():
@@ -64,6 +73,50 @@ def test_a_range_is_covered_where_both_ends_are():
         {"measure": "load", "group": "RRMS", "low": 1, "high": 60, "real_low": 1, "real_high": 52, "covered": True},
         {"measure": "load", "group": "SPMS", "low": 41, "high": 60, "real_low": 40, "real_high": 50, "covered": False}]
     assert truth.coverage(table, {}).empty and "covered" in truth.coverage(table, {})
+
+
+def layered_brain(rng):
+    """Shells of CSF, grey and white matter, and a lesion in the white, with noise."""
+    place = np.moveaxis(np.indices((44, 44, 44)), 0, -1)
+    radius = np.linalg.norm(place - 21.5, axis=-1)
+    brain, lesions = radius < 20, np.linalg.norm(place - [21, 16, 21], axis=-1) < 4
+    white, grey = radius < 11, (radius >= 11) & (radius < 16)
+    images = {}
+    for name, values in (("T1w", (100, 66, 12, 60)), ("FLAIR", (100, 120, 30, 155))):
+        image = np.select([lesions, white, grey, brain], [values[3], *values[:3]], 0.0)
+        images[name] = np.where(brain, image * (1 + 0.05 * rng.standard_normal(image.shape)), 0)
+    return images, brain, lesions
+
+
+def test_appearance_finds_the_ratios_that_were_put_in():
+    images, brain, lesions = layered_brain(np.random.default_rng(0))
+    found = truth.appearance(images, brain, lesions, voxel_mm3=8.0)
+    expected = {"grey_T1w": 0.66, "csf_T1w": 0.12, "lesion_T1w": 0.60, "grey_FLAIR": 1.2, "csf_FLAIR": 0.3,
+                "lesion_FLAIR": 1.55, "variation_T1w": 0.05, "variation_FLAIR": 0.05}
+    assert {name: found[name] for name in expected} == pytest.approx(expected, rel=0.04)
+    radius = np.linalg.norm(np.indices(brain.shape) - 21.5, axis=0)
+    assert found["parenchyma_ml"] == pytest.approx((radius < 16).sum() * 8 / 1000, rel=0.03)
+    scaled = truth.appearance({name: 7 * image for name, image in images.items()}, brain, lesions, 8.0)
+    assert scaled == pytest.approx(found, rel=0.02), "units do not matter"
+    small = truth.appearance(images, brain, lesions & (np.arange(44) < 19))
+    assert np.isnan(small["lesion_T1w"]) and small["grey_T1w"] == pytest.approx(0.66, rel=0.04)
+
+
+@pytest.mark.real
+def test_appearance_of_the_two_real_patients():
+    """The constants are of preprocessed scans; the authors' images, one interpolation earlier, are near."""
+    folder = Path(os.environ.get("MSLIB_DATA", "absent")) / "open_ms_data" / "cross_sectional" / "MNI"
+    if not folder.is_dir():
+        pytest.skip("MSLIB_DATA is unset")
+    found = []
+    for number in ("07", "26"):
+        images = {sequence: nib.load(next((folder / f"patient{number}").glob(f"{name}_*"))).get_fdata()
+                  for sequence, name in (("T1w", "T1"), ("T2w", "T2"), ("FLAIR", "FLAIR"))}
+        lesions = nib.load(next((folder / f"patient{number}").glob("GOLD*"))).get_fdata() > 0
+        found.append(truth.appearance(images, images["T1w"] != 0, lesions))
+    for name, ranges in truth.REAL_APPEARANCE.items():
+        values = sorted(one[name] for one in found)
+        assert values == pytest.approx(ranges["brains"][1:], rel=0.13), name
 
 
 def test_the_subject_of_median_load():

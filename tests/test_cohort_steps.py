@@ -126,8 +126,10 @@ def test_a_damaged_record_is_told_with_the_remedy(study, tmp_path, content):
 # What is known
 
 
-def test_known_truth_is_compared_with_what_was_found(study, tmp_path):
+def test_known_truth_is_compared_with_what_was_found(study, tmp_path, monkeypatch):
     """One subject with a known move and field, one whose lesion mask alone is known."""
+    monkeypatch.setattr(steps, "_unscaled", lambda study, person: (person.id,))
+    monkeypatch.setattr("mslib.analysis.truth.appearance", lambda subject: {"parenchyma_ml": float(subject)})
     people = [one for one in cohort(tmp_path / "bids", with_mask=["01"]) if one.id in ("01", "02")]
     run = study(people)
     mask = nib.Nifti1Image(np.ones((6, 6, 6), np.uint8), np.diag([2.0, 2, 2, 1]))
@@ -143,7 +145,8 @@ def test_known_truth_is_compared_with_what_was_found(study, tmp_path):
         transform = sitk.Euler3DTransform((0.0, 0.0, 0.0), 0, 0, 0, (move, 0.0, 0.0))
         sitk.WriteTransform(transform, str(_parent(folder / "sub-02_from-T1w_to-T2w_mode-points_xfm.tfm")))
     nib.save(nib.Nifti1Image(field, mask.affine), there / "sub-02_T1w_biasfield.nii.gz")
-    nib.save(nib.Nifti1Image(np.log(field), mask.affine), run.anat("02") / "sub-02_desc-logbias_T1w.nii.gz")
+    nib.save(nib.Nifti1Image(np.log(field), mask.affine), run.anat("02") /
+             "sub-02_space-T1w_desc-logbias_T1w.nii.gz")
     steps.truth(run)
     facts = run.read("truth").set_index("subject")
     assert facts.loc["01", "lesion_load_ml"] == pytest.approx(216 * 8 / 1000) and facts.loc["02", "lesion_load_ml"] == 3
@@ -151,6 +154,32 @@ def test_known_truth_is_compared_with_what_was_found(study, tmp_path):
     errors = run.read("registration_errors").to_dict("records")
     assert errors == [{"subject": "02", "group": "SPMS", "sequence": "T2w", "before": 3.0, "after": 0.5}]
     assert run.read("bias_fields")["correlation"].tolist() == pytest.approx([1.0])
+    assert run.read("appearance").to_dict("records") == [{"subject": "01", "group": "RRMS", "parenchyma_ml": 1}]
+
+
+def test_images_before_scaling_are_corrected_and_in_place(study, tmp_path):
+    """A pattern with a bias field, and the same pattern two voxels aside."""
+    person = Subject("01", "RRMS", {name: tmp_path / "bids" / f"{name}.nii.gz" for name in ("T1w", "T2w", "FLAIR")})
+    run = study([person])
+    pattern = np.zeros((14, 12, 10), np.float32)
+    pattern[4:9, 3:8, 2:7] = np.random.default_rng(0).uniform(1, 2, (5, 5, 5))
+    field = np.linspace(-0.3, 0.3, 14, dtype=np.float32)[:, None, None] + np.zeros_like(pattern)
+    affine = np.diag([2.0, 2, 2, 1])
+    for sequence, shift in zip(run.config.sequences, (0, 2, 2)):
+        image = nib.Nifti1Image(np.roll(pattern * np.exp(field), shift, axis=0), affine)
+        nib.save(image, _parent(person.images[sequence]))
+        nib.save(nib.Nifti1Image(field, affine),
+                 _parent(run.anat("01") / f"sub-01_space-T1w_desc-logbias_{sequence}.nii.gz"))
+        move = sitk.Euler3DTransform((0.0, 0.0, 0.0), 0, 0, 0, (-2.0 * shift, 0.0, 0.0))  # LPS
+        if shift:
+            sitk.WriteTransform(move, str(run.anat("01") / f"sub-01_from-T1w_to-{sequence}_mode-points_xfm.tfm"))
+    for kind in ("desc-brain", "label-lesion"):
+        mask = nib.Nifti1Image((pattern > (0 if kind == "desc-brain" else 1.5)).astype(np.uint8), affine)
+        nib.save(mask, run.anat("01") / f"sub-01_space-T1w_{kind}_mask.nii.gz")
+    images, brain, lesions, voxel_mm3 = steps._unscaled(run, person)
+    assert voxel_mm3 == 8 and np.array_equal(brain, pattern > 0) and np.array_equal(lesions, pattern > 1.5)
+    for sequence in run.config.sequences:
+        np.testing.assert_allclose(images[sequence], pattern, atol=1e-4)
 
 
 def _parent(path):

@@ -10,7 +10,7 @@ from repository import ROOT
 
 from mslib.cohort.people import LAWS
 from mslib.study import StudyError, load_config
-from mslib.study.config import SIMULATED_GROUPS, StudyConfig
+from mslib.study.config import SIMULATED_GROUPS, Pretraining, StudyConfig
 
 CONFIGS = sorted((ROOT / "config").glob("*.yaml"))
 FAULTS = {  # text of the file, key, words that say what is allowed, what was given
@@ -36,19 +36,13 @@ FAULTS = {  # text of the file, key, words that say what is allowed, what was gi
                         "cohort.simulated.independent", "['control', 'SPMS']", "['RRMS']"),
     "group that cannot be simulated": ("study: a\ngroups: [control, CIS]", "groups",
                                        "must be of ['control', 'RRMS', 'SPMS']", "['CIS']"),
-    "own classes": ("study: a\ngroups: [HC, MS]\ncohort: {source: bids, root: x}\nmodel: {weights: simulated}",
-                    "model.weights", "must be 'imagenet', a path or 'scratch' for groups other than",
-                    "'simulated' for ['HC', 'MS']"),
+    "real patients": ("study: a\ncohort: {source: open_ms}", "model.weights", "must be 'simulated' where", "'scratch'"),
     "too few": ("study: a\ncohort: {simulated: {study: {control: 9, RRMS: 2}}}", "cohort.simulated.study",
                 "at least 3", "{'RRMS': 2, 'SPMS': 0}"),
-    "no pre-training": ("study: a\nmodel: {weights: simulated}", "training.pretraining_subjects", "at least 3",
-                        "{'control': 0"),
-    "few pixels": ("study: a\nmodel: {image_size: [64, 56]}\ntraining: {permuted: {shrink: 2}}", "training.permuted",
-                   "must leave at least 32 pixels a side", "28"),
+    "few pixels": ("study: a\nmodel: {image_size: [64, 31]}", "model.image_size", "must be at least 32 pixels a side",
+                   "[64, 31]"),
     "frozen from random": ("study: a\ntraining: {published: {frozen_blocks: 4}}", "training.published",
                            "frozen_blocks must be 0 where weights start at random", "4"),
-    "frozen stage": ("study: a\nmodel: {weights: imagenet}\ntraining: {pretraining: [{frozen_blocks: 1}]}",
-                     "training.pretraining", "frozen_blocks must be 0 where weights start at random", "1"),
     "no root": ("study: a\ncohort: {source: bids}", "cohort.root", "must name a BIDS folder", "nothing"),
     "nights of nobody": ("study: a\nsleep: {source: folder}", "sleep.root", "must name a folder with nights.tsv",
                          "nothing"),
@@ -154,7 +148,7 @@ def test_settings_outlive_writing_and_reading(tmp_path):
 
 def test_real_patients_meet_the_input_of_the_nets_that_explain_them():
     real = load_config(ROOT / "config" / "open_ms.yaml")
-    source = load_config(ROOT / "config" / f"{real.explain.transfer_from}.yaml")
+    source = load_config(ROOT / "config" / "simulated.yaml")
     assert (real.groups, real.sequences) == (source.groups, source.sequences)
     for key in ("backbones", "input", "image_size", "pixel_mm"):
         assert getattr(real.model, key) == getattr(source.model, key), key
@@ -165,7 +159,8 @@ def test_published_protocol():
     assert (config.training.split.train, config.training.split.validation, config.training.split.test) == (.75, .1, .15)
     counts = config.cohort.simulated.study
     assert counts["control"] == 19 and counts["RRMS"] + counts["SPMS"] == 19
-    assert (config.model.weights, config.model.image_size, config.prep.n_slices) == ("imagenet", (224, 224), 135)
+    assert (config.model.weights, config.model.pixel_mm, config.prep.n_slices) == ("imagenet", 1.0, 135)
+    assert "published" in config.model.kinds and config.training.published.frozen_blocks == 4
     assert (config.training.augmentation.gain, config.training.augmentation.gamma) == (0, 0)
     own = config.attribution
     assert (own.superpixels, own.permutations, own.steps, own.levels) == (50, 25, 50, 11)
@@ -180,14 +175,26 @@ def test_the_readers_steps_to_an_own_cohort_make_a_study(tmp_path):
     assert "Delete its `sleep` block" in steps
     del settings["sleep"]
     path = tmp_path / "mine.yaml"
-    for weights in re.findall(r"`(imagenet|scratch)`", steps.partition("4. Choose")[2].partition("5. ")[0]):
+    choices = re.findall(r"`(simulated|imagenet|scratch)`", steps.partition("4. Choose")[2].partition("5. ")[0])
+    assert choices == ["simulated", "imagenet", "scratch"]
+    for weights in choices:
         settings["model"]["weights"] = weights
+        for kind in re.findall(r"`(published|honest|cause)`", steps) if weights == "scratch" else ():
+            del settings["training"][kind]
         path.write_text(yaml.safe_dump(settings), encoding="utf-8")
         assert load_config(path).model.weights == weights and load_config(path).sleep is None
-    settings["model"]["weights"] = "simulated"
-    path.write_text(yaml.safe_dump(settings), encoding="utf-8")
-    with pytest.raises(StudyError, match=r"model\.weights: must be 'imagenet', a path or 'scratch' for groups other"):
-        load_config(path)
+
+
+def test_the_recipe_of_pretraining_ends_on_the_pixels_of_the_study(tmp_path):
+    recipe, study = load_config(ROOT / "weights" / "pretraining.yaml", Pretraining), load_config(
+        ROOT / "config" / "simulated.yaml")
+    assert (recipe.image_size, recipe.pixel_mm) == (study.model.image_size, study.model.pixel_mm)
+    assert (recipe.groups, recipe.sequences) == (study.groups, study.sequences)
+    path = tmp_path / "recipe.yaml"
+    settings = recipe.model_dump(mode="json")
+    path.write_text(yaml.safe_dump(settings | {"stages": settings["stages"][:1]}), encoding="utf-8")
+    with pytest.raises(StudyError, match=r"stages: the last must have shrink 1.*got 4"):
+        load_config(path, Pretraining)
 
 
 def test_only_groups_that_the_phantom_knows_are_simulated():

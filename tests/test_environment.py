@@ -209,7 +209,7 @@ def test_bibliography_mentions_every_dependency(wanted):
 
 def test_references_hold_every_source_named_in_the_code():
     held = {(reference["author"], reference["year"]) for reference in cited()}
-    source = re.compile(r"\b([A-Z][\w'-]+)(?: et al\.| and [A-Z][\w'-]+),? \(?((?:19|20)\d\d)\b")
+    source = re.compile(r"\b((?:Van )?[A-Z][\w'-]+)(?: et al\.| and [A-Z][\w'-]+),? \(?((?:19|20)\d\d)\b")
     missing = {}
     for path in modules("mslib", "benchmarks"):
         for author, year in source.findall(" ".join(path.read_text(encoding="utf-8").split())):

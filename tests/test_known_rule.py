@@ -1,5 +1,7 @@
 """Known decision rules: the marks are what they are said to be, the narrow network is folded exactly and trained."""
 
+from dataclasses import replace
+
 import keras
 import numpy as np
 import pandas as pd
@@ -15,10 +17,11 @@ from mslib.nets.known_rule import (
     narrowed,
     roles,
     shortcut_mask,
-    train_known_rule,
+    train_known_rules,
     wide_slices,
 )
 from mslib.nets.train import Recipe
+from mslib.study import StudyError
 
 MM = 2.0
 RECIPE = Recipe(epochs=1, slices_per_subject=8, learning_rate=2e-3, batch_size=8, weight_decay=1e-4, patience=1, seed=9)
@@ -111,23 +114,22 @@ def test_a_narrow_network_is_folded_exactly():
     np.testing.assert_allclose(np.asarray(plain(images)), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
-def test_a_network_is_decided_by_its_seed(tmp_path, shallow, monkeypatch):
-    """Weights at the start and order; what is trained is folded."""
-    marked, parts = draw_marks(head(24, (48, 40)), 0, 4.0, 1), np.array(["train"] * 16 + ["validation"] * 8)
-    trained, seeds = train_known_rule(marked, parts, RECIPE, 16, tmp_path, 0, "network"), []
-
-    def no_training(model, slices, train, validation, recipe, *_):
-        seeds.append((recipe.seed, len(train), len(validation)))
-
-    monkeypatch.setattr(known_rule, "fit", no_training)
-    one, again, other = (train_known_rule(marked, parts, RECIPE, 16, tmp_path, seed, "network") for seed in (0, 0, 1))
-    assert seeds == [(0, 16, 8), (0, 16, 8), (1, 16, 8)] and trained.output_shape == (None, 2)
-    for name in ("block1_conv1", "logits"):
-        start, same, different, end = (net.get_layer(name).get_weights()[0] for net in (one, again, other, trained))
-        np.testing.assert_array_equal(start, same)
-        assert not np.array_equal(start, different) and not np.array_equal(start, end)
-        likeness = np.corrcoef([kernel.ravel() for kernel in (end, start, different)])[0, 1:]
-        assert likeness[0] > 0.5 > likeness[1], "training went on from the weights of the seed"
+def test_a_network_is_decided_by_its_seed_and_finished_ones_are_kept(tmp_path, shallow, monkeypatch):
+    marked = draw_marks(head(24, (48, 40)), 0, 4.0, 1)
+    both = train_known_rules({"one": (marked, 0), "other": (marked, 1)}, RECIPE, 16, tmp_path / "both")
+    alone = train_known_rules({"other": (marked, 1)}, RECIPE, 16, tmp_path / "alone")
+    for here, there in zip(both["other"], alone["other"], strict=True):
+        np.testing.assert_allclose(here, there, rtol=1e-4, atol=1e-5, err_msg="whatever was trained before")
+    assert not np.allclose(both["one"][0], both["other"][0])
+    keras.utils.set_random_seed(1)
+    start = narrowed(build_trainable("vgg16", 2, (48, 40, 3), "float32"), 16).get_layer("block1_conv1").get_weights()[0]
+    likeness = np.corrcoef([kernel.ravel() for kernel in (start, both["other"][0], both["one"][0])])[0, 1:]
+    assert likeness[0] > 0.5 > abs(likeness[1]), "training went on from the weights of the seed"
+    monkeypatch.setattr(known_rule, "build_trainable", None)
+    again = train_known_rules({"one": (marked, 0), "other": (marked, 1)}, RECIPE, 16, tmp_path / "both")
+    assert all((here == there).all() for name in both for here, there in zip(both[name], again[name], strict=True))
+    with pytest.raises(StudyError, match=r"fewer than training\.batch_size 16"):
+        train_known_rules({"few": (marked, 0)}, replace(RECIPE, slices_per_subject=4, batch_size=16), 16, tmp_path)
 
 
 def test_wide_slices_hold_seventy_percent_of_the_largest_brain_and_nothing_else():

@@ -330,7 +330,7 @@ def test_one_graph_for_any_batch_that_follows_the_weights(images):
     lrp(model, images[:3], 1)
     lrp(model, images, 0, batch_size=2)
     parameters = check_parameters(LRP_COMPOSITES["epsilon_plus"], {})
-    run = _traced(model, LRP_COMPOSITES["epsilon_plus"], tuple(parameters.items()), ())
+    run = _traced(model, LRP_COMPOSITES["epsilon_plus"], tuple(parameters.items()), (), False)
     assert _traced.cache_info().misses == misses
     assert run.experimental_get_tracing_count() == 1
     model.set_weights(other.get_weights())
@@ -451,3 +451,34 @@ def test_every_rule_and_composite_is_cited():
         assert rule.__doc__.split(" et al. ")[0].isalpha()
     for composite in LRP_COMPOSITES.values():
         assert "et al." in composite.citation and {composite.conv, composite.dense} <= set(LRP_RULES.values())
+
+
+# Baseline
+
+
+@pytest.mark.usefixtures("eagerly")
+@pytest.mark.parametrize("rule", LRP_COMPOSITES)
+def test_relevance_from_a_baseline_is_that_of_the_net_that_expects_inputs_minus_it(rule):
+    """A first convolution without padding: its bias can take a constant baseline in exactly."""
+    inputs, rng = keras.Input((7, 6, 3)), np.random.default_rng(0)
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(5, 3, activation="relu", name="first")(inputs))
+    model = keras.Model(inputs, layers.Dense(2)(x))
+    shifted, images = keras.models.clone_model(model), rng.normal(0.3, 1, (4, 7, 6, 3)).astype(np.float32)
+    baseline = np.array([0.5, -0.2, 0.1], np.float32)
+    kernel, bias, *rest = model.get_weights()
+    shifted.set_weights([kernel, bias + np.einsum("hwio,i->o", kernel, baseline), *rest])
+    base = np.broadcast_to(baseline, images.shape)
+    np.testing.assert_allclose(shifted(images - base), model(images), rtol=1e-4, atol=1e-6)
+    given = {"epsilon": 0.01} if "epsilon" in LRP_COMPOSITES[rule].parameters else {}  # no sum near 0 is blown up
+    ours, flow = (of(model, images, 1, rule, baseline=base, **given) for of in (lrp, relevance_flow))
+    expected = lrp(shifted, images - base, 1, rule, **given)
+    np.testing.assert_allclose(ours, expected, atol=1e-5 * np.abs(expected).max())
+    assert np.abs(ours - lrp(model, images, 1, rule, **given)).max() > 0.01 * np.abs(ours).max(), "from 0: another"
+    np.testing.assert_allclose(next(iter(flow.values()))["sum"], ours.sum((1, 2, 3)), rtol=1e-3, atol=1e-5)
+
+
+def test_a_baseline_needs_a_linear_first_layer():
+    inputs = keras.Input((4, 4, 3))
+    model = keras.Model(inputs, layers.Dense(2)(layers.Flatten(name="flat")(inputs)))
+    with pytest.raises(ValueError, match="baseline: must be zero, because the input goes into 'flat', which"):
+        lrp(model, np.ones((1, 4, 4, 3)), 0, baseline=0.5)

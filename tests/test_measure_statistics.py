@@ -41,6 +41,26 @@ def test_whole_subjects_are_drawn():
     assert same(measure.bootstrap_subjects(values, subjects, n=500), 0.2, 0.0, 0.6)
 
 
+def test_means_of_one_training_are_those_of_the_subject_bootstrap():
+    values, subjects = clustered(np.random.default_rng(2))
+    means, resampled = measure.bootstrap_means(np.stack([values, 2 * values + 1], 1), subjects, n=300, seed=5)
+    one = measure.percentile_interval(means[0], resampled[:, 0], 0.95)
+    np.testing.assert_allclose(one, measure.bootstrap_subjects(values, subjects, n=300, seed=5))
+    np.testing.assert_allclose(resampled[:, 1], 2 * resampled[:, 0] + 1, err_msg="columns are resampled together")
+
+
+def test_subjects_and_trainings_are_drawn_independently():
+    """Five subjects by two trainings, one cell of which is 1: a mean is the product of two shares."""
+    subjects, trainings = np.repeat(list("abcde"), 2), np.tile([1, 2], 5)
+    values = ((subjects == "a") & (trainings == 1)).astype(float)
+    means, resampled = measure.bootstrap_means(values[:, None], subjects, trainings, n=2000)
+    products = {round(i * j / 10, 9) for i in range(6) for j in range(3)}
+    assert means[0] == 0.1 and set(np.round(resampled[:, 0], 9)) <= products
+    assert np.mean(resampled == 0) == pytest.approx(1 - (1 - 0.8**5) * 0.75, abs=0.03)
+    values[2:] = np.nan
+    assert np.isnan(measure.bootstrap_means(values[:, None], subjects, trainings)[1]).all(), "one subject has a value"
+
+
 @pytest.mark.parametrize("right,total,low,high", [(9, 10, 0.5958, 0.9821), (10, 10, 0.7225, 1.0), (0, 3, 0.0, 0.5615)])
 def test_wilson_interval(right, total, low, high):
     """Against the formula's known values (z = 1.96)."""

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from mslib.prep import load_stack, plane_to_volume, save_stack, select_slices, slice_stack
-from mslib.prep.slices import averaging_weights
 from mslib.study import StudyError
 
 
@@ -52,16 +51,34 @@ def test_orientation_by_planted_markers():
         slice_stack([volume], brain, np.diag([-1.0, 1, 1, 1]))
 
 
-@pytest.mark.parametrize("size_out", [0.7, 1.0, 1.5, 3.2])
-def test_weights_are_averages_of_the_linear_interpolant(size_out):
-    """Against a fine numerical integral."""
-    values = np.random.default_rng(0).random(40)
-    weights = averaging_weights(40, 1.0, 8, size_out, 5.3)
-    for pixel, row in enumerate(weights):
-        centre = 5.3 + size_out * pixel
-        points = centre + size_out * ((np.arange(4000) + 0.5) / 4000 - 0.5)
-        assert row @ values == pytest.approx(np.interp(points, np.arange(40), values).mean(), abs=1e-6)
-    np.testing.assert_allclose(weights.sum(axis=1), 1)
+@pytest.mark.parametrize("pixel_mm", [0.5, 1.0, 2.0, 3.2])
+def test_pixels_are_averages_of_the_voxels_they_cover(pixel_mm):
+    """Against fine sampling of the voxels, where the stack's own affine says that the pixels lie."""
+    brain = np.zeros((20, 24, 3), bool)
+    brain[3:16, 5:20] = True
+    volume = np.random.default_rng(0).random(brain.shape, np.float32)
+    affine = np.array([[1.2, 0, 0, -9], [0, 0.8, 0, 4], [0, 0, 3.0, 0], [0, 0, 0, 1]])
+    stack = slice_stack([volume], brain, affine, image_size=(9, 7), pixel_mm=pixel_mm)
+    to_voxel, parts = np.linalg.inv(affine) @ stack.affine, (np.arange(500) + 0.5) / 500 - 0.5
+    padded = np.pad(volume, ((40, 40), (40, 40), (0, 0)))
+    for row, column in ((0, 0), (4, 3), (8, 6), (2, 5)):
+        x, y = ((to_voxel @ [column, row, 1, 1])[axis] + to_voxel[axis, axis] * parts for axis in (0, 1))
+        covered = padded[np.ix_(np.round(x).astype(int) + 40, np.round(y).astype(int) + 40, [1])]
+        assert stack.images[1, row, column, 0] == pytest.approx(covered.mean(), abs=3e-3)
+
+
+def test_pixels_of_the_voxels_size_are_the_voxels():
+    """Nothing is interpolated: values and masks are those of the volume, turned; the affine says where from."""
+    brain, volume = _ball(), np.random.default_rng(1).random((60, 70, 50), np.float32).astype(np.float16)
+    lesion = brain & (volume > 0.9)
+    affine = np.array([[1, 0, 0, -30.0], [0, 1, 0, -35], [0, 0, 1.5, -25], [0, 0, 0, 1]])
+    stack = slice_stack([volume], brain, affine, lesion, n_slices=30, image_size=(48, 44))
+    index = np.indices((30, 48, 44)).reshape(3, -1)
+    voxels = np.linalg.inv(affine) @ stack.affine @ [index[2], index[1], index[0], np.ones(index.shape[1])]
+    at = tuple(np.round(voxels[:3]).astype(int))
+    np.testing.assert_allclose(voxels[:3], at, atol=1e-9)
+    for found, values in ((stack.images[..., 0], volume), (stack.brain, brain), (stack.lesions, lesion)):
+        np.testing.assert_array_equal(found.ravel(), values[at])
 
 
 def test_lesion_needs_half_of_the_pixel():
@@ -81,7 +98,7 @@ def test_map_goes_back_to_the_volume():
     x, y, z = np.meshgrid(*(np.linspace(-1, 1, n) for n in brain.shape), indexing="ij")
     volume = (0.5 + 0.3 * x + 0.1 * y - 0.1 * z).astype(np.float32)
     affine = np.array([[1, 0, 0, -30], [0, 1.0, 0, -35], [0, 0, 1.2, -25], [0, 0, 0, 1]])
-    stack = slice_stack([volume], brain, affine, n_slices=30, image_size=(40, 36), pixel_mm=1.5)
+    stack = slice_stack([volume], brain, affine, n_slices=30, image_size=(30, 27), pixel_mm=2.0)
     back = plane_to_volume(stack.images[..., 0], stack, nib.Nifti1Image(volume, affine))
     assert back.shape == volume.shape
     np.testing.assert_array_equal(back.affine, affine)
@@ -96,7 +113,7 @@ def test_map_goes_back_to_the_volume():
 
 def test_stack_file(tmp_path):
     brain = _ball((30, 30, 20), 8)
-    stack = slice_stack([brain * 0.5], brain, np.eye(4), image_size=(16, 16))
+    stack = slice_stack([brain * 0.5], brain, np.eye(4), brain, image_size=(16, 13))
     first, second = (save_stack(tmp_path / name, stack) for name in ("a.npz", "b.npz"))
     assert first.read_bytes() == second.read_bytes()
     for key, value in vars(load_stack(first)).items():

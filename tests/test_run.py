@@ -13,12 +13,13 @@ from mslib.study import (
     Run,
     StudyError,
     explained_networks,
+    load_config,
     read_arrays,
     read_json,
-    trained_networks,
     write_arrays,
 )
 from mslib.study import run as module
+from mslib.study.provenance import ROOT
 from mslib.study.run import DRIVEN
 
 
@@ -43,19 +44,22 @@ def test_names_of_networks(run):
         with pytest.raises(StudyError, match="must be BACKBONE/KIND/seedNUMBER"):
             Network.parse(wrong)
     assert [str(one) for one in explained_networks(run.config)] == [
-        "vgg16/honest/seed1",
-        "vgg16/honest/seed2",
-        "vgg19/honest/seed1",
-        "vgg19/honest/seed2",
+        f"vgg{depth}/{kind}/seed{seed}"
+        for depth in (16, 19)
+        for kind in ("published", "honest", "cause")
+        for seed in (1, 2, 3)
     ]
-    assert set(explained_networks(run.config)) < set(trained_networks(run.config))
 
 
 def test_tables_of_networks_and_folds_are_joined(run):
     for name, path in run.paths("maps").items():
         write(run, path.relative_to(run.folder), f"subject,value\n001,{len(name)}\n")
     table = run.read("maps")
-    assert list(table["subject"]) == ["001"] * 4 and set(table["seed"]) == {1, 2} and set(table["kind"]) == {"honest"}
+    assert list(table["subject"]) == ["001"] * 18 and set(table["seed"]) == {1, 2, 3}
+    assert set(table["kind"]) == {"published", "honest", "cause"}
+    for name, path in run.paths("folds").items():
+        write(run, path.relative_to(run.folder), f"subject,value\n001,{name[3:]}\n")
+    assert run.read("folds")[["value", "backbone"]].to_numpy().tolist() == [[16, "vgg16"], [19, "vgg19"]]
     for number in range(3):
         write(run, f"sleep/fold-{number}/predictions.csv", f"recording,stage\n007,{number}\n")
     folds = run.read("sleep_predictions")
@@ -124,9 +128,6 @@ def test_what_is_needed_is_asked_of_snakemake_once(run, monkeypatch, capsys):
     assert "Job 1" in capsys.readouterr().out
 
 
-def test_real_patients_are_explained_with_the_networks_of_another_run(tmp_path):
-    config = tmp_path / "open_ms.yaml"
-    config.write_text("study: open_ms\ncohort: {source: open_ms}\n", encoding="utf-8")
-    real = Run(config, tmp_path / "runs" / "open_ms")
-    assert real.nets_folder == tmp_path / "runs" / "simulated" / "nets"
-    assert [one.seed for one in explained_networks(real.config)] == [1, 1] and trained_networks(real.config) == []
+def test_real_patients_are_explained_with_one_shipped_network_of_each_backbone():
+    real = load_config(ROOT / "config" / "open_ms.yaml")
+    assert [str(one) for one in explained_networks(real)] == ["vgg16/honest/seed1", "vgg19/honest/seed1"]

@@ -7,14 +7,12 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 from sleep_plots import SLEEP_PLOTS
 
 from mslib import show
-from mslib.show.figure import colours_by_depth
 from mslib.study import StudyError
 
 GROUPS = ["control", "RRMS", "SPMS"]
@@ -70,41 +68,43 @@ def accuracies():
 
 
 def depth_curves():
-    table = interval_table(measure=["AUPRC", "spread"] * 3, layer=np.repeat(LAYERS, 2), method=["gradcam"] * 6,
+    table = interval_table(kind=["cause", "honest"] * 3, layer=np.repeat(LAYERS, 2), method=["gradcam"] * 6,
                            backbone=["vgg16"] * 6, chance=[0.1] * 6)
-    return show.plot_depth_curves(table, LAYERS, labels={"AUPRC": "AUPRC (higher: better)"})
+    lines = interval_table(kind=["cause"] * 4, backbone=["vgg16"] * 4, comparator=["oracle"] * 3 + ["prior"],
+                           layer=[*LAYERS, "image"])
+    return show.plot_depth_curves(table, LAYERS, columns="kind", labels={"cause": "lesions decide"}, comparators=lines)
+
+
+def test_comparators_stand_beside_the_curves_and_those_without_a_layer_are_level():
+    cause, honest = depth_curves().axes
+    drawn = [line for line in cause.lines if line.get_color() == "black"]
+    assert [line.get_linestyle() for line in drawn] == ["-", ":"], "oracle and prior"
+    assert drawn[1].get_xdata().tolist() == [0, 1, 2] and set(drawn[1].get_ydata()) == {0.5}
+    assert not any(line.get_color() == "black" for line in honest.lines)
+    assert {"oracle", "location prior", "chance"} <= {
+        text.get_text() for text in depth_curves().legends[0].get_texts()}
 
 
 def test_layers_that_are_mostly_blank_are_hollow():
     table = interval_table(measure=["AUPRC"] * 3, layer=LAYERS, method=["gradcam"] * 3, backbone=["vgg16"] * 3,
-                           mostly_blank=[False, True, False])
-    for known, hollow in ((table, 1), (table.drop(columns="mostly_blank"), 0)):
+                           blank=[0.5, 0.6, 0.0])
+    for known, hollow in ((table, 1), (table.drop(columns="blank"), 0)):
         lines = show.plot_depth_curves(known, LAYERS).axes[0].lines
         assert sum(len(line.get_xdata()) for line in lines if line.get_markerfacecolor() == "white") == hollow
 
 
-def randomisation():
-    table = interval_table(measure=["SSIM"] * 3, step=["none", *LAYERS[:2]], layer=["block5_pool"] * 3)
-    return show.plot_randomisation(table, ["none", *LAYERS[:2]], rows=None)
+def size_map():
+    table = pd.DataFrame({"backbone": "vgg16", "method": "gradcam", "layer": LAYERS * 2,
+                          "size": np.repeat(["small", "large"], 3), "value": [.1, .3, .2, .4, .5, np.nan]})
+    return show.plot_size_map(table, LAYERS, ["small", "large"])
 
 
-def groups():
-    points = pd.DataFrame({"group": GROUPS * 4, "value": np.arange(12) / 12, "net": ["vgg16", "vgg19"] * 6})
-    return show.plot_groups(points, GROUPS, panel="net")
-
-
-def test_groups_show_every_subject_and_the_median():
-    points = pd.DataFrame({"group": ["RRMS"] * 3 + ["SPMS"], "value": [1.0, 2.0, 6.0, 4.0], "net": "vgg16"})
-    ax = show.plot_groups(points, GROUPS, panel="net").axes[0]
-    drawn = np.concatenate([np.asarray(dots.get_offsets())[:, 1] for dots in ax.collections if len(dots.get_offsets())])
-    assert sorted(drawn) == [1, 2, 4, 6]
-    assert sorted(y for line in ax.lines for y in line.get_ydata() if y == y) == [2, 4]
-    assert [label.get_text() for label in ax.get_xticklabels()] == ["control\nn=0", "RRMS\nn=3", "SPMS\nn=1"]
-
-
-def lobes():
-    return show.plot_lobes(interval_table(lobe=["frontal"] * 3, group=GROUPS), ["frontal"], GROUPS,
-                           reference={"frontal": 0.4})
+def test_the_best_layer_of_each_size_is_framed():
+    ax = size_map().axes[0]
+    frames = [(box.get_x(), box.get_y()) for box in ax.patches]
+    assert frames == [(0, 1), (1, 1)], "block5_conv2 for both"
+    assert [label.get_text() for label in ax.get_yticklabels()] == LAYERS
+    assert "0.30" in words(size_map())
 
 
 def cohort():
@@ -178,8 +178,8 @@ def relations():
 
 
 PLOTS = [attributions, scores, importance, shares, share_points, subject_shares, flow, relations, examples, confusions,
-         layer_block, layer_grid, headline, learning_curves, accuracies, depth_curves, randomisation,
-         groups, lobes, cohort, registration_errors, *SLEEP_PLOTS]
+         layer_block, layer_grid, headline, learning_curves, accuracies, depth_curves, size_map, cohort,
+         registration_errors, *SLEEP_PLOTS]
 
 
 def words(fig):
@@ -221,18 +221,6 @@ def test_scores_mark_best_and_worst_whatever_is_better():
 def test_a_method_without_value_is_not_at_zero():
     assert "n/a" in words(shares())
     assert "n/a" not in words(show.plot_shares(interval_table(method=["lime"]).set_index("method"), chance=0, unit=""))
-
-
-def test_layers_are_told_apart_and_their_legend_fits():
-    layers = [f"block{block}_{kind}" for block in (4, 5) for kind in ("conv1", "conv2", "conv3", "conv4", "pool")]
-    light = [np.dot(to_rgb(colour), (0.2126, 0.7152, 0.0722)) for colour in colours_by_depth(layers).values()]
-    assert (np.diff(light) > 0).all() and light[-1] < 0.7, "from dark to light, and seen on white"
-    table = pd.concat([interval_table(measure=[measure] * 2, step=["none", "logits"], layer=[layer] * 2)
-                       for measure in ("spearman", "ssim") for layer in layers])
-    figure = show.plot_randomisation(table, ["none", "logits"], hues=layers, rows=None)
-    figure.savefig(io.BytesIO())
-    box = figure.legends[0].get_window_extent()
-    assert box.x0 >= 0 and box.x1 <= figure.bbox.x1
 
 
 def test_no_reference_no_black():
@@ -302,7 +290,7 @@ def test_slices_are_drawn_with_the_patients_right_at_the_left():
     (lambda: show.plot_confusions(np.eye(3), GROUPS, ["a"]), r"matrices: must be \(1, 3, 3\)"),
     (lambda: show.plot_layer_block(SLICES, {"vgg16": {"block5_pool": SLICES[:, :4]}}), "vgg16 block5_pool: maps must"),
     (lambda: show.plot_layer_block(SLICES, {"vgg16": {"block5_pool": SLICES * np.nan}}), "not finite"),
-    (lambda: show.plot_lobes(pd.DataFrame({"lobe": []}), [], GROUPS), r"lobes: the table lacks \['group'"),
+    (lambda: show.plot_size_map(pd.DataFrame({"layer": []}), [], []), r"lesion size: the table lacks \['size'"),
     (lambda: show.plot_attributions(IMAGE, {"lime": SLICES}, SEQUENCES), "lime: must be finite, of the shape"),
     (lambda: show.plot_scores(pd.DataFrame({"a": [1]}), {"msfi": "high"}), r"scores: the table lacks \['msfi'"),
     (lambda: show.plot_shares(pd.DataFrame({"value": [1]}), chance=0, unit=""), r"shares: the table lacks \['low'"),

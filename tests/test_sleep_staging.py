@@ -1,6 +1,7 @@
 """The staging network and its folds: shape, learning, no leak, resumed as unbroken, scores."""
 
 import json
+import shutil
 
 import keras
 import numpy as np
@@ -105,31 +106,38 @@ def test_a_loss_that_is_no_number_is_told(epochs, tmp_path):
 
 # ---- resumed as unbroken
 
-class Cut(Exception):
-    pass
+@pytest.fixture(scope="module")
+def cut(epochs, tmp_path_factory):
+    """Folder of a training that ended before its third pass."""
+
+    class Cut(Exception):
+        pass
+
+    class Passes(staging._Passes):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 2:
+                raise Cut
+            super().on_epoch_begin(epoch, logs)
+
+    folder = tmp_path_factory.mktemp("cut")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(staging, "_Passes", Passes)
+        with pytest.raises(Cut):
+            fit_fold(epochs, FOLDS[0], folder, **TINY)
+    return folder
 
 
 @pytest.mark.parametrize("damaged", [False, True])
-def test_a_training_cut_short_ends_as_an_unbroken_one(epochs, fitted, tmp_path, monkeypatch, capsys, damaged):
-    begin = staging._Passes.on_epoch_begin
-
-    def cut(self, epoch, logs=None):
-        if epoch == 2:
-            raise Cut
-        begin(self, epoch, logs)
-
-    monkeypatch.setattr(staging._Passes, "on_epoch_begin", cut)
-    with pytest.raises(Cut):
-        fit_fold(epochs, FOLDS[0], tmp_path, **TINY)
-    monkeypatch.setattr(staging._Passes, "on_epoch_begin", begin)
+def test_a_training_cut_short_ends_as_an_unbroken_one(epochs, fitted, cut, tmp_path, capsys, damaged):
+    folder = shutil.copytree(cut, tmp_path / "cut")
     if damaged:
-        for path in (tmp_path / "backup").glob("*.h5*"):
+        for path in (folder / "backup").glob("*.h5*"):
             path.write_bytes(b"damaged")
     else:  # as a kill may leave them: the backup's number behind its weights, the history ahead of both
-        (tmp_path / "backup" / "training_metadata.json").write_text(json.dumps({"epoch": 1, "batch": 0}))
-        rows = (tmp_path / "history.csv").read_text()
-        (tmp_path / "history.csv").write_text(rows + "3" + rows.splitlines()[-1][1:] + "\n")
-    model, history = fit_fold(epochs, FOLDS[0], tmp_path, **TINY)
+        (folder / "backup" / "training_metadata.json").write_text(json.dumps({"epoch": 1, "batch": 0}))
+        rows = (folder / "history.csv").read_text()
+        (folder / "history.csv").write_text(rows + "3" + rows.splitlines()[-1][1:] + "\n")
+    model, history = fit_fold(epochs, FOLDS[0], folder, **TINY)
     assert capsys.readouterr().err.count("damaged backup") == damaged
     pd.testing.assert_frame_equal(history, fitted[1], check_exact=True)
     for one, other in zip(model.get_weights(), fitted[0].get_weights(), strict=True):

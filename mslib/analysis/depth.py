@@ -1,160 +1,445 @@
-"""Class activation maps of every layer, measured; what follows for depth, groups and lobes, with intervals.
+"""Class activation maps of every layer, measured beside their comparators; what follows for depth, with intervals.
 
-Tables of maps (`measure_layers`) are those of one network per backbone, which the column ``backbone`` names; they have
-``subject`` and ``group`` too. ``**draws``: n, confidence, seed of the bootstrap over subjects.
+Tables of maps (`measure_layers`, `randomise_layers`) are those of one network, which the columns ``kind, backbone,
+seed`` name. ``source`` says whose map a row measures: of the ``network``; of the network, but of ``another patient``;
+of an ``untrained`` network (``draw``: which one); a ``comparator``, whose name stands under ``method``.
+``**draws``: n, confidence, seed of the bootstrap over subjects and trainings.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
+from typing import NamedTuple
 
+import keras
 import numpy as np
 import pandas as pd
+from scipy.ndimage import distance_transform_edt, gaussian_filter
+from scipy.stats import rankdata
+from skimage.filters import sobel
+from skimage.measure import label
 
-from mslib.explain import layer_cams, upsample_maps
+from mslib.explain import (
+    CAM_METHODS,
+    LayerPass,
+    average_cells,
+    cascading_randomisation,
+    explain_layers,
+    spatial_layers,
+    upsample_maps,
+)
 from mslib.measure import (
     MIN_SUBJECTS,
     adjust_p_values,
+    bootstrap_means,
     compare_groups,
     mean_interval,
     measure_maps,
+    percentile_interval,
     proportion_interval,
 )
-from mslib.nets import last_convolution
+from mslib.nets import evenly, last_convolution
+from mslib.study import StudyError
 
 from .lobes import LOBES, lobe_shares
 
+#: Layers that are explained; those of blocks 4 and 5 are what the publication looked at.
+EXPLAINED = re.compile(r"block[345]_(conv\d+|pool)")
 #: Measures of the curves over depth and how figures label them.
-MEASURES = {"auprc": "AUPRC", "pointing": "pointing game", "precision": "precision, hottest pixels",
-            "mass_share": "map's sum inside lesions", "iou": "IoU",
-            "half_heat_share": "brain share with half of the sum"}
-#: Similarity of maps under randomisation and how figures label it.
-SIMILARITY = {"spearman": "rank correlation (Spearman)", "ssim": "structural similarity (SSIM)"}
-#: The layer that Hong and Zhang 2021 call hard to read.
-HARD_LAYER = "block4_conv4"
+MEASURES = {"auprc": "AUPRC", "precision": "precision, hottest pixels", "pointing": "pointing game",
+            "mass_share": "map's sum inside lesions", "half_heat_share": "brain share with half of the sum",
+            "edge_share": "map's sum at the brain's edge"}
+#: Measures of which the share of the way from location prior to oracle is given, as ``<measure>_way``.
+WAYS = ("auprc", "precision")
+#: Largest lesion of a slice, mm2: above the first border, up to the second.
+SIZES = {"small": (0, 100), "medium": (100, 400), "large": (400, np.inf)}
+#: Lowest layer of each step of the randomisation, deep to shallow.
+STEPS = {"block5_conv1": "block 5", "block3_conv1": "blocks 3 to 5", "block1_conv1": "all layers"}
+#: The step after which a map must not be like that of the trained network.
+ALL_RANDOM = "blocks 3 to 5"
+#: Width of the brain's edge, mm; smoothing of the location prior in the plane, mm, and across slices.
+EDGE_MM, PRIOR_MM, PRIOR_SLICES = 5.0, 3.0, 5.0
+#: The layer that Hong and Zhang 2021 call hard to read, and the middle of the slices that they show, of 135.
+HARD_LAYER, PUBLISHED_SLICE = "block4_conv4", 57
+NETWORK = ["kind", "backbone"]
+UNIT = ["seed", "draw", "subject", "slice"]
 
 
-def published_slices(lesions: np.ndarray, fullest: bool = False) -> np.ndarray:
-    """Indices (from 0) of the slices of figures 3 and 4 in a stack of any number of slices.
+class Slices(NamedTuple):
+    """Slices that networks are explained on.
 
-    `fullest`: the slice with most lesion pixels and its neighbours instead (real patients, whose slices are others).
+    Attributes
+    ----------
+    table : DataFrame
+        One row per slice: ``subject, group, cohort, slice, target, area_mm2`` (all lesions), ``largest_mm2, size``.
+    images : ndarray, (N, H, W, M)
+    lesions, brain : ndarray of bool, (N, H, W)
+    prior : ndarray of float32, (N, H, W)
+        Location prior: where the other patients have lesions at about that height.
+    edge : ndarray of bool, (N, H, W)
+        The outermost `EDGE_MM` of the brain in the plane.
     """
-    n = len(lesions)
-    if fullest:
-        return np.clip(int(lesions.sum(axis=(1, 2)).argmax()) + np.array([-1, 0, 1]), 0, n - 1)
-    # 57 to 59, counted from 1 at the bottom of 135 (Hong and Zhang 2021).
-    return np.array([min(n - 1, round((number - 1) * n / 135)) for number in (57, 58, 59)])
+
+    table: pd.DataFrame
+    images: np.ndarray
+    lesions: np.ndarray
+    brain: np.ndarray
+    prior: np.ndarray
+    edge: np.ndarray
+
+    def take(self, rows: np.ndarray) -> Slices:
+        """The slices at these rows."""
+        return Slices(self.table.iloc[rows].reset_index(drop=True), *(array[rows] for array in self[1:]))
 
 
-def measure_layers(network, images: np.ndarray, target: int, lesions: np.ndarray, brain: np.ndarray,
-                   methods: Sequence[str], lobes: np.ndarray | None = None) -> pd.DataFrame:
-    """Measures of every layer's maps of one subject's slices.
+def gather_slices(cases: Iterable, each: int, pixel_mm: float) -> Slices:
+    """So many slices of every case, spread evenly; the location prior is made of all slices of all cases.
+
+    `cases` have ``subject, group, cohort, slices`` (numbers), ``images, target, lesions, brain``, one slice a row;
+    StudyError where none has a slice.
+    """
+    rows, chosen, known = [], [], []
+    for case in cases:
+        lesions = case.lesions & case.brain
+        index = evenly(np.arange(len(case.slices)), each) if len(case.slices) else []
+        known.append((case.subject, np.asarray(case.slices), lesions))
+        for i in index:
+            areas = np.bincount(label(lesions[i]).ravel())[1:] * pixel_mm**2
+            largest = areas.max(initial=0)
+            size = next((name for name, (low, high) in SIZES.items() if low < largest <= high), "")
+            rows.append({"subject": case.subject, "group": case.group, "cohort": case.cohort,
+                         "slice": int(case.slices[i]), "target": int(case.target), "area_mm2": areas.sum(),
+                         "largest_mm2": largest, "size": size})
+        chosen.append((case.images[index], lesions[index], case.brain[index]) if len(index) else None)
+    if not rows:
+        raise StudyError("maps: no explained person has a slice with lesions")
+    table = pd.DataFrame(rows)
+    images, lesions, brain = (np.concatenate(part) for part in zip(*filter(None, chosen)))
+    edge = brain & (np.stack([distance_transform_edt(one) for one in brain]) * pixel_mm <= EDGE_MM)
+    return Slices(table, images, lesions, brain, location_prior(table, known, pixel_mm), edge)
+
+
+def location_prior(table: pd.DataFrame, known: Sequence[tuple[str, np.ndarray, np.ndarray]],
+                   pixel_mm: float) -> np.ndarray:
+    """Density of the lesions of all other subjects about each slice of a table, (N, H, W), smoothed.
+
+    `known`: subject, slice numbers and lesion masks, (n, H, W), of everybody; slices left out hold no lesion.
+    """
+    number, owner = table["slice"].to_numpy(), table["subject"].to_numpy()
+    total = np.zeros((len(table), *known[0][2].shape[1:]), np.float32)
+    for subject, numbers, lesions in known:
+        weights = np.exp(-0.5 * ((number[:, None] - numbers) / PRIOR_SLICES) ** 2) * (owner != subject)[:, None]
+        total += np.einsum("ns,shw->nhw", weights.astype(np.float32), lesions.astype(np.float32), optimize=True)
+    return gaussian_filter(total, (0, PRIOR_MM / pixel_mm, PRIOR_MM / pixel_mm))
+
+
+def explained_layers(network: keras.Model) -> list[str]:
+    """Convolutions and pools of blocks 3 to 5, shallow to deep."""
+    return [name for name in spatial_layers(network) if EXPLAINED.fullmatch(name)]
+
+
+def another_patient(table: pd.DataFrame) -> np.ndarray | None:
+    """For each slice of a table the row of another subject's slice, the nearest in height; None: there is no other."""
+    number, owner = table["slice"].to_numpy(float), table["subject"].to_numpy()
+    distance = np.where(owner[:, None] == owner, np.inf, np.abs(number[:, None] - number))
+    return distance.argmin(1) if np.isfinite(distance).any(1).all() else None
+
+
+def _measured(heat, slices, **names):
+    """Rows of `measure_maps` with the share of the brain's edge and the columns of the slices."""
+    found = measure_maps(heat, slices.lesions, slices.brain)
+    total, edge = ((heat * mask).sum((1, 2), dtype=float) for mask in (slices.brain, slices.edge))
+    found = found.assign(chance=found["auprc_chance"], edge_share=edge / np.where(total > 0, total, np.nan))
+    return slices.table.join(found[[*MEASURES, "q95", "blank", "chance"]]).assign(**{"draw": 0} | names)
+
+
+def measure_layers(found: LayerPass, slices: Slices, flair: int, lobes: np.ndarray | None = None) -> pd.DataFrame:
+    """Measures of a network's maps and of all comparators on the same slices.
 
     Parameters
     ----------
-    images : ndarray of float32, (n, H, W, M)
-    target : int
-        The class that is explained, the subject's own.
-    lesions, brain : ndarray of bool, (n, H, W)
-    methods : sequence of str
-        Of `mslib.explain.CAM_METHODS`.
-    lobes : ndarray of int, (n, H, W), optional
+    found : LayerPass
+        Of `mslib.explain.explain_layers`.
+    slices : Slices
+    flair : int
+        Channel of FLAIR.
+    lobes : ndarray of int, (N, H, W), optional
         From `lobe_labels`: with Grad-CAM, the share of each lobe in the map's sum (``lobe <name>``) and in the brain
         (``brain <name>``).
 
     Returns
     -------
     DataFrame
-        One row per method, layer and slice: ``slice`` (number of the row of `images`), the columns of
-        `mslib.measure.measure_maps`, ``layer, method``. Empty without slices.
+        A row per slice, source, method and layer (``image``: of none): the columns of `Slices.table`, `MEASURES`,
+        ``q95, blank, chance`` (lesions' share of the brain) and, of Grad-CAM, ``kept`` (`LayerPass`). Comparators:
+        ``oracle`` (the lesions, averaged to the layer's cells and resampled like its maps), ``prior``, ``intensity``
+        (FLAIR), ``edges`` (its Sobel filter).
     """
-    if not len(images):
-        return pd.DataFrame()
-    cams = layer_cams(network, images, np.full(len(images), target), methods=methods, upsample=False)
-    tables = []
-    for method, of_layer in cams.items():
+    other, tables, size = another_patient(slices.table), [], slices.brain.shape[1:]
+    for method, of_layer in found.cams.items():
         for layer, raw in of_layer.items():
-            heat = upsample_maps(raw, brain.shape[1:])
-            table = measure_maps(heat, lesions & brain, brain)
-            table.insert(0, "slice", np.arange(len(table)))
-            if method == "gradcam" and lobes is not None:
-                shares, uniform = lobe_shares(heat, lobes), lobe_shares(brain, lobes)
-                table = pd.concat([table, shares.add_prefix("lobe "), uniform.add_prefix("brain ")], axis=1)
-            tables.append(table.assign(layer=layer, method=method))
+            heat, names = upsample_maps(raw, size), {"method": method, "layer": layer}
+            table = _measured(heat, slices, source="network", **names)
+            if method == "gradcam":
+                table["kept"] = found.kept[layer]
+                if lobes is not None:
+                    shares, uniform = lobe_shares(heat, lobes), lobe_shares(slices.brain, lobes)
+                    table = pd.concat([table, shares.add_prefix("lobe "), uniform.add_prefix("brain ")], axis=1)
+            tables.append(table)
+            if other is not None and method in CAM_METHODS:
+                tables.append(_measured(heat[other], slices, source="another patient", **names))
+    grids = {layer: raw.shape[1:] for layer, raw in next(iter(found.cams.values())).items()}
+    image = np.maximum(slices.images[..., flair].astype(np.float32), 0)
+    comparators = {("oracle", layer): upsample_maps(average_cells(slices.lesions, grid), size)
+                   for layer, grid in grids.items()}
+    comparators |= {("prior", "image"): slices.prior, ("intensity", "image"): image,
+                    ("edges", "image"): np.stack([sobel(one) for one in image])}
+    tables += [_measured(heat, slices, source="comparator", method=name, layer=layer)
+               for (name, layer), heat in comparators.items()]
     return pd.concat(tables, ignore_index=True)
+
+
+def rank_correlation(a: np.ndarray, b: np.ndarray, brain: np.ndarray) -> np.ndarray:
+    """Spearman's correlation, (N,), of maps (N, h, w) at their own resolution, over cells of which half is brain.
+
+    `brain`: (N, H, W). NaN where one of two maps is constant there.
+    """
+    found = np.full(len(a), np.nan)
+    for i, cells in enumerate(average_cells(brain, a.shape[1:]) >= 0.5):
+        ranks = rankdata([a[i][cells], b[i][cells]], axis=1) if cells.sum() > 2 else np.zeros((2, 1))
+        ranks -= ranks.mean(axis=1, keepdims=True)
+        norm = np.sqrt((ranks**2).sum(axis=1).prod())
+        found[i] = ranks[0] @ ranks[1] / norm if norm > 0 else np.nan
+    return found
+
+
+def randomise_layers(network: keras.Model, found: LayerPass, slices: Slices, draws: int, each: int,
+                     seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Maps of networks that are random from the output down to the lowest layers of `STEPS`.
+
+    Parameters
+    ----------
+    network, found, slices
+        As of `measure_layers`; its methods and layers.
+    draws, each : int
+        Random networks, and slices that each of them explains: others in every draw, spread over all.
+    seed : int
+
+    Returns
+    -------
+    similarity : DataFrame
+        `rank_correlation` with the trained network's map: the columns of `Slices.table`, ``step, draw, method, layer,
+        spearman``, and of the trained network's own maps with those of ``another patient``, which stands under
+        ``step`` too.
+    untrained : DataFrame
+        Measures of the maps when all layers are random, as of `measure_layers`.
+    """
+    methods, n, size = [name for name in found.cams if name in CAM_METHODS], len(slices.table), slices.brain.shape[1:]
+    layers, likeness, untrained = list(next(iter(found.cams.values()))), [], []
+
+    def compare(table, rows, cams, **names):
+        for method in methods:
+            for layer in layers:
+                correlation = rank_correlation(found.cams[method][layer][rows], cams[method][layer], slices.brain[rows])
+                likeness.append(table.assign(spearman=correlation, method=method, layer=layer, **names))
+
+    other = another_patient(slices.table)
+    if other is not None:
+        swapped = {method: {layer: found.cams[method][layer][other] for layer in layers} for method in methods}
+        compare(slices.table, np.arange(n), swapped, step="another patient", draw=0)
+    for draw, lowest, random in cascading_randomisation(network, list(STEPS), draws, seed):
+        rows = np.unique((np.arange(each) * n // each + (draw - 1) * n // (each * draws)) % n)
+        part = slices.take(rows)
+        cams = explain_layers(random, part.images, part.table["target"], layers, methods).cams
+        compare(part.table, rows, cams, step=STEPS[lowest], draw=draw)
+        if lowest == list(STEPS)[-1]:
+            untrained += [_measured(upsample_maps(raw, size), part, method=method, layer=layer, source="untrained",
+                                    draw=draw) for method, maps in cams.items() for layer, raw in maps.items()]
+    return pd.concat(likeness, ignore_index=True), pd.concat(untrained, ignore_index=True)
+
+
+def channel_peaks(network: keras.Model, images: np.ndarray, layers: Sequence[str]) -> dict[str, np.ndarray]:
+    """Largest activation of every channel of layers, (N, channels), as in `LayerPass`, from forward passes alone."""
+    peaks = [keras.layers.GlobalMaxPooling2D()(network.get_layer(name).output) for name in layers]
+    return dict(zip(layers, keras.Model(network.inputs, peaks).predict(images, batch_size=8, verbose=0)))
+
+
+def dead_channels(peaks: Mapping[str, np.ndarray], start: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    """Shares of a layer's channels that no slice activates: ``layer, channels, slices, dead, dead_at_start, died``.
+
+    `peaks`, `start`: of the fine-tuned network and of its start weights, (N, channels), on the same slices. ``died``:
+    dead since fine-tuning only.
+    """
+    rows = []
+    for layer, after in peaks.items():
+        dead, before = (each.max(0) <= 0 for each in (after, start[layer]))
+        rows.append({"layer": layer, "channels": len(dead), "slices": len(after), "dead": dead.mean(),
+                     "dead_at_start": before.mean(), "died": (dead & ~before).mean()})
+    return pd.DataFrame(rows)
 
 
 def layers_of(table: pd.DataFrame) -> list[str]:
     """Layer names of a column ``layer``, shallow to deep (pools after the convolutions of their block)."""
-    return sorted(table["layer"].unique(), key=lambda name: (name.split("_")[0], "pool" in name, name))
+    names = [name for name in table["layer"].unique() if EXPLAINED.fullmatch(name)]
+    return sorted(names, key=lambda name: (name.split("_")[0], "pool" in name, name))
 
 
-def depth_table(maps: pd.DataFrame, **draws) -> pd.DataFrame:
-    """Mean of every measure per backbone, method and layer with its subject-bootstrap interval and chance.
+def depth_table(maps: pd.DataFrame, by: Sequence[str] = NETWORK, **draws) -> pd.DataFrame:
+    """Mean of every measure per source, method and layer, correctly and wrongly classified slices apart.
 
-    ``backbone, method, layer, measure, value, low, high, chance, slices, subjects, blank, mostly_blank``: blank maps
-    have no measure and are counted; where they are more than half of the slices the mean is of the others.
+    Returns
+    -------
+    DataFrame
+        `by`, ``classified, source, method, layer, measure, value, low, high, slices, subjects, trainings, blank``
+        (share of blank maps, which have no measure). Intervals resample subjects and trainings (of untrained networks:
+        draws). ``<measure>_way``: share of the way from the location prior to the oracle of the layer,
+        ``(value - prior) / (oracle - prior)``; NaN where not even the oracle of so coarse a layer exceeds the prior.
     """
-    rows = []
-    for (backbone, method, layer), part in maps.groupby(["backbone", "method", "layer"], sort=True):
-        for measure in MEASURES:
-            rows.append({"backbone": backbone, "method": method, "layer": layer, "measure": measure,
-                         **mean_interval(part[measure], part["subject"], **draws),
-                         "chance": part[f"{measure}_chance"].mean(), "slices": len(part),
-                         "subjects": part["subject"].nunique(), "blank": int(part["blank"].sum()),
-                         "mostly_blank": bool(part["blank"].mean() > 0.5)})
-    return pd.DataFrame(rows)
+    maps, tables = maps.assign(classified=np.where(maps["correct"], "correctly", "wrongly")), []
+    for keys, part in maps.groupby([*by, "classified"]):
+        for _, rows in part.groupby(part["source"] == "untrained"):
+            tables.append(_means(rows, **draws).assign(**dict(zip([*by, "classified"], keys))))
+    return pd.concat(tables, ignore_index=True)
 
 
-def best_layer(curves: pd.DataFrame, backbone: str) -> str | None:
-    """Layer of Grad-CAM with the highest mean AUPRC; None where it is measured nowhere (no lesion masks).
+def _means(rows, n, confidence, seed):
+    cell = ["source", "method", "layer"]
+    wide = rows.pivot_table(index=UNIT, columns=cell, values=list(MEASURES))
+    units = wide.index.to_frame()
+    trainings = units["seed"].astype(str) + "/" + units["draw"].astype(str)
+    means, resampled = bootstrap_means(wide, units["subject"], trainings, n, seed)
+    found = {column: (means[i], resampled[:, i]) for i, column in enumerate(wide.columns)}
+    for measure, source, method, layer in list(found):
+        ends = [(measure, "comparator", "prior", "image"), (measure, "comparator", "oracle", layer)]
+        if measure in WAYS and source == "network" and set(ends) <= set(found):
+            value, prior, oracle = (found[column] for column in [(measure, source, method, layer), *ends])
+            found[f"{measure}_way", source, method, layer] = tuple(
+                (value[i] - prior[i]) / np.where(oracle[i] > prior[i], oracle[i] - prior[i], np.nan) for i in (0, 1))
+    blank = rows.groupby(cell)["blank"].mean()
+    counts = {"slices": len(wide), "subjects": units["subject"].nunique(), "trainings": trainings.nunique()}
+    return pd.DataFrame([
+        {"source": source, "method": method, "layer": layer, "measure": measure,
+         **dict(zip(("value", "low", "high"), percentile_interval(value, draws, confidence))), **counts,
+         "blank": blank[source, method, layer]} for (measure, source, method, layer), (value, draws) in found.items()])
+
+
+def best_layer(curves: pd.DataFrame, kind: str, backbone: str, method: str = "gradcam",
+               measure: str = "auprc") -> str | None:
+    """Layer with the highest mean on correctly classified slices; None where none is measured (no lesion masks).
 
     Layers that are blank in more than half of the slices are passed over where there are others: their mean is one of
     other, fuller slices.
     """
-    part = curves[(curves["backbone"] == backbone) & (curves["measure"] == "auprc") & (curves["method"] == "gradcam")]
-    part = part[part["value"].notna()]
-    seen = part[~part["mostly_blank"]]
-    part = seen if len(seen) else part
+    part = curves.query("kind == @kind and backbone == @backbone and method == @method and measure == @measure and "
+                        "source == 'network' and classified == 'correctly' and value.notna()")
+    part = part[part["blank"] <= 0.5] if (part["blank"] <= 0.5).any() else part
     return str(part.loc[part["value"].idxmax(), "layer"]) if len(part) else None
 
 
-def headline_layers(layers: list[str], best: str | None, n: int = 5) -> list[str]:
-    """Convolutions from the shallowest to the deepest of `layers`, evenly spread, the best layer among them."""
-    convolutions = [layer for layer in layers if "pool" not in layer]
-    chosen = {convolutions[round(i)] for i in np.linspace(0, len(convolutions) - 1, min(n, len(convolutions)))}
-    if best in layers and best not in chosen:
-        inner = sorted(chosen, key=layers.index)[1:-1]
-        chosen -= {min(inner, key=lambda layer: abs(layers.index(layer) - layers.index(best)))}
-        chosen |= {best}
-    return [layer for layer in layers if layer in chosen]
+def example_candidates(maps: pd.DataFrame, group: str = "SPMS", n_slices: int = 135) -> pd.DataFrame:
+    """Slices for the figures, the best first: ``subject, slice, group, errors`` (networks that misclassify it).
+
+    In this order: fewest errors; lesions of at least 100 mm2; a patient of the group that the publication shows;
+    nearest to its slices 57 to 59 of 135.
+    """
+    one = maps[(maps["source"] == "network") & (maps["method"] == maps["method"].iloc[0])]
+    one = one[one["layer"] == one["layer"].iloc[0]]
+    table = one.groupby(["subject", "slice", "group"], as_index=False).agg(
+        errors=("correct", lambda right: len(right) - int(right.sum())), area=("area_mm2", "max"))
+    table = table.assign(small=table["area"] < 100, other=table["group"] != group,
+                         distance=(table["slice"] - PUBLISHED_SLICE * n_slices / 135).abs())
+    order = ["errors", "small", "other", "distance", "subject"]
+    return table.sort_values(order, ignore_index=True)[["subject", "slice", "group", "errors"]]
 
 
-def subject_means(maps: pd.DataFrame, backbone: str, measure: str) -> pd.DataFrame:
-    """Mean of Grad-CAM's measure over a subject's slices: one row a subject, one column a layer, shallow to deep."""
-    part = maps[(maps["backbone"] == backbone) & (maps["method"] == "gradcam")]
+def kind_similarity(stored: Mapping[tuple[str, int], Mapping[str, np.ndarray]]) -> pd.DataFrame:
+    """`rank_correlation` of the maps of every two networks of a backbone, slice by slice.
+
+    Parameters
+    ----------
+    stored : mapping of (kind, seed) to arrays
+        ``subject, slice, brain`` of the same slices, and maps under ``<method>|<layer>``.
+
+    Returns
+    -------
+    DataFrame
+        ``pair`` (kinds), ``trainings`` (seeds), ``method, layer, subject, slice, spearman``.
+    """
+    rows = []
+    for (one, a), (two, b) in combinations(stored.items(), 2):
+        for name in [name for name in a if "|" in name]:
+            method, layer = name.split("|")
+            rows.append(pd.DataFrame({
+                "pair": " and ".join(sorted([one[0], two[0]])), "trainings": f"{one[1]}/{two[1]}", "method": method,
+                "layer": layer, "subject": a["subject"], "slice": a["slice"],
+                "spearman": rank_correlation(a[name], b[name], a["brain"])}))
+    return pd.concat(rows, ignore_index=True)
+
+
+def similarity_table(table: pd.DataFrame, by: Sequence[str], trainings: str, n: int, confidence: float,
+                     seed: int) -> pd.DataFrame:
+    """Mean rank correlation with its interval over subjects and the column `trainings`: `by`, ``value, low, high``."""
+    rows = []
+    for keys, part in table.groupby(list(by)):
+        means, resampled = bootstrap_means(part[["spearman"]], part["subject"], part[trainings], n, seed)
+        interval = percentile_interval(means[0], resampled[:, 0], confidence)
+        rows.append(dict(zip(by, keys)) | dict(zip(("value", "low", "high"), interval)))
+    return pd.DataFrame(rows)
+
+
+def randomisation_summary(table: pd.DataFrame, **draws) -> pd.DataFrame:
+    """Are maps of random networks more like the original than a map of another patient is?
+
+    From the similarities of `randomise_layers`: ``kind, backbone, method, layer, step, similarity, null`` (with another
+    patient's map, same slices), ``value, low, high`` of their difference (interval over subjects and draws),
+    ``measure`` (spearman), ``all_random``: the step that decides.
+    """
+    keys = [*NETWORK, "method", "layer"]
+    null = table[table["step"] == "another patient"].rename(columns={"spearman": "null"})
+    pairs = table[table["step"] != "another patient"].merge(
+        null[[*keys, "subject", "slice", "null"]], "left", [*keys, "subject", "slice"])
+    pairs = pairs.assign(similarity=pairs["spearman"], spearman=pairs["spearman"] - pairs["null"])
+    by = [*keys, "step"]
+    found = similarity_table(pairs, by, "draw", **draws)
+    means = pairs.groupby(by, as_index=False)[["similarity", "null"]].mean()
+    return means.merge(found, on=by).assign(measure="spearman", all_random=lambda rows: rows["step"] == ALL_RANDOM)
+
+
+# What the publication says of depth: Grad-CAM in blocks 4 and 5, correctly classified slices.
+
+
+def _published(maps):
+    """Tables of Grad-CAM in blocks 4 and 5 of every network's own maps, by kind and backbone."""
+    rows = maps[(maps["source"] == "network") & (maps["method"] == "gradcam") & maps["correct"]]
+    return rows[~rows["layer"].str.startswith("block3")].groupby(NETWORK)
+
+
+def subject_means(part: pd.DataFrame, measure: str) -> pd.DataFrame:
+    """Mean of a measure over a subject's slices and seeds: one row a subject, one column a layer, shallow to deep."""
     return part.pivot_table(index="subject", columns="layer", values=measure).reindex(columns=layers_of(part))
 
 
-def rank_sums(maps: pd.DataFrame, backbone: str) -> pd.DataFrame:
+def rank_sums(part: pd.DataFrame) -> pd.DataFrame:
     """Each subject's sum of two ranks per layer: of AUPRC (1 = highest) and of the map's spread (1 = least).
 
     A small sum is a good compromise: a map that overlaps the lesions and does not cover the brain. A layer whose maps
     of the subject are all blank has the last rank in both.
     """
-    auprc, spread = (subject_means(maps, backbone, name) for name in ("auprc", "half_heat_share"))
+    auprc, spread = (subject_means(part, name) for name in ("auprc", "half_heat_share"))
     return auprc.rank(axis=1, ascending=False, na_option="bottom") + spread.rank(axis=1, na_option="bottom")
 
 
-def compromise(maps: pd.DataFrame, backbone: str) -> tuple[str, pd.Series]:
+def compromise(part: pd.DataFrame, last: str) -> tuple[str, pd.Series]:
     """Is the last convolution a better compromise than its strongest rival, which other subjects have chosen?
 
     Subjects are divided in halves (every second of each group): the rival is the other layer with the smallest mean
     rank sum in the first half; the difference is tested on the second. Given are the rival's name and, for every
     subject of the second half, its rank sum minus that of the last convolution: above 0 the last convolution is better.
     """
-    last, sums = last_convolution(backbone), rank_sums(maps, backbone)
-    groups = maps.groupby("subject")["group"].first()[sums.index]
+    sums = rank_sums(part)
+    groups = part.groupby("subject")["group"].first()[sums.index]
     second = groups.groupby(groups).cumcount() % 2 == 1
     rival = str(sums[~second].mean().drop(last).idxmin())
     return rival, sums.loc[second, rival] - sums.loc[second, last]
@@ -178,7 +463,7 @@ def sign_test(values: pd.Series, **draws) -> dict:
 
 
 def depth_tests(maps: pd.DataFrame, **draws) -> pd.DataFrame:
-    """Tests of what the publication says of depth: ``backbone, test, layer, rank`` and the columns of `sign_test`.
+    """Tests of what the publication says of depth: ``kind, backbone, test, layer, rank`` and columns of `sign_test`.
 
     ``spread with depth`` and ``auprc with depth``: rank correlation of depth with the measure, mean over subjects.
     ``last convolution over rival``: rank sum of the rival minus that of the last convolution (`compromise`); ``layer``
@@ -186,89 +471,66 @@ def depth_tests(maps: pd.DataFrame, **draws) -> pd.DataFrame:
     `HARD_LAYER` minus that at the last convolution, over slices. Without lesion masks the first is the only one.
     """
     rows, masked = [], maps["auprc"].notna().any()
-    for backbone in maps["backbone"].unique():
+    for (kind, backbone), part in _published(maps):
+        network = {"kind": kind, "backbone": backbone}
         for test, measure in (("spread with depth", "half_heat_share"), ("auprc with depth", "auprc"))[: 1 + masked]:
-            means = subject_means(maps, backbone, measure)
+            means = subject_means(part, measure)
             depth = pd.Series(range(means.shape[1]), means.columns, float)
             trend = means.corrwith(depth, axis=1, method="spearman")
-            rows.append({"backbone": backbone, "test": test, **sign_test(trend, **draws)})
+            rows.append(network | {"test": test, **sign_test(trend, **draws)})
         if not masked:
             continue
         last = last_convolution(backbone)
-        rival, gain = compromise(maps, backbone)
-        ranks = rank_sums(maps, backbone).mean().rank()
-        rows.append({"backbone": backbone, "test": "last convolution over rival", "layer": rival,
-                     "rank": int(ranks[last]), **sign_test(gain, **draws)})
-        part = maps[(maps["backbone"] == backbone) & (maps["method"] == "gradcam")]
+        rival, gain = compromise(part, last)
+        ranks = rank_sums(part).mean().rank()
+        rows.append(network | {"test": "last convolution over rival", "layer": rival, "rank": int(ranks[last]),
+                               **sign_test(gain, **draws)})
         wide = part.pivot_table(index=["subject", "slice"], columns="layer", values="auprc")
         if HARD_LAYER in wide:
             difference = wide[HARD_LAYER] - wide[last]
             found = mean_interval(difference, wide.index.get_level_values("subject"), **draws)
-            rows.append({"backbone": backbone, "test": "hard layer minus last", "layer": HARD_LAYER,
-                         "statistic": "mean", **found, "border": 0.0, "mean": found["value"],
-                         "subjects": part["subject"].nunique()})
-    columns = ["backbone", "test", "layer", "rank", "statistic", "value", "low", "high", "border", "mean", "above",
+            rows.append(network | {"test": "hard layer minus last", "layer": HARD_LAYER, "statistic": "mean", **found,
+                                   "border": 0.0, "mean": found["value"], "subjects": part["subject"].nunique()})
+    columns = [*NETWORK, "test", "layer", "rank", "statistic", "value", "low", "high", "border", "mean", "above",
                "subjects"]
     return pd.DataFrame(rows, columns=columns)
 
 
-def _percentiles(maps):
-    """Mean of Grad-CAM's 95th percentile per subject and layer; a blank map's is 0 and not unknown."""
-    part = maps[maps["method"] == "gradcam"]
-    part = part.assign(value=part["q95"].where(~part["blank"].astype(bool), 0.0))
-    return part.groupby(["backbone", "layer", "subject", "group"], as_index=False)["value"].mean()
-
-
-def percentile_values(maps: pd.DataFrame, layers: Mapping[str, str]) -> pd.DataFrame:
-    """95th percentile of Grad-CAM at one layer of each backbone: ``backbone, subject, group, value``."""
-    means = _percentiles(maps)
-    return means[means["layer"] == means["backbone"].map(layers)].drop(columns="layer").reset_index(drop=True)
-
-
 def percentile_comparison(maps: pd.DataFrame, **draws) -> pd.DataFrame:
-    """Is the 95th percentile of Grad-CAM higher in SPMS than in RRMS, per backbone and layer?
+    """Is the 95th percentile of Grad-CAM higher in SPMS than in RRMS, per network and layer?
 
     ``value, low, high``: probability that an SPMS patient exceeds an RRMS one (no limits below five patients a group);
-    ``p`` (one-sided Mann-Whitney), ``p_holm`` over all rows, ``n_more``, ``n_less``; empty if a group is absent.
+    ``p`` (one-sided Mann-Whitney), ``p_holm`` over all rows, ``n_more``, ``n_less``; empty if a group is absent. The
+    percentile of a blank map is 0.
     """
     rows = []
-    for (backbone, layer), one in _percentiles(maps).groupby(["backbone", "layer"]):
-        more, less = (one.loc[one["group"] == group, "value"] for group in ("SPMS", "RRMS"))
-        if len(more) and len(less):
-            found = compare_groups(more, less, **draws)
-            rows.append({"backbone": backbone, "layer": layer, "value": found.auc.estimate, "low": found.auc.low,
-                         "high": found.auc.high, "p": found.p_value, "n_more": found.n_a, "n_less": found.n_b})
-    table = pd.DataFrame(rows, columns=["backbone", "layer", "value", "low", "high", "p", "n_more", "n_less"])
+    for (kind, backbone), part in _published(maps):
+        part = part.assign(q95=part["q95"].where(~part["blank"].astype(bool), 0.0))
+        for layer, one in part.groupby(["layer", "subject", "group"], as_index=False)["q95"].mean().groupby("layer"):
+            more, less = (one.loc[one["group"] == group, "q95"] for group in ("SPMS", "RRMS"))
+            if len(more) and len(less):
+                found = compare_groups(more, less, **draws)
+                rows.append({"kind": kind, "backbone": backbone, "layer": layer, "value": found.auc.estimate,
+                             "low": found.auc.low, "high": found.auc.high, "p": found.p_value, "n_more": found.n_a,
+                             "n_less": found.n_b})
+    table = pd.DataFrame(rows, columns=[*NETWORK, "layer", "value", "low", "high", "p", "n_more", "n_less"])
     return table.assign(p_holm=adjust_p_values(table["p"]) if len(table) else [])
 
 
-def lobe_table(maps: pd.DataFrame, layers: Mapping[str, str], **draws) -> pd.DataFrame:
-    """Share of Grad-CAM's sum per backbone, group and lobe at one layer of each backbone, with intervals.
+def lobe_table(maps: pd.DataFrame, **draws) -> pd.DataFrame:
+    """Share of Grad-CAM's sum at the last convolution per network, group and lobe, with intervals.
 
     ``brain``, the lobe's share of the brain: a uniform map's value; ``exceeds_others``: the interval lies above those
     of all other groups.
     """
-    part = maps[(maps["method"] == "gradcam") & (maps["layer"] == maps["backbone"].map(layers))]
-    table = pd.DataFrame([{"backbone": backbone, "group": group, "lobe": lobe,
-                           **mean_interval(one[f"lobe {lobe}"], one["subject"], **draws),
-                           "brain": one[f"brain {lobe}"].mean()}
-                          for (backbone, group), one in part.groupby(["backbone", "group"]) for lobe in LOBES])
-    others = table.merge(table, on=["backbone", "lobe"], suffixes=("", "_other")).query("group != group_other")
+    keys, rows = [*NETWORK, "group", "lobe"], []
+    for (kind, backbone), part in _published(maps) if "brain frontal" in maps else ():
+        part = part[part["brain frontal"].notna()]
+        for group, one in part[part["layer"] == last_convolution(backbone)].groupby("group"):
+            rows += [{"kind": kind, "backbone": backbone, "group": group, "lobe": lobe,
+                      **mean_interval(one[f"lobe {lobe}"], one["subject"], **draws),
+                      "brain": one[f"brain {lobe}"].mean()} for lobe in LOBES]
+    table = pd.DataFrame(rows, columns=[*keys, "value", "low", "high", "brain"])
+    others = table.merge(table, on=[*NETWORK, "lobe"], suffixes=("", "_other")).query("group != group_other")
     within = others[~(others["high_other"] < others["low"])]
-    keys = ["backbone", "group", "lobe"]
     return table.assign(exceeds_others=~table.set_index(keys).index.isin(within.set_index(keys).index))
-
-
-def randomisation_summary(table: pd.DataFrame, **draws) -> pd.DataFrame:
-    """Mean similarity to the original map per backbone, explained layer and step, with intervals.
-
-    From `mslib.explain.cascading_randomisation`: ``backbone, layer, number, step`` (name of the layer randomised last),
-    ``measure`` (spearman, ssim), ``value, low, high, blank``; ``all_random`` marks the last step.
-    """
-    rows = []
-    for (backbone, layer, number, name), part in table.groupby(["backbone", "layer", "step", "randomised"]):
-        for measure in SIMILARITY:
-            rows.append({"backbone": backbone, "layer": layer, "number": number, "step": name, "measure": measure,
-                         **mean_interval(part[measure], part["subject"], **draws), "blank": part["blank"].mean()})
-    found = pd.DataFrame(rows)
-    return found.assign(all_random=found["number"] == found.groupby("backbone")["number"].transform("max"))

@@ -1,7 +1,7 @@
 """What attribution methods say of networks with a known decision rule: maps, layers, the shortcut.
 
-Parameters that functions share, ``importance`` and ``**draws`` among them, are those of `mslib.analysis.attribution`.
-Tables of several networks have the column ``experiment``.
+Parameters that functions share are those of `mslib.analysis.attribution`. Tables of several networks have the column
+``experiment``; that of a network in which a sequence decides is called like the sequence.
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ from mslib.measure import MIN_SUBJECTS, feature_importance_score, mean_interval,
 from mslib.nets import SliceSet, predict
 from mslib.nets.known_rule import SHORTCUT, SHORTCUT_AGREEMENT, Experiment, Marked, draw_marks, shortcut_mask
 
-from .attribution import JOINT, SIGMA, Explained, feature_groups
+from .attribution import JOINT, LRP, Explained, feature_groups
+from .relevance import margin
 
 #: Cues of the network with a shortcut: the corner shows the class, or the opposite.
 CORNER, REVERSED = "corner", "corner, reversed"
 
 
-def explained_marks(marked: Marked) -> Explained:
+def explained_marks(marked: Marked, pixel_mm: float, few: np.ndarray | None = None) -> Explained:
     """Marked slices as what is explained: the marks are what a map should show."""
     table = marked.slices.table
     return Explained(marked.slices.images.astype("float32"), table["target"].to_numpy(), marked.brain, marked.marks,
-                     table["subject"].to_numpy(dtype=str))
+                     table["subject"].to_numpy(dtype=str), pixel_mm, few)
 
 
 def accuracy_by_cue(model: keras.Model, experiment: Experiment, slices: SliceSet, sequences: Sequence[str],
@@ -60,6 +61,28 @@ def learnt_shortcut(use: pd.DataFrame) -> bool:
     return bool(shown["low"] > 0.5 and reverse["high"] < 0.5)
 
 
+def learnt_rules(use: pd.DataFrame) -> list[str]:
+    """Networks that follow their rule: `accuracy_by_cue` of the decisive sequence alone surely above chance."""
+    own = use[use["experiment"] == use["cue"]]
+    return list(own.loc[own["low"].fillna(own["value"]) > 0.5, "experiment"])
+
+
+def decisive_share(scores: pd.DataFrame, sequences: Sequence[str], experiments: Sequence[str], **draws) -> pd.DataFrame:
+    """Which methods give the decisive sequence more positive attribution than the next one, network by network?
+
+    `scores`: from `mslib.analysis.attribution.score_maps`, of slices that are classified correctly. ``method,
+    experiment, decisive`` (mean share of the decisive sequence), ``value, low, high`` of
+    `mslib.analysis.relevance.margin`; methods with one map for all sequences are left out.
+    """
+    rows = []
+    known = scores[scores["experiment"].isin(experiments)].dropna(subset=[f"share_{sequences[0]}"])
+    for (method, experiment), part in known.groupby(["method", "experiment"], sort=False):
+        shares, own = part[[f"share_{name}" for name in sequences]].to_numpy(), list(sequences).index(experiment)
+        rows.append({"method": method, "experiment": experiment, "decisive": shares[:, own].mean(),
+                     **mean_interval(margin(shares, own), part["subject"], **draws)})
+    return pd.DataFrame(rows, columns=["method", "experiment", "decisive", "value", "low", "high"])
+
+
 def layer_scores(model: keras.Model, explained: Explained, importance) -> pd.DataFrame:
     """MSFI of Grad-CAM and Guided Grad-CAM at every convolution of blocks 3 to 5, image by image.
 
@@ -74,7 +97,7 @@ def layer_scores(model: keras.Model, explained: Explained, importance) -> pd.Dat
     for layer, cam in cams.items():
         for method, raw in (("gradcam", np.repeat(cam[..., None], images.shape[-1], -1)),
                             ("guided_gradcam", guided * cam[..., None])):
-            portions = share_inside(postprocess(raw, SIGMA), features, brain)
+            portions = share_inside(postprocess(raw, explained.sigma), features, brain)
             tables.append(pd.DataFrame({
                 "method": method, "layer": layer, "image": np.arange(len(images)), "subject": explained.subjects,
                 "msfi": feature_importance_score(portions, importance), "chance": chance,
@@ -111,7 +134,7 @@ def layer_gain(scores: pd.DataFrame, **draws) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def shortcut_table(maps: Mapping[str, np.ndarray], explained: Explained, corner, pixel_mm: float, superpixels: int,
+def shortcut_table(maps: Mapping[str, np.ndarray], explained: Explained, corner, superpixels: int,
                    **draws) -> pd.DataFrame:
     """Share of every map's positive attribution that lies on the shortcut, of slices that show it.
 
@@ -120,14 +143,16 @@ def shortcut_table(maps: Mapping[str, np.ndarray], explained: Explained, corner,
     (the shortcut's share of the picture), ``blank`` (maps without positive attribution), ``slices`` and ``subjects``
     that show it, ``exposed``: the share is surely above chance (missing: not to be tested).
     """
-    square = shortcut_mask(explained.images.shape[1:3], pixel_mm)
-    groups, shared = feature_groups(explained.images, explained.brain, superpixels)
-    part, chance, rows = explained.at(np.flatnonzero(corner)), square.mean(), []
-    subjects = len(set(part.subjects))
+    square, few = shortcut_mask(explained.images.shape[1:3], explained.pixel_mm), explained.at(explained.rows())
+    groups, shared = feature_groups(few.images, few.brain, superpixels)
+    chance, rows = square.mean(), []
     for method, raw in maps.items():
-        heat = np.maximum(raw[corner], 0).sum(-1)
+        index = explained.rows(method)
+        shown, part = corner[index], explained.at(index[corner[index]])
+        subjects, heat = len(set(part.subjects)), np.maximum(raw[shown], 0).sum(-1)
         total = heat.sum((1, 2))
-        seen = bool(covered(method, shared if method in JOINT else groups[corner])[..., square, :].any())
+        seen = method.startswith(LRP) or bool(
+            covered(method, shared if method in JOINT else groups)[..., square, :].any())
         share = np.divide(heat[:, square].sum(1), total, out=np.full(len(heat), np.nan), where=(total > 0) & seen)
         found = mean_interval(share, part.subjects, **draws)
         testable = subjects >= MIN_SUBJECTS and not np.isnan(found["value"])

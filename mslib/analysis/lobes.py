@@ -39,20 +39,21 @@ def brain_top(mask: nib.Nifti1Image) -> float:
     return float(nib.affines.apply_affine(mask.affine, np.argwhere(np.asarray(mask.dataobj) > 0))[:, 2].max())
 
 
-def lobe_labels(brain: np.ndarray, affine: np.ndarray, top_mm: float | None = None) -> np.ndarray:
-    """Lobe of every brain pixel of a slice stack, as index into `LOBES`, -1 outside: the nearest labelled coordinate's.
+def lobe_labels(brain: np.ndarray, affine: np.ndarray, top_mm: float | None = None, index=slice(None)) -> np.ndarray:
+    """Lobe of the brain pixels of a stack's slices at `index`, as index into `LOBES`, -1 outside.
 
-    Coarse by design: 160 coordinates, and the brain is put in place by its bounding box (centre in plane, top).
-    `brain`: bool (n, H, W); `affine`: (column, row, slice) to mm (RAS), as of `mslib.prep.SliceStack`; `top_mm`: top of
-    the brain (`brain_top`), which a stack may not reach; default: that of the stack.
+    That of the nearest labelled coordinate; coarse by design: 160 coordinates, and the brain is put in place by its
+    bounding box (centre in plane, top). `brain`: bool (n, H, W), the whole stack; `affine`: (column, row, slice) to mm
+    (RAS), as of `mslib.prep.SliceStack`; `top_mm`: top of the brain (`brain_top`), which a stack
+    may not reach; default: that of the stack.
     """
-    slices, rows, columns = np.nonzero(brain)
-    points = np.stack([columns, rows, slices, np.ones(len(slices))], 1) @ np.asarray(affine).T[:, :3]
-    low, high = points.min(0), points.max(0)
-    top_mm = high[2] if top_mm is None else top_mm
-    points = points - [*(low + high)[:2] / 2, top_mm] + TEMPLATE_PLACE
+    ends = np.array([np.flatnonzero(brain.any(axis))[[0, -1]] for axis in ((0, 1), (0, 2), (1, 2))])
+    centre, reach = (nib.affines.apply_affine(affine, point) for point in (ends.mean(1), ends.T))
+    labels = np.full(brain[index].shape, -1, np.int8)
+    slices, rows, columns = np.nonzero(brain[index])
+    points = nib.affines.apply_affine(affine, np.stack([columns, rows, np.arange(len(brain))[index][slices]], 1))
+    points = points - [*centre[:2], reach[:, 2].max() if top_mm is None else top_mm] + TEMPLATE_PLACE
     tree, lobe = _coordinates()
-    labels = np.full(brain.shape, -1, np.int8)
     labels[slices, rows, columns] = lobe[tree.query(points)[1]]
     return labels
 

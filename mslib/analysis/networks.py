@@ -1,41 +1,69 @@
-"""How often networks classify correctly, under every protocol, beside a baseline model that knows the lesion load."""
+"""How often networks classify correctly, under every protocol, beside what knowing the disease's extent would give."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
+import numpy as np
 import pandas as pd
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
-from mslib.measure import ClassificationReport, classification_report
-from mslib.nets import baseline_logits, chance_level, tested
+from mslib.measure import ClassificationReport, bootstrap_means, classification_report, percentile_interval
 
-#: What readers see for each protocol: kinds of network (`mslib.nets.KINDS`) on their test part; the ``honest`` kind
-#: also on the independent cohort, where the baseline model is fitted to one of two groups of subjects.
-TITLES = {"published": "(a) slice-level split", "honest": "(b) subject-level split",
-          "independent": "(c) independent cohort",
-          "independent_pretraining": "(c), baseline model of the pre-training cohort",
-          "published_permuted": "slice-level, permuted labels", "honest_permuted": "subject-level, permuted labels"}
+#: What readers see for each protocol: kinds of network (`mslib.nets.KINDS`) on their test part, on the independent
+#: cohort and with permuted labels; last layers alone over folds.
+TITLES = {"published": "(a) slice-level split", "published_independent": "network of (a), independent cohort",
+          "honest": "(b) subject-level split", "independent": "(c) network of (b), independent cohort",
+          "folds": "(d) every subject tested once, last layer only",
+          "published_permuted": "(a), permuted labels", "honest_permuted": "(b), permuted labels"}
+#: Kind of network to its protocol on the independent cohort.
+INDEPENDENT = {"honest": "independent", "published": "published_independent"}
 #: Test accuracy over slices that Hong and Zhang 2021 report.
 PUBLISHED_ACCURACY = {"vgg16": 0.93, "vgg19": 0.95}
+#: True areas of a slice, mm2.
+AREAS = ("lesion_mm2", "black_hole_mm2", "ventricle_mm2")
+#: Lesion areas in mm2 between which the accuracy of ``cause`` networks is averaged.
+LESION_MM2 = (20.0, 50.0, 100.0, 200.0, 400.0, np.inf)
+LESION_FREE = "lesion-free"
 
 
-def by_protocol(predictions: pd.DataFrame, independent: pd.DataFrame) -> dict[tuple[str, str, int], pd.DataFrame]:
+def by_protocol(predictions: pd.DataFrame, permuted: pd.DataFrame,
+                folds: pd.DataFrame) -> dict[tuple[str, str, int], pd.DataFrame]:
     """Tested slices of every network, protocol and seed (the keys), in the order of `TITLES`.
 
-    Tables of ``backbone, kind, seed, subject, target, logit_<class>``; the first with ``part``, the second may be
-    empty.
+    Tables of ``backbone, subject, target, logit_<class>``; the first two also of ``kind``, the first of ``part``
+    (``test``, ``independent`` and others) and ``seed``. ``cause`` networks are left out.
     """
-    both = (tested(predictions).drop(columns="part").assign(protocol=lambda rows: rows["kind"]),
-            independent.assign(protocol="independent"))
-    table = pd.concat([one for one in both if len(one)], ignore_index=True)  # an empty one has columns without type
-    found = {key: part for key, part in table.groupby(["backbone", "protocol", "seed"])}
+    own = predictions[predictions["kind"].isin(list(INDEPENDENT)) & predictions["part"].isin(["test", "independent"])]
+    own = own.assign(protocol=own["kind"].where(own["part"] == "test", own["kind"].map(INDEPENDENT)))
+    table = pd.concat([own, permuted.assign(protocol=permuted["kind"], seed=1), folds.assign(protocol="folds", seed=1)])
+    found = {key: part.dropna(axis=1, how="all") for key, part in table.groupby(["backbone", "protocol", "seed"])}
     return dict(sorted(found.items(), key=lambda one: (one[0][0], list(TITLES).index(one[0][1]), one[0][2])))
+
+
+def _tables(name, table, known, part, groups, degree, protocols):
+    """Predictions of a logistic regression on standardised numbers and their products up to a degree.
+
+    It is fitted to the part ``train``; given as by `by_protocol`.
+    """
+    tables, train = {}, part == "train"
+    model = make_pipeline(StandardScaler(), PolynomialFeatures(degree, include_bias=False), StandardScaler(),
+                          LogisticRegression(max_iter=2000))
+    for protocol, tested in protocols.items():
+        if (test := part == tested).any():
+            logits = model.fit(known[train], table["target"][train]).predict_log_proba(known[test])
+            tables[name, protocol, 1] = table.loc[test].assign(**dict(zip([f"logit_{g}" for g in groups], logits.T)))
+    return tables
 
 
 def evaluate(table: pd.DataFrame, groups: Sequence[str], **draws) -> ClassificationReport:
     """Report of predictions at slice and subject level; ``n, confidence, seed`` of the intervals as `draws`."""
     logits = table[[f"logit_{group}" for group in groups]].to_numpy()
-    return classification_report(logits, table["target"].to_numpy(), table["subject"].to_numpy(), list(groups), **draws)
+    return classification_report(logits, table["target"].to_numpy(int), table["subject"].to_numpy(), list(groups),
+                                 **draws)
 
 
 def accuracy_table(tables: Mapping[tuple[str, str, int], pd.DataFrame], groups: Sequence[str], **draws) -> pd.DataFrame:
@@ -45,9 +73,12 @@ def accuracy_table(tables: Mapping[tuple[str, str, int], pd.DataFrame], groups: 
     largest class among the slices or subjects, the accuracy of always naming it; NaN for other measures. A table
     without ``slice`` (baseline model) has one row per subject and no level of slices.
     """
+    def largest(rows):
+        return float(rows["target"].value_counts(normalize=True).max())
+
     parts = []
     for (backbone, protocol, seed), table in tables.items():
-        chance = {"slice": chance_level(table), "subject": chance_level(table.drop_duplicates("subject"))}
+        chance = {"slice": largest(table), "subject": largest(table.drop_duplicates("subject"))}
         rows = evaluate(table, groups, **draws).measures.rename(columns={"estimate": "value"})
         rows = rows if "slice" in table else rows[rows["level"] == "subject"]
         chance = rows["level"].map(chance).where(rows["measure"] == "accuracy")
@@ -56,41 +87,72 @@ def accuracy_table(tables: Mapping[tuple[str, str, int], pd.DataFrame], groups: 
     return pd.concat(parts, ignore_index=True)
 
 
-def baseline_predictions(truth: pd.DataFrame, parts: pd.Series, groups: Sequence[str],
-                         pretraining: pd.DataFrame | None = None) -> dict[tuple[str, str, int], pd.DataFrame]:
-    """The baseline model on true lesion load and ventricle volume, for the subject-level test part and (c).
+def baseline_predictions(truth: pd.DataFrame, parts: pd.Series,
+                         groups: Sequence[str]) -> dict[tuple[str, str, int], pd.DataFrame]:
+    """Logistic regression on a subject's true lesion load and ventricle volume, for the test part of (b) and for (c).
 
+    Eitel et al. 2019 found lesion load alone as good as a network, so that it belongs beside one.
     `truth`: ``subject, group, lesion_load_ml, ventricle_volume_ml``; without the last two there is no baseline model.
-    `parts`: train, validation, test or independent by subject. `pretraining`, as `truth`, of the pre-training cohort: a
-    second model is fitted to it, the fair comparison on (c). Given as by `by_protocol`, one row per subject; the
+    `parts`: train, validation, test or independent by subject. Given as by `by_protocol`, one row per subject; the
     backbone is ``logistic``.
     """
     if not {"lesion_load_ml", "ventricle_volume_ml"} <= set(truth):
         return {}
-    part = truth["subject"].map(parts)
-    train, independent = truth[part == "train"], truth[part == "independent"]
-    pairs = {"honest": (train, truth[part == "test"]), "independent": (train, independent)}
-    if pretraining is not None and len(pretraining):
-        pairs["independent_pretraining"] = pretraining, independent
-    tables = {}
-    for protocol, (fitted_to, test) in pairs.items():
-        if len(test):
-            logits = baseline_logits(fitted_to, test, list(groups))
-            target = test["group"].map({group: i for i, group in enumerate(groups)})
-            tables["logistic", protocol, 1] = pd.DataFrame(logits, columns=[f"logit_{name}" for name in groups]).assign(
-                subject=test["subject"].to_numpy(), target=target.to_numpy())
-    return tables
+    known = np.log(truth[["lesion_load_ml", "ventricle_volume_ml"]].to_numpy(float).clip(0.05))
+    target, part = truth["group"].map({group: i for i, group in enumerate(groups)}), truth["subject"].map(parts)
+    return _tables("logistic", truth.assign(target=target), known, part.to_numpy(), groups, 1,
+                   {"honest": "test", "independent": "independent"})
 
 
-def learning_curves(history: pd.DataFrame) -> pd.DataFrame:
-    """Epochs numbered through all stages of a network's training, the kept one of every stage marked ``best``.
+def attainable_predictions(predictions: pd.DataFrame,
+                           groups: Sequence[str]) -> dict[tuple[str, str, int], pd.DataFrame]:
+    """What the true areas of a slice say of its class: logistic regression on their logarithms, squares and products.
 
-    `history`: ``backbone, kind, epoch, val_loss`` and more; ``stage`` where there are several. Other kinds than those
-    of `TITLES` (pre-training) come first.
+    `predictions` of one network as of `by_protocol`, with the areas `AREAS` and all parts; the regression is fitted to
+    the slices of its part ``train``. The backbone is ``areas``; without areas there is none.
     """
-    order = {kind: place for place, kind in enumerate(TITLES)}
-    history = history.sort_values("kind", key=lambda kind: kind.map(order).fillna(-1), kind="stable", ignore_index=True)
-    stage = history["stage"].fillna(1) if "stage" in history else pd.Series(1, index=history.index)
-    keys = [history["backbone"], history["kind"]]
-    kept = history.groupby([*keys, stage])["val_loss"].idxmin()
-    return history.assign(stage=stage, epoch=history.groupby(keys).cumcount() + 1, best=history.index.isin(kept))
+    if not set(AREAS) <= set(predictions):
+        return {}
+    known, kind = np.log1p(predictions[list(AREAS)].to_numpy(float) / 20), predictions["kind"].iloc[0]
+    return _tables("areas", predictions, known, predictions["part"].to_numpy(), groups, 2,
+                   {kind: "test", INDEPENDENT[kind]: "independent"})
+
+
+def psychometric_table(predictions: pd.DataFrame, n: int = 2000, confidence: float = 0.95,
+                       seed: int = 0) -> pd.DataFrame:
+    """Accuracy of ``cause`` networks on unseen people's slices over the lesion area, and on lesion-free slices.
+
+    Parameters
+    ----------
+    predictions : DataFrame
+        ``backbone, kind, seed, subject, part, target, lesion_mm2, logit_lesion-free, logit_lesions``.
+    n, confidence, seed
+        Of the intervals, over subjects and trainings (`mslib.measure.bootstrap_means`).
+
+    Returns
+    -------
+    DataFrame
+        ``backbone, lesions, mm2, value, low, high, n``: one row per range of areas (``20-50``; ``mm2`` is their
+        median), ``lesion-free``, and ``100 or more``. n counts slices.
+    """
+    table, rows = predictions[(predictions["kind"] == "cause") & (predictions["part"] == "test")], []
+    right = (table["logit_lesions"] > table["logit_lesion-free"]) == (table["target"] == 1)
+    shown = table["target"] == 1
+    areas = table["lesion_mm2"]
+    ranges = {f"{low:g}-{high:g}" if np.isfinite(high) else f"{low:g} or more": shown & (areas >= low) & (areas < high)
+              for low, high in pairwise(LESION_MM2)}
+    for name, chosen in {LESION_FREE: ~shown, **ranges, "100 or more": shown & (areas >= 100)}.items():
+        for backbone, part in table[chosen].groupby("backbone"):
+            means, drawn = bootstrap_means(right[part.index].to_numpy(float)[:, None], part["subject"], part["seed"], n,
+                                           seed)
+            limits = percentile_interval(means[0], drawn[:, 0], confidence)
+            rows.append({"backbone": backbone, "lesions": name,
+                         "mm2": 0.0 if name == LESION_FREE else float(part["lesion_mm2"].median()), "value": means[0],
+                         "low": limits.low, "high": limits.high, "n": len(part) // part["seed"].nunique()})
+    return pd.DataFrame(rows)
+
+
+def kept_epochs(history: pd.DataFrame) -> pd.DataFrame:
+    """Epochs of every network and seed, the kept one (lowest validation loss) marked ``best``."""
+    kept = history.groupby(["backbone", "kind", "seed"])["val_loss"].idxmin()
+    return history.assign(best=history.index.isin(kept))

@@ -1,9 +1,10 @@
 """Relevance of the sequences by LRP: their shares, beside intensity, lesions, known decision rules and importance.
 
 Parameters that functions share: ``table`` from `score_relevance` with ``subject`` and, where networks differ,
-``backbone``; ``images`` float32 (N, H, W, M); ``sequences``: names of the M channels; ``importance``: a table of exact
-Shapley values, ``backbone, worth, baseline, modality, value``, of which those of the cross-entropy are used;
-``**draws``: n, confidence, seed of the bootstrap over subjects.
+``backbone``; ``images`` float32 (N, H, W, M), ``brain`` bool (N, H, W); ``rule``: as of `relevance_maps`;
+``sequences``: names of the M channels; ``importance``: a table of exact Shapley values, ``backbone, worth, baseline,
+modality, value``, of which those of the cross-entropy are used; ``**draws``: n, confidence, seed of the bootstrap over
+subjects.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ from collections.abc import Sequence
 import keras
 import numpy as np
 import pandas as pd
-from scipy.stats import kendalltau, spearmanr
+from scipy.stats import spearmanr
 
 from mslib.explain import batches_of, logits_of, lrp, relevance_flow, relevance_shares
 from mslib.measure import adjust_p_values, mean_interval, mixed_effects, share_inside
 from mslib.nets.known_rule import ROLES, roles
 
+#: After the name of a rule: values are counted from the sequence's mean over the brain, not from 0.
+CENTRED = "_centred"
 #: Kinds of shares: of all relevance without its sign, and of the relevance that speaks for the class (percent).
 KINDS = ("absolute", "positive")
 #: Share of the relevance over share of the intensity: 1 where relevance follows intensity and nothing else.
@@ -29,31 +32,47 @@ INSIDE = "in its mark"
 EFFECTS = {"age": "age", "male": "male sex", "lesion_load_ml": "lesion load", "edss": "EDSS"}
 
 
-def spread_slices(total: int, count: int) -> np.ndarray:
-    """Indices of `count` of `total` slices, spread evenly from the lowest to the highest, the ends left out."""
-    return np.unique(np.linspace(0, total - 1, min(count, total) + 2).round().astype(int)[1:-1])
+def brain_means(images, brain) -> np.ndarray:
+    """Images that hold each sequence's mean over the brain inside it, and 0 outside."""
+    inside = np.asarray(brain, bool)[..., None]
+    total = np.sum(images * inside, (1, 2), keepdims=True) / inside.sum((1, 2), keepdims=True)
+    return (total * inside).astype(np.float32)
 
 
-def score_relevance(relevance, logits, images, targets, sequences: Sequence[str], lesions=None,
-                    brain=None) -> pd.DataFrame:
+def _baseline(images, brain, rule):
+    return brain_means(images, brain) if rule.endswith(CENTRED) else np.zeros_like(images)
+
+
+def relevance_maps(model: keras.Model, images, targets, rule: str, brain) -> np.ndarray:
+    """Relevance of every value, (N, H, W, M), for `targets` (None: the predicted classes).
+
+    `rule`: one of `mslib.explain.LRP_COMPOSITES`, also with `CENTRED` behind it. Images are positive everywhere, so
+    that relevance from 0 on goes to what is bright; from the mean on it goes to what differs from it.
+    """
+    return lrp(model, images, targets, rule.removesuffix(CENTRED), baseline=_baseline(images, brain, rule))
+
+
+def score_relevance(relevance, logits, images, targets, sequences: Sequence[str], rule: str, brain,
+                    lesions=None) -> pd.DataFrame:
     """Shares of the sequences in the relevance of every slice, and the share inside lesions.
 
     Parameters
     ----------
     relevance : ndarray, (N, H, W, M)
-        Of the predicted class, from `mslib.explain.lrp`.
+        Of the predicted class, from `relevance_maps` by this rule.
     logits : ndarray, (N, classes)
     targets : array-like of int, (N,)
         True classes.
-    lesions, brain : ndarray of bool, (N, H, W), optional
+    lesions : ndarray of bool, (N, H, W), optional
         Of slices whose lesions are known.
 
     Returns
     -------
     pandas.DataFrame
         ``target, predicted, correct, logit``; ``kept``: sum of the relevance over the logit (1: nothing went to
-        biases); ``blank``; ``intensity_<sequence>``: share of the summed intensity, ``absolute_<sequence>`` and
-        ``positive_<sequence>``: shares of the relevance, all in percent. With lesions ``lesion_<sequence>`` and
+        biases); ``blank``; ``intensity_<sequence>``: share of the summed intensity (of a centred rule: of the summed
+        distance from the mean), ``absolute_<sequence>`` and ``positive_<sequence>``: shares of the relevance, all in
+        percent. With lesions ``lesion_<sequence>`` and
         ``lesion_all``: share of positive relevance inside them; ``lesion_area``: of the brain;
         ``lesion_intensity_<sequence>, lesion_intensity_all``: of the summed intensity. NaN where there is nothing to
         share, or no lesion.
@@ -63,7 +82,7 @@ def score_relevance(relevance, logits, images, targets, sequences: Sequence[str]
     table = pd.DataFrame({"target": targets, "predicted": predicted, "correct": predicted == targets, "logit": logit,
                           "kept": relevance.sum((1, 2, 3), dtype=np.float64) / logit,
                           "blank": ~relevance.any((1, 2, 3))})
-    intensity = np.abs(images)
+    intensity = np.abs(images - _baseline(images, brain, rule))
     shares = {"intensity": relevance_shares(intensity)["absolute"], **relevance_shares(relevance)}
     if lesions is not None:
         inside, positive = lesions & brain, np.maximum(relevance, 0)
@@ -75,20 +94,20 @@ def score_relevance(relevance, logits, images, targets, sequences: Sequence[str]
     return table.assign(**columns)
 
 
-def slice_shares(model: keras.Model, images, targets, sequences: Sequence[str], rule: str, lesions=None,
-                 brain=None) -> pd.DataFrame:
+def slice_shares(model: keras.Model, images, targets, sequences: Sequence[str], rule: str, brain,
+                 lesions=None) -> pd.DataFrame:
     """Relevance of every slice for the class that the network predicts, as shares: see `score_relevance`."""
     logits = logits_of(model, batches_of(images, 16))
-    relevance = lrp(model, images, logits.argmax(1), rule)
-    return score_relevance(relevance, logits, images, targets, sequences, lesions, brain)
+    relevance = relevance_maps(model, images, logits.argmax(1), rule, brain)
+    return score_relevance(relevance, logits, images, targets, sequences, rule, brain, lesions)
 
 
-def flow_table(model: keras.Model, images, rule: str) -> pd.DataFrame:
+def flow_table(model: keras.Model, images, rule: str, brain) -> pd.DataFrame:
     """Relevance of the predicted classes that reaches every layer, as a share of the logits' sum over all images.
 
     ``layer`` (deep to shallow), ``sum`` (signed), ``absolute``, ``images`` (their number).
     """
-    flow = relevance_flow(model, images, None, rule)
+    flow = relevance_flow(model, images, None, rule.removesuffix(CENTRED), baseline=_baseline(images, brain, rule))
     table = pd.DataFrame([{"layer": layer, **{key: float(values.sum()) for key, values in one.items()}}
                           for layer, one in reversed(flow.items())])
     return table.assign(**{key: table[key] / table["sum"].iloc[0] for key in ("sum", "absolute")}, images=len(images))
@@ -157,22 +176,6 @@ def rule_shares(rules: pd.DataFrame, importance: pd.DataFrame, sequences: Sequen
     return pd.concat([found, pd.DataFrame(rows)], ignore_index=True)
 
 
-def agreement(shares: pd.DataFrame, importance: pd.DataFrame, sequences: Sequence[str]) -> pd.DataFrame:
-    """Whether the shares of every rule, from `rule_shares`, order the sequences as the exact Shapley values do.
-
-    ``backbone, rule, kind, baseline, tau, same_first``: Kendall's tau (three sequences: -1, -0.33, 0.33 or 1).
-    """
-    rows, worths = [], _shapley(importance, sequences)
-    lrps = shares[~shares["source"].str.startswith("Shapley")]
-    for (backbone, rule, kind), part in lrps.groupby(["backbone", "source", "kind"], sort=False):
-        one = part.set_index("modality")["value"].reindex(list(sequences))
-        rows += [{"backbone": backbone, "rule": rule, "kind": kind, "baseline": baseline,
-                  "tau": kendalltau(one, other).statistic,
-                  "same_first": one.to_numpy().argmax() == other.to_numpy().argmax()}
-                 for (net, baseline), other in worths if net == backbone]
-    return pd.DataFrame(rows)
-
-
 def _shapley(importance, sequences) -> list:
     """((backbone, baseline), values by sequence) of the exact Shapley values of the cross-entropy."""
     chosen = importance[importance["worth"] == "cross-entropy"]
@@ -180,43 +183,58 @@ def _shapley(importance, sequences) -> list:
             for key, part in chosen.groupby(["backbone", "baseline"], sort=False)]
 
 
-def known_rule_shares(model: keras.Model, images, targets, subjects, marks, brain, decisive: int,
-                      sequences: Sequence[str], rules: Sequence[str], **draws) -> pd.DataFrame:
+def margin(shares: np.ndarray, decisive: int) -> np.ndarray:
+    """Share of the decisive sequence minus that of the next one (the largest other mean), slice by slice.
+
+    `shares`: (N, M), percent or not; the result, (N,), is above 0 on average where the decisive one comes first.
+    """
+    others = np.delete(shares, decisive, 1)
+    means = np.where(np.isnan(others).all(0), -np.inf, np.nansum(others, 0) / (~np.isnan(others)).sum(0).clip(1))
+    return shares[:, decisive] - others[:, means.argmax()]
+
+
+def known_rule_shares(model: keras.Model, explained, decisive: int, sequences: Sequence[str], rules: Sequence[str],
+                      **draws) -> pd.DataFrame:
     """Shares and aim of every LRP rule on a network with a known decision rule.
 
-    `marks`, bool (N, H, W, M): where each sequence's mark is; `brain`, bool (N, H, W); `decisive`: index of the
-    sequence that decides. ``role`` (of `mslib.nets.known_rule.ROLES`), ``modality, rule``, and ``kind, chance, value,
-    low, high`` as of `mean_shares`; besides, for ``kind`` `INSIDE`, the share (percent) of a sequence's positive
-    relevance inside its own mark, and by chance the mark's share of the brain.
+    `explained`: marked slices (`mslib.analysis.attribution.Explained`); `decisive`: index of the sequence that decides.
+    ``role`` (of `mslib.nets.known_rule.ROLES`), ``modality, rule``, and ``kind, chance, value, low, high`` as of
+    `mean_shares`; besides, for ``kind`` `INSIDE`, the share (percent) of a sequence's positive relevance inside its own
+    mark, and by chance the mark's share of the brain. Of the decisive sequence also ``margin, margin_low, margin_high``
+    (see `margin`).
     """
     role_of, rows = dict(zip(roles(decisive, len(sequences)), ROLES)), []
+    images, brain, marks = explained.images, explained.brain, explained.features
     # Sequences count by place: in a study of one sequence they share a name.
     places = [str(m) for m in range(len(sequences))]
     uniform = share_inside(np.repeat(brain[..., None], len(sequences), -1), marks, brain)
     logits = logits_of(model, batches_of(images, 16))
     for rule in rules:
-        relevance = lrp(model, images, logits.argmax(1), rule)
-        table = score_relevance(relevance, logits, images, targets, places)
-        inside = share_inside(relevance, marks, brain)
-        for m, sequence in enumerate(sequences):
-            found = [(kind, *_values(table, kind, places[m])) for kind in (*KINDS, LIFT)]
-            found.append((INSIDE, 100 * inside[:, m], 100 * float(np.nanmean(uniform[:, m]))))
-            rows += [{"role": role_of[m], "modality": sequence, "rule": rule, "kind": kind, "chance": chance,
-                      **mean_interval(values, subjects, **draws)} for kind, values, chance in found]
+        relevance = relevance_maps(model, images, logits.argmax(1), rule, brain)
+        table = score_relevance(relevance, logits, images, explained.targets, places, rule, brain)
+        found = {kind: [_values(table, kind, place) for place in places] for kind in (*KINDS, LIFT)}
+        found[INSIDE] = [(100 * share, 100 * float(np.nanmean(chance)))
+                         for share, chance in zip(share_inside(relevance, marks, brain).T, uniform.T)]
+        for kind, of_places in found.items():
+            margins = margin(np.stack([values for values, _ in of_places], 1), decisive)
+            for m, (values, chance) in enumerate(of_places):
+                row = {"role": role_of[m], "modality": sequences[m], "rule": rule, "kind": kind, "chance": chance,
+                       **mean_interval(values, explained.subjects, **draws)}
+                if m == decisive and kind != INSIDE:
+                    limits = mean_interval(margins, explained.subjects, **draws).values()
+                    row |= dict(zip(("margin", "margin_low", "margin_high"), limits))
+                rows.append(row)
     return pd.DataFrame(rows)
 
 
 def decisive_margins(shares: pd.DataFrame) -> pd.DataFrame:
     """How far the decisive sequence stands above the next one in `known_rule_shares`, by LRP rule and kind of share.
 
-    ``rule, kind, experiment, value`` (decisive minus the largest other), ``low, high`` (between the intervals' nearest
-    and farthest limits: above 0 only where the intervals are apart), ``decisive`` (its share).
+    ``rule, kind, experiment, value, low, high`` (the margin), ``decisive`` (its share).
     """
-    keys, kept = ["rule", "kind", "experiment"], shares[shares["kind"].isin((*KINDS, LIFT))]
-    first = kept[kept["role"] == ROLES[0]].set_index(keys)
-    other = kept[kept["role"] != ROLES[0]].groupby(keys)[["value", "low", "high"]].max().reindex(first.index)
-    return pd.DataFrame({"value": first["value"] - other["value"], "low": first["low"] - other["high"],
-                         "high": first["high"] - other["low"], "decisive": first["value"]}).reset_index()
+    first = shares[shares["margin"].notna()]
+    names = {"value": "decisive", "margin": "value", "margin_low": "low", "margin_high": "high"}
+    return first[["rule", "kind", "experiment", *names]].rename(columns=names).reset_index(drop=True)
 
 
 def effects_table(table: pd.DataFrame, properties: pd.DataFrame, sequences: Sequence[str],

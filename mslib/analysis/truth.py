@@ -1,4 +1,4 @@
-"""Truth of a subject against the estimates of preprocessing; ranges of real patients; example slices."""
+"""Truth of a subject against the estimates of preprocessing; how brains look beside real ones; example slices."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import SimpleITK as sitk
 from scipy import ndimage
+from skimage.filters import threshold_multiotsu
 
 from mslib.prep import SliceStack
 from mslib.prep.images import apply_points
@@ -18,6 +19,14 @@ LPS = np.array([-1.0, -1.0, 1.0])
 #: masks of all 30 patients (Lesjak et al. 2017; see DATA.md).
 REAL_RANGES = {"lesion_load_ml": {"RRMS": (14.9, 0.66, 52.6), "SPMS": (45.3, 40.7, 50.0)},
                "lesion_count": {"RRMS": (82, 15, 350), "SPMS": (215, 106, 324)}}
+#: The same of `appearance` in two real patients (open_ms_data, 07 and 26) after the same preprocessing.
+REAL_APPEARANCE = {name: {"brains": (round((low + high) / 2, 4), low, high)} for name, (low, high) in {
+    "parenchyma_ml": (946, 980),
+    "grey_T1w": (0.674, 0.680), "grey_T2w": (1.357, 1.387), "grey_FLAIR": (1.158, 1.192),
+    "lesion_T1w": (0.658, 0.694), "lesion_T2w": (1.886, 1.974), "lesion_FLAIR": (1.436, 1.597),
+    "csf_T1w": (0.102, 0.116), "csf_T2w": (2.674, 2.691), "csf_FLAIR": (0.357, 0.388),
+    "variation_T1w": (0.052, 0.060), "variation_T2w": (0.111, 0.132), "variation_FLAIR": (0.087, 0.087)}.items()}
+SMALLEST_CORE = 30  # voxels of eroded lesions below which their intensity is not measured
 
 
 def lesion_load(mask: nib.Nifti1Image) -> float:
@@ -48,9 +57,49 @@ def field_at(field: nib.Nifti1Image, points: np.ndarray) -> np.ndarray:
     return ndimage.map_coordinates(np.asarray(field.dataobj, np.float32), voxels.T, order=1, mode="nearest")
 
 
-def bias_correlation(points: np.ndarray, field: nib.Nifti1Image, log_field: nib.Nifti1Image) -> float:
-    """Correlation at `points` between the logarithm of the true bias field and the estimated log field."""
-    return float(np.corrcoef(np.log(field_at(field, points)), field_at(log_field, points))[0, 1])
+def bias_correlation(points: np.ndarray, true: sitk.Transform, field: nib.Nifti1Image,
+                     log_field: nib.Nifti1Image) -> float:
+    """Correlation between the logarithm of an image's true bias field and the log field estimated in T1w space.
+
+    `points` (LPS, mm) are of T1w; `true` maps them to points of the image, where its field is known.
+    """
+    return float(np.corrcoef(np.log(field_at(field, apply_points(true, points))), field_at(log_field, points))[0, 1])
+
+
+def appearance(images: Mapping[str, np.ndarray], brain: np.ndarray, lesions: np.ndarray,
+               voxel_mm3: float = 1.0) -> dict[str, float]:
+    """How a brain looks: ratios of tissue intensities, spread of white matter, volume of the parenchyma.
+
+    Tissues are the three classes of the T1w intensities away from lesions (Otsu's thresholds); ratios are medians of
+    their cores (eroded by a voxel) over that of white matter. Simulated and real brains are measured alike.
+
+    Parameters
+    ----------
+    images : mapping of str to ndarray, (X, Y, Z)
+        Co-registered, bias-corrected, in units in which no signal is 0; with ``T1w``.
+    brain, lesions : ndarray of bool, (X, Y, Z)
+    voxel_mm3 : float
+
+    Returns
+    -------
+    dict
+        ``parenchyma_ml``; per sequence ``grey_``, ``lesion_`` (NaN where cores hold fewer than 30 voxels) and ``csf_``,
+        and ``variation_``: SD of white matter by the median absolute deviation, as a share of its median.
+    """
+    box = ndimage.find_objects(brain.astype(np.uint8))[0]
+    images = {name: image[box] for name, image in images.items()}
+    brain, lesions = brain[box], lesions[box] & brain[box]
+    t1w, clear = images["T1w"], brain & ~ndimage.binary_dilation(lesions, iterations=2)
+    tissue = np.digitize(t1w, threshold_multiotsu(np.minimum(t1w[clear], np.percentile(t1w[clear], 99.5)), 3))
+    csf, grey, white = (ndimage.binary_erosion(clear & (tissue == k)) for k in range(3))
+    core = ndimage.binary_erosion(lesions)
+    found = {"parenchyma_ml": float((brain & (lesions | (tissue > 0))).sum() * voxel_mm3 / 1000)}
+    for name, image in images.items():
+        middle = np.median(image[white])
+        found |= {f"grey_{name}": np.median(image[grey]) / middle, f"csf_{name}": np.median(image[csf]) / middle,
+                  f"lesion_{name}": np.median(image[core]) / middle if core.sum() >= SMALLEST_CORE else np.nan,
+                  f"variation_{name}": 1.4826 * np.median(abs(image[white] - middle)) / middle}
+    return {name: float(value) for name, value in found.items()}
 
 
 def coverage(table: pd.DataFrame, ranges: Mapping = REAL_RANGES) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -133,9 +134,9 @@ def to_sitk(volume: np.ndarray, affine: np.ndarray) -> sitk.Image:
 
 def acquire(volume: np.ndarray, affine: np.ndarray, scan: SequenceNuisance,
             voxel_mm: float) -> tuple[np.ndarray, np.ndarray]:
-    """Noise-free scan (float32) of the moved head on the sequence's own grid, and the grid's affine (4, 4; RAS).
+    """Noise-free scan of the moved head on the sequence's own grid, and the grid's affine (4, 4; RAS).
 
-    Thick slices are the mean of thin ones (box profile).
+    Thick slices are the mean of thin ones (box profile). Integers, for masks, take the value of the nearest voxel.
     """
     thickness = max(scan.slice_mm, voxel_mm)
     parts = max(1, round(thickness / voxel_mm))
@@ -147,9 +148,18 @@ def acquire(volume: np.ndarray, affine: np.ndarray, scan: SequenceNuisance,
     fine[2, 2] = thickness / parts
     fine[2, 3] -= thickness * (1 - 1 / parts) / 2
     grid = to_sitk(np.zeros(shape * [1, 1, parts], np.uint8), fine)
-    moved = sitk.Resample(to_sitk(volume, affine), grid, rigid_transform(scan).GetInverse(), sitk.sitkLinear, 0.0)
-    array = sitk.GetArrayFromImage(moved)
-    array = array.reshape(shape[2], parts, *array.shape[1:]).mean(axis=1)
+    moving, movement = to_sitk(volume, affine), rigid_transform(scan)
+    # Only the box that the head moves to is computed; a voxel of margin holds the interpolation's reach.
+    faces = [np.flatnonzero(volume.any(axis=tuple({0, 1, 2} - {k})))[[0, -1]] + [-1.0, 1.0] for k in range(3)]
+    corners = [grid.TransformPhysicalPointToContinuousIndex(movement.TransformPoint(
+        moving.TransformContinuousIndexToPhysicalPoint(corner))) for corner in itertools.product(*faces)]
+    low = np.clip(np.floor(np.min(corners, axis=0)), 0, shape * [1, 1, parts] - 1).astype(int)
+    high = np.clip(np.ceil(np.max(corners, axis=0)) + 1, low + 1, shape * [1, 1, parts]).astype(int)
+    kind = sitk.sitkLinear if volume.dtype.kind == "f" else sitk.sitkNearestNeighbor
+    box = tuple(slice(a, b) for a, b in zip(low.tolist(), high.tolist()))
+    array = np.zeros(grid.GetSize()[::-1], volume.dtype)
+    array[box[::-1]] = sitk.GetArrayFromImage(sitk.Resample(moving, grid[box], movement.GetInverse(), kind, 0.0))
+    array = array.reshape(shape[2], parts, *array.shape[1:]).mean(axis=1) if parts > 1 else array
     return np.ascontiguousarray(array.T), grid_affine
 
 

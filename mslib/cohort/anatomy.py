@@ -1,7 +1,11 @@
-"""The template brain and what changes it: head pose, smooth individual shape, ventricular widening, atrophy.
+"""The template brain and what changes it: head pose and size, individual folds, ventricular widening, atrophy.
 
 All points are millimetres in the RAS space of the ICBM152 2009a template that nilearn ships (Fonov et al. 2011,
-NeuroImage 54:313). The template is skull-stripped, hence so is every image of the phantom.
+NeuroImage 54:313). The template is skull-stripped, hence so is every image of the phantom. It is an average of many
+people: larger than a brain, with sulci half filled. Here it becomes signed distances to the surfaces of parenchyma,
+white matter and ventricles. A person's pose, size, deformation and smooth noise move these surfaces, and volumes
+known beforehand place them: men's brains are larger (Allen et al. 2002, Am J Phys Anthropol 118:341), from the age of
+35 they lose 0.2 % a year (Hedman et al. 2012, Hum Brain Mapp 33:1987).
 """
 
 from __future__ import annotations
@@ -11,47 +15,52 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import SimpleITK as sitk
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from mslib.study import StudyError, atomic_path, read_arrays
 
-CENTRE = np.array([0.0, -17.0, 5.0])      # middle of the template brain's bounding box, mm
+CENTRE = np.array([0.0, -17.0, 5.0])       # middle of the template brain's bounding box, mm
 GRID_MM = np.array([168.0, 208.0, 180.0])  # extent of the T1w image: holds any pose of any head of the phantom
-COMPRESSED = 0.22                          # share of the ventricle's growth that costs tissue (rest: sulcal fluid)
-FALLOFF_MM = 20.0                          # how far the ventricle's widening is felt
-RECESSION_MM = np.linspace(-1.5, 4.0, 23)  # shifts of the outer surface for which the lost volume is tabulated
-SHAPE_MM = 28.0                            # spacing of the control points of individual shape
 POSE_DEG = 3.0                             # largest tilt of the head in the T1w image
+PARENCHYMA_ML = {"F": 1160.0, "M": 1280.0}  # at `AGE`, median; men's are larger (Allen et al. 2002)
+AGE, AGEING = 42, 0.002                    # years; share lost a year from the age of 35 (Hedman et al. 2012)
+PARENCHYMA_SHARE = 0.85                    # of the brain mask, median: patients 07 and 26 of open_ms_data .86 and .83
+SIZE_SD, ROOM_SD, PROPORTION_SD = 0.07, 0.015, 0.02  # of the logarithms of parenchyma, mask, and each axis
+LATTICE_MM = 5.0                           # spacing of the knots on which deformations are integrated
+DEFORMATION_MM = {48.0: 8.0, 20.0: 5.0, 10.0: 2.2}  # spacing of control values and amplitude of the velocity
+FALLOFF_MM = 20.0                          # how far the ventricle's widening is felt
+FOLDS_MM = 9.0                             # spacing of the control values of what follows
+SULCUS_MM, CORTEX_MM, VENTRICLE_MM = 1.3, 1.6, 1.5  # amplitudes: surfaces of parenchyma, white matter, ventricles
+THINNEST_MM, THICKEST_MM = 1.4, 3.2        # cortex; what lies farther from white matter is a sulcus
+RECESSION_MM = np.linspace(-3.0, 6.0, 181)  # shifts of the surface of the parenchyma that are tried
 
 
 @dataclass(frozen=True)
 class Template:
-    """Maps (X, Y, Z) float32 on a common RAS grid; distances in mm, positive outside what they are named after.
+    """Maps (X, Y, Z) float32 on a common RAS grid: signed distances in mm and a direction.
 
-    `ventricle`: signed distance to the lateral and third ventricles; `depth`: to the outer surface of the
-    parenchyma, positive inside it; `cortex`: to cortical grey matter; `normal` (3, X, Y, Z): unit vector away
-    from the ventricle. `ventricle_levels`: distance (mm) that encloses 0, 0.1, 0.2 ... mL; `loss_levels`:
-    parenchyma (mL) lost when its outer surface recedes by `RECESSION_MM`; `volumes`: ventricles, parenchyma (mL).
+    `hull`, `pial`, `white`: depth below the surface of the brain mask, of the parenchyma, of white matter (in deep
+    grey matter and brainstem, where tissues mix: the share of white matter less a half); `ventricle`, `cortex`:
+    distance from the lateral and third ventricles, from cortical grey matter; `normal` (3, X, Y, Z): away from the
+    ventricle, at most a unit vector. `volumes`: ventricles, brain mask (mL).
     """
 
-    gm: np.ndarray
-    wm: np.ndarray
-    brain: np.ndarray
+    hull: np.ndarray
+    pial: np.ndarray
+    white: np.ndarray
     ventricle: np.ndarray
-    depth: np.ndarray
     cortex: np.ndarray
     normal: np.ndarray
     affine: np.ndarray
-    ventricle_levels: np.ndarray
-    loss_levels: np.ndarray
     volumes: np.ndarray
 
 
 def signed_distance(mask: np.ndarray) -> np.ndarray:
-    """Distance in voxels to the surface of `mask`, negative inside; the surface lies between voxels."""
-    outside = ndimage.distance_transform_edt(~mask) - 0.5
-    return np.where(mask, 0.5 - ndimage.distance_transform_edt(mask), outside).astype(np.float32)
+    """Distance in voxels (float32) to the surface of `mask`, negative inside; the surface lies between voxels."""
+    image = sitk.SignedMaurerDistanceMap(sitk.GetImageFromArray(mask.astype(np.uint8)), squaredDistance=False)
+    return sitk.GetArrayFromImage(image) - np.float32(0.5)
 
 
 def _largest(mask: np.ndarray) -> np.ndarray:
@@ -59,17 +68,13 @@ def _largest(mask: np.ndarray) -> np.ndarray:
     return labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
 
 
-def receded(fluid: np.ndarray, depth: np.ndarray, shift_mm: float) -> np.ndarray:
-    """CSF fraction after the outer surface of the parenchyma has moved inwards by `shift_mm`."""
-    rim = np.clip(0.5 + shift_mm - depth, 0, 1) - np.clip(0.5 - depth, 0, 1)
-    return np.clip(fluid + rim, 0, 1)
+def _depth(share: np.ndarray, surface: float, per_mm: float) -> np.ndarray:
+    """Depth (mm) below the surface where `share` passes `surface`, shallower where the share is low.
 
-
-def _loss_levels(solid: np.ndarray, distance: np.ndarray, depth: np.ndarray) -> np.ndarray:
-    """Parenchyma lost (mL) at each of `RECESSION_MM`, away from the ventricles."""
-    near = (distance > 2) & (depth > -3) & (depth < 6)
-    fluid, depth = np.clip(1 - solid[near], 0, 1), depth[near]
-    return np.array([(receded(fluid, depth, shift) - fluid).sum() / 1000 for shift in RECESSION_MM])
+    The second half keeps what averaging has filled: a sulcus that the template only hints at opens before its banks.
+    """
+    distance = -ndimage.gaussian_filter(signed_distance(share > surface), 0.5)
+    return (distance + (share - surface) / per_mm) / 2
 
 
 @functools.cache
@@ -86,36 +91,41 @@ def _build() -> dict[str, np.ndarray]:
     box = tuple(slice(a - 6, b + 7) for a, b in zip(low, high))
     affine[:3, 3] += low - 6
     gm, wm, inside = gm[box], wm[box], brain[box] > 0
-    x, y, z = (np.indices(gm.shape, np.float32).reshape(3, -1).T + affine[:3, 3]).T.reshape(3, *gm.shape)
-    fluid = inside & (gm + wm < 0.5)
-    ventricle = _largest(fluid & (abs(x) < 37) & (y > -60) & (y < 34) & (z > -5) & (z < 35))
-    parenchyma = inside & ~fluid
+    x, y, z = (axis + start for axis, start in zip(np.ogrid[tuple(map(slice, gm.shape))], affine[:3, 3]))
+    solid = (gm + wm) * inside
+    ventricle = _largest(inside & (solid < 0.5) & (abs(x) < 37) & (y > -60) & (y < 34) & (z > -5) & (z < 35))
     distance = ndimage.gaussian_filter(signed_distance(ventricle), 0.7)
-    depth = ndimage.gaussian_filter(-signed_distance(parenchyma | ventricle), 0.5)
-    deep_grey = (abs(x) < 34) & (y > -40) & (y < 26) & (z > -18) & (z < 22)
-    cortex = signed_distance((gm > 0.5) & ~deep_grey & (distance > 6))
-    normal = np.stack(np.gradient(ndimage.gaussian_filter(distance, 1.5)))
-    normal /= np.maximum(np.linalg.norm(normal, axis=0), 0.3)
-    return {"gm": gm * inside, "wm": wm * inside, "brain": inside.astype(np.float32), "ventricle": distance,
-            "depth": depth, "cortex": cortex, "normal": normal.astype(np.float32), "affine": affine,
-            "ventricle_levels": np.sort(distance[inside])[::100][:2000].astype(np.float32),
-            "loss_levels": _loss_levels((gm + wm)[inside], distance[inside], depth[inside]),
-            "volumes": np.array([ventricle.sum(), (gm + wm)[inside].sum()]) / 1000}
+    wall = ndimage.distance_transform_edt(distance < 2.5, return_distances=False, return_indices=True)
+    solid, share = solid[tuple(wall)], (wm / np.maximum(gm + wm, 1e-3))[tuple(wall)]  # tissue up to the wall
+    deep = ((abs(x) < 30) & (y > -38) & (y < 24) & (z > -16) & (z < 20)) | (
+        (abs(x) < 20) & (y > -46) & (y < -8) & (z > -75) & (z < -8))
+    compact = deep | ((abs(x) < 38) & (y > -42) & (y < 10) & (z < -6) & (z > -36)) | (
+        (y < -36) & (z < -8 - 0.22 * abs(x) - 0.15 * np.maximum(-45 - y, 0)))  # hippocampus, amygdala; cerebellum
+    mixed, compact = (ndimage.gaussian_filter(part.astype(np.float32), 3) for part in (deep, compact))
+    white = _depth(share, 0.4, 0.2)
+    slope = np.linalg.norm(np.gradient(ndimage.gaussian_filter(white, 1)), axis=0)
+    bank = THICKEST_MM + 4 * np.clip(2.5 * slope - 1, 0, 1) + 20 * compact  # narrow: open along the middle only
+    pial = np.minimum(_depth(solid, 0.75, 0.12), white + bank)
+    white = mixed * (share - 0.5) + (1 - mixed) * white
+    hull = -ndimage.gaussian_filter(signed_distance(inside), 1) - 1
+    cortex = signed_distance((solid > 0.5) & (share < 0.5) & (mixed < 0.5) & (distance > 6))
+    normal = np.stack(np.gradient(ndimage.gaussian_filter(distance, 2)))
+    return {"hull": hull, "pial": pial, "white": white, "ventricle": distance, "cortex": cortex,
+            "normal": normal.astype(np.float32), "affine": affine,
+            "volumes": np.array([ventricle.sum(), (hull > 0).sum()]) / 1000}
 
 
 def _coarsen(maps: dict[str, np.ndarray], voxel_mm: float) -> dict[str, np.ndarray]:
     """Smooth and resample every map to `voxel_mm` (> 1)."""
     sigma = np.sqrt(voxel_mm**2 - 1) / 2.355
-    shape = tuple(int(np.ceil(n / voxel_mm)) for n in maps["gm"].shape)
+    shape = tuple(int(np.ceil(n / voxel_mm)) for n in maps["hull"].shape)
 
     def resample(volume):
         smooth = ndimage.gaussian_filter(volume, sigma)
         return ndimage.affine_transform(smooth, np.full(3, voxel_mm), (voxel_mm - 1) / 2, shape, order=1,
                                         mode="nearest")
 
-    out = dict(maps)
-    for name in ("gm", "wm", "brain", "ventricle", "depth", "cortex"):
-        out[name] = resample(maps[name])
+    out = {name: resample(values) if values.ndim == 3 else values for name, values in maps.items()}
     out["normal"] = np.stack([resample(part) for part in maps["normal"]])
     out["affine"] = maps["affine"] @ np.diag([voxel_mm] * 3 + [1.0])
     out["affine"][:3, 3] = maps["affine"][:3, 3] + (voxel_mm - 1) / 2
@@ -145,21 +155,30 @@ def write_template(path: str | Path, voxel_mm: float = 1.0) -> Path:
     return Path(path)
 
 
-def spline_field(rng: np.random.Generator, shape, spacing: float) -> np.ndarray:
-    """A smooth random field (float32): cubic B-spline over unit normal control values `spacing` voxels apart.
-
-    Its standard deviation is about 0.33, because the spline averages its control values.
-    """
+def _bases(shape, spacing: float) -> list[np.ndarray]:
+    """Per axis (voxels, knots): cubic B-splines whose first knot lies one spacing before the first voxel."""
     bases = []
     for n in shape:
         knots = int(np.ceil(n / spacing)) + 3
         t = np.abs((np.arange(n)[:, None] / spacing) - (np.arange(knots)[None] - 1))
         basis = np.where(t < 1, 2 / 3 - t**2 + t**3 / 2, np.where(t < 2, (2 - t)**3 / 6, 0))
         bases.append(basis.astype(np.float32))
-    control = rng.standard_normal([basis.shape[1] for basis in bases]).astype(np.float32)
-    for axis, basis in enumerate(bases):
-        control = np.moveaxis(np.tensordot(basis, control, axes=(1, axis)), 0, axis)
-    return control
+    return bases
+
+
+def _spline(control: np.ndarray, bases: list[np.ndarray]) -> np.ndarray:
+    """The spline (X, Y, Z) over control values at the knots of `bases`."""
+    x, y, z = bases
+    return (y @ np.tensordot(x, control, 1)) @ z.T
+
+
+def spline_field(rng: np.random.Generator, shape, spacing: float) -> np.ndarray:
+    """A smooth random field (float32): cubic B-spline over unit normal control values `spacing` voxels apart.
+
+    Its standard deviation is about 0.33, because the spline averages its control values.
+    """
+    bases = _bases(shape, spacing)
+    return _spline(rng.standard_normal([basis.shape[1] for basis in bases]).astype(np.float32), bases)
 
 
 def rotation(vector_rad: np.ndarray) -> np.ndarray:
@@ -197,65 +216,110 @@ def _sample(volume: np.ndarray, index: np.ndarray) -> np.ndarray:
     return ndimage.map_coordinates(volume, index, order=1, mode="nearest", output=np.float32)
 
 
-def _template_points(maps: Template, rng, voxel_mm: float) -> tuple[np.ndarray, np.ndarray]:
-    """Template voxel coordinates (3, X, Y, Z) of each voxel of the T1w grid, and the grid's affine (RAS)."""
-    shape = tuple(int(n) for n in np.ceil(GRID_MM / voxel_mm))
-    affine = np.diag([voxel_mm] * 3 + [1.0])
-    affine[:3, 3] = CENTRE - (np.array(shape) - 1) / 2 * voxel_mm
+def _deformation(rng: np.random.Generator, depth: np.ndarray) -> np.ndarray:
+    """Smooth displacement (3, X, Y, Z), in lattice steps, that folds nowhere; calmer where `depth` (mm) is small.
+
+    A sum of random velocities is integrated by scaling and squaring (Ashburner 2007, NeuroImage 38:95).
+    """
+    calm = np.clip(0.4 + 0.6 * depth / 15, 0.4, 1)
+    move = sum(np.float32(amplitude / LATTICE_MM) * (1 if mm > 30 else calm)
+               * np.stack([spline_field(rng, depth.shape, mm / LATTICE_MM) for _ in range(3)])
+               for mm, amplitude in DEFORMATION_MM.items()) / 2**5
+    at = np.indices(depth.shape, np.float32)
+    for _ in range(5):
+        move = move + np.stack([_sample(part, at + move) for part in move])
+    return move
+
+
+def _lattice(maps: Template, rng: np.random.Generator, shape, voxel_mm: float, size: np.ndarray,
+             ventricle_factor: float) -> np.ndarray:
+    """Template indices (3, X, Y, Z) at the lattice's knots: pose, size, individual shape, widened ventricles."""
+    voxel = maps.affine[0, 0]
     axis = rng.standard_normal(3)
     turn = rotation(np.deg2rad(POSE_DEG) * rng.random() * axis / np.linalg.norm(axis))
-    scale = np.clip(0.03 * rng.standard_normal(), -0.05, 0.05)
-    size = np.exp(scale + 0.012 * np.clip(rng.standard_normal(3), -1.5, 1.5))
-    voxel = maps.affine[0, 0]
-    matrix = np.diag(1 / size) @ turn * voxel_mm / voxel
-    origin = (CENTRE - maps.affine[:3, 3]) / voxel
-    axes = [np.arange(n, dtype=np.float32) - (n - 1) / 2 for n in shape]
-    index = np.empty((3, *shape), np.float32)
-    for k in range(3):
-        linear = [(matrix[k, j] * axes[j]).astype(np.float32).reshape([-1 if i == j else 1 for i in range(3)])
-                  for j in range(3)]
-        index[k] = linear[0] + linear[1] + linear[2] + np.float32(origin[k])
-        index[k] += (6.0 / voxel) * spline_field(rng, shape, SHAPE_MM / voxel_mm)
-    return index, affine
+    matrix = (np.diag(1 / size) @ turn / voxel).astype(np.float32)
+    centre = ((CENTRE - maps.affine[:3, 3]) / voxel).astype(np.float32).reshape(3, 1, 1, 1)
+    knots = np.ix_(*(LATTICE_MM * (np.arange(basis.shape[1]) - 1) - voxel_mm * (basis.shape[0] - 1) / 2
+                     for basis in _bases(shape, LATTICE_MM / voxel_mm)))
+    at = np.stack([sum(part * knot for part, knot in zip(row, knots)) for row in matrix]).astype(np.float32)
+    at += np.tensordot(matrix, LATTICE_MM * _deformation(rng, _sample(maps.hull, at + centre)), 1)
+    room_ml = np.clip(0.5 + _sample(maps.hull, at + centre) / LATTICE_MM, 0, 1).sum() * LATTICE_MM**3 / 1000
+    at = centre + at * np.float32((room_ml / maps.volumes[1] / np.prod(size)) ** (1 / 3))  # the size that was ordered
+    enclosed = int(ventricle_factor * maps.volumes[0] * 1000 / voxel**3)
+    widening = np.partition(maps.ventricle, enclosed, axis=None)[enclosed]
+    for _ in range(4):  # a flow, so that nothing folds: tissue moves away from the ventricle, less the farther it is
+        step = widening / 4 / voxel * np.exp(-np.maximum(_sample(maps.ventricle, at), 0) / FALLOFF_MM)
+        at -= step * np.stack([_sample(part, at) for part in maps.normal])
+    return at
+
+
+def _inside(maps: Template, lattice: np.ndarray, shape, voxel_mm: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Voxels in the brain mask: flat indices (n), template indices (3, n), share of the voxel within the mask (n)."""
+    bases = _bases(shape, LATTICE_MM / voxel_mm)
+    near = _spline(_sample(maps.hull, lattice), bases) > -3
+    rows = [np.flatnonzero(near.any(axis=tuple({0, 1, 2} - {k}))) for k in range(3)]
+    box = tuple(slice(row[0], row[-1] + 1) for row in rows)
+    bases, candidates = [basis[part] for basis, part in zip(bases, box)], near[box]
+    at = np.stack([_spline(part, bases)[candidates] for part in lattice])
+    brain = np.clip(0.5 + _sample(maps.hull, at) / voxel_mm, 0, 1)
+    near[box][candidates] = keep = brain > 0.02
+    return np.flatnonzero(near), at[:, keep], brain[keep]
+
+
+def _recession(pial: np.ndarray, weight: np.ndarray, voxel_mm: float, wanted_ml: float) -> float:
+    """How far (mm) the surface of the parenchyma recedes so that `wanted_ml` are left of voxels of `weight`."""
+    edges = np.arange(-8, 8.01, 0.05)
+    depths = (edges[1:] + edges[:-1]) / 2
+    counts = np.histogram(np.clip(pial, depths[0], depths[-1]), edges, weights=weight)[0] * voxel_mm**3 / 1000
+    tissue = counts @ np.clip(0.5 + (depths[:, None] - RECESSION_MM) / voxel_mm, 0, 1)
+    return float(np.interp(-wanted_ml, -tissue, RECESSION_MM))
 
 
 def make_head(maps: Template, rng: np.random.Generator, voxel_mm: float, ventricle_factor: float,
-              brain_loss: float) -> Head:
+              brain_loss: float, sex: str = "F", age: float = AGE) -> Head:
     """One person's anatomy on the T1w grid.
 
     Parameters
     ----------
     maps : Template
     rng : numpy Generator
-        Individual shape and head pose; the same for the same state, whatever the disease.
+        Size, individual shape and head pose; the same for the same state, whatever the disease.
     ventricle_factor : float
-        Volume of the ventricles as a multiple of the template's.
+        Volume of the ventricles as a multiple of the template's, which is scaled to the size of the head.
     brain_loss : float
-        Share of the parenchyma lost (0.03 = 3 %), the ventricle's growth included; the rest is lost at the
-        outer surface and in the sulci. Negative: a fuller brain.
+        Share of the person's own parenchyma that is lost (0.03 = 3 %), at the outer surface and in the sulci, so that
+        it holds whatever room the ventricles take. Negative: a fuller brain.
+    sex : str
+        ``F`` or ``M``: men's brains are larger.
+    age : float
+        Years: the older, the less parenchyma in a head of the same size.
     """
-    index, affine = _template_points(maps, rng, voxel_mm)
-    ventricle_ml, parenchyma_ml = maps.volumes
-    shape = index.shape[1:]
-    brain = _sample(maps.brain, index.reshape(3, -1))
-    inside = np.flatnonzero(brain > 0.02)
-    at = index.reshape(3, -1)[:, inside]
-    voxel = maps.affine[0, 0]
-    widened = float(np.interp(ventricle_factor * ventricle_ml * 10, np.arange(maps.ventricle_levels.size),
-                              maps.ventricle_levels))
-    lost = brain_loss * parenchyma_ml - COMPRESSED * (ventricle_factor - 1) * ventricle_ml
-    recession = float(np.interp(lost, maps.loss_levels, RECESSION_MM))
-    phi, depth = _sample(maps.ventricle, at), _sample(maps.depth, at)
-    shift = widened * np.exp(-np.maximum(phi - widened, 0) / FALLOFF_MM) / voxel
-    at = at - shift * np.stack([_sample(part, at) for part in maps.normal])
-    gm, wm, cortex = (_sample(volume, at) for volume in (maps.gm, maps.wm, maps.cortex))
-    brain = brain[inside]
-    ventricle = np.clip(0.5 - (phi - widened) / max(voxel_mm, 1), 0, 1)
-    fluid = np.clip(1 - gm - wm, 0, 1)
-    csf = np.maximum(np.where(phi > widened + 2, receded(fluid, depth, recession), fluid), ventricle)
-    solid = np.maximum(gm + wm, 1e-3)
-    wm_share = wm / solid
-    solid = (1 - csf) * brain
-    points = at * voxel + maps.affine[:3, 3:].astype(np.float32)
-    return Head(shape, affine, inside, brain, solid * (1 - wm_share), solid * wm_share, csf * brain, phi - widened,
-                cortex, points, ventricle * brain)
+    shape = tuple(int(n) for n in np.ceil(GRID_MM / voxel_mm))
+    affine = np.diag([voxel_mm] * 3 + [1.0])
+    affine[:3, 3] = CENTRE - (np.array(shape) - 1) / 2 * voxel_mm
+    draws = np.clip(rng.standard_normal(5), -1.8, 1.8)
+    parenchyma_ml = PARENCHYMA_ML[sex] * np.exp(SIZE_SD * draws[0])
+    room_ml = parenchyma_ml / PARENCHYMA_SHARE * np.exp(ROOM_SD * draws[1])
+    size = (room_ml / maps.volumes[1]) ** (1 / 3) * np.exp(PROPORTION_SD * (draws[2:] - draws[2:].mean()))
+    inside, at, brain = _inside(maps, _lattice(maps, rng, shape, voxel_mm, size, ventricle_factor), shape, voxel_mm)
+    folds, thickness = (spline_field(rng, shape, FOLDS_MM / voxel_mm).ravel()[inside] for _ in range(2))
+
+    wall = _sample(maps.ventricle, at) + np.float32(VENTRICLE_MM) * folds
+    enclosed = int(ventricle_factor * maps.volumes[0] * np.prod(size) * 1000 / voxel_mm**3)
+    wall -= np.partition(wall, enclosed)[enclosed]
+    ventricle = np.clip(0.5 - wall / max(voxel_mm, 1), 0, 1) * brain
+
+    pial = _sample(maps.pial, at) + np.float32(SULCUS_MM) * folds
+    left_ml = parenchyma_ml * (1 - AGEING * (age - AGE)) * (1 - brain_loss)
+    recession = np.float32(_recession(pial, brain - ventricle, voxel_mm, left_ml))
+    pial -= recession
+    solid = np.clip(0.5 + pial / voxel_mm, 0, 1) * (brain - ventricle)
+
+    cortex = _sample(maps.cortex, at)
+    white = _sample(maps.white, at)
+    white += np.clip((5 - cortex) / 3, 0, 1) * (np.float32(CORTEX_MM) * thickness - recession / 2)
+    white = np.minimum(white, pial - THINNEST_MM + 2 * np.maximum(cortex - 1, 0))
+    share = np.clip(0.5 + white / max(voxel_mm, 1), 0, 1)
+    points = at * np.float32(maps.affine[0, 0]) + maps.affine[:3, 3:].astype(np.float32)
+    return Head(shape, affine, inside, brain, solid * (1 - share), solid * share, brain - solid, wall, cortex, points,
+                ventricle)

@@ -2,10 +2,13 @@
 
 The laws follow the consensus lesion masks of 30 real patients (Lesjak et al. 2017): numbers that grow more slowly
 than the load, log-normal volumes with a few confluent lesions that hold what the others leave, and shares of
-the volume by location that differ between relapsing and progressive disease.
+the volume by location that differ between relapsing and progressive disease. A lesion fades: its mask ends where half
+of the core's change is left, its halo 3 mm farther.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,6 +17,21 @@ from .anatomy import Head, spline_field
 LOCATIONS = ("periventricular", "juxtacortical", "subcortical", "infratentorial")
 SHARES = {"RRMS": (0.63, 0.25, 0.07, 0.05), "SPMS": (0.75, 0.19, 0.03, 0.03)}
 SMALLEST_MM3 = 3.0
+HALO_MM = 3.0
+
+
+@dataclass(frozen=True)
+class Lesions:
+    """Lesions of one person, each (X, Y, Z).
+
+    `labels`: int16, k in the mask of lesion k, 0 outside; `black_holes`: bool, masks of the T1-dark ones; `share`:
+    float32, lesion tissue of a voxel's white matter, halo included; `dark_share`: that of it with black-hole tissue.
+    """
+
+    labels: np.ndarray
+    black_holes: np.ndarray
+    share: np.ndarray
+    dark_share: np.ndarray
 
 
 def draw_number(rng: np.random.Generator, load_ml: float) -> int:
@@ -54,15 +72,19 @@ def _infratentorial(points: np.ndarray) -> np.ndarray:
 
 
 class LesionField:
-    """Places lesions one by one into the white matter of a head and remembers which voxels are taken."""
+    """Places lesions one by one into the white matter of a head and remembers which voxels are taken.
+
+    `profile` is 1 in a lesion's core, 0.5 at its edge and 0 beyond its halo; `owner` is the lesion it is of.
+    """
 
     def __init__(self, head: Head, rng: np.random.Generator):
         self.rng, self.shape = rng, head.shape
         self.voxel, self.owed = head.affine[0, 0], 0.0
-        self.label = np.zeros(head.shape, np.int16)
+        self.label, self.owner = np.zeros(head.shape, np.int16), np.zeros(head.shape, np.int16)
+        self.profile = np.zeros(head.shape, np.float32)
         self.white = head.volume(np.where(head.brain > 0.5, head.wm, 0))
-        self.distance = head.volume(head.ventricle)
-        self.ragged = 0.6 * spline_field(rng, head.shape, max(4.0 / self.voxel, 2.0))
+        self.distance, self.cortex = head.volume(head.ventricle), head.volume(head.cortex)
+        self.ragged = np.clip(0.6 * spline_field(rng, head.shape, max(4.0 / self.voxel, 2.0)), -0.3, 0.6)
         white = head.wm > 0.6
         below = _infratentorial(head.points)
         lists = (white & ~below & (head.ventricle < 16), white & ~below & (head.cortex < 7),
@@ -110,7 +132,7 @@ class LesionField:
             return 0
         centre = self._centre(location, radius)
         axes = self._axes(centre, location)
-        reach = int(np.ceil((2.2 * radius + 1.5) / self.voxel))
+        reach = int(np.ceil((2.2 * radius + 1.5 + HALO_MM) / self.voxel))
         for _ in range(3):
             low, high = np.maximum(centre - reach, 0), np.minimum(centre + reach + 1, self.shape)
             box = tuple(slice(a, b) for a, b in zip(low, high))
@@ -119,15 +141,31 @@ class LesionField:
             cost = np.linalg.norm(axes @ offset, axis=0) * (1 + self.ragged[box].ravel())
             if location == 0 and radius > 5:
                 cost += 0.5 * np.maximum(self.distance[box].ravel(), 0)
+            if location != 1:
+                cost += 0.6 * np.maximum(3 - self.cortex[box].ravel(), 0)
             open_to = (self.white[box].ravel() > 0.45) & (self.label[box].ravel() == 0)
             if open_to.sum() >= 1.3 * wanted:
                 break
             reach = int(np.ceil(1.6 * reach))
         free = np.flatnonzero(open_to)
-        take = free[np.argsort(cost[free], kind="stable")[:wanted]]
+        if not len(free):
+            return 0
+        order = np.argpartition(cost[free], min(wanted, len(free) - 1))
+        take, left = free[order[:wanted]], free[order[wanted:]]
         patch = self.label[box]
         patch[np.unravel_index(take, patch.shape)] = label
+        edge = (cost[take].max() + (cost[left].min() if len(left) else cost[take].max())) / 2
+        self._fade(box, edge - cost.reshape(patch.shape), radius, label)
         return len(take)
+
+    def _fade(self, box, depth: np.ndarray, radius: float, label: int) -> None:
+        """Paint the profile by the depth (mm) below the lesion's edge, where no stronger lesion is."""
+        width = np.clip(0.4 * radius, 0.7, 1.8) * np.exp(0.25 * self.rng.standard_normal())
+        ramp = np.clip(0.5 + depth / (2 * width), 0, 1)
+        halo = self.rng.uniform(0.05, 0.25) * np.clip(1 + depth / HALO_MM, 0, 1)
+        new = np.maximum(ramp * ramp * (3 - 2 * ramp), halo).astype(np.float32)
+        stronger = new > self.profile[box]
+        self.profile[box][stronger], self.owner[box][stronger] = new[stronger], label
 
 
 def choose_black_holes(rng: np.random.Generator, volumes: np.ndarray, share: float) -> np.ndarray:
@@ -142,20 +180,28 @@ def choose_black_holes(rng: np.random.Generator, volumes: np.ndarray, share: flo
 
 
 def make_lesions(head: Head, rng: np.random.Generator, load_ml: float, shares, black_hole_share: float,
-                 spots_mm3=()) -> tuple[np.ndarray, np.ndarray]:
-    """Lesion labels (int16: 0 outside, k in lesion k) and the black holes among them (bool), each (X, Y, Z).
+                 spots_mm3=()) -> Lesions:
+    """Lesions of a load, or incidental spots.
 
     `shares` are those of the total volume `load_ml` by `LOCATIONS`, `black_hole_share` is what is T1-dark of it;
-    `spots_mm3` are volumes of incidental subcortical spots, which count where there is no load.
+    `spots_mm3` are volumes of incidental subcortical spots, which count where there is no load. Black holes hold 55 to
+    100 % of black-hole tissue, other lesions at most 30 %.
     """
     volumes, where = np.array(spots_mm3, float), np.full(len(spots_mm3), 2)
     if load_ml > 0:
         volumes = draw_volumes(rng, load_ml, draw_number(rng, load_ml))
         where = assign_locations(rng, volumes, shares)
     if not len(volumes):
-        return np.zeros(head.shape, np.int16), np.zeros(head.shape, bool)
+        return Lesions(*(np.zeros(head.shape, kind) for kind in (np.int16, bool, np.float32, np.float32)))
     field = LesionField(head, rng)
     taken = np.array([field.place(volume, location, k + 1)
                       for k, (volume, location) in enumerate(zip(volumes, where))])
     dark = choose_black_holes(rng, taken.astype(float), black_hole_share)
-    return field.label, np.concatenate([[False], dark])[field.label]
+    strength = rng.uniform(0.85, 1.0) * (1 - 0.45 * rng.random(len(volumes)) ** 1.5)
+    darkness = np.where(dark, rng.uniform(0.55, 1.0, len(volumes)), 0.3 * rng.random(len(volumes)) ** 2)
+
+    def of_owner(values):
+        return np.concatenate([[0], values]).astype(np.float32)[field.owner]
+
+    share = field.profile * of_owner(strength)
+    return Lesions(field.label, np.concatenate([[False], dark])[field.label], share, share * of_owner(darkness))

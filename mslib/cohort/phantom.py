@@ -21,17 +21,24 @@ __all__ = ["SEQUENCES", "Participant", "Rendered", "draw_participants", "render"
            "template", "write_dataset"]
 
 SEQUENCES = ("T1w", "T2w", "FLAIR")
-BIAS_STEP = 1e-4  # resolution of the written bias fields
+BIAS_STEP, BIAS_MM = 1e-4, 6.0  # of the written bias fields: resolution, and spacing (they are smooth)
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """Noise-free aligned scans (X, Y, Z) on the T1w grid, masks, volumes in mL and the RAS affine."""
+    """Noise-free aligned scans (X, Y, Z) on the T1w grid, masks, volumes in mL and the RAS affine.
+
+    `lesion_free` are the scans of the same person without lesions: equal to `images` but in lesions and their halo.
+    `ventricles` is the share of ventricle in each voxel (float32), `protocols` the times of the sequences (seconds).
+    """
 
     images: dict[str, np.ndarray]
+    lesion_free: dict[str, np.ndarray]
     lesions: np.ndarray
     black_holes: np.ndarray
+    ventricles: np.ndarray
     brain: np.ndarray
+    protocols: dict[str, dict[str, float]]
     volumes: dict[str, float]
     affine: np.ndarray
 
@@ -41,37 +48,30 @@ def _streams(participant: Participant) -> list[np.random.Generator]:
     return [np.random.default_rng(part) for part in np.random.SeedSequence(participant.seed).spawn(6)]
 
 
-def render(participant: Participant, voxel_mm: float = 1.0, template: Template | None = None) -> Rendered:
+def render(participant: Participant, voxel_mm: float = 1.0, template: Template | None = None,
+           variation: float = 1.0) -> Rendered:
     """The person's noise-free, aligned scans on the T1w grid; `template` is that of `anatomy.template(voxel_mm)`.
 
-    Voxels of 2 mm and more are for quick trials: small lesions then fill part of a voxel only.
+    `variation` multiplies how much tissues and protocols differ between people. Voxels of 2 mm and more are for quick
+    trials: small lesions then fill part of a voxel only.
     """
     maps = template if template is not None else anatomy.template(voxel_mm)
     shape_rng, lesion_rng, tissue_rng = _streams(participant)[:3]
     disease = participant.disease
-    head = make_head(maps, shape_rng, voxel_mm, disease.ventricle_factor, disease.brain_loss)
-    labels, dark = lesions.make_lesions(head, lesion_rng, disease.load_ml,
-                                        lesions.SHARES.get(participant.group), disease.black_hole_share,
-                                        disease.spots_mm3)
-    mask = labels > 0
-    tissues = contrast.vary(tissue_rng)
-    fractions = {"gm": head.gm, "wm": head.wm, "csf": head.csf}
-    if mask.any():
-        sigma = 0.35 / voxel_mm
-        sick = ndimage.gaussian_filter(mask.astype(np.float32), sigma).ravel()[head.inside]
-        holes = ndimage.gaussian_filter(dark.astype(np.float32), sigma).ravel()[head.inside]
-        fractions = {name: part * (1 - sick) for name, part in fractions.items()}
-        fractions |= {"lesion": (sick - holes) * head.brain, "black_hole": holes * head.brain}
-    images = {}
-    for name in SEQUENCES:
-        values = sum(np.float32(contrast.signal(name, tissues[t])) * part for t, part in fractions.items())
-        images[name] = head.volume(values)
+    head = make_head(maps, shape_rng, voxel_mm, disease.ventricle_factor, disease.brain_loss, participant.sex,
+                     participant.age)
+    found = lesions.make_lesions(head, lesion_rng, disease.load_ml, lesions.SHARES.get(participant.group),
+                                 disease.black_hole_share, disease.spots_mm3)
+    mask = found.labels > 0
+    *scans, protocols = contrast.scans(head, found, tissue_rng, disease.load_ml, variation)
+    images, lesion_free = ({name: head.volume(values) for name, values in scan.items()} for scan in scans)
     ml = voxel_mm**3 / 1000
     volumes = {"brain_ml": float((head.gm + head.wm).sum() * ml), "csf_ml": float(head.csf.sum() * ml),
                "ventricle_ml": float(head.ventricle_fraction.sum() * ml),
                "gm_ml": float(head.gm.sum() * ml), "wm_ml": float(head.wm.sum() * ml),
-               "lesion_ml": float(mask.sum() * ml), "black_hole_ml": float(dark.sum() * ml)}
-    return Rendered(images, mask, dark, head.volume(head.brain > 0.5, bool), volumes, head.affine)
+               "lesion_ml": float(mask.sum() * ml), "black_hole_ml": float(found.black_holes.sum() * ml)}
+    return Rendered(images, lesion_free, mask, found.black_holes, head.volume(head.ventricle_fraction),
+                    head.volume(head.brain > 0.5, bool), protocols, volumes, head.affine)
 
 
 def save_nifti(path: str | Path, values: np.ndarray, affine: np.ndarray, slope: float | None = None) -> Path:
@@ -89,10 +89,10 @@ def save_nifti(path: str | Path, values: np.ndarray, affine: np.ndarray, slope: 
     return Path(path)
 
 
-def _sidecar(name: str, scan: acquisition.SequenceNuisance, size: np.ndarray) -> dict:
+def _sidecar(name: str, protocol: dict[str, float], size: np.ndarray) -> dict:
     kind = {"T1w": "GR", "T2w": "SE", "FLAIR": ["SE", "IR"]}[name]
     return {"Manufacturer": "none (simulated)", "MagneticFieldStrength": 3, "ScanningSequence": kind,
-            "SliceThickness": round(float(size[2]), 4), **contrast.SEQUENCES[name]}
+            "SliceThickness": round(float(size[2]), 4), **{key: round(value, 6) for key, value in protocol.items()}}
 
 
 def subject_files(bids_root: str | Path, participant_id: str) -> dict[str, Path]:
@@ -119,16 +119,19 @@ def _write_scan(files: dict[str, Path], name: str, participant: Participant, ren
     image, brain, affine = rendered.images[name], rendered.brain, rendered.affine
     brain_signal = float(image[brain].mean())
     if name != "T1w":
-        soft, _ = acquisition.acquire(brain.astype(np.float32), affine, scan, voxel_mm)
+        brain, _ = acquisition.acquire(brain.astype(np.uint8), affine, scan, voxel_mm)
         image, affine = acquisition.acquire(image, affine, scan, voxel_mm)
-        brain = soft >= 0.5
+        brain = brain >= 0.5
         with atomic_path(files[f"{name}_xfm"]) as temporary:
             sitk.WriteTransform(acquisition.rigid_transform(scan), str(temporary))
     size = np.diag(affine)[:3]
     noisy, field = acquisition.corrupt(rng, image, brain, size, scan, brain_signal)
     save_nifti(files[name], np.clip(np.rint(noisy), 0, 32767).astype(np.int16), affine)
-    save_nifti(files[f"{name}_bias"], np.rint(field / BIAS_STEP).astype(np.int16), affine, BIAS_STEP)
-    write_json(files[f"{name}_json"], _sidecar(name, scan, size))
+    every = np.maximum(np.rint(BIAS_MM / size), 1).astype(int)
+    coarse = field[tuple(slice(None, None, step) for step in every)]
+    save_nifti(files[f"{name}_bias"], np.rint(coarse / BIAS_STEP).astype(np.int16), affine @ np.diag([*every, 1]),
+               BIAS_STEP)
+    write_json(files[f"{name}_json"], _sidecar(name, rendered.protocols[name], size))
 
 
 def simulate_subject(participant: Participant, bids_root: str | Path, voxel_mm: float = 1.0,
@@ -151,13 +154,17 @@ def simulate_subject(participant: Participant, bids_root: str | Path, voxel_mm: 
         _write_scan(files, name, participant, rendered, voxel_mm, rng)
     for name, mask in (("lesion", rendered.lesions), ("black_hole", rendered.black_holes), ("brain", rendered.brain)):
         save_nifti(files[name], mask.astype(np.uint8), rendered.affine)
-    volumes = rendered.volumes
+    volumes, shown = rendered.volumes, {"lesion": rendered.lesions, "black_hole": rendered.black_holes,
+                                        "ventricle": rendered.ventricles}
+    z_mm = rendered.affine[2, 3] + voxel_mm * np.arange(rendered.brain.shape[2])
+    areas = {name: (mask.sum((0, 1)) * voxel_mm**2).round(2).tolist() for name, mask in shown.items()}
     write_json(files["truth"], {
         "lesion_load_ml": volumes["lesion_ml"],
         "lesion_count": int(ndimage.label(rendered.lesions)[1]),
         "ventricle_volume_ml": volumes["ventricle_ml"], "brain_volume_ml": volumes["brain_ml"],
         "black_hole_share": volumes["black_hole_ml"] / volumes["lesion_ml"] if volumes["lesion_ml"] else 0.0,
-        "volumes": volumes, "nuisance": participant.nuisance.descriptors(),
+        "volumes": volumes, "areas_mm2": {"z_mm": z_mm.round(3).tolist(), **areas},
+        "nuisance": participant.nuisance.descriptors(),
         "recipe": {"voxel_mm": float(voxel_mm), "participant": asdict(participant)}})
     return files
 

@@ -1,11 +1,11 @@
 """Where does a net look? Class activation maps of every layer, attributions; knows Keras, nothing of MRI."""
 
 from .baselines import BASELINES, REPLACEMENTS, baseline_images, replace_removed
-from .cam import CAM_METHODS, layer_cams
+from .cam import CAM_METHODS, CAM_VARIANTS, LayerPass, explain_layers, layer_cams
 from .groups import default_groups, superpixels, window_groups
 from .lrp import lrp, relevance_flow, relevance_shares
 from .lrp_rules import LRP_COMPOSITES, LRP_RULES, Composite
-from .maps import blank_maps, postprocess, upsample_maps
+from .maps import average_cells, blank_maps, postprocess, upsample_maps
 from .methods import METHODS, Method, attribute, completeness_gap, covered
 from .model import (
     batches_of,
@@ -20,8 +20,9 @@ from .model import (
 from .randomisation import cascading_randomisation, randomised_copy
 
 __all__ = [
-    "BASELINES", "CAM_METHODS", "LRP_COMPOSITES", "LRP_RULES", "METHODS", "REPLACEMENTS", "Composite", "Method",
-    "attribute", "baseline_images", "batches_of", "blank_maps", "cascading_randomisation", "check_inputs",
-    "check_model", "completeness_gap", "covered", "default_groups", "last_convolution", "layer_cams", "logits_of",
-    "lrp", "postprocess", "predict_copy", "randomised_copy", "relevance_flow", "relevance_shares", "replace_removed",
-    "resolve_layers", "spatial_layers", "superpixels", "upsample_maps", "window_groups"]
+    "BASELINES", "CAM_METHODS", "CAM_VARIANTS", "LRP_COMPOSITES", "LRP_RULES", "METHODS", "REPLACEMENTS", "Composite",
+    "LayerPass", "Method", "attribute", "average_cells", "baseline_images", "batches_of", "blank_maps",
+    "cascading_randomisation", "check_inputs", "check_model", "completeness_gap", "covered", "default_groups",
+    "explain_layers", "last_convolution", "layer_cams", "logits_of", "lrp", "postprocess", "predict_copy",
+    "randomised_copy", "relevance_flow", "relevance_shares", "replace_removed", "resolve_layers", "spatial_layers",
+    "superpixels", "upsample_maps", "window_groups"]

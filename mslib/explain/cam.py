@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -53,8 +54,43 @@ def _xgradcam(a, g, score):
     return tf.einsum("nhwk,nk->nhw", a, weights)
 
 
+def _absolute(a, g, score):
+    return tf.einsum("nhwk,nk->nhw", a, tf.abs(tf.reduce_mean(g, SPACE)))
+
+
+def _positive(a, g, score):
+    return tf.einsum("nhwk,nk->nhw", a, tf.reduce_mean(tf.nn.relu(g), SPACE))
+
+
+def _activation(a, g, score):
+    return tf.reduce_sum(a, -1)
+
+
 CAM_METHODS = {"gradcam": _gradcam, "gradcam++": _gradcam_plus_plus, "hirescam": _hirescam,
                "layercam": _layercam, "xgradcam": _xgradcam}
+#: Between Grad-CAM and LayerCAM: the size of the mean gradient, the mean of the positive gradient, no gradient at all.
+CAM_VARIANTS = {"gradcam_absolute": _absolute, "gradcam_positive": _positive, "activation": _activation}
+
+
+class LayerPass(NamedTuple):
+    """What one forward and one backward pass say of many layers.
+
+    Attributes
+    ----------
+    cams : dict of method to dict of layer (shallow to deep) to ndarray of float32, (N, h, w)
+        Raw maps at the layers' own resolution; of signals (N, 1, t).
+    logits : ndarray, (N, n_classes)
+    peaks : dict of layer to ndarray, (N, channels)
+        Largest activation of every channel; at most 0: the channel is silent in that image.
+    kept : dict of layer to ndarray, (N,)
+        Share of the gradients' size that is left when each channel's are averaged over its cells, as Grad-CAM does:
+        ``sum_k |mean g_k| / sum_k mean |g_k|``.
+    """
+
+    cams: dict[str, dict[str, np.ndarray]]
+    logits: np.ndarray
+    peaks: dict[str, np.ndarray]
+    kept: dict[str, np.ndarray]
 
 
 def layer_cams(model: keras.Model, images, targets, layers: Sequence[str] | None = None,
@@ -95,6 +131,22 @@ def layer_cams(model: keras.Model, images, targets, layers: Sequence[str] | None
     Selvaraju et al. 2017 (Grad-CAM), Chattopadhyay et al. 2018 (Grad-CAM++), Draelos and Carin 2020
     (HiResCAM), Jiang et al. 2021 (LayerCAM), Fu et al. 2020 (XGrad-CAM).
     """
+    cams = explain_layers(model, images, targets, layers, methods, batch_size).cams
+    if upsample:
+        size = (1, *np.shape(images)[1:-1])[-2:]
+        cams = {method: {layer: upsample_maps(cam, size) for layer, cam in of_layer.items()}
+                for method, of_layer in cams.items()}
+    if np.ndim(images) == 3:
+        cams = {method: {layer: cam[:, 0] for layer, cam in of_layer.items()} for method, of_layer in cams.items()}
+    return cams
+
+
+def explain_layers(model: keras.Model, images, targets, layers: Sequence[str] | None = None,
+                   methods: Sequence[str] = ("gradcam",), batch_size: int = 16) -> LayerPass:
+    """`layer_cams` before resampling, with logits, silent channels and what averaging leaves of the gradients.
+
+    Parameters and errors as of `layer_cams`; `methods` may be of `CAM_VARIANTS` too.
+    """
     check_model(model, (3, 4))
     layers, methods = resolve_layers(model, layers), _check_methods(methods)
     images, targets = check_inputs(model, images, targets)
@@ -103,24 +155,19 @@ def layer_cams(model: keras.Model, images, targets, layers: Sequence[str] | None
     run = _traced(model, layers, methods)
     parts = [[part.numpy() for part in run(images[i:i + batch_size], targets[i:i + batch_size])]
              for i in range(0, len(images), batch_size)]
-    maps = (np.concatenate(part) for part in zip(*parts))
-    cams = {method: {layer: next(maps) for layer in layers} for method in methods}
+    *arrays, logits = (np.concatenate(part) for part in zip(*parts))
+    *maps, peaks, kept = (dict(zip(layers, arrays[i:i + len(layers)])) for i in range(0, len(arrays), len(layers)))
+    cams = dict(zip(methods, maps))
     _check_finite(cams)
-    if upsample:
-        size = (1, *images.shape[1:-1])[-2:]
-        cams = {method: {layer: upsample_maps(cam, size) for layer, cam in of_layer.items()}
-                for method, of_layer in cams.items()}
-    if images.ndim == 3:
-        cams = {method: {layer: cam[:, 0] for layer, cam in of_layer.items()} for method, of_layer in cams.items()}
-    return cams
+    return LayerPass(cams, logits, peaks, kept)
 
 
 def _check_methods(methods):
     methods = (methods,) if isinstance(methods, str) else tuple(methods)
-    unknown = [method for method in methods if method not in CAM_METHODS]
+    unknown = [method for method in methods if method not in CAM_METHODS | CAM_VARIANTS]
     if unknown or not methods:
         raise ValueError(f"methods: {', '.join(map(repr, unknown)) or 'none given'}: not among "
-                         f"{', '.join(CAM_METHODS)}")
+                         f"{', '.join(CAM_METHODS | CAM_VARIANTS)}")
     return methods
 
 
@@ -137,7 +184,7 @@ def _with_activations(model, layers):
 
 
 def _pass(net, images, targets):
-    """Activations, their gradients and the target logits.
+    """Activations, their gradients, the target logits and all logits.
 
     A logit depends on its own image alone (evaluation mode), so the gradient of the batch's sum is exact.
     """
@@ -145,7 +192,7 @@ def _pass(net, images, targets):
         tape.watch(images)
         *activations, logits = net(images, training=False)
         scores = tf.gather(logits, targets, axis=1, batch_dims=1)
-    return activations, tape.gradient(scores, activations), scores
+    return activations, tape.gradient(scores, activations), scores, logits
 
 
 @lru_cache(maxsize=4)
@@ -155,10 +202,13 @@ def _traced(model, layers, methods):
 
     @tf.function(input_signature=[tf.TensorSpec(model.inputs[0].shape), tf.TensorSpec((None,), tf.int32)])
     def run(images, targets):
-        activations, gradients, scores = _pass(net, images, targets)
+        activations, gradients, scores, logits = _pass(net, images, targets)
         if len(images.shape) == 3:  # a signal is an image of one row
             activations, gradients = [a[:, None] for a in activations], [g[:, None] for g in gradients]
-        return [tf.nn.relu(CAM_METHODS[method](a, g, scores))
+        maps = [tf.nn.relu((CAM_METHODS | CAM_VARIANTS)[method](a, g, scores))
                 for method in methods for a, g in zip(activations, gradients)]
+        kept = [tf.math.divide_no_nan(tf.reduce_sum(tf.abs(tf.reduce_mean(g, SPACE)), -1),
+                                      tf.reduce_sum(tf.reduce_mean(tf.abs(g), SPACE), -1)) for g in gradients]
+        return [*maps, *(tf.reduce_max(a, SPACE) for a in activations), *kept, logits]
 
     return run

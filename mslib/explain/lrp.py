@@ -9,12 +9,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from .baselines import baseline_images
 from .lrp_net import read_net
 from .lrp_rules import Composite, check_parameters, resolve_rule
 from .model import check_model, choose_targets
 
 
-def lrp(model: keras.Model, inputs, targets=None, rule: str | Composite = "epsilon_plus", *,
+def lrp(model: keras.Model, inputs, targets=None, rule: str | Composite = "epsilon_plus", *, baseline="zero",
         layers: bool | Sequence[str] = False, batch_size: int = 16, **parameters):
     """Relevance of every input value, and on request of every layer's output, for the score of a class.
 
@@ -33,6 +34,10 @@ def lrp(model: keras.Model, inputs, targets=None, rule: str | Composite = "epsil
         Default: the class that the net predicts.
     rule : str or Composite
         One of `LRP_COMPOSITES`, or rules put together by hand.
+    baseline : str, float or array-like
+        As in `mslib.explain.baseline_images`: what input values are counted from. A net says the same of inputs minus a
+        baseline if the first layer's bias takes in what that layer makes of the baseline, but relevance is then another
+        (Kindermans et al. 2017): from zero on, bright values get more of it.
     layers : bool or sequence of str
         True: the relevance of every layer's output too, the input layer among them; or the names of some. A layer
         with folded batch norm has that of the norm. They are held for all images; see `relevance_flow` for sums.
@@ -50,13 +55,14 @@ def lrp(model: keras.Model, inputs, targets=None, rule: str | Composite = "epsil
     Raises
     ------
     ValueError
-        A net, layer, input, rule or parameter that does not fit; relevance that is not finite.
+        A net, layer, input, rule or parameter that does not fit; relevance that is not finite; a baseline that is not
+        zero where the input goes into anything but convolutions or dense layers.
 
     References
     ----------
     Bach et al. 2015; Montavon et al. 2017, 2019; Kohlbrenner et al. 2020 (which rule for which layer).
     """
-    names, batches = _explain(model, inputs, targets, rule, layers, batch_size, parameters)
+    names, batches = _explain(model, inputs, targets, rule, baseline, layers, batch_size, parameters)
     parts = [[part.numpy() for part in (relevance, *of_layers)] for relevance, of_layers in batches]
     relevance, *of_layers = (np.concatenate(part) for part in zip(*parts))
     if not np.isfinite(relevance).all():
@@ -64,13 +70,13 @@ def lrp(model: keras.Model, inputs, targets=None, rule: str | Composite = "epsil
     return (relevance, dict(zip(names, of_layers))) if layers else relevance
 
 
-def relevance_flow(model: keras.Model, inputs, targets=None, rule: str | Composite = "epsilon_plus", *,
+def relevance_flow(model: keras.Model, inputs, targets=None, rule: str | Composite = "epsilon_plus", *, baseline="zero",
                    batch_size: int = 16, **parameters) -> dict[str, dict[str, np.ndarray]]:
     """How much relevance reaches each layer: what biases keep on the way down is the difference between two.
 
     Parameters
     ----------
-    model, inputs, targets, rule, batch_size, **parameters
+    model, inputs, targets, rule, baseline, batch_size, **parameters
         As in `lrp`.
 
     Returns
@@ -80,7 +86,7 @@ def relevance_flow(model: keras.Model, inputs, targets=None, rule: str | Composi
         logit; the sum of the last layer is the logit itself. Memory does not grow with the depth of the net. Where the
         net branches, layers side by side share the relevance.
     """
-    names, batches = _explain(model, inputs, targets, rule, True, batch_size, parameters)
+    names, batches = _explain(model, inputs, targets, rule, baseline, True, batch_size, parameters)
     parts = [[_sums(part) for part in of_layers] for _, of_layers in batches]
     return {name: {key: np.concatenate([one[key] for one in of_layer]) for key in ("sum", "absolute")}
             for name, of_layer in zip(names, zip(*parts))}
@@ -120,7 +126,7 @@ def _sums(relevance):
     return {"sum": rows.sum(1), "absolute": np.abs(rows).sum(1)}
 
 
-def _explain(model, inputs, targets, rule, layers, batch_size, parameters) -> tuple[list[str], Iterator]:
+def _explain(model, inputs, targets, rule, baseline, layers, batch_size, parameters) -> tuple[list[str], Iterator]:
     """Checks; then names of the wanted layers, and (relevance of the input, of the layers) batch by batch."""
     check_model(model, axes=(3, 4))
     composite = resolve_rule(rule)
@@ -128,9 +134,9 @@ def _explain(model, inputs, targets, rule, layers, batch_size, parameters) -> tu
     if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
         raise ValueError(f"batch_size: must be a whole number from 1 on (got {batch_size!r})")
     inputs, targets = choose_targets(model, inputs, targets, batch_size)
-    names = _wanted(model, layers)
-    run = _traced(model, composite, tuple(parameters.items()), tuple(names))
-    return names, (run(tf.constant(inputs[i:i + batch_size]), tf.constant(targets[i:i + batch_size]))
+    names, base = _wanted(model, layers), baseline_images(inputs, baseline)
+    run = _traced(model, composite, tuple(parameters.items()), tuple(names), bool(base.any()))
+    return names, (run(*(tf.constant(part[i:i + batch_size]) for part in (inputs, base, targets)))
                    for i in range(0, len(inputs), batch_size))
 
 
@@ -145,14 +151,17 @@ def _wanted(model, layers):
 
 
 @lru_cache(maxsize=8)
-def _traced(model, composite, parameters, names):
+def _traced(model, composite, parameters, names, centred):
     """One graph of the way forward and back, for any batch size; weights are read when it runs."""
     steps, source, target = read_net(model)
     input_name = keras.Model(model.inputs, model.outputs).layers[0].name
+    if unfit := [step.layer.name for step in steps if centred and source in step.reads and not step.is_linear]:
+        raise ValueError(f"baseline: must be zero, because the input goes into '{unfit[0]}', which is no convolution "
+                         "or dense layer")
 
     @tf.function(autograph=False,  # nothing here turns on a tensor's value; several times as fast to trace
-                 input_signature=[tf.TensorSpec(model.inputs[0].shape), tf.TensorSpec((None,), tf.int32)])
-    def run(inputs, targets):
+                 input_signature=[*[tf.TensorSpec(model.inputs[0].shape)] * 2, tf.TensorSpec((None,), tf.int32)])
+    def run(inputs, base, targets):
         values, maps = {source: inputs}, [step.linear() for step in steps]
         for step, linear in zip(steps, maps):
             values[step.writes] = step.forward([values[one] for one in step.reads], linear)
@@ -161,7 +170,10 @@ def _traced(model, composite, parameters, names):
         for step, linear in zip(reversed(steps), reversed(maps)):
             above = relevance.pop(step.writes)
             of_layers |= dict.fromkeys(step.names, above)
-            parts = step.backward([values[one] for one in step.reads], above, linear, composite, dict(parameters))
+            read = [values[one] for one in step.reads]
+            if centred and step.reads == (source,):
+                read, linear = [inputs - base], linear.shifted(base)
+            parts = step.backward(read, above, linear, composite, dict(parameters))
             for one, part in zip(step.reads, parts):
                 relevance[one] = relevance[one] + part if one in relevance else part
         of_layers[input_name] = relevance[source]

@@ -7,6 +7,7 @@ value (activations, dropout) lets it pass.
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 
 import keras
@@ -47,6 +48,12 @@ class LinearMap:
             scale = tf.math.rsqrt(norm.moving_variance + norm.epsilon) * (norm.gamma if norm.scale else 1.0)
             self.kernel *= scale
             self.bias = (self.bias - norm.moving_mean) * scale + (norm.beta if norm.center else 0.0)
+
+    def shifted(self, baseline) -> LinearMap:
+        """The same map for inputs minus a baseline, what it makes of the baseline being part of the bias."""
+        other = copy(self)
+        other.bias, other.nonnegative = self.bias + self(baseline, self.kernel), False
+        return other
 
     def __call__(self, x, kernel):
         """Output without bias, through any kernel."""

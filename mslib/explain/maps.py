@@ -7,10 +7,21 @@ from scipy import ndimage
 
 
 def upsample_maps(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Half-pixel bilinear resampling of maps (..., h, w) as in `tf.image.resize`: they keep their outer edges."""
+    """Half-pixel bilinear resampling of maps (..., h, w): every cell is drawn where the network has it.
+
+    Pools that halve an odd side leave its last row out, so that 10 cells of 16 pixels stand for 168: they keep that
+    width, and the rest repeats the outermost. Otherwise as `tf.image.resize`, which would stretch them.
+    """
     maps = np.asarray(maps, np.float32)
     rows, columns = (_bilinear_weights(n, m) for n, m in zip(maps.shape[-2:], size))
     return rows @ maps @ columns.T
+
+
+def average_cells(images: np.ndarray, cells: tuple[int, int]) -> np.ndarray:
+    """Means of images (..., H, W) over the cells of a layer, (..., h, w), float32; `upsample_maps` puts them back."""
+    rows, columns = (np.arange(m) // _cell(n, m) == np.arange(n)[:, None] for n, m in zip(cells, np.shape(images)[-2:]))
+    rows, columns = (each.astype(np.float32) / each.sum(1, keepdims=True) for each in (rows, columns))
+    return rows @ np.asarray(images, np.float32) @ columns.T
 
 
 def blank_maps(maps: np.ndarray) -> np.ndarray:
@@ -59,9 +70,15 @@ def postprocess(maps, sigma: float, quantile_share: float = 0.99) -> np.ndarray:
     return np.clip(scaled, 0, 1).astype(np.float32)
 
 
+def _cell(n, m):
+    """Pixels of one of n cells on a side of m: a power of two where m was halved, pixels left over being cut."""
+    halved = 2 ** int(np.log2(max(1, m / n)))
+    return halved if m // halved == n else m / n
+
+
 def _bilinear_weights(n, m):
-    """(m, n) matrix of linear interpolation from n to m samples whose cells span the same length."""
-    centre = np.clip((np.arange(m) + 0.5) * n / m - 0.5, 0, n - 1)
+    """(m, n) matrix of linear interpolation from n cells to m pixels."""
+    centre = np.clip((np.arange(m) + 0.5) / _cell(n, m) - 0.5, 0, n - 1)
     left = np.minimum(centre.astype(int), max(n - 2, 0))
     weights = np.zeros((m, n))
     weights[np.arange(m), left] = 1.0 - (centre - left)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Iterator
+from functools import lru_cache
 
 import keras
 import numpy as np
@@ -61,17 +62,22 @@ def predict_copy(model: keras.Model) -> keras.Model:
 
     bfloat16 has 8 significant bits, so that every layer rounds by up to 0.4 %. A perturbation method reads differences
     of scores: where removal changes a score by less than that, the map shows rounding. It saves time only where the
-    processor has bfloat16 arithmetic.
+    processor has bfloat16 arithmetic. Calls for one model share the copy, whose weights are those of the last call.
     """
+    copy = _lowered(model)
+    copy.set_weights(model.get_weights())
+    return copy
+
+
+@lru_cache(maxsize=4)
+def _lowered(model):
     head = output_layer(model).name
 
     def lowered(layer):
         dtype = "float32" if layer.name == head else "mixed_bfloat16"
         return type(layer).from_config(layer.get_config() | {"dtype": dtype})
 
-    copy = keras.models.clone_model(model, clone_function=lowered)
-    copy.set_weights(model.get_weights())
-    return copy
+    return keras.models.clone_model(model, clone_function=lowered)
 
 
 def spatial_layers(model: keras.Model) -> list[str]:

@@ -18,6 +18,7 @@ from .statistics import (
     GroupComparison,
     Interval,
     adjust_p_values,
+    bootstrap_means,
     bootstrap_subjects,
     compare_groups,
     mean_interval,
@@ -28,7 +29,8 @@ from .statistics import (
 
 __all__ = [
     "MIN_SUBJECTS", "ClassificationReport", "GroupComparison", "Interval", "adjust_p_values", "area_under_removal",
-    "bootstrap_classification", "bootstrap_subjects", "classification_report", "compare_groups", "confusion_measures",
-    "correlation_by_chance", "feature_importance_score", "importance_correlation", "iou_at_median", "map_similarity",
-    "mean_interval", "measure_maps", "mixed_effects", "modality_totals", "percentile_interval", "proportion_interval",
-    "removal_curve", "resample_counts", "shapley_values", "share_inside", "shuffled_maps"]
+    "bootstrap_classification", "bootstrap_means", "bootstrap_subjects", "classification_report", "compare_groups",
+    "confusion_measures", "correlation_by_chance", "feature_importance_score", "importance_correlation",
+    "iou_at_median", "map_similarity", "mean_interval", "measure_maps", "mixed_effects", "modality_totals",
+    "percentile_interval", "proportion_interval", "removal_curve", "resample_counts", "shapley_values",
+    "share_inside", "shuffled_maps"]

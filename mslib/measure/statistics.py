@@ -91,6 +91,49 @@ def mean_interval(values, subjects, n: int = 2000, confidence: float = 0.95, see
     return dict(zip(("value", "low", "high"), bootstrap_subjects(values, subjects, np.mean, n, confidence, seed)))
 
 
+def bootstrap_means(values, subjects, trainings=None, n: int = 2000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Means of many columns and their resamples, subjects and trainings drawn independently of each other.
+
+    Every training explains the same subjects: both factors are crossed, and a value counts as often as its subject was
+    drawn times as often as its training was. `percentile_interval` makes limits of the resamples, also of those of a
+    difference or ratio of columns.
+
+    Parameters
+    ----------
+    values : array-like of float, (N, m)
+        NaN is left out of its column.
+    subjects, trainings : array-like, (N,)
+        Whose value it is; by default there is one training.
+    n, seed : int
+
+    Returns
+    -------
+    means : ndarray, (m,)
+        NaN without a value.
+    resampled : ndarray, (n, m)
+        NaN where fewer than `MIN_SUBJECTS` subjects have a value.
+
+    References
+    ----------
+    Owen 2007, The pigeonhole bootstrap, Annals of Applied Statistics 1:386.
+    """
+    values = np.asarray(values, float)
+    known, subject = ~np.isnan(values), np.unique(np.asarray(subjects), return_inverse=True)[1]
+    training = np.zeros_like(subject) if trainings is None else np.unique(trainings, return_inverse=True)[1]
+    shape = (training.max() + 1, subject.max() + 1)
+    sums, sizes = np.zeros((2, *shape, values.shape[1]))
+    np.add.at(sums, (training, subject), np.where(known, values, 0))
+    np.add.at(sizes, (training, subject), known)
+    subject_counts, training_counts = (resample_counts(np.zeros(size), n, seed + i) for i, size in ((0, shape[1]),
+                                                                                                   (1, shape[0])))
+    weights = (training_counts[:, :, None] * subject_counts[:, None]).reshape(n, -1).astype(float)
+    with np.errstate(invalid="ignore"):
+        means = sums.sum((0, 1)) / sizes.sum((0, 1))
+        resampled = (weights @ sums.reshape(-1, len(means))) / (weights @ sizes.reshape(-1, len(means)))
+    resampled[:, (sizes.sum(0) > 0).sum(0) < MIN_SUBJECTS] = np.nan
+    return means, resampled
+
+
 def resample_counts(strata: np.ndarray, n: int, seed: int) -> np.ndarray:
     """How often each subject is drawn in each of `n` resamples, (n, S) of int; every stratum, (S,), keeps its size."""
     rng = np.random.default_rng(seed)

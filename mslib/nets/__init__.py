@@ -1,23 +1,35 @@
 """VGG16 and VGG19 with global average pooling: build, split, train, fold, predict."""
 
-from .baseline import baseline_logits
 from .data import SliceSet, channels_of, evenly, gather, predict
+from .heads import fit_head, fold_logits
 from .protocols import (
+    CAUSE_CLASSES,
+    CAUSE_SPLIT,
     KINDS,
     assign_parts,
-    chance_level,
+    cached,
+    fine_tune,
     permuted,
+    plain_network,
     prediction_table,
     split_network,
     start_network,
-    tested,
-    train_network,
 )
-from .splits import split_subjects
+from .splits import refuse_leakage, split_subjects
 from .train import Recipe, choose_precision, fit
-from .vgg import build_classifier, build_trainable, convolution_names, fold_batch_norm, last_convolution, load_weights
+from .vgg import (
+    build_classifier,
+    build_trainable,
+    convolution_names,
+    fold_batch_norm,
+    last_convolution,
+    load_half,
+    load_weights,
+    save_half,
+)
 
-__all__ = ["KINDS", "Recipe", "SliceSet", "assign_parts", "baseline_logits", "build_classifier", "build_trainable",
-           "chance_level", "channels_of", "choose_precision", "convolution_names", "evenly", "fit", "fold_batch_norm",
-           "gather", "last_convolution", "load_weights", "permuted", "predict", "prediction_table", "split_network",
-           "split_subjects", "start_network", "tested", "train_network"]
+__all__ = ["CAUSE_CLASSES", "CAUSE_SPLIT", "KINDS", "Recipe", "SliceSet", "assign_parts", "build_classifier",
+           "build_trainable", "cached", "channels_of", "choose_precision", "convolution_names", "evenly", "fine_tune",
+           "fit", "fit_head", "fold_batch_norm", "fold_logits", "gather", "last_convolution", "load_half",
+           "load_weights", "permuted", "plain_network", "predict", "prediction_table", "refuse_leakage", "save_half",
+           "split_network", "split_subjects", "start_network"]

@@ -8,7 +8,7 @@ there".
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,9 +16,13 @@ import keras
 import numpy as np
 from scipy import ndimage
 
+from mslib.study.errors import StudyError
+from mslib.study.files import atomic_path
+from mslib.study.progress import progress
+
 from .data import SliceSet, evenly
-from .train import Recipe, fit
-from .vgg import build_classifier, build_trainable, fold_batch_norm
+from .train import BalancedBatches, Recipe, RefreshBatchNorm, add_in_order, learning_rates
+from .vgg import build_classifier, build_trainable, fold_batch_norm, load_weights
 
 ROLES = ("decisive", "correlated", "irrelevant")
 #: How often the mark of a sequence shows the class, in the order of `ROLES`.
@@ -174,35 +178,70 @@ def narrowed(model: keras.Model, divisor: int) -> keras.Model:
 
 
 def narrow_classifier(shape: tuple[int, int, int], divisor: int) -> keras.Model:
-    """A plain VGG16 with two logits and a fraction of the channels: what `train_known_rule` returns."""
+    """A plain VGG16 with two logits and a fraction of the channels: what `train_known_rules` trains."""
     return narrowed(build_classifier("vgg16", 2, shape), divisor)
 
 
-def train_known_rule(marked: Marked, parts: np.ndarray, recipe: Recipe, narrow: int, folder: str | Path, seed: int,
-                     label: str) -> keras.Model:
-    """A narrow VGG16 that tells the classes of the marks apart.
+def train_known_rules(tasks: Mapping[str, tuple[Marked, int]], recipe: Recipe, narrow: int,
+                      folder: str | Path) -> dict[str, list[np.ndarray]]:
+    """Narrow VGG16s that tell the classes of marks apart, one after the other, traced once.
 
     Parameters
     ----------
-    marked : Marked
-        Of training and validation.
-    parts : ndarray of str, (n,)
-        ``train`` or ``validation`` of every slice.
-    recipe, folder, label
-        As of `fit`, which may raise; the seed is replaced.
+    tasks : dict of name to (Marked, int)
+        Marked training slices, as many for each network, and the seed of its weights and of the order of slices.
+    recipe : Recipe
+        All its epochs are trained; the seed is replaced.
     narrow : int
         Divisor of the channels.
-    seed : int
-        Of weights and order.
+    folder : path
+        Keeps the weights of finished trainings: the same call goes on after them.
 
     Returns
     -------
-    keras.Model
-        Plain network of `narrow_classifier`, (N, H, W, M) to two logits.
+    dict of name to list of ndarray
+        Weights of `narrow_classifier`.
+
+    Raises
+    ------
+    StudyError
+        Fewer slices than one batch, or a loss that is not a number.
     """
-    shape = marked.slices.images.shape[1:]
-    keras.utils.set_random_seed(seed)
-    model = narrowed(build_trainable("vgg16", 2, shape, "float32"), narrow)
-    rows = [np.flatnonzero(np.asarray(parts) == part) for part in ("train", "validation")]
-    fit(model, marked.slices, *rows, replace(recipe, seed=seed), folder, label)
-    return fold_batch_norm(model, narrow_classifier(shape, narrow))
+    shape, trainer, trained = next(iter(tasks.values()))[0].slices.images.shape[1:], None, {}
+    plain = narrow_classifier(shape, narrow)
+    for name, (marked, seed) in progress(tasks.items(), desc="known rule: train", unit="network"):
+        path, slices = Path(folder) / f"{name}.weights.h5", marked.slices
+        if path.is_file():
+            load_weights(plain, path)
+        else:
+            own = replace(recipe, seed=seed)
+            batches = BalancedBatches(slices, np.arange(len(slices.images)), own)
+            if not len(batches):
+                raise StudyError(f"known rule: an epoch has about {batches.wanted} slices, fewer than "
+                                 f"training.batch_size {recipe.batch_size}")
+            keras.utils.set_random_seed(seed)
+            start = narrowed(build_trainable("vgg16", 2, shape, "float32"), narrow)
+            if trainer is None:
+                trainer, refresh = start, RefreshBatchNorm(slices, batches.train, own)
+                add_in_order()
+                trainer.compile(keras.optimizers.AdamW(
+                    learning_rates(recipe.learning_rate, len(batches) * recipe.epochs), clipnorm=1.0,
+                    weight_decay=recipe.weight_decay), keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+                    jit_compile=False)
+                trainer.optimizer.build(trainer.trainable_variables)
+                refresh.set_model(trainer)
+            trainer.set_weights(start.get_weights())
+            for value in trainer.optimizer.variables:
+                value.assign(np.zeros(value.shape, value.dtype))
+            drawn = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, _, draw=batches.draw: draw(epoch))
+            losses = trainer.fit(batches, epochs=recipe.epochs, shuffle=False, verbose=0, callbacks=[drawn]).history
+            if not np.isfinite(losses["loss"]).all():
+                raise StudyError(f"known rule: the loss of {name} is not a number; lower "
+                                 "attribution.known_rule.learning_rate")
+            refresh.slices, refresh.recipe = slices, own
+            refresh.on_test_begin()
+            fold_batch_norm(trainer, plain)
+            with atomic_path(path) as temporary:
+                plain.save_weights(str(temporary))
+        trained[name] = plain.get_weights()
+    return trained

@@ -1,9 +1,8 @@
-"""The kinds of network of notebook 02: who trains and who is tested, with which labels, from which weights."""
+"""The kinds of network of notebook 02: who trains and who is tested, from which weights, and what is cached."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -14,137 +13,149 @@ from mslib.study.config import Split
 from mslib.study.errors import StudyError
 
 from .data import SliceSet, predict
-from .splits import refuse_leakage, split_subjects
+from .heads import Head, fit_head
+from .splits import split_subjects
 from .train import Recipe, fit
-from .vgg import build_classifier, build_trainable, fold_batch_norm, has_batch_norm, load_weights
+from .vgg import build_classifier, build_trainable, fold_batch_norm, has_batch_norm, load_half
 
-#: Kind of network to (unit of the split, labels permuted between subjects).
-KINDS = {"honest": ("subject", False), "published": ("slice", False),
-         "honest_permuted": ("subject", True), "published_permuted": ("slice", True)}
-
-
-def _kind(kind):
-    if kind not in KINDS:
-        raise StudyError(f"kind: must be one of {list(KINDS)} (got {kind!r})")
-    return KINDS[kind]
+#: Kind of network to the unit of its split.
+KINDS = {"published": "slice", "honest": "subject", "cause": "subject"}
+#: Classes of the ``cause`` networks, which see simulated patients' slices without and with their lesions.
+CAUSE_CLASSES = ("lesion-free", "lesions")
+#: Split of the people of ``cause``.
+CAUSE_SPLIT = Split(train=0.6, validation=0.1, test=0.3)
 
 
-def _subject_groups(table):
+def subject_groups(table: pd.DataFrame) -> pd.Series:
+    """Group of every subject of a table of slices."""
     return table.groupby("subject")["group"].first()
 
 
 def assign_parts(kind: str, table: pd.DataFrame, split: Split, seed: int) -> pd.Series:
     """Part of every slice in the table of a `SliceSet`, by `split_subjects` at the level of a kind of `KINDS`."""
-    if _kind(kind)[0] == "slice":
+    if kind not in KINDS:
+        raise StudyError(f"kind: must be one of {list(KINDS)} (got {kind!r})")
+    if KINDS[kind] == "slice":
         return split_subjects(table["group"], split, seed)
-    return table["subject"].map(split_subjects(_subject_groups(table), split, seed))
+    return table["subject"].map(split_subjects(subject_groups(table), split, seed))
 
 
-def permuted(slices: SliceSet, classes: Sequence[str], seed: int) -> SliceSet:
-    """The same slices with the groups of their subjects permuted at random: the leakage control."""
-    groups = _subject_groups(slices.table)
+def permuted(table: pd.DataFrame, classes: Sequence[str], seed: int) -> pd.DataFrame:
+    """Table of slices with the groups of their subjects permuted at random: the leakage control."""
+    groups = subject_groups(table)
     drawn = np.random.default_rng(seed).permutation(groups.to_numpy())
-    groups = slices.table["subject"].map(dict(zip(groups.index, drawn)))
-    target = groups.map({name: i for i, name in enumerate(classes)}).astype(int)
-    return SliceSet(slices.images, slices.table.assign(group=groups, target=target), slices.areas)
+    groups = table["subject"].map(dict(zip(groups.index, drawn)))
+    return table.assign(group=groups, target=groups.map({name: i for i, name in enumerate(classes)}).astype(int))
 
 
-def start_network(backbone: str, n_classes: int, shape: tuple[int, int, int], weights: str | Path, precision: str,
-                  pretrained: Path | None = None) -> keras.Model:
+def start_network(backbone: str, classes: Sequence[str], shape: tuple[int, int, int], weights: str | Path,
+                  precision: str = "float32", shipped: Path | None = None) -> keras.Model:
     """The network before fine-tuning.
 
     Parameters
     ----------
-    backbone, n_classes, shape
+    backbone, shape
         As of `build_classifier`.
+    classes : sequence of str
     weights : {"scratch", "simulated", "imagenet"} or path
-        ``scratch`` and ``simulated`` have batch norm, to be folded by `fold_batch_norm`.
+        ``scratch`` has batch norm, to be folded by `fold_batch_norm`.
     precision : {"float32", "bfloat16"}
-        Of ``scratch`` and ``simulated``; the others train in float32.
-    pretrained : path
-        With ``simulated``: the weights of pre-training, a file of `load_weights`.
+        Of the convolutions.
+    shipped : path
+        With ``simulated``: file of `save_half`. Its last layer is taken where it knows the same classes.
 
     Raises
     ------
     StudyError
-        ``simulated`` without `pretrained`, or weights that do not fit.
+        Weights that cannot be had or do not fit.
     """
-    if weights not in ("scratch", "simulated"):
-        return build_classifier(backbone, n_classes, shape, weights)
-    model = build_trainable(backbone, n_classes, shape, precision)
+    if weights == "scratch":
+        return build_trainable(backbone, len(classes), shape, precision)
+    model = build_classifier(backbone, len(classes), shape, None if weights == "simulated" else weights, precision)
     if weights == "simulated":
-        if pretrained is None:
-            raise StudyError("model.weights: 'simulated' needs the weights of pre-training (got none)")
-        load_weights(model, pretrained)
+        load_half(model, shipped, classes)
     return model
+
+
+def plain_network(model: keras.Model) -> keras.Model:
+    """The float32 network without batch norm that computes the same."""
+    if has_batch_norm(model):
+        return fold_batch_norm(model)
+    plain = build_classifier(model.name, model.output_shape[-1], model.input_shape[1:])
+    plain.set_weights(model.get_weights())
+    return plain
 
 
 def split_network(model: keras.Model, blocks: int) -> tuple[keras.Model, keras.Model]:
     """The network below and above the pool of a block (1 to 4), sharing layers: ``upper(lower(x))`` is ``model(x)``.
 
     A slice that is not augmented gives the same activations in every epoch: those of frozen blocks are computed once
-    (`predict` with the lower part), and the upper part is trained on them.
+    (`predict` with the lower part), and the upper part is trained on them. Without frozen blocks (0) the lower part is
+    None and the upper one the network.
     """
+    if not blocks:
+        return None, model
     border = model.get_layer(f"block{blocks}_pool").output
     return keras.Model(model.input, border), keras.Model(border, model.output, name=f"{model.name}_upper")
 
 
-def train_network(kind: str, slices: SliceSet, parts: pd.Series, model: keras.Model, recipe: Recipe,
-                  folder: str | Path, label: str, upper: keras.Model | None = None) -> tuple[keras.Model, pd.DataFrame]:
-    """Train a network of a kind.
+def cached(model: keras.Model, blocks: int, slices: SliceSet, channels: list[int] | None,
+           label: str) -> tuple[np.ndarray | None, np.ndarray]:
+    """What frozen blocks make of slices, float16, and the pooled features of all blocks, float32 (n, 512), at once."""
+    lower, _ = split_network(model, blocks)
+    features = keras.Model(model.input, model.get_layer("gap").output)
+    if lower is None:
+        return None, predict(features, slices, channels, label)
+    activations = predict(lower, slices, channels, label, "float16")
+    top = keras.Model(lower.output, features.output)
+    return activations, predict(top, SliceSet(activations, slices.table), label=f"{label}, features")
+
+
+def fine_tune(model: keras.Model, blocks: int, slices: SliceSet, parts: pd.Series, recipe: Recipe, folder: str | Path,
+              label: str, features: np.ndarray | None = None) -> tuple[keras.Model, np.ndarray, pd.DataFrame]:
+    """Train a network above its frozen blocks.
 
     Parameters
     ----------
-    kind : str
-        Of `KINDS`.
-    slices : SliceSet
-        With the labels to be learnt. With `upper`: activations of the lower part in the place of images.
-    parts : pandas.Series
-        From `assign_parts`.
     model : keras.Model
-        From `start_network`; all of it.
+        From `start_network`.
+    blocks : int
+        Frozen ones; with them `slices` holds their activations.
+    slices : SliceSet
+    parts : pandas.Series
+        Part of every slice; others than train and validation are only predicted.
     recipe, folder, label
         As of `fit`.
-    upper : keras.Model, optional
-        Upper part of `split_network`, which alone is trained (no augmentation, all channels).
+    features : ndarray, (n, 512), optional
+        Pooled features of the slices. With them the last layer starts as the best logistic regression on them
+        (`fit_head`), or as it is where that is better on the validation part.
 
     Returns
     -------
     plain : keras.Model
         All of the network, float32, batch norm folded.
+    logits : ndarray, (n, classes)
+        Of all slices.
     history : pandas.DataFrame
         As of `fit`.
 
-    Raises
-    ------
-    StudyError
-        Unknown kind, a subject in two parts of an honest split, and what `fit` raises.
+    References
+    ----------
+    Kumar et al. 2022 (linear probing, then fine-tuning).
     """
-    if _kind(kind)[0] == "subject":
-        refuse_leakage(slices.table["subject"], parts)
-    rows = [np.flatnonzero(np.asarray(parts) == part) for part in ("train", "validation")]
-    if upper is not None:
-        recipe = replace(recipe, augmentation=None, channels=None)
-    history = fit(model if upper is None else upper, slices, *rows, recipe, folder, label)
-    return fold_batch_norm(model) if has_batch_norm(model) else model, history
+    train, validation = (np.flatnonzero(np.asarray(parts) == part) for part in ("train", "validation"))
+    upper = split_network(model, blocks)[1]
+    if features is not None:
+        given = Head(*(weight.astype("float64") for weight in model.get_layer("logits").get_weights()))
+        head = fit_head(features, slices.table["target"].to_numpy(), train, validation, [given])
+        model.get_layer("logits").set_weights(list(head))
+    history = fit(upper, slices, train, validation, recipe, folder, label)
+    plain = plain_network(model)
+    logits = predict(split_network(plain, blocks)[1], slices, recipe.channels, f"{label}: predict")
+    return plain, logits, history
 
 
-def prediction_table(model: keras.Model, slices: SliceSet, rows: np.ndarray | None, groups: Sequence[str],
-                     channels: list[int] | None = None) -> pd.DataFrame:
-    """Table of slices (``subject, slice, group, target``) with ``logit_<class>``; other parameters as of `predict`.
-
-    `groups` are the classes in the order of the logits.
-    """
-    table = slices.table.iloc[slice(None) if rows is None else rows].reset_index(drop=True)
-    logits = predict(model, slices, channels, rows=rows).round(5)
-    return table.join(pd.DataFrame(logits, columns=[f"logit_{group}" for group in groups]))
-
-
-def tested(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows of the test part; all rows of a table without ``part``."""
-    return table[table["part"] == "test"] if "part" in table else table
-
-
-def chance_level(table: pd.DataFrame) -> float:
-    """Accuracy without knowledge: share of the largest class among the tested rows."""
-    return float(tested(table)["target"].value_counts(normalize=True).max())
+def prediction_table(table: pd.DataFrame, logits: np.ndarray, classes: Sequence[str]) -> pd.DataFrame:
+    """Table of slices with ``logit_<class>``."""
+    return table.reset_index(drop=True).join(
+        pd.DataFrame(np.asarray(logits, float).round(5), columns=[f"logit_{name}" for name in classes]))

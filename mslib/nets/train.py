@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -160,6 +162,23 @@ class RefreshBatchNorm(keras.callbacks.Callback):
             self.forward(tf.constant(self.slices.batch(drawn, self.recipe.channels)))
 
 
+class Clock(keras.callbacks.Callback):
+    """Appends the seconds of every epoch to a file."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.path = path
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Hook of Keras."""
+        self.start = time.monotonic()
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Hook of Keras."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(f"{time.monotonic() - self.start:.1f}\n")
+
+
 class History(keras.callbacks.Callback):
     """A row of ``history.csv`` per epoch after `rows`, a progress bar, the end where the loss no longer falls."""
 
@@ -198,18 +217,17 @@ def _stopped(rows, patience):
     return len(losses) > patience and min(losses[:-patience]) <= min(losses[-patience:])
 
 
-def _compiled(model, recipe, steps, area_head):
-    """A model that shares the layers of `model`, with the head of the areas where there is one, ready for `fit`."""
+def _compiled(model, recipe, steps):
+    """A model that shares the layers of `model`, ready for `fit`."""
     add_in_order()
     optimizer = keras.optimizers.AdamW(learning_rates(recipe.learning_rate, steps), weight_decay=recipe.weight_decay,
                                        clipnorm=1.0)
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    if area_head is None:
-        trainer = keras.Model(model.input, model.output)
+    trainer = keras.Model(model.input, model.output)
+    if len(model.outputs) == 1:
         trainer.compile(optimizer, loss, metrics=["accuracy"], jit_compile=False)
     else:
-        trainer = keras.Model(model.input, [model.output, area_head(model.get_layer("gap").output)])
         trainer.compile(optimizer, [loss, "mse"], loss_weights=[1.0, recipe.area_weight],
                         metrics=[["accuracy"], []], jit_compile=False)
     optimizer.build(trainer.trainable_variables)
@@ -246,13 +264,15 @@ def _restore(backup, trainer, folder, steps, label):
 
 
 def fit(model: keras.Model, slices: SliceSet, train: np.ndarray, validation: np.ndarray, recipe: Recipe,
-        folder: str | Path, label: str = "training", area_head: keras.layers.Layer | None = None) -> pd.DataFrame:
+        folder: str | Path, label: str = "training",
+        callbacks: Iterable[keras.callbacks.Callback] = ()) -> pd.DataFrame:
     """Train, keep the epoch with the lowest validation loss, resume where an earlier call was stopped.
 
     Parameters
     ----------
     model : keras.Model
-        Network of `build_trainable` (or a plain one, or its upper part); left with the best weights.
+        Network of `build_trainable` (or a plain one, or its upper part); left with the best weights. A second output
+        learns `slices.areas` (squared error) beside the class.
     slices : SliceSet
     train, validation : ndarray of int
         Rows of `slices`.
@@ -262,8 +282,8 @@ def fit(model: keras.Model, slices: SliceSet, train: np.ndarray, validation: np.
         same arguments goes on after the last whole epoch; to train anew, remove it.
     label : str
         Of the progress bar and of messages.
-    area_head : keras.layers.Layer, optional
-        Layer on the pooled features that learns `slices.areas` (squared error) beside the class.
+    callbacks : iterable of keras.callbacks.Callback
+        More of them.
 
     Returns
     -------
@@ -287,12 +307,12 @@ def fit(model: keras.Model, slices: SliceSet, train: np.ndarray, validation: np.
         raise StudyError(f"{label}: an epoch has about {batches.wanted} slices, fewer than training.batch_size "
                          f"{recipe.batch_size}; raise slices_per_subject or lower the batch size")
     folder.mkdir(parents=True, exist_ok=True)
-    trainer = _compiled(model, recipe, steps * recipe.epochs, area_head)
-    best, monitor = folder / "best.weights.h5", f"val_{model.output_names[0]}_loss" if area_head else "val_loss"
+    trainer, several = _compiled(model, recipe, steps * recipe.epochs), len(model.outputs) > 1
+    best, monitor = folder / "best.weights.h5", f"val_{model.output_names[0]}_loss" if several else "val_loss"
     backup = keras.callbacks.BackupAndRestore(str(folder / "backup"), double_checkpoint=True, delete_checkpoint=False)
     rows = _restore(backup, trainer, folder, steps, label)
     if rows is None:
-        rows, trainer = [], _compiled(model, recipe, steps * recipe.epochs, area_head)
+        rows, trainer = [], _compiled(model, recipe, steps * recipe.epochs)
     if len(rows) < recipe.epochs and not _stopped(rows, recipe.patience):
         if rows:
             print(f"{label}: goes on after epoch {len(rows)} of {recipe.epochs}", file=sys.stderr)
@@ -301,8 +321,9 @@ def fit(model: keras.Model, slices: SliceSet, train: np.ndarray, validation: np.
         keep = keras.callbacks.ModelCheckpoint(str(best), monitor, save_best_only=True, save_weights_only=True,
                                                mode="min", initial_value_threshold=lowest)
         refresh = [RefreshBatchNorm(slices, train, recipe)] if has_batch_norm(trainer) else []
-        with history.bar:  # the backup last: whatever a kill leaves behind it is made again when the training goes on
+        called = [*refresh, history, *callbacks, keep, backup]  # the backup last: what a kill leaves is made again
+        with history.bar:
             trainer.fit(batches, validation_data=Batches(slices, validation, 64, recipe.channels),
-                        epochs=recipe.epochs, shuffle=False, verbose=0, callbacks=[*refresh, history, keep, backup])
+                        epochs=recipe.epochs, shuffle=False, verbose=0, callbacks=called)
     trainer.load_weights(str(best))
     return pd.DataFrame(rows)

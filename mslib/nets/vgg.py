@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import h5py
@@ -9,7 +10,8 @@ import keras
 import numpy as np
 from keras import layers
 
-from mslib.study.errors import StudyError
+from mslib.study import StudyError, atomic_path
+from mslib.study.provenance import verified
 
 #: Convolutions per block (Simonyan and Zisserman 2015, table 1, columns D and E).
 CONVOLUTIONS = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
@@ -29,10 +31,10 @@ def last_convolution(backbone: str) -> str:
     return convolution_names(backbone)[-1]
 
 
-def _network(backbone, n_classes, input_shape, batch_norm, dtype):
+def _network(backbone, n_classes, input_shape, batch_norm, precision):
     if backbone not in CONVOLUTIONS:
         raise StudyError(f"backbone: must be one of {sorted(CONVOLUTIONS)} (got {backbone!r})")
-    options = {"dtype": keras.DTypePolicy(dtype)}
+    options = {"dtype": keras.DTypePolicy("float32" if precision == "float32" else "mixed_bfloat16")}
     inputs = x = keras.Input(input_shape, name="image")
     for block, (n, filters) in enumerate(zip(CONVOLUTIONS[backbone], FILTERS), start=1):
         for conv in range(1, n + 1):
@@ -49,7 +51,7 @@ def _network(backbone, n_classes, input_shape, batch_norm, dtype):
 
 
 def build_classifier(backbone: str, n_classes: int, input_shape: tuple[int | None, int | None, int],
-                     weights: str | Path | None = None) -> keras.Model:
+                     weights: str | Path | None = None, precision: str = "float32") -> keras.Model:
     """VGG + global average pooling + Dense with logit output: flat, plain, layer names of `keras.applications`.
 
     Parameters
@@ -62,11 +64,13 @@ def build_classifier(backbone: str, n_classes: int, input_shape: tuple[int | Non
         None: random. ``imagenet``: the weights of `keras.applications` (three channels), with their
         preprocessing folded into the first convolution so that images in [0, 1] go in. A path: a ``.weights.h5``
         of this network, or a ``..._notop.h5`` file of `keras.applications` (then as ``imagenet``).
+    precision : {"float32", "bfloat16"}
+        Of the convolutions; weights, pooling and logits stay float32.
 
     Returns
     -------
     keras.Model
-        float32, (N, H, W, M) in [0, 1] to (N, n_classes) logits.
+        (N, H, W, M) in [0, 1] to (N, n_classes) logits.
 
     Raises
     ------
@@ -77,7 +81,7 @@ def build_classifier(backbone: str, n_classes: int, input_shape: tuple[int | Non
     ----------
     Simonyan and Zisserman 2015 (VGG); Lin et al. 2014 (global average pooling).
     """
-    model = _network(backbone, n_classes, input_shape, batch_norm=False, dtype="float32")
+    model = _network(backbone, n_classes, input_shape, batch_norm=False, precision=precision)
     if weights is None:
         return model
     if str(weights).endswith(".weights.h5"):
@@ -95,8 +99,7 @@ def build_trainable(backbone: str, n_classes: int, input_shape: tuple[int, int, 
 
     `precision`, float32 or bfloat16, is that of the convolutions; weights, pooling and logits stay float32.
     """
-    dtype = "float32" if precision == "float32" else "mixed_bfloat16"
-    return _network(backbone, n_classes, input_shape, batch_norm=True, dtype=dtype)
+    return _network(backbone, n_classes, input_shape, batch_norm=True, precision=precision)
 
 
 def has_batch_norm(model: keras.Model) -> bool:
@@ -135,6 +138,35 @@ def load_weights(model: keras.Model, path: str | Path) -> None:
     except (OSError, ValueError, KeyError) as error:
         raise StudyError(f"{path}: is not a weight file of {model.name} with {model.output_shape[-1]} classes "
                          f"({' '.join(str(error).split())[:200]}); if an earlier run left it, delete it") from error
+
+
+def save_half(path: str | Path, model: keras.Model, layers: Sequence[str], classes: Sequence[str]) -> None:
+    """Write some layers of a plain network as float16 in HDF5, a group per layer; `classes` of its logits.
+
+    The largest float16 is 65504 and weights are far below it; ValueError where one is not.
+    """
+    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+        file.attrs.update(backbone=model.name, classes=list(classes))
+        for layer in layers:
+            for name, values in zip(("kernel", "bias"), model.get_layer(layer).get_weights()):
+                half = values.astype(np.float16)
+                if not np.isfinite(half).all():
+                    raise ValueError(f"{layer}: has weights that float16 cannot hold")
+                file.create_dataset(f"{layer}/{name}", data=half, track_times=False)
+
+
+def load_half(model: keras.Model, path: str | Path, classes: Sequence[str]) -> None:
+    """Set the layers that a file of `save_half` holds, as float32; the logits where its classes are `classes`.
+
+    StudyError where the file is absent, changed since its card (``.json`` beside it) was written, or of another
+    network.
+    """
+    with h5py.File(verified(Path(path))) as file:
+        if file.attrs["backbone"] != model.name:
+            raise StudyError(f"{path}: must hold weights of {model.name} (got {file.attrs['backbone']})")
+        for name, values in file.items():
+            if name != "logits" or list(file.attrs["classes"]) == list(classes):
+                model.get_layer(name).set_weights([values["kernel"][()], values["bias"][()]])
 
 
 def _imagenet_base(backbone, path):

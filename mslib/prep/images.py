@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import math
 import zlib
 from pathlib import Path
 
@@ -18,8 +17,8 @@ FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])
 def one_thread_each() -> None:
     """Let SimpleITK use one thread per image in this process.
 
-    N4's sums depend on the number of threads in the last digits. With one, results are the same everywhere; images
-    are worked on side by side instead.
+    Sums depend on the number of threads in the last digits. With one, results are the same everywhere; subjects are
+    worked on side by side instead.
     """
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
 
@@ -82,13 +81,6 @@ def bounding_box(mask: np.ndarray, margin: tuple[int, int, int] = (0, 0, 0)) -> 
         first, last = int(present[0]) - extra, int(present[-1]) + extra
         box.append(slice(max(first, 0), min(last + 1, mask.shape[axis])))
     return tuple(box)
-
-
-def crop_to(image: sitk.Image, mask: sitk.Image, margin_mm: float) -> sitk.Image:
-    """Cut `image` to the bounding box of `mask` (same grid) widened by `margin_mm`."""
-    margin = tuple(math.ceil(margin_mm / s) for s in image.GetSpacing()[::-1])
-    z, y, x = bounding_box(sitk.GetArrayViewFromImage(mask) > 0, margin)
-    return image[x, y, z]
 
 
 def reduce_to(image: sitk.Image, spacing_mm: float) -> sitk.Image:

@@ -6,9 +6,8 @@ import math
 
 import numpy as np
 import SimpleITK as sitk
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageDraw
+from scipy import ndimage
 
 from mslib.study import atomic_path
 
@@ -18,23 +17,25 @@ from .registration import Registration
 BRAIN_ML = (700.0, 2200.0)
 EDGE_AGREEMENT = 12.0  # right pairs: 14 and more; heads of two persons: 9 at most
 MARGIN = SHIFT = 6  # voxels
+POINTS = 50_000
+ZOOM = 1.5  # pixels a mm
+OUTLINES = ((0.3, (255, 176, 0)), (0.62, (0, 208, 255)))  # level of T1w, colour
 
 
-def _unit_gradients(values: np.ndarray) -> np.ndarray:
-    """Gradient directions, shortened where the gradient drowns in noise (below 0.02 per voxel)."""
-    gradient = np.stack(np.gradient(values.astype(np.float32)))
-    length = np.einsum("i...,i...->...", gradient, gradient)
-    length += np.float32(0.02 ** 2)
-    gradient /= np.sqrt(length, out=length)
-    return gradient
+def _directions(values: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Gradient directions (3, n) at voxels (3, n), shortened where the gradient drowns in noise (0.02 per voxel)."""
+    ahead, behind = (np.stack([values.ravel()[np.ravel_multi_index(points + step[:, None], values.shape, mode="clip")]
+                               for step in steps]) for steps in (np.eye(3, dtype=int), -np.eye(3, dtype=int)))
+    gradient = (ahead - behind) / 2
+    return gradient / np.sqrt(np.square(gradient).sum(axis=0) + 0.02 ** 2)
 
 
 def edge_agreement(first: np.ndarray, second: np.ndarray, brain: np.ndarray) -> float:
     """How much better edges of two images run together than when one image is displaced.
 
-    Agreement is the mean squared cosine between intensity gradients inside the brain (normalised gradient fields;
-    Haber and Modersitzki 2006). It is compared with the agreement after displacing the second image by 6
-    voxels to either side along each axis.
+    Agreement is the mean squared cosine between intensity gradients at voxels spread over the brain (normalised
+    gradient fields; Haber and Modersitzki 2006). It is compared with the agreement after displacing the second image
+    by 6 voxels to either side along each axis.
 
     Parameters
     ----------
@@ -47,16 +48,15 @@ def edge_agreement(first: np.ndarray, second: np.ndarray, brain: np.ndarray) -> 
         Agreement in place minus the mean of the six displaced ones, over their standard deviation: within about
         +-3 for unrelated images, at most 9 for two persons' heads.
     """
-    box = bounding_box(brain, (SHIFT + 1,) * 3)
-    a, b, inside = _unit_gradients(first[box]), _unit_gradients(second[box]), np.flatnonzero(brain[box])
-    a = a.reshape(3, -1)[:, inside]
+    inside = np.flatnonzero(brain)
+    points = np.stack(np.unravel_index(inside[:: max(1, len(inside) // POINTS)], brain.shape))
+    edges = _directions(first, points)
 
-    def agreement(other):
-        cosine = np.einsum("ij,ij->j", a, other.reshape(3, -1)[:, inside])
-        return float(np.square(cosine, out=cosine).mean())
+    def agreement(shift):
+        return float(np.square((edges * _directions(second, points + shift[:, None])).sum(axis=0)).mean())
 
-    displaced = [agreement(np.roll(b, step, axis)) for axis in (1, 2, 3) for step in (-SHIFT, SHIFT)]
-    return (agreement(b) - np.mean(displaced)) / max(np.std(displaced), 1e-6)
+    displaced = [agreement(shift) for shift in SHIFT * np.concatenate([np.eye(3, dtype=int), -np.eye(3, dtype=int)])]
+    return (agreement(np.zeros(3, int)) - np.mean(displaced)) / max(np.std(displaced), 1e-6)
 
 
 def quality_row(subject: str, registrations: dict[str, Registration], agreement: dict[str, float],
@@ -83,60 +83,41 @@ def quality_row(subject: str, registrations: dict[str, Registration], agreement:
     return row | {"flags": flags, "note": note}
 
 
-def _planes(brain: np.ndarray) -> list[tuple[int, int, tuple[slice, ...]]]:
-    """An axial and a sagittal plane: axis, index, box."""
-    box = bounding_box(brain, (MARGIN,) * 3)
-    middle = [(part.start + part.stop) // 2 for part in box]
-    return [(2, middle[2], box), (0, max(box[0].start, middle[0] - 8), box)]
+def _panel(values: np.ndarray, t1w: np.ndarray, pixel_mm, title: str) -> np.ndarray:
+    """A plane (across, up) in grey with the outlines of T1w over it: RGB, `ZOOM` pixels a mm."""
+    size = [round(n * mm * ZOOM) for n, mm in zip(values.shape, pixel_mm)]
+    grey, outline = (np.asarray(Image.fromarray(one.T[::-1].astype(np.float32)).resize(size, Image.Resampling.BILINEAR))
+                     for one in (values / max(np.percentile(values, 99.5), 1e-6), ndimage.gaussian_filter(t1w, 1.5)))
+    panel = np.repeat(np.uint8(255 * np.clip(grey, 0, 1))[..., None], 3, axis=2)
+    for level, colour in OUTLINES:
+        inside = outline > level
+        panel[(inside != np.roll(inside, 1, 0)) | (inside != np.roll(inside, 1, 1))] = colour
+    picture = Image.fromarray(panel)
+    ImageDraw.Draw(picture).text((3, 2), title, "white")
+    return np.asarray(picture)
 
 
-def _cut(values: np.ndarray, plane: tuple) -> np.ndarray:
-    axis, index, box = plane
-    part = list(box)
-    part[axis] = index
-    return values[tuple(part)].T
-
-
-def registration_figure(path, t1w: np.ndarray, brain: np.ndarray, before: dict, after: dict, spacing,
-                        title: str):
+def registration_figure(path, volumes: dict[str, np.ndarray], images: dict[str, sitk.Image], grid: sitk.Image,
+                        brain: np.ndarray):
     """Draw edges of T1w over each other sequence, before and after registration; the same bytes for the same input.
 
-    Good is: lines follow ventricles, cortex and brain outline in the columns "after". Images are (X, Y, Z) on the T1w
-    grid, T1w in [0, 1]; `before` and `after` map a sequence to its intensities by headers alone, and registered;
-    `spacing` is in mm.
+    An axial and a sagittal plane. Good is: lines follow ventricles, cortex and brain outline in the columns "after".
+    `volumes`: (X, Y, Z) on `grid` in [0, 1], T1w first; `images`: the same as scanned.
     """
-    planes = _planes(brain)
-    figure = Figure(figsize=(8.6, 2.6 * len(after)), dpi=64, facecolor="black")
-    FigureCanvasAgg(figure)
-    figure.suptitle(title, color="white", fontsize=9)
-    axes = figure.subplots(len(after), 2 * len(planes), squeeze=False)
-    figure.subplots_adjust(0.01, 0.01, 0.99, 0.88, 0.03, 0.08)
-    for row, sequence in zip(axes, after):
-        for column, (stage, plane) in enumerate((s, p) for p in planes for s in (before, after)):
-            ax, axis = row[column], plane[0]
-            inplane = [spacing[a] for a in range(3) if a != axis]
-            values = _cut(stage[sequence], plane)
-            ax.imshow(values, cmap="gray", origin="lower", aspect=inplane[1] / inplane[0],
-                      interpolation="bilinear", vmin=0, vmax=max(float(np.percentile(values, 99.5)), 1e-6))
-            smooth = sitk.GetArrayFromImage(sitk.SmoothingRecursiveGaussian(
-                sitk.GetImageFromArray(np.ascontiguousarray(_cut(t1w, plane))), 1.5))
-            ax.contour(smooth, levels=[0.3, 0.62], colors=["#ffb000", "#00d0ff"], linewidths=0.6)
-            ax.set_axis_off()
-            ax.set_title(f"{sequence} {'before' if stage is before else 'after'}", color="white", fontsize=8)
-    figure.canvas.draw()
-    picture = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3])
+    (_, t1w), *others = volumes.items()
+    box = bounding_box(brain, (MARGIN,) * 3)
+    middle = [(part.start + part.stop) // 2 for part in box]
+    rows = []
+    for name, registered in others:
+        row = []
+        for axis, index in ((2, middle[2]), (0, max(box[0].start, middle[0] - 8))):
+            part = tuple(slice(index, index + 1) if a == axis else box[a] for a in range(3))
+            by_header = sitk.Resample(images[name], grid[part], sitk.Transform(), sitk.sitkLinear, 0.0)
+            pixel_mm = np.delete(grid.GetSpacing(), axis)
+            row += [_panel(plane.squeeze(axis), t1w[part].squeeze(axis), pixel_mm, f"{name} {stage}")
+                    for stage, plane in (("before", array_of(by_header)), ("after", registered[part]))]
+        height = max(panel.shape[0] for panel in row)
+        rows.append(np.concatenate([np.pad(one, ((0, height - len(one)), (0, 4), (0, 0))) for one in row], axis=1))
     with atomic_path(path) as temporary:
-        picture.save(temporary, format="png", optimize=True)
+        Image.fromarray(np.concatenate(rows)).save(temporary, format="png")
     return path
-
-
-def header_alignment(moving: sitk.Image, grid: sitk.Image, brain: np.ndarray) -> np.ndarray:
-    """`moving` on `grid` by the headers alone, only in the planes that `registration_figure` shows."""
-    values = np.zeros(brain.shape, np.float32)
-    for axis, index, box in _planes(brain):
-        part = list(box)
-        part[axis] = slice(index, index + 1)
-        piece = grid[part[0], part[1], part[2]]
-        values[tuple(part)] = array_of(sitk.Resample(moving, piece, sitk.Transform(), sitk.sitkLinear, 0.0,
-                                                     sitk.sitkFloat32))
-    return values

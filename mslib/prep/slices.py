@@ -7,12 +7,12 @@ column 0 is the patient's right (radiological display).
 from __future__ import annotations
 
 import zipfile
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from scipy import ndimage
+from scipy import ndimage, sparse
 
 from mslib.study import StudyError, atomic_path, write_json
 
@@ -67,41 +67,24 @@ def select_slices(mask: np.ndarray, n: int) -> np.ndarray:
     return np.arange(start, start + n)
 
 
-def averaging_weights(n_in: int, size_in: float, n_out: int, size_out: float, offset: float) -> np.ndarray:
-    """Weights that average the linearly interpolated input over each output pixel.
+def _shares(n_in: int, size_in: float, n_out: int, size_out: float, first: float) -> sparse.csr_array:
+    """Share of each output pixel that each input voxel covers, (n_out, n_in).
 
-    Exact integrals, so that nothing aliases when pixels grow and nothing is blocky when they shrink. Input
-    beyond the ends counts as 0.
-
-    Parameters
-    ----------
-    n_in, n_out : int
-        Pixels along the axis.
-    size_in, size_out : float
-        Pixel edges in mm.
-    offset : float
-        Centre of output pixel 0 minus centre of input pixel 0, in mm along the input's axis.
-
-    Returns
-    -------
-    ndarray of float64, shape (n_out, n_in)
+    Sizes in mm; `first` is the lower edge of output pixel 0 minus that of voxel 0. What lies beyond the volume is 0.
     """
-    def area_of_hat(t):
-        t = np.clip(t, -1, 1)
-        return t - np.sign(t) * t * t / 2
-
-    centre = (offset + size_out * np.arange(n_out))[:, None] / size_in - np.arange(n_in)[None]
-    half = size_out / size_in / 2
-    return (area_of_hat(centre + half) - area_of_hat(centre - half)) / (2 * half)
+    low = (first + size_out * np.arange(n_out))[:, None]
+    voxel = size_in * np.arange(n_in)
+    shared = np.minimum(low + size_out, voxel + size_in) - np.maximum(low, voxel)
+    return sparse.csr_array(np.where(shared > 1e-6 * size_in, shared / size_out, 0).astype(np.float32))
 
 
 def slice_stack(volumes, brain, affine, lesion=None, *, n_slices: int = 135,
-                image_size: tuple[int, int] = (128, 112), pixel_mm: float = 1.5) -> SliceStack:
+                image_size: tuple[int, int] = (192, 168), pixel_mm: float = 1.0) -> SliceStack:
     """Cut preprocessed volumes into the stack of axial slices that the networks see.
 
-    The field of view is centred, in plane, on the bounding box of the brain. Pixels are averages of the volume
-    over their area (`averaging_weights`); across slices nothing is interpolated. A mask's pixel is set where at
-    least half of its area is.
+    The field of view is centred, in plane, on the bounding box of the brain, to the next edge of a voxel. A pixel is
+    the average of the voxels that it covers: of the voxels' size, it is one voxel as it is; across slices nothing is
+    averaged. A mask's pixel is set where at least half of its area is.
 
     Parameters
     ----------
@@ -112,9 +95,9 @@ def slice_stack(volumes, brain, affine, lesion=None, *, n_slices: int = 135,
     affine : ndarray of shape (4, 4)
         Voxel indices to mm (RAS).
     n_slices : int, default 135
-    image_size : (int, int), default (128, 112)
+    image_size : (int, int), default (192, 168)
         Rows and columns.
-    pixel_mm : float, default 1.5
+    pixel_mm : float, default 1.0
 
     Raises
     ------
@@ -125,36 +108,40 @@ def slice_stack(volumes, brain, affine, lesion=None, *, n_slices: int = 135,
     if (codes := "".join(nib.aff2axcodes(affine))) != "RAS":
         raise StudyError(f"volumes: axes must run right, anterior, superior (RAS; got {codes})")
     chosen = select_slices(brain, n_slices)
+    window = slice(chosen[0], chosen[-1] + 1)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     size = image_size[::-1]
     weights, first = [], []
     for axis, n_out in enumerate(size):
         present = np.flatnonzero(brain.any(axis=(1 - axis, 2)))
-        last_centre = (present[0] + present[-1]) / 2 * spacing[axis] + (n_out - 1) / 2 * pixel_mm
-        first.append(last_centre / spacing[axis])
-        low = last_centre - (n_out - 1) * pixel_mm
+        low = (present[0] + present[-1] + 1 - n_out * pixel_mm / spacing[axis]) / 2
+        low = spacing[axis] * np.floor(low + 0.5)
+        first.append((low + (n_out - 0.5) * pixel_mm) / spacing[axis] - 0.5)
         # From right to left and from anterior to posterior: against the axes of the volume.
-        weights.append(averaging_weights(brain.shape[axis], spacing[axis], n_out, pixel_mm, low)[::-1])
-    columns, rows = weights
+        weights.append(_shares(brain.shape[axis], spacing[axis], n_out, pixel_mm, low)[::-1])
 
     def cut(volume):
-        part = np.moveaxis(np.asarray(volume, np.float32)[:, :, chosen], 2, 0)
-        return rows.astype(np.float32) @ (np.swapaxes(part, 1, 2) @ columns.T.astype(np.float32))
+        part = np.asarray(volume[:, :, window], np.float32)
+        part = (weights[0] @ part.reshape(len(part), -1)).reshape(size[0], -1, len(chosen)).swapaxes(0, 1)
+        return (weights[1] @ part.reshape(len(part), -1)).reshape(*image_size, -1).transpose(2, 0, 1)
 
     grid = np.eye(4)
     grid[:3, :3] = affine[:3, :3] / spacing * [-pixel_mm, -pixel_mm, spacing[2]]
     grid[:3, 3] = (affine @ [*first, chosen[0], 1])[:3]
     z_mm = grid[2, :2] @ [(size[0] - 1) / 2, (size[1] - 1) / 2] + grid[2, 2] * np.arange(len(chosen)) + grid[2, 3]
-    if lesion is None:
-        lesion = np.zeros_like(brain)
-    return SliceStack(np.stack([cut(v) for v in volumes], axis=-1).astype(np.float16), cut(brain) >= 0.5 - 1e-6,
-                      cut(lesion) >= 0.5 - 1e-6, z_mm.astype(np.float32), grid)
+    images = np.empty((len(chosen), *image_size, len(volumes)), np.float16)
+    for channel, volume in enumerate(volumes):
+        images[..., channel] = cut(volume)
+    masks = [np.ascontiguousarray(cut(one) >= 0.5 - 1e-6) for one in (brain, lesion) if one is not None]
+    return SliceStack(images, masks[0], masks[1] if len(masks) > 1 else np.zeros_like(masks[0]),
+                      z_mm.astype(np.float32), grid)
 
 
 def save_stack(path: str | Path, stack: SliceStack) -> Path:
-    """Write a stack as uncompressed ``.npz`` (fast to read; the same bytes for the same stack)."""
+    """Write a stack as ``.npz``, not compressed (fast to read), masks as bits; the same bytes for the same stack."""
+    bits = {name: np.packbits(getattr(stack, name), axis=-1) for name in ("brain", "lesions")}
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **asdict(stack))
+        np.savez(file, **vars(stack) | bits)
     return Path(path)
 
 
@@ -162,9 +149,12 @@ def load_stack(path: str | Path) -> SliceStack:
     """Read a stack written by `save_stack`; StudyError: file absent, truncated, or without one of the arrays."""
     try:
         with np.load(path, allow_pickle=False) as archive:
-            return SliceStack(**{field.name: archive[field.name] for field in fields(SliceStack)})
+            stored = {field.name: archive[field.name] for field in fields(SliceStack)}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise StudyError(f"{path}: is not a readable slice stack ({' '.join(str(error).split())})") from error
+    width = stored["images"].shape[2]
+    masks = {name: np.unpackbits(stored[name], axis=-1, count=width).view(bool) for name in ("brain", "lesions")}
+    return SliceStack(**stored | masks)
 
 
 def plane_to_volume(maps: np.ndarray, stack: SliceStack, reference) -> nib.Nifti1Image:

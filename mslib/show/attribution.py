@@ -207,3 +207,43 @@ def plot_shares(table, *, chance: float, unit: str, caption: str = "") -> Figure
     ax.grid(axis="x")
     add_caption(fig, caption)
     return fig
+
+
+@styled
+def plot_localisation(table, *, unit: str = "AUPRC", caption: str = "") -> Figure:
+    """How well methods find what decided, one panel per backbone, best first; lines: what needs no network.
+
+    Parameters
+    ----------
+    table : DataFrame
+        ``backbone, source, method, value, low, high, chance`` of one measure: filled dots for ``source`` network,
+        hollow ones for ``untrained``, dashed lines for ``comparator``, dotted for the mean ``chance``.
+    unit : str
+        Text of the axis.
+    """
+    require_columns(table, ["backbone", "source", "method", "value", "low", "high", "chance"], "localisation")
+    backbones = list(dict.fromkeys(table["backbone"]))
+    own = table[table["source"] == "network"]
+    order = own.groupby("method")["value"].mean().sort_values(na_position="first").index
+    beside = list(dict.fromkeys(table.loc[table["source"] == "comparator", "method"]))
+    colours, place = colours_of(beside), np.arange(len(order))
+    fig, axes = plt.subplots(1, len(backbones), squeeze=False, sharey=True, sharex=True,
+                             figsize=(3.2 * len(backbones) + 2.2, 0.22 * len(order) + 1.8))
+    for ax, backbone in zip(axes[0], backbones):
+        part = table[table["backbone"] == backbone]
+        known, random = (part[part["source"] == name].set_index("method").reindex(order)
+                         for name in ("network", "untrained"))
+        ax.hlines(place, known["low"], known["high"], color="#0072B2", lw=1.8)
+        ax.plot(known["value"], place, "o", color="#0072B2", ms=5, label="trained network")
+        ax.plot(random["value"], place, "o", color="#0072B2", mfc="white", ms=4, label="untrained network")
+        for row in part[part["source"] == "comparator"].to_dict("records"):
+            ax.axvline(row["value"], color=colours[row["method"]], ls="--", lw=1, label=label_of(row["method"]))
+        ax.axvline(part["chance"].mean(), color="#777777", ls=":", lw=1.2, label="chance")
+        ax.set_title(label_of(backbone))
+        ax.set_xlabel(unit)
+        ax.grid(axis="x")
+    axes[0, 0].set_yticks(place, [label_of(name) for name in order], fontsize=7.5)
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    fig.legend(handles, names, loc="outside upper center", ncols=3)
+    add_caption(fig, caption)
+    return fig

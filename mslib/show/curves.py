@@ -1,4 +1,4 @@
-"""Figures of measures: over depth, under weight randomisation, by group and by lobe."""
+"""Figures over depth: curves of measures beside their comparators, and a table of layers by lesion size."""
 
 from __future__ import annotations
 
@@ -9,10 +9,15 @@ import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator
 
-from .figure import add_caption, colours_by_depth, colours_of, label_of, require_columns, styled
+from .figure import add_caption, colours_of, label_of, require_columns, styled
 
 CHANCE = {"color": "#777777", "ls": ":", "lw": 1.2}
+#: How comparators are drawn: they are no candidates, so none of them has a colour of its own.
+COMPARATORS = {"oracle": {"color": "black", "ls": "-"}, "intensity": {"color": "black", "ls": "--"},
+               "prior": {"color": "black", "ls": ":"}, "edges": {"color": "#888888", "ls": "-."},
+               "untrained": {"color": "#888888", "ls": "-"}, "another patient": {"color": "#888888", "ls": ":"}}
 
 
 def _present(table, column: str, order: Sequence[str] | None) -> list:
@@ -20,192 +25,126 @@ def _present(table, column: str, order: Sequence[str] | None) -> list:
     return [name for name in order if name in found] if order else found
 
 
-def _styles(names: Sequence[str], hue: str) -> dict[str, dict[str, str]]:
-    """Colour and line of every curve: layers by depth, block 4 dashed; all else in the order given, solid."""
-    if hue != "layer":
-        return {name: {"color": colour, "ls": "-"} for name, colour in colours_of(names).items()}
-    return {name: {"color": colour, "ls": "--" if name.startswith("block4") else "-"}
-            for name, colour in colours_by_depth(names).items()}
-
-
-def _draw_curve(ax, part, positions: Mapping[str, int], column: str, style: Mapping[str, str]) -> None:
-    part = part[part[column].isin(list(positions))]
-    place = part[column].map(positions).to_numpy()
+def _draw_curve(ax, part, positions: Mapping[str, int], style: Mapping[str, str], marker: str | None = "o") -> None:
+    """One curve with its band; a value without a layer (``image``) is a line over all layers."""
+    if part.empty:
+        return
+    if set(part["layer"]) == {"image"}:
+        part = part.iloc[[0] * len(positions)].assign(layer=list(positions))
+    part = part[part["layer"].isin(list(positions))]
+    place = part["layer"].map(positions).to_numpy()
     order = np.argsort(place)
     place, part = place[order], part.iloc[order]
-    ax.plot(place, part["value"], marker="o", ms=3.5, **style)
-    if "mostly_blank" in part:
-        thin = part["mostly_blank"].to_numpy(bool)
+    ax.plot(place, part["value"], marker=marker, ms=3.5, lw=1.4 if marker else 1.1, **style)
+    if "blank" in part and marker:
+        thin = part["blank"].to_numpy(float) > 0.5
         ax.plot(place[thin], part["value"].to_numpy()[thin], "o", ms=3.5, mec=style["color"], mfc="white")
     low, high = part["low"].astype(float), part["high"].astype(float)
-    ax.fill_between(place, low, high, color=style["color"], alpha=0.18, lw=0)
-
-
-def _draw_chance(ax, part, positions, column) -> None:
-    if "chance" in part and part["chance"].notna().any():
-        level = part.groupby(column)["chance"].mean()
-        steps = [step for step in positions if step in level.index]
-        ax.plot([positions[step] for step in steps], [level[step] for step in steps], **CHANCE)
-
-
-def _curves(table, column, steps, measures, row_column, hue, hues, labels) -> Figure:
-    """Grid of curves with interval bands: one panel column per measure, one row per value of `row_column`."""
-    panels, hues = _present(table, "measure", measures), _present(table, hue, hues)
-    rows = _present(table, row_column, None) if row_column else [None]
-    styles = _styles(hues, hue)
-    fig, axes = plt.subplots(len(rows), len(panels), squeeze=False, sharex=True, sharey="col",
-                             figsize=(2.6 * len(panels) + 0.9, 2.0 * len(rows) + 1.5))
-    positions = {step: i for i, step in enumerate(steps)}
-    for i, row in enumerate(rows):
-        for j, measure in enumerate(panels):
-            ax = axes[i, j]
-            part = table[table["measure"] == measure]
-            part = part if row_column is None else part[part[row_column] == row]
-            for name in hues:
-                _draw_curve(ax, part[part[hue] == name], positions, column, styles[name])
-            _draw_chance(ax, part, positions, column)
-            ax.grid(axis="y")
-            ax.set_xticks(range(len(steps)), [step.replace("_", " ") for step in steps], rotation=60,
-                          ha="right", rotation_mode="anchor", fontsize=7)
-            if i == 0:
-                ax.set_title((labels or {}).get(measure, measure.replace("_", " ")))
-        if row_column is not None:
-            axes[i, 0].set_ylabel(label_of(row), fontweight="bold")
-    keys = [Line2D([], [], marker="o", ms=3.5, label=label_of(name), **styles[name]) for name in hues]
-    if "chance" in table.columns:
-        keys.append(Line2D([], [], label="chance", **CHANCE))
-    inches = 1.35  # an entry of the legend
-    fig.legend(handles=keys, loc="outside upper center", ncols=min(len(keys), max(2, int(fig.get_figwidth() / inches))))
-    return fig
+    ax.fill_between(place, low, high, color=style["color"], alpha=0.18 if marker else 0.09, lw=0)
 
 
 @styled
-def plot_depth_curves(table, layers: Sequence[str], *, measures: Sequence[str] | None = None,
+def plot_depth_curves(table, layers: Sequence[str], *, columns: str = "measure", measures: Sequence[str] | None = None,
                       hue: str = "method", hues: Sequence[str] | None = None, rows: str | None = "backbone",
-                      labels: Mapping[str, str] | None = None, caption: str = "") -> Figure:
-    """Each measure of the maps over depth, shallow to deep, with interval bands and chance.
+                      labels: Mapping[str, str] | None = None, comparators=None, log: bool = False, ylabel: str = "",
+                      caption: str = "") -> Figure:
+    """Means over depth, shallow to deep, with interval bands and what they are to be held against.
 
     Parameters
     ----------
     table : DataFrame
-        Columns ``measure, layer, value, low, high``, the columns named by `hue` and `rows`, and optionally
-        ``chance``, and ``mostly_blank``: hollow where more than half of the slices are left out.
+        Columns ``layer, value, low, high``, those named by `columns`, `hue` and `rows`, and optionally ``chance``, and
+        ``blank``: hollow where more than half of the maps are blank and left out.
     layers : sequence of str
         Horizontal axis, shallow to deep.
+    columns : str
+        Column with one panel column per value (measure, kind).
     measures : sequence of str, optional
-        Panels; by default those of the table in their order.
+        Its values; by default those of the table in their order.
     hue : str
         Column of the colours (method, backbone).
     hues : sequence of str, optional
         Order of its values.
     rows : str or None
         Column with one row of panels per value.
-    labels : mapping of measure to title, optional
-    """
-    require_columns(table, ["measure", "layer", "value", "low", "high", hue, *([rows] if rows else [])], "depth curves")
-    fig = _curves(table, "layer", list(layers), measures, rows, hue, hues, labels)
-    add_caption(fig, caption)
-    return fig
-
-
-@styled
-def plot_randomisation(table, steps: Sequence[str], *, measures: Sequence[str] | None = None,
-                       hue: str = "layer", hues: Sequence[str] | None = None, rows: str | None = "backbone",
-                       labels: Mapping[str, str] | None = None, caption: str = "") -> Figure:
-    """Similarity of a map to the original while the weights are randomised from the output down.
-
-    Where `hue` is ``layer``, colours go from dark (first of `hues`) to light (last); block 4 is dashed.
-
-    Parameters
-    ----------
-    table : DataFrame
-        Columns ``measure, step, value, low, high`` and those named by `hue` and `rows`; ``step`` names the
-        last layer randomised so far.
-    steps : sequence of str
-        Horizontal axis: from the output down.
-    measures, hue, hues, rows, labels
-        As in `plot_depth_curves`.
-
-    Notes
-    -----
-    Cascading randomisation of Adebayo et al., Sanity checks for saliency maps, 2018. A map that explains the
-    weights falls towards 0.
-    """
-    require_columns(table, ["measure", "step", "value", "low", "high", hue, *([rows] if rows else [])], "randomisation")
-    fig = _curves(table, "step", list(steps), measures, rows, hue, hues, labels)
-    for ax in fig.axes:
-        ax.axhline(0, color="#777777", lw=0.8)
-    fig.axes[-1].set_xlabel("randomised from the output down to")
-    add_caption(fig, caption)
-    return fig
-
-
-@styled
-def plot_groups(points, groups: Sequence[str], *, panel: str, ylabel: str = "95th percentile of Grad-CAM",
-                caption: str = "") -> Figure:
-    """One dot per subject by group, and the group's median as a line.
-
-    Parameters
-    ----------
-    points : DataFrame
-        Columns ``group, value`` and the one named by `panel`; one row per subject.
-    groups : sequence of str
-        Order on the axis.
-    panel : str
-        Column with one panel per value (backbone, layer).
+    labels : mapping of panel to title, optional
+    comparators : DataFrame, optional
+        Columns as `table`, and ``comparator``, a name of `COMPARATORS`; drawn without markers.
+    log : bool
+        Logarithmic vertical axis.
     ylabel : str
     """
-    require_columns(points, ["group", "value", panel], "points")
-    names = _present(points, panel, None)
-    fig, axes = plt.subplots(1, len(names), squeeze=False, figsize=(0.9 * len(groups) * len(names) + 1.2, 3.2))
-    for ax, name in zip(axes[0], names):
-        part = points[points[panel] == name]
-        shared = {"data": part, "x": "group", "y": "value", "order": groups, "hue": "group", "hue_order": groups,
-                  "palette": colours_of(groups), "legend": False, "ax": ax}
-        sns.swarmplot(**shared, size=4, alpha=0.7)
-        sns.pointplot(**shared, estimator="median", errorbar=None, linestyle="none", marker="_", markersize=22)
-        counts = part["group"].value_counts()
-        ax.set_xticks(range(len(groups)), [f"{group}\nn={counts.get(group, 0)}" for group in groups], fontsize=7)
+    require_columns(table, [columns, "layer", "value", "low", "high", hue, *([rows] if rows else [])], "depth curves")
+    panels, hues = _present(table, columns, measures), _present(table, hue, hues)
+    row_names = _present(table, rows, None) if rows else [None]
+    colours, positions = colours_of(hues), {layer: i for i, layer in enumerate(layers)}
+    size = (max(2.6, 0.19 * len(layers)) * len(panels) + 0.9, 2.2 * len(row_names) + 1.5)
+    fig, axes = plt.subplots(len(row_names), len(panels), squeeze=False, sharex=True, figsize=size,
+                             sharey="col" if columns == "measure" else "all")
+    for (i, j), ax in np.ndenumerate(axes):
+        part, others = (each if each is None else each[
+            (each[columns] == panels[j]) & (True if rows is None else each[rows] == row_names[i])]
+            for each in (table, comparators))
+        for name, style in COMPARATORS.items() if others is not None else ():
+            _draw_curve(ax, others[others["comparator"] == name], positions, style, marker=None)
+        for name in hues:
+            _draw_curve(ax, part[part[hue] == name], positions, {"color": colours[name], "ls": "-"})
+        if "chance" in part and part["chance"].notna().any():
+            ax.plot(range(len(layers)), part.groupby("layer")["chance"].mean().reindex(layers), **CHANCE)
         ax.grid(axis="y")
-        ax.set(xlabel="", ylabel="", title=label_of(str(name)))
-    axes[0, 0].set_ylabel(ylabel)
+        if log:
+            ax.set_yscale("log")
+            ax.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
+            ax.yaxis.set_major_formatter("{x:g}")
+            ax.yaxis.set_minor_formatter("")
+        ax.set_xticks(range(len(layers)), [layer.replace("_", " ") for layer in layers], rotation=60, ha="right",
+                      rotation_mode="anchor", fontsize=7)
+        ax.set_title((labels or {}).get(panels[j], str(panels[j]).replace("_", " ")) if i == 0 else "")
+        ax.set_ylabel(f"{label_of(row_names[i])}\n{ylabel}".strip() if rows and j == 0 else "", fontweight="bold")
+    keys = [Line2D([], [], marker="o", ms=3.5, label=label_of(name), color=colours[name]) for name in hues]
+    if comparators is not None:
+        keys += [Line2D([], [], label=label_of(name), **style) for name, style in COMPARATORS.items()
+                 if name in set(comparators["comparator"])]
+    if "chance" in table.columns:
+        keys.append(Line2D([], [], label="chance", **CHANCE))
+    inches = 1.8  # an entry of the legend
+    fig.legend(handles=keys, loc="outside upper center", ncols=min(len(keys), max(2, int(fig.get_figwidth() / inches))))
     add_caption(fig, caption)
     return fig
 
 
 @styled
-def plot_lobes(table, lobes: Sequence[str], groups: Sequence[str], *, xlabel: str = "share of the map's sum",
-               reference: Mapping[str, float] | None = None, caption: str = "") -> Figure:
-    """Bars of each lobe's share of the maps by group, with intervals.
+def plot_size_map(table, layers: Sequence[str], sizes: Sequence[str], *, columns: str = "method",
+                  rows: str = "backbone", label: str = "AUPRC", caption: str = "") -> Figure:
+    """Which layer to read for lesions of a size: a value for every layer and size, the best of each size framed.
 
     Parameters
     ----------
     table : DataFrame
-        Columns ``lobe, group, value, low, high``.
-    lobes, groups : sequences of str
-        Order on the axis and of the bars.
-    xlabel : str
-    reference : mapping of lobe to share, optional
-        Share of the brain that the lobe holds: what a uniform map would give, drawn as a tick.
+        Columns ``layer, size, value`` and those named by `columns` and `rows`, of which each value has a panel.
+    layers, sizes : sequences of str
+        Rows of a panel, shallow to deep, and its columns.
+    label : str
+        What the values are.
     """
-    require_columns(table, ["lobe", "group", "value", "low", "high"], "lobes")
-    colours = colours_of(groups)
-    step = 0.8 / len(groups)
-    fig, ax = plt.subplots(figsize=(5.6, 0.26 * len(groups) * len(lobes) + 1.1))
-    for row in table.itertuples():
-        y = lobes.index(row.lobe) + (groups.index(row.group) - (len(groups) - 1) / 2) * step
-        ax.barh(y, row.value, step * 0.9, color=colours[row.group], alpha=0.85)
-        ax.plot([row.low, row.high], [y, y], color="black", lw=1.1)
-    for lobe, share in (reference or {}).items():
-        ax.vlines(share, lobes.index(lobe) - 0.45, lobes.index(lobe) + 0.45, color="black", ls=":", lw=1.2)
-    ax.set_yticks(range(len(lobes)), lobes)
-    ax.invert_yaxis()
-    ax.set_xlim(left=0)
-    ax.set_xlabel(xlabel)
-    ax.grid(axis="x")
-    keys = [Line2D([], [], color=colours[group], lw=6, alpha=0.85, label=group) for group in groups]
-    if reference:
-        keys.append(Line2D([], [], color="black", ls=":", lw=1.2, label="share of the brain (uniform map)"))
-    fig.legend(handles=keys, loc="outside upper center", ncols=len(keys))
+    require_columns(table, ["layer", "size", "value", columns, rows], "layers by lesion size")
+    names, row_names = _present(table, columns, None), _present(table, rows, None)
+    fig, axes = plt.subplots(len(row_names), len(names), squeeze=False, sharey="row",
+                             figsize=(1.3 + 0.65 * len(sizes) * len(names), 0.9 + 0.22 * len(layers) * len(row_names)))
+    for (i, j), ax in np.ndenumerate(axes):
+        part = table[(table[columns] == names[j]) & (table[rows] == row_names[i])]
+        wide = part.pivot_table(index="layer", columns="size", values="value")
+        wide = wide.reindex(index=[layer for layer in layers if layer in wide.index], columns=list(sizes))
+        sns.heatmap(wide, ax=ax, cmap="viridis", vmin=0, vmax=float(table["value"].max()), annot=True, fmt=".2f",
+                    annot_kws={"fontsize": 7}, cbar=False, linewidths=0.5)
+        for column, size in enumerate(sizes):
+            if wide[size].notna().any():
+                best = wide.index.get_loc(wide[size].idxmax())
+                ax.add_patch(plt.Rectangle((column, best), 1, 1, fill=False, ec="#D55E00", lw=2))
+        ax.set(xlabel="", ylabel=label_of(row_names[i]) if j == 0 else "")
+        ax.tick_params(axis="both", labelsize=7, rotation=0)
+        if i == 0:
+            ax.set_title(label_of(names[j]))
+    fig.suptitle(label, fontsize=9)
     add_caption(fig, caption)
     return fig

@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize, to_hex
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -29,14 +29,18 @@ COLOURS = {
     "xgradcam": "#8C6D1F", "T1w": "#555555", "T2w": "#0072B2", "FLAIR": "#D55E00",
 }
 NAMES = {
-    "vgg16": "VGG16+GAP", "vgg19": "VGG19+GAP", "logistic": "baseline model", "gradcam": "Grad-CAM",
+    "vgg16": "VGG16+GAP", "vgg19": "VGG19+GAP", "logistic": "baseline model",
+    "areas": "true areas of the slice", "gradcam": "Grad-CAM",
     "gradcam++": "Grad-CAM++", "hirescam": "HiResCAM", "layercam": "LayerCAM", "xgradcam": "XGrad-CAM",
     "gradient": "Gradient", "input_x_gradient": "Input × Gradient", "smoothgrad": "SmoothGrad",
     "guided_backprop": "Guided Backpropagation", "deconvolution": "Deconvolution", "deeplift": "DeepLift",
     "integrated_gradients": "Integrated Gradients", "gradient_shap": "Gradient SHAP",
     "guided_gradcam": "Guided Grad-CAM", "occlusion": "Occlusion", "feature_ablation": "Feature Ablation",
     "feature_permutation": "Feature Permutation", "lime": "LIME", "shapley_sampling": "Shapley Value Sampling",
-    "kernel_shap": "Kernel SHAP",
+    "kernel_shap": "Kernel SHAP", "gradcam_absolute": "Grad-CAM, absolute weights",
+    "gradcam_positive": "Grad-CAM, positive gradients", "activation": "activations alone",
+    "prior": "location prior", "intensity": "FLAIR intensity", "edges": "Sobel edges",
+    "untrained": "untrained network", "another patient": "another patient's map",
 }
 SPARE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555", "#8C6D1F")
 
@@ -90,12 +94,6 @@ def colours_of(names: Sequence[str]) -> dict[str, str]:
     unknown = [name for name in names if name not in COLOURS]
     given = {name: spare[i % len(spare)] for i, name in enumerate(unknown)}
     return {name: COLOURS.get(name) or given[name] for name in names}
-
-
-def colours_by_depth(names: Sequence[str]) -> dict[str, str]:
-    """Give each name its place on a scale from dark (first, shallow) to light (last, deep)."""
-    scale = plt.get_cmap("plasma")
-    return {name: to_hex(scale(0.8 * i / max(1, len(names) - 1))) for i, name in enumerate(names)}
 
 
 def label_of(name: str) -> str:

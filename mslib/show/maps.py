@@ -83,7 +83,7 @@ def _plot(slices, blocks, rows_of, rows, slice_names, lesions, pixel_mm, size, t
         for row, layer, label in rows_of(maps):
             places = axes[row + 1, first:first + len(slices)]
             _draw_row(places, slices, np.asarray(maps[layer]), lesions, label)
-    heat_bar(fig, list(axes.ravel()), "Grad-CAM, share of the row's maximum")
+    heat_bar(fig, list(axes.ravel()), "map, share of the row's maximum")
     if title:
         fig.suptitle(title, fontsize=10, fontweight="bold", x=0.01, ha="left")
     add_caption(fig, caption)

@@ -1,4 +1,4 @@
-"""Figures of fine-tuning: confusion matrices, learning curves, accuracy per protocol with intervals."""
+"""Figures of fine-tuning: confusion matrices, learning curves, accuracy per protocol and over lesion area."""
 
 from __future__ import annotations
 
@@ -127,8 +127,9 @@ def plot_accuracies(table, *, protocols: Sequence[str] | None = None, levels: Se
     Parameters
     ----------
     table : DataFrame
-        Columns ``protocol, backbone, level, value, low, high``, and optionally ``n`` and ``chance`` (a dotted line).
-        The baseline model is a ``backbone`` of its own (``logistic``).
+        Columns ``protocol, backbone, level, value, low, high``, and optionally ``n``, ``chance`` (a dotted line) and
+        ``seed``: the first one has its interval, others are circles. The baseline model is a ``backbone`` of its own
+        (``logistic``).
     protocols : sequence of str, optional
         Rows from top to bottom.
     levels : sequence of str
@@ -146,6 +147,9 @@ def plot_accuracies(table, *, protocols: Sequence[str] | None = None, levels: Se
         for row in table[table["level"] == level].itertuples():
             place = protocols.index(row.protocol)
             offset = (nets.index(row.backbone) - (len(nets) - 1) / 2) * 0.24
+            if getattr(row, "seed", 1) > 1:
+                ax.plot(row.value, place + offset, "o", color=colours[row.backbone], ms=4.5, mfc="none", mew=0.8)
+                continue
             _interval_dot(ax, row, place + offset, colours[row.backbone])
             if hasattr(row, "chance"):
                 ax.vlines(row.chance, place - 0.5, place + 0.5, **CHANCE)
@@ -161,6 +165,36 @@ def plot_accuracies(table, *, protocols: Sequence[str] | None = None, levels: Se
     if "chance" in table:
         keys.append(Line2D([], [], label="chance", **CHANCE))
     fig.legend(handles=keys, loc="outside upper center", ncols=len(keys))
+    add_caption(fig, caption)
+    return fig
+
+
+@styled
+def plot_psychometric(table, *, border: float | None = None, caption: str = "") -> Figure:
+    """Accuracy over the lesion area of a slice, and on lesion-free slices (at the left), with intervals.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Columns ``backbone, lesions, mm2, value, low, high``; ``mm2`` 0 for lesion-free slices.
+    border : float, optional
+        Accuracy that is aimed at, a dotted line.
+    """
+    require_columns(table, ["backbone", "lesions", "mm2", "value", "low", "high"], "psychometric table")
+    nets = list(dict.fromkeys(table["backbone"]))
+    colours, names = colours_of(nets), list(dict.fromkeys(table.sort_values("mm2")["lesions"]))
+    fig, ax = plt.subplots(figsize=(5, 3.2))
+    for number, net in enumerate(nets):
+        part = table[table["backbone"] == net].sort_values("mm2")
+        x = np.array([names.index(name) for name in part["lesions"]]) + (number - (len(nets) - 1) / 2) * 0.12
+        limits = np.abs(part[["low", "high"]].to_numpy(float).T - part["value"].to_numpy(float))
+        ax.errorbar(x, part["value"], limits, fmt="o", color=colours[net], ms=4.5, label=label_of(net))
+        ax.plot(x[part["mm2"] > 0], part["value"][part["mm2"] > 0], color=colours[net], lw=1)
+    if border is not None:
+        ax.axhline(border, **CHANCE)
+    ax.set(xlabel="lesion area in the slice (mm²)", ylabel="share of slices classified correctly", ylim=(0, 1.04))
+    ax.set_xticks(range(len(names)), names)
+    ax.legend(loc="lower right")
     add_caption(fig, caption)
     return fig
 

@@ -14,8 +14,8 @@ from .files import (
 )
 from .loading import load_config
 from .progress import progress
-from .run import Network, Run, explained_networks, trained_networks
+from .run import Network, Run, explained_networks
 
 __all__ = ["CONTROL", "Network", "Run", "StudyConfig", "StudyError", "WriteError", "atomic_path", "explained_networks",
-           "load_config", "progress", "read_arrays", "read_json", "read_table", "trained_networks", "write_arrays",
+           "load_config", "progress", "read_arrays", "read_json", "read_table", "write_arrays",
            "write_json", "write_table", "write_text"]

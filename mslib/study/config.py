@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -15,6 +15,8 @@ PositiveInt = Annotated[int, Field(ge=1)]
 Percent = Annotated[float, Field(ge=0, le=100)]
 Rule = Literal["epsilon_plus", "epsilon", "alpha1_beta0", "alpha2_beta1", "gamma", "epsilon_gamma",
                "epsilon_alpha2_beta1"]
+#: Of images: also from each sequence's mean over the brain on.
+ImageRule = Literal[(*get_args(Rule), *(f"{name}_centred" for name in get_args(Rule)))]
 Weights = Annotated[str, Field(pattern=r"^(scratch|simulated|imagenet|.+\.h5)$")]
 #: A group must have a subject in each of the three parts of the subject-wise split.
 MIN_PER_GROUP = 3
@@ -64,8 +66,6 @@ class CohortSection(Section):
 class Prep(Section):
     """Bias correction, co-registration to T1w, intensity scaling and the choice of slices."""
 
-    n4_shrink: PositiveInt = 6
-    n4_iterations: list[PositiveInt] = [20, 20, 10]
     resample_mm: Positive | None = None
     percentiles: tuple[Percent, Percent] = (0.5, 99.8)
     n_slices: PositiveInt = 135
@@ -78,14 +78,16 @@ class Prep(Section):
 
 
 class Model(Section):
-    """Which networks, with which weights, on which input; `seeds`: trainings of every explained one."""
+    """Which networks, with which weights, on which input; `seeds`: trainings of every kind."""
 
     backbones: Annotated[list[Literal["vgg16", "vgg19"]], Field(min_length=1)] = ["vgg16", "vgg19"]
+    kinds: Annotated[list[Literal["published", "honest", "cause"]], Field(min_length=1)] = ["published", "honest",
+                                                                                            "cause"]
     weights: Weights = "scratch"
     input: Literal["fused", "T1w", "T2w", "FLAIR"] = "fused"
-    image_size: tuple[PositiveInt, PositiveInt] = (128, 112)
-    pixel_mm: Positive = 1.5
-    seeds: PositiveInt = 2
+    image_size: tuple[PositiveInt, PositiveInt] = (192, 168)
+    pixel_mm: Positive = 1.0
+    seeds: PositiveInt = 3
 
 
 class Split(Section):
@@ -114,65 +116,117 @@ class Augmentation(Section):
 
 
 class Schedule(Section):
-    """How long, with how many slices and on how coarse pixels (`shrink` times the stack's) a protocol trains.
+    """How long a kind of network is fine-tuned, and on how many slices of a subject in an epoch.
 
-    With `frozen_blocks` the first blocks stay as they were, and slices are not augmented; nor are they without
-    `augmented`. A `batch_size` of its own replaces that of the training.
+    With `frozen_blocks` the first blocks stay as they were, and slices are not augmented.
     """
 
-    epochs: PositiveInt = 8
-    slices_per_subject: PositiveInt = 36
-    learning_rate: Positive = 1e-3
-    shrink: Annotated[int, Field(ge=1, le=4)] = 1
+    epochs: PositiveInt = 2
+    slices_per_subject: PositiveInt = 16
+    learning_rate: Positive = 1e-4
     frozen_blocks: Annotated[int, Field(ge=0, le=4)] = 0
-    augmented: bool = True
-    batch_size: PositiveInt | None = None
 
 
 class Training(Section):
-    """Split, augmentation, optimiser and one schedule per kind of network (permuted labels: one for both splits)."""
+    """Slices, split, augmentation, optimiser and one schedule per kind of network.
 
+    `slices` of every subject of the study and `independent_slices` of the independent cohort are learnt and tested,
+    `cause_slices` of each of `cause_people` with and without lesions.
+    """
+
+    slices: PositiveInt = 36
+    independent_slices: PositiveInt = 12
+    cause_people: Annotated[int, Field(ge=2 * MIN_PER_GROUP)] = 60
+    cause_slices: PositiveInt = 10
     split: Split = Split()
+    folds: Annotated[int, Field(ge=2)] = 5
     augmentation: Augmentation = Augmentation()
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     batch_size: PositiveInt = 32
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     patience: PositiveInt = 4
-    honest: Schedule = Schedule()
     published: Schedule = Schedule()
-    permuted: Schedule = Schedule()
-    pretraining_subjects: Count = 0
-    pretraining_pixel_mm: Positive = 2.0
-    area_weight: Positive = 1.0
-    pretraining: Annotated[list[Schedule], Field(min_length=1)] = [Schedule()]
+    honest: Schedule = Schedule()
+    cause: Schedule = Schedule()
+
+
+class Stage(Section):
+    """A stage of pre-training, on pixels `shrink` times as large as the slices'."""
+
+    epochs: PositiveInt
+    slices_per_subject: PositiveInt
+    learning_rate: Positive
+    shrink: Annotated[int, Field(ge=1, le=8)] = 1
+    batch_size: PositiveInt = 32
+
+
+class Pretraining(Section):
+    """Recipe of ``python -m mslib pretrain`` (weights/README.md); not part of any study.
+
+    `people`: simulated, in equal shares of the groups, `slices_per_person` of each kept; `variation`: spread of
+    contrast between them as a multiple of the study's.
+    """
+
+    #: Keys that decide the cohort.
+    COHORT: ClassVar[tuple[str, ...]] = ("seed", "groups", "sequences", "image_size", "pixel_mm", "prep", "people",
+                                         "slices_per_person", "variation")
+
+    seed: Count = 3275
+    groups: Annotated[list[Literal[SIMULATED_GROUPS]], Field(min_length=1)] = list(SIMULATED_GROUPS)
+    sequences: tuple[Sequence, Sequence, Sequence] = ("T1w", "T2w", "FLAIR")
+    image_size: tuple[PositiveInt, PositiveInt] = (192, 168)
+    pixel_mm: Positive = 1.0
+    prep: Prep = Prep()
+    people: PositiveInt
+    slices_per_person: PositiveInt
+    variation: Positive
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    area_weight: Positive
+    augmentation: Augmentation = Augmentation()
+    stages: Annotated[list[Stage], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _ends_fine(self):
+        if self.stages[-1].shrink != 1:
+            raise ValueError(f"stages: the last must have shrink 1, the pixels that are shipped for (got "
+                             f"{self.stages[-1].shrink})")
+        return self
 
 
 class Explain(Section):
-    """Which maps are made, and of whom."""
+    """Which maps are made, and of whom; every random network explains `randomisation_slices`."""
 
     methods: Annotated[list[Literal["gradcam", "gradcam++", "hirescam", "layercam", "xgradcam"]],
                        Field(min_length=1)] = ["gradcam", "gradcam++", "hirescam", "layercam", "xgradcam"]
-    nifti_subjects: PositiveInt = 3
-    viewer_subjects: PositiveInt = 3
-    randomisation_slices: PositiveInt = 48
-    transfer_from: str = "simulated"
+    slices_per_subject: PositiveInt = 2
+    randomisation_draws: PositiveInt = 10
+    randomisation_slices: PositiveInt = 2
+    nifti_subjects: PositiveInt = 1
+    viewer_subjects: PositiveInt = 1
 
 
 class KnownRule(Section):
     """Networks with a known decision rule: striped marks on control slices, one sequence decides (notebook 04)."""
 
     slices_per_subject: PositiveInt = 24
-    epochs: PositiveInt = 6
+    epochs: PositiveInt = 4
     learning_rate: Positive = 2e-3
-    narrow: Annotated[int, Field(ge=1, le=16)] = 4
-    test_slices: Annotated[int, Field(ge=8)] = 10
+    narrow: Annotated[int, Field(ge=1, le=16)] = 8
+    shrink: Annotated[int, Field(ge=1, le=4)] = 1
+    test_slices: Annotated[int, Field(ge=8)] = 100
     seeds: Annotated[int, Field(ge=2)] = 2
 
 
 class Attribution(Section):
-    """Notebook 04: whose slices are explained by all sixteen methods, and how finely."""
+    """Notebook 04: how many slices are explained by all sixteen methods, and how finely.
 
-    patients: Annotated[int, Field(ge=2)] = 8
+    `slices`: of a network that lesions alone can decide; `perturbed_slices`: those of them (and of the networks with a
+    known decision rule) that perturbation methods explain.
+    """
+
+    slices: Annotated[int, Field(ge=2)] = 24
+    perturbed_slices: Annotated[int, Field(ge=2)] = 10
     superpixels: PositiveInt = 15
     samples: PositiveInt = 150
     permutations: PositiveInt = 5
@@ -180,18 +234,22 @@ class Attribution(Section):
     baselines: Annotated[list[Literal["zero", "mean", "blurred", "noise", "inpainted"]], Field(min_length=2)] = [
         "zero", "mean", "inpainted"]
     levels: Annotated[int, Field(ge=2)] = 5
-    shapley_slices: PositiveInt = 3
+    shapley_slices: PositiveInt = 1
     known_rule: KnownRule = KnownRule()
 
 
 class Relevance(Section):
-    """Notebook 05: how much relevance each sequence gets by LRP, of whom, by which rules."""
+    """Notebook 05: how much relevance each sequence gets by LRP, of whom, by which rules.
 
-    rule: Rule = "epsilon_plus"
-    compared: Annotated[list[Rule], Field(min_length=2)] = ["epsilon_plus", "epsilon", "alpha1_beta0", "alpha2_beta1",
-                                                            "gamma"]
-    slices_per_subject: Annotated[int, Field(ge=2)] = 8
-    compared_slices: PositiveInt = 2
+    `slices_per_subject`: of everybody unseen; `compared_slices`: in all, by every rule.
+    """
+
+    rule: ImageRule = "epsilon_centred"
+    compared: Annotated[list[ImageRule], Field(min_length=2)] = [
+        "epsilon_plus", "epsilon_plus_centred", "epsilon", "epsilon_centred", "alpha2_beta1", "alpha2_beta1_centred",
+        "gamma", "gamma_centred"]
+    slices_per_subject: Annotated[int, Field(ge=2)] = 4
+    compared_slices: Annotated[int, Field(ge=2)] = 24
     volumes: PositiveInt = 1
 
 
@@ -303,47 +361,41 @@ class StudyConfig(Section):
         if self.cohort.source == "simulated":
             known = f"of {list(SIMULATED_GROUPS)} where subjects are simulated"
             raise ValueError(f"groups: must be {known} (got {unknown})")
-        if self.model.weights == "simulated" and self.cohort.source != "open_ms":
-            raise ValueError("model.weights: must be 'imagenet', a path or 'scratch' for groups other than "
-                             f"{list(SIMULATED_GROUPS)}, which alone can be simulated (got 'simulated' for {unknown})")
         return self
 
     @model_validator(mode="after")
     def _enough_subjects(self):
-        counts = {"cohort.simulated.study": self.cohort.simulated.study} if self.cohort.source == "simulated" else {}
-        if self.model.weights == "simulated" and self.cohort.source != "open_ms":
-            share = self.training.pretraining_subjects // len(self.groups)
-            counts["training.pretraining_subjects"] = dict.fromkeys(self.groups, share)
-        for key, of_group in counts.items():
-            few = {group: of_group.get(group, 0) for group in self.groups if of_group.get(group, 0) < MIN_PER_GROUP}
-            if few:
-                raise ValueError(f"{key}: must give every group at least {MIN_PER_GROUP} subjects (got {few})")
+        own = self.cohort.simulated.study
+        few = {group: own.get(group, 0) for group in self.groups if own.get(group, 0) < MIN_PER_GROUP}
+        if few and self.cohort.source == "simulated":
+            raise ValueError(f"cohort.simulated.study: must give every group at least {MIN_PER_GROUP} subjects (got "
+                             f"{few})")
         return self
 
     @model_validator(mode="after")
     def _pixels_for_five_poolings(self):
-        training = self.training
-        smallest = {f"training.{name}": min(self.model.image_size) // getattr(training, name).shrink
-                    for name in ("honest", "published", "permuted")}
-        if self.model.weights == "simulated":
-            coarser = self.model.pixel_mm / training.pretraining_pixel_mm
-            smallest["training.pretraining"] = int(min(self.model.image_size) * coarser
-                                                   / max(stage.shrink for stage in training.pretraining))
-        for key, pixels in smallest.items():
-            if pixels < MIN_PIXELS:
-                raise ValueError(f"{key}: must leave at least {MIN_PIXELS} pixels a side of model.image_size, for five "
-                                 f"poolings (got {pixels})")
+        if min(self.model.image_size) < MIN_PIXELS:
+            raise ValueError(f"model.image_size: must be at least {MIN_PIXELS} pixels a side, for five poolings (got "
+                             f"{list(self.model.image_size)})")
+        pixels = min(self.model.image_size) // self.attribution.known_rule.shrink
+        if pixels < MIN_PIXELS:
+            raise ValueError(f"attribution.known_rule.shrink: must leave at least {MIN_PIXELS} pixels a side (got "
+                             f"{pixels})")
         return self
 
     @model_validator(mode="after")
     def _frozen_blocks_know_something(self):
-        stages = {"training.pretraining": max(stage.frozen_blocks for stage in self.training.pretraining)}
-        if self.model.weights == "scratch":
-            stages |= {f"training.{name}": getattr(self.training, name).frozen_blocks
-                       for name in ("honest", "published", "permuted")}
-        for key, blocks in stages.items():
-            if blocks:
-                raise ValueError(f"{key}: frozen_blocks must be 0 where weights start at random (got {blocks})")
+        for kind in self.model.kinds if self.model.weights == "scratch" else ():
+            if blocks := getattr(self.training, kind).frozen_blocks:
+                raise ValueError(f"training.{kind}: frozen_blocks must be 0 where weights start at random (got "
+                                 f"{blocks})")
+        return self
+
+    @model_validator(mode="after")
+    def _real_patients_need_shipped_networks(self):
+        if not self.trains and self.model.weights != "simulated":
+            raise ValueError("model.weights: must be 'simulated' where cohort.source is 'open_ms': the shipped "
+                             f"networks start from them (got {self.model.weights!r})")
         return self
 
     @model_validator(mode="after")

@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 from pydantic import ValidationError
 
-from .config import StudyConfig
+from .config import Section, StudyConfig
 from .errors import StudyError
 
 
@@ -56,8 +56,8 @@ def _tuples(value):
     return value
 
 
-def load_config(path: str | Path) -> StudyConfig:
-    """Read and check a study's YAML file.
+def load_config(path: str | Path, model: type[Section] = StudyConfig) -> Section:
+    """Read and check a study's YAML file, or another that holds the keys of `model`.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ def load_config(path: str | Path) -> StudyConfig:
 
     Returns
     -------
-    StudyConfig
+    StudyConfig, or `model`
 
     Raises
     ------
@@ -83,6 +83,6 @@ def load_config(path: str | Path) -> StudyConfig:
     if not isinstance(raw, dict):
         raise StudyError(f"{path}: must hold keys and values (got {type(raw).__name__})")
     try:
-        return StudyConfig.model_validate(_tuples(raw))
+        return model.model_validate(_tuples(raw))
     except ValidationError as error:
         raise StudyError("\n".join(fault_lines(path, error))) from error

@@ -11,6 +11,9 @@ import subprocess
 from functools import lru_cache
 from pathlib import Path
 
+from .errors import StudyError
+from .files import read_json
+
 ROOT = Path(__file__).resolve().parents[2]
 LIBRARIES = ("tensorflow", "keras", "numpy", "scipy", "pandas", "SimpleITK", "nibabel", "nilearn", "scikit-image",
              "scikit-learn", "statsmodels", "mne", "edfio", "matplotlib", "seaborn", "snakemake", "papermill")
@@ -65,6 +68,15 @@ def file_sha256(path: str | Path) -> str:
     """SHA-256 of a file, streamed."""
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def verified(path: Path) -> Path:
+    """A shipped file, if it is that of its card (``.json`` beside it); StudyError where it is absent or changed."""
+    if not path.is_file():
+        raise StudyError(f"{path}: is absent; shipped weights lie in the folder weights (weights/README.md)")
+    if file_sha256(path) != (known := read_json(path.with_suffix(".json")).get("sha256")):
+        raise StudyError(f"{path}: is not the file of its card (its sha256 must be {known}); get it anew")
+    return path
 
 
 def versions() -> dict[str, str]:

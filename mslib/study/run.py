@@ -41,34 +41,25 @@ class Network(NamedTuple):
 
 
 def explained_networks(config: StudyConfig) -> list[Network]:
-    """Networks that are explained: of the subject-level split, all seeds (of real patients, the first)."""
-    seeds = range(1, (config.model.seeds if config.trains else 1) + 1)
-    return [Network(backbone, "honest", seed) for backbone in config.model.backbones for seed in seeds]
+    """Networks that are explained: every kind, all seeds (of real patients, the first of ``honest``)."""
+    kinds, seeds = (config.model.kinds, config.model.seeds) if config.trains else (["honest"], 1)
+    return [Network(backbone, kind, seed) for backbone in config.model.backbones for kind in kinds
+            for seed in range(1, seeds + 1)]
 
 
-def trained_networks(config: StudyConfig) -> list[Network]:
-    """All networks that a study trains."""
-    if not config.trains:
-        return []
-    others = [Network(backbone, kind) for backbone in config.model.backbones
-              for kind in ("published", "honest_permuted", "published_permuted")]
-    return sorted([*explained_networks(config), *others])
-
-
-#: Tables that steps leave, by the name under which they are read; ``{trained}``, ``{network}`` (explained),
-#: ``{first}`` (explained, first seed) and ``{fold}`` are looped over.
+#: Tables that steps leave, by the name under which they are read; ``{network}`` (explained), ``{first}`` (its first
+#: seed), ``{kind}`` (with its backbone), ``{backbone}`` and ``{fold}`` are looped over.
 TABLES = {
     "subjects": "subjects.csv", "truth": "cohort/truth.csv", "quality": "cohort/quality.csv",
     "registration_errors": "cohort/registration_errors.csv", "bias_fields": "cohort/bias_fields.csv",
-    "pretraining": "nets/pretraining/subjects.csv",
-    "predictions": "nets/{trained}/predictions.csv", "history": "nets/{trained}/history.csv",
-    "independent": "nets/{network}/independent.csv",
+    "appearance": "cohort/appearance.csv",
+    "predictions": "nets/{network}/predictions.csv", "history": "nets/{network}/history.csv",
+    "permuted": "nets/{kind}/permuted.csv", "folds": "nets/{backbone}/folds.csv",
     "maps": "maps/{network}/measures.csv", "randomisation": "maps/{first}/randomisation.csv",
-    "attribution_scores": "attributions/{first}/scores.csv", "attribution_removal": "attributions/{first}/removal.csv",
-    "attribution_randomised": "attributions/{first}/randomised.csv",
-    "importance": "importance/{first}.csv",
-    "relevance": "relevance/{network}/shares.csv", "relevance_rules": "relevance/{first}/rules.csv",
-    "relevance_flow": "relevance/{first}/flow.csv",
+    "dead": "maps/{first}/dead.csv",
+    "attribution_scores": "attributions/{backbone}/scores.csv", "importance": "attributions/{backbone}/importance.csv",
+    "relevance": "relevance/{backbone}/shares.csv", "relevance_rules": "relevance/{backbone}/rules.csv",
+    "relevance_flow": "relevance/{backbone}/flow.csv",
     "sleep_predictions": "sleep/fold-{fold}/predictions.csv", "sleep_history": "sleep/fold-{fold}/history.csv",
     "sleep_relevance": "sleep/fold-{fold}/relevance.csv", "sleep_ablation": "sleep/fold-{fold}/ablation.csv",
     "sleep_methods": "sleep/fold-{fold}/methods.csv",
@@ -99,12 +90,6 @@ class Run:
         self.config_path, self.folder, self.notebook = Path(config), Path(run_dir), notebook
         self.config = load_config(self.config_path)
         self._made: list[str] = []
-
-    @property
-    def nets_folder(self) -> Path:
-        """``nets`` of this run, or of the run whose networks explain real patients."""
-        owner = self.folder if self.config.trains else self.folder.parent / self.config.explain.transfer_from
-        return owner / "nets"
 
     @property
     def bids_root(self) -> Path:
@@ -140,7 +125,9 @@ class Run:
     def paths(self, name: str) -> dict[str, Path]:
         """Files behind a name of `TABLES`: by network or fold where there is one each, else under ``""``."""
         pattern, config = TABLES[name], self.config
-        for key, values in (("trained", trained_networks(config)), ("network", explained_networks(config)),
+        backbones, kinds = config.model.backbones, config.model.kinds
+        for key, values in (("network", explained_networks(config)), ("backbone", backbones),
+                            ("kind", [f"{backbone}/{kind}" for backbone in backbones for kind in kinds]),
                             ("first", [one for one in explained_networks(config) if one.seed == 1]),
                             ("fold", range(config.sleep.folds) if config.sleep else ())):
             if f"{{{key}}}" in pattern:
@@ -160,7 +147,8 @@ class Run:
         Returns
         -------
         DataFrame
-            Tables of several networks are joined under ``backbone, kind, seed``, those of folds under ``fold``.
+            Tables of several networks are joined under ``backbone, kind, seed``, those of folds under ``fold``, of
+            backbones under ``backbone``.
 
         Raises
         ------
@@ -172,11 +160,11 @@ class Run:
             if optional and not path.exists():
                 continue
             table = read_table(path)
-            if "/" in key:
+            if "/seed" in key:
                 network = Network.parse(key)
                 table = table.assign(backbone=network.backbone, kind=network.kind, seed=network.seed)
             elif key:
-                table = table.assign(fold=int(key))
+                table = table.assign(**{"fold": int(key)} if key.isdigit() else {"backbone": key.split("/")[0]})
             tables.append(table)
         return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 

@@ -1,0 +1,87 @@
+"""Last layers fitted to cached features: where fine-tuning starts, and folds over all subjects."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.model_selection import StratifiedKFold
+from sklearn.preprocessing import StandardScaler
+
+#: Inverse strengths of the penalty that are tried.
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+
+
+class Head(NamedTuple):
+    """Weights of a last layer: kernel (features, classes) and bias (classes,)."""
+
+    kernel: np.ndarray
+    bias: np.ndarray
+
+    def logits(self, features: np.ndarray) -> np.ndarray:
+        """Of features (n, features)."""
+        return features @ self.kernel + self.bias
+
+
+def _regression(features, targets, strength, classes):
+    """Logistic regression on standardised features, as the weights of a layer on the features themselves."""
+    scaler = StandardScaler().fit(features)
+    model = LogisticRegression(C=strength, max_iter=300)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # separable classes: the validation part judges
+        model.fit(scaler.transform(features), targets)
+    coefficients, intercept = model.coef_, model.intercept_
+    if len(model.classes_) == 2:
+        coefficients, intercept = np.stack([-coefficients[0], coefficients[0]]) / 2, np.array([-1, 1]) * intercept / 2
+    kernel, bias = np.zeros((features.shape[1], classes)), np.full(classes, -20.0)  # a class without slices
+    kernel[:, model.classes_] = coefficients.T / scaler.scale_[:, None]
+    bias[model.classes_] = intercept - (scaler.mean_ / scaler.scale_) @ coefficients.T
+    return Head(kernel, bias)
+
+
+def fit_head(features: np.ndarray, targets: np.ndarray, train: np.ndarray, validation: np.ndarray,
+             others: Sequence[Head] = ()) -> Head:
+    """The head of lowest cross-entropy on the validation part: logistic regressions of several penalties, and `others`.
+
+    Parameters
+    ----------
+    features : ndarray, (n, features)
+    targets : ndarray of int, (n,)
+        Classes from 0 on.
+    train, validation : ndarray of int
+        Rows.
+    others : sequence of Head
+    """
+    classes = int(targets.max()) + 1
+    heads = [*others, *(_regression(features[train], targets[train], strength, classes) for strength in STRENGTHS)]
+
+    def loss(head):
+        logits = head.logits(features[validation])
+        odds = np.exp(logits - logits.max(1, keepdims=True))
+        return log_loss(targets[validation], odds / odds.sum(1, keepdims=True), labels=range(classes))
+
+    return min(heads, key=loss)
+
+
+def fold_logits(features: np.ndarray, table: pd.DataFrame, folds: int, seed: int) -> np.ndarray:
+    """Logits of every slice by a head that has seen no slice of its subject, (n, classes).
+
+    `table` has ``subject, group, target`` per slice. Subjects are dealt to `folds` folds, groups in equal shares; the
+    fold after the tested one validates.
+    """
+    people = table.groupby("subject")["group"].first()
+    parts = [people.index[test] for _, test in StratifiedKFold(folds, shuffle=True, random_state=seed).split(
+        people.index, people)]
+    targets = table["target"].to_numpy()
+    logits = np.empty((len(table), int(targets.max()) + 1))
+    for number, tested in enumerate(parts):
+        test, validation = (table["subject"].isin(names).to_numpy() for names in (tested, parts[(number + 1) % folds]))
+        head = fit_head(features, targets, np.flatnonzero(~test & ~validation), np.flatnonzero(validation))
+        logits[test] = head.logits(features[test])
+    return logits
