@@ -177,9 +177,22 @@ def relations():
     return show.plot_relations(table, unit="points")
 
 
+def psychometric():
+    return show.plot_psychometric(pd.DataFrame({
+        "backbone": "vgg16", "lesions": ["lesion-free", "20-50", "50-100"], "mm2": [0, 35, 75],
+        "value": [0.9, 0.6, 0.8], "low": [0.8, 0.5, 0.7], "high": [1.0, 0.7, 0.9]}), border=0.95)
+
+
+def localisation():
+    return show.plot_localisation(pd.DataFrame({
+        "backbone": "vgg16", "source": ["network", "network", "untrained", "comparator"],
+        "method": ["gradient", "lime", "gradient", "oracle"], "value": [0.4, 0.2, 0.1, 0.8],
+        "low": [0.3, 0.1, 0.05, 0.7], "high": [0.5, 0.3, 0.15, 0.9], "chance": 0.02}))
+
+
 PLOTS = [attributions, scores, importance, shares, share_points, subject_shares, flow, relations, examples, confusions,
          layer_block, layer_grid, headline, learning_curves, accuracies, depth_curves, size_map, cohort,
-         registration_errors, *SLEEP_PLOTS]
+         registration_errors, psychometric, localisation, *SLEEP_PLOTS]
 
 
 def words(fig):
