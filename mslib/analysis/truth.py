@@ -25,7 +25,7 @@ REAL_APPEARANCE = {name: {"brains": (round((low + high) / 2, 4), low, high)} for
     "grey_T1w": (0.674, 0.680), "grey_T2w": (1.357, 1.387), "grey_FLAIR": (1.158, 1.192),
     "lesion_T1w": (0.658, 0.694), "lesion_T2w": (1.886, 1.974), "lesion_FLAIR": (1.436, 1.597),
     "csf_T1w": (0.102, 0.116), "csf_T2w": (2.674, 2.691), "csf_FLAIR": (0.357, 0.388),
-    "variation_T1w": (0.052, 0.060), "variation_T2w": (0.111, 0.132), "variation_FLAIR": (0.087, 0.087)}.items()}
+    "variation_T1w": (0.052, 0.060), "variation_T2w": (0.111, 0.132), "variation_FLAIR": (0.093, 0.100)}.items()}
 SMALLEST_CORE = 30  # voxels of eroded lesions below which their intensity is not measured
 
 
