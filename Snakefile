@@ -354,8 +354,8 @@ def explains(*more):
 
 rule measure_maps:
     input:
-        f"{RUN}/subjects.csv", SHIPPED,
-        lambda wildcards: CAUSE_FILES if wildcards.kind == "cause" else stacks(wildcards),
+        SHIPPED,
+        lambda wildcards: CAUSE_FILES if wildcards.kind == "cause" else [f"{RUN}/subjects.csv", *stacks(wildcards)],
         [FITTED.replace("{network}", f"{{backbone}}/{{kind}}/seed{number}") for number in SEEDS]
     output:
         expand(f"{RUN}/maps/{{{{backbone}}}}/{{{{kind}}}}/seed{{number}}/{{file}}", number=SEEDS,

@@ -325,19 +325,6 @@ def _means(rows, n, confidence, seed):
          "blank": blank[source, method, layer]} for (measure, source, method, layer), (value, draws) in found.items()])
 
 
-def best_layer(curves: pd.DataFrame, kind: str, backbone: str, method: str = "gradcam",
-               measure: str = "auprc") -> str | None:
-    """Layer with the highest mean on correctly classified slices; None where none is measured (no lesion masks).
-
-    Layers that are blank in more than half of the slices are passed over where there are others: their mean is one of
-    other, fuller slices.
-    """
-    part = curves.query("kind == @kind and backbone == @backbone and method == @method and measure == @measure and "
-                        "source == 'network' and classified == 'correctly' and value.notna()")
-    part = part[part["blank"] <= 0.5] if (part["blank"] <= 0.5).any() else part
-    return str(part.loc[part["value"].idxmax(), "layer"]) if len(part) else None
-
-
 def example_candidates(maps: pd.DataFrame, group: str = "SPMS", n_slices: int = 135) -> pd.DataFrame:
     """Slices for the figures, the best first: ``subject, slice, group, errors`` (networks that misclassify it).
 
