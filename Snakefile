@@ -378,7 +378,7 @@ rule volume:
 
 # --- networks with a known decision rule (notebooks 04 and 05) ----------------------------------------------------
 
-METHODS = [f"attribution.{key}" for key in ("superpixels", "samples", "permutations", "steps", "perturbed_slices")] + [
+METHODS = [f"attribution.{key}" for key in ("superpixels", "samples", "permutations", "steps")] + [
     "training.precision", "relevance.compared", "statistics"]
 
 if STUDY.has_known_rule:
@@ -405,7 +405,7 @@ rule attribute:
     output: expand(f"{RUN}/attributions/{{{{backbone}}}}/{{file}}", file=ATTRIBUTED)
     params:
         made("attribute", "analysis/attribution analysis/relevance analysis/depth explain measure", "seed", *GRID,
-        *METHODS, "attribution.slices", "attribution.shapley_slices", "explain.nifti_subjects")
+        *METHODS, "attribution.slices", "attribution.perturbed_slices", "attribution.shapley_slices")
     threads: WHOLE
     resources: mem_mb=memory(6000)
     message: "Attribution: {wildcards.backbone} by every method"

@@ -844,7 +844,7 @@ def known_rule(study: Study) -> None:
         tables["use"].append(known.accuracy_by_cue(model, experiment, many, sequences, mm, seed + 2, **draws))
         marked = experiment.marked(test, mm, seed + 1)
         index = np.arange(len(test.table))
-        explained = known.explained_marks(marked, mm, evenly(index, own.perturbed_slices))
+        explained = known.explained_marks(marked, mm, evenly(index, rule.perturbed_slices))
         maps, seconds = attribution.attribute_all(model, explained, _methods(config), f"known rule, {name}", **settings)
         _save_weights(model, folder / name / "weights.weights.h5")
         some, slices = attribution.of_few(maps, explained)

@@ -116,7 +116,7 @@ def test_appearance_of_the_two_real_patients():
         found.append(truth.appearance(images, images["T1w"] != 0, lesions))
     for name, ranges in truth.REAL_APPEARANCE.items():
         values = sorted(one[name] for one in found)
-        assert values == pytest.approx(ranges["brains"][1:], rel=0.13), name
+        assert values == pytest.approx(ranges["brains"][1:], rel=0.2 if "variation" in name else 0.13), name
 
 
 def test_the_subject_of_median_load():

@@ -152,18 +152,6 @@ def share_points():
     return show.plot_share_points(table, SEQUENCES, row="backbone", column="backbone", group="group")
 
 
-def subject_shares():
-    table = pd.DataFrame({"backbone": "vgg16", "group": ["control", "SPMS"] * 3, "correct": [0, 1] * 3,
-                          **{f"absolute_{name}": np.arange(6.0) for name in SEQUENCES}})
-    return show.plot_subject_shares(table, SEQUENCES, GROUPS, seed=1)
-
-
-def test_misclassified_subjects_are_hollow():
-    faces = [dots.get_facecolor() for dots in subject_shares().axes[0].collections if len(dots.get_offsets()) == 3]
-    white = [(face[:, :3] == 1).all(1).tolist() for face in faces]
-    assert white == [[True] * 3] * 3 + [[False] * 3] * 3, "no control is correctly classified, every SPMS patient is"
-
-
 def flow():
     table = pd.DataFrame({"backbone": "vgg16", "layer": ["logits", "gap", "image"], "sum": [1, .9, .7],
                           "absolute": [1, 2, 1.5]})
@@ -190,7 +178,13 @@ def localisation():
         "low": [0.3, 0.1, 0.05, 0.7], "high": [0.5, 0.3, 0.15, 0.9], "chance": 0.02}))
 
 
-PLOTS = [attributions, scores, importance, shares, share_points, subject_shares, flow, relations, examples, confusions,
+def test_methods_are_ordered_by_their_mean_beside_the_comparators():
+    figure = localisation()
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["LIME", "Gradient"], "best on top"
+    assert "oracle" in words(figure) and "untrained network" in words(figure)
+
+
+PLOTS = [attributions, scores, importance, shares, share_points, flow, relations, examples, confusions,
          layer_block, layer_grid, headline, learning_curves, accuracies, depth_curves, size_map, cohort,
          registration_errors, psychometric, localisation, *SLEEP_PLOTS]
 
@@ -309,7 +303,7 @@ def test_slices_are_drawn_with_the_patients_right_at_the_left():
     (lambda: show.plot_shares(pd.DataFrame({"value": [1]}), chance=0, unit=""), r"shares: the table lacks \['low'"),
     (lambda: show.plot_share_points(pd.DataFrame({"a": []}), [], row="a", column="a", group="a"),
      r"shares: the table lacks \['modality'"),
-    (lambda: show.plot_subject_shares(pd.DataFrame({"group": []}), [], []), r"shares: the table lacks \['backbone'"),
+    (lambda: show.plot_localisation(pd.DataFrame({"method": []})), r"localisation: the table lacks \[.backbone."),
     (lambda: show.plot_flow(pd.DataFrame({"layer": []}), None, []), r"flow: the table lacks \['backbone'"),
     (lambda: show.plot_relations(pd.DataFrame({"q": []}), unit=""), r"effects: the table lacks \['backbone'"),
     (lambda: show.plot_headline(SLICES[0], {}, extra=[("x", SLICES[0], "odd")]), r"must be 'sequential' or 'diverg")])

@@ -2,7 +2,7 @@
 
 Relaxation times in ms, proton density relative to CSF. T1 of cortex and white matter, and T2 of white matter, are
 those of Wansapura et al. 1999, J Magn Reson Imaging 9:531; T2 of cortex as in Stanisz et al. 2005, Magn Reson Med
-54:507. Iron shortens the T2 of deep grey matter: Gelman et al. 1999, Radiology 210:759, find 1.25 (prefrontal
+54:507 (99 ms). Iron shortens the T2 of deep grey matter: Gelman et al. 1999, Radiology 210:759, find 1.25 (prefrontal
 cortex) to 0.70 (globus pallidus) times that of white matter. Proton density by the water content of Gelman et al.
 2001, Magn Reson Med 45:71. CSF: T1 of Lu et al. 2005, J Magn Reson Imaging 22:13; its T2 is set to 1500 ms. Lesions
 have the longer T1, T2 and higher water content of chronic MS lesions: those of a lesion's core, chosen within the
@@ -30,18 +30,18 @@ class Tissue:
 
 
 TISSUES = {
-    "cortex": Tissue(t1=1331.0, t2=99.0, pd=0.85),
+    "cortex": Tissue(t1=1331.0, t2=98.0, pd=0.85),
     "deep_grey": Tissue(t1=1180.0, t2=86.0, pd=0.80),
     "white": Tissue(t1=832.0, t2=79.6, pd=0.70),
     "csf": Tissue(t1=4163.0, t2=1500.0, pd=1.00),
-    "lesion": Tissue(t1=1450.0, t2=182.0, pd=0.87),
+    "lesion": Tissue(t1=1430.0, t2=179.0, pd=0.87),
     "black_hole": Tissue(t1=2050.0, t2=240.0, pd=0.90),
 }
 """The tissues of the phantom."""
 
 SEQUENCES = {
     "T1w": {"RepetitionTime": 2.0, "EchoTime": 0.003, "InversionTime": 0.962},
-    "T2w": {"RepetitionTime": 6.5, "EchoTime": 0.086},
+    "T2w": {"RepetitionTime": 6.5, "EchoTime": 0.084},
     "FLAIR": {"RepetitionTime": 12.0, "EchoTime": 0.101, "InversionTime": 2.87},
 }
 """Protocol of each sequence in BIDS units (seconds). T1w is a magnetisation-prepared gradient echo."""

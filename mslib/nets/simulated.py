@@ -23,24 +23,19 @@ AREA_MM2 = 20.0
 LEAST_MM2 = 20.0
 #: Share of a bias field that N4 leaves in preprocessed images.
 BIAS_LEFT = 0.3
-#: Variance in mm2 of linear interpolation's weights between voxels of 1 mm, and their sum of squares: over all offsets.
-LINEAR_MM2, LINEAR_SQUARES = 1 / 6, 2 / 3
-
-
-def _pixel_mm2(mm):
-    """Variance along an axis of a pixel: the average over it of the linear interpolation between voxels of 1 mm."""
-    return mm**2 / 12 + LINEAR_MM2
+#: Variance in mm2 of the weights of linear interpolation between voxels of 1 mm, over all offsets.
+LINEAR_MM2 = 1 / 6
 
 
 def noise_left(interpolated: bool, mm: float) -> tuple[float, float]:
     """Noise SD over the scan's own, in voxels of 1 mm on the T1w grid and in the pixels of `mm` of a slice.
 
-    Sums of squared weights: `LINEAR_SQUARES` along each interpolated axis, in the slice those of a normal density of
-    the pixel's variance.
+    A pixel is the average of the voxels that it covers. Between voxels of white noise linear interpolation leaves,
+    over all offsets, 2/3 of the variance along each axis, and 1/6 between neighbours.
     """
-    spread = _pixel_mm2(mm) + LINEAR_MM2 * interpolated
-    in_pixel = 1 / (4 * np.pi * spread) ** 0.5
-    return (LINEAR_SQUARES**1.5, LINEAR_SQUARES**0.5 * in_pixel) if interpolated else (1.0, in_pixel)
+    if not interpolated:
+        return 1.0, 1 / mm
+    return (2 / 3) ** 1.5, (2 / 3) ** 0.5 * (mm - 1 / 3) / mm**2
 
 
 def _spread(image, variance, axes):
@@ -111,7 +106,7 @@ def scan_slices(heads: Sequence[dict[str, np.ndarray]], brain: np.ndarray, perso
                 noise *= lift
                 low, high = np.percentile((np.hypot(image, lift) + in_voxel * noise)[brain], percentiles)
             pixels = np.clip((np.hypot(image, lift) - low) / (high - low), 0, 1) * brain
-            pixels = _spread(pixels, min(_pixel_mm2(mm) / mm**2 + blur, 2 / 3), (0, 1))
+            pixels = _spread(pixels, blur, (0, 1))
             versions.append(np.clip(pixels + in_pixel * noise / (high - low), 0, 1) * brain)
         channels.append(versions)
     return [np.stack(each, -1) for each in zip(*channels)]

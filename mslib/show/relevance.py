@@ -1,4 +1,4 @@
-"""Relevance of the sequences: shares with intervals, per subject, over depth, and what they are related to."""
+"""Relevance of the sequences: shares with intervals, over depth, and what they are related to."""
 
 from __future__ import annotations
 
@@ -72,42 +72,6 @@ def plot_share_points(table, modalities: Sequence[str], *, row: str, column: str
     for of_column, ax in zip(columns, axes[0]):
         ax.set_title(text(of_column))
     _legend(fig, axes[0, 0], len(modalities))
-    add_caption(fig, caption)
-    return fig
-
-
-@styled
-def plot_subject_shares(table, sequences: Sequence[str], groups: Sequence[str], *, kind: str = "absolute",
-                        seed: int = 0, caption: str = "") -> Figure:
-    """Mean share of every sequence, a dot per subject; filled where most of its slices are correctly classified.
-
-    Parameters
-    ----------
-    table : DataFrame
-        ``backbone, group, correct`` (share of slices), ``<kind>_<sequence>``; one row per subject and backbone.
-    sequences, groups : sequence of str
-    kind : str
-    seed : int
-        Of the sideways spread of dots.
-    """
-    require_columns(table, ["backbone", "group", "correct", *(f"{kind}_{name}" for name in sequences)], "shares")
-    backbones, colours, rng = list(dict.fromkeys(table["backbone"])), colours_of(sequences), np.random.default_rng(seed)
-    groups = [name for name in groups if (table["group"] == name).any()]
-    fig, axes = plt.subplots(1, len(backbones), squeeze=False, sharey=True,
-                             figsize=((1.2 * len(groups) + 0.4) * len(backbones) + 0.6, 3.2))
-    for ax, backbone in zip(axes[0], backbones):
-        for i, group in enumerate(groups):
-            part = table[(table["backbone"] == backbone) & (table["group"] == group)]
-            for k, sequence in enumerate(sequences):
-                place, values = i + _offset(k, len(sequences)), part[f"{kind}_{sequence}"]
-                _dots(ax, place + rng.uniform(-0.08, 0.08, len(part)), values, colours[sequence], part["correct"] > 0.5)
-                ax.hlines(values.median(), place - 0.11, place + 0.11, color="black", zorder=4)
-        for sequence in sequences:
-            ax.plot([], [], "o", color=colours[sequence], label=sequence)
-        ax.set_xticks(range(len(groups)), groups)
-        ax.set_title(label_of(backbone))
-    axes[0, 0].set_ylabel("share of relevance [%]")
-    _legend(fig, axes[0, 0], len(sequences))
     add_caption(fig, caption)
     return fig
 

@@ -215,18 +215,19 @@ class KnownRule(Section):
     narrow: Annotated[int, Field(ge=1, le=16)] = 8
     shrink: Annotated[int, Field(ge=1, le=4)] = 1
     test_slices: Annotated[int, Field(ge=8)] = 100
+    perturbed_slices: Annotated[int, Field(ge=2)] = 10
     seeds: Annotated[int, Field(ge=2)] = 2
 
 
 class Attribution(Section):
     """Notebook 04: how many slices are explained by all sixteen methods, and how finely.
 
-    `slices`: of a network that lesions alone can decide; `perturbed_slices`: those of them (and of the networks with a
-    known decision rule) that perturbation methods explain.
+    `slices`: of a network that lesions alone can decide; `perturbed_slices`: those of them that perturbation methods
+    explain.
     """
 
     slices: Annotated[int, Field(ge=2)] = 24
-    perturbed_slices: Annotated[int, Field(ge=2)] = 10
+    perturbed_slices: Annotated[int, Field(ge=2)] = 6
     superpixels: PositiveInt = 15
     samples: PositiveInt = 150
     permutations: PositiveInt = 5
