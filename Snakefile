@@ -1,12 +1,14 @@
 # The study, from raw images to results/. `snakemake` runs the default (simulated) study, `snakemake --config
 # study=smoke` that of config/smoke.yaml. Outputs: runs/<study>/, the light part in results/<study>/.
 # Every rule names what decides it: input files, the settings it reads, and a digest of the code it runs.
+import atexit
 import fcntl
 import json
 import os
 import shlex
 import sys
 from base64 import urlsafe_b64decode
+from functools import cache, reduce
 from math import prod
 from pathlib import Path
 
@@ -15,11 +17,9 @@ from mslib.study import StudyError, explained_networks, load_config
 from mslib.study.provenance import ROOT, code_digest
 from mslib.study.run import DRIVEN
 
-
 def refuse(message):
     print(message, file=sys.stderr)
     raise SystemExit(1)
-
 
 KEYS = {"study", "file", "run_dir", "results"}
 if unknown := sorted(set(config) - KEYS):
@@ -32,52 +32,40 @@ except StudyError as error:
 if STUDY.study != config.get("study", STUDY.study if "file" in config else "simulated"):
     refuse(f"{FILE}: study: must be '{config.get('study', 'simulated')}' as the file is named (got '{STUDY.study}')")
 
-os.environ.update({DRIVEN: "1", "MSLIB_PROGRESS": "terminal", "TF_CPP_MIN_LOG_LEVEL": "3",
-                   "PYDEVD_DISABLE_FILE_VALIDATION": "1"})
 RUN = str(config.get("run_dir", f"runs/{STUDY.study}"))
 RESULTS = str(config.get("results", f"results/{STUDY.study}"))
+FAULTS = f"{RUN}/.faults"  # what steps say of bad input, one line each
+os.environ.update({DRIVEN: "1", "MSLIB_PROGRESS": "terminal", "MSLIB_FAULTS": FAULTS,
+                   "PYDEVD_DISABLE_FILE_VALIDATION": "1"})
 SOURCE, BACKBONES = STUDY.cohort.source, STUDY.model.backbones
 # Real patients are explained with shipped networks.
 FITTED = f"{RUN}/nets/{{network}}/weights.weights.h5" if STUDY.trains else "weights/{network}.h5"
 SHIPPED = [f"weights/{backbone}_simulated.h5" for backbone in BACKBONES] if STUDY.model.weights == "simulated" else []
 EXPLAINED = explained_networks(STUDY)
-FIRST = [network for network in EXPLAINED if network.seed == 1]
 SEEDS = sorted({network.seed for network in EXPLAINED})
 # One machine: jobs side by side must fit into its memory. A cluster (no number of cores) looks after that itself.
 CORES = workflow.global_resources["_cores"]
-MEMORY_MB = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20 * 9 // 10
 if CORES is not None and "mem_mb" not in workflow.global_resources:
-    workflow.register_resource("mem_mb", MEMORY_MB)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
+    workflow.register_resource("mem_mb", memory * 9 // 10)
 # Large networks keep the whole machine busy; small ones spend their time on tracing, on one core, side by side.
 WHOLE = (CORES or 8) if prod(STUDY.model.image_size) > 64 * 64 else 1
 
-
-def memory(mb):
-    """What a job needs, at most all there is where one machine does the work."""
-    return mb if CORES is None else min(mb, MEMORY_MB)
-
-
 def settings(*keys):
     """The settings that a rule reads, as text: sections or keys such as ``model.image_size``."""
-    values = json.loads(STUDY.model_dump_json())
-    def value(key):
-        found = values
-        for part in key.split("."):
-            found = found[part]
-        return found
-    return json.dumps({key: value(key) for key in keys}, sort_keys=True)
+    values = STUDY.model_dump(mode="json")
+    return json.dumps({key: reduce(dict.get, key.split("."), values) for key in keys}, sort_keys=True)
 
-
+@cache
 def made(name, wings, *keys):
     """What decides an output besides its input files: code of the step and of its wings, settings that it reads."""
     return f"{code_digest(name, *wings.split())} {settings(*keys)}"
 
-
-def step(name, more=""):
-    """Command of a step."""
-    return (f"{shlex.quote(sys.executable)} -m mslib {name} --config {shlex.quote(FILE)} "
-            f"--run-dir {shlex.quote(RUN)} {more}")
-
+def step(name, *options):
+    """Command of a step; options are wildcards of its rule, or words."""
+    words = [f"--{option} {{wildcards.{option}}}" if option.isidentifier() else option for option in options]
+    return " ".join([shlex.quote(sys.executable), "-m mslib", name, "--config", shlex.quote(FILE),
+                     "--run-dir", shlex.quote(RUN), *words])
 
 def set_altered_aside():
     """Outputs of this run that were cut or edited after Snakemake had noted their time give way, and are made again."""
@@ -90,163 +78,128 @@ def set_altered_aside():
                 Path(name).rename(f"{name}.altered")
                 print(f"{name}: was changed after it was made; made again (kept as {name}.altered)", file=sys.stderr)
 
+def tell_faults_again():
+    """Last of all, below what Snakemake says of jobs that failed."""
+    if Path(FAULTS).is_file():
+        print(Path(FAULTS).read_text(encoding="utf-8"), end="", file=sys.stderr)
 
 if workflow.is_main_process:
-    try:
-        Path(RUN).mkdir(parents=True, exist_ok=True)
-        LOCK = open(f"{RUN}/.lock", "w")
-    except OSError as error:
-        refuse(f"{RUN}: cannot be written ({error.strerror})")
-    try:
-        fcntl.flock(LOCK, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        refuse(f"{RUN}: another snakemake is running this study; wait for it or stop it")
-    set_altered_aside()
     for path in [*SHIPPED, *(FITTED.format(network=network) for network in EXPLAINED if not STUDY.trains)]:
         if not Path(path).is_file():
             refuse(f"{path}: is absent; shipped weights lie in the folder weights (weights/README.md)")
+    try:
+        Path(RUN).mkdir(parents=True, exist_ok=True)
+        LOCK = open(f"{RUN}/.lock", "w")
+        fcntl.flock(LOCK, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        refuse(f"{RUN}: another snakemake is running this study; wait for it or stop it")
+    except OSError as error:
+        refuse(f"{RUN}: cannot be written ({error.strerror})")
+    Path(FAULTS).unlink(missing_ok=True)
+    atexit.register(tell_faults_again)
+    set_altered_aside()
 
 wildcard_constraints:
-    id="[A-Za-z0-9]+", network="vgg[0-9]+/[a-z]+/seed[0-9]+", backbone="vgg[0-9]+", number="[0-9]+", kind="[a-z]+",
-    of="study|cause", blocks="[0-4]"
-localrules: all, cohort, nets, maps, attributions, relevance, sleep, report
+    subject="[A-Za-z0-9]+", backbone="vgg[0-9]+", number="[0-9]+", kind="[a-z]+",
+    of="study|cause", blocks="[1-4]", mm="[0-9.]+"
 
 # --- what can be asked for ----------------------------------------------------------------------------------------
 
+def of(networks, *names):
+    """Files of networks or backbones: folder of a step, name."""
+    return [f"{RUN}/{name.format(network)}" for network in networks for name in names]
+
 COHORT = [f"{RUN}/subjects.csv", f"{RUN}/faults.json"] + [
     f"{RUN}/cohort/{name}.csv" for name in ("truth", "quality", "registration_errors", "bias_fields", "appearance")]
+KINDS = [f"{backbone}/{kind}" for backbone in BACKBONES for kind in STUDY.model.kinds]
+NET_FILES = [*of(EXPLAINED, "nets/{}/weights.weights.h5", "nets/{}/predictions.csv"),
+             *of(KINDS, "nets/{}/permuted.csv", "nets/{}/folds.csv")] if STUDY.trains else []
+MAP_FILES = [*of(EXPLAINED, "maps/{}/measures.csv", "maps/{}/cams.npz"),
+             *of([one for one in EXPLAINED if one.seed == 1], "maps/{}/randomisation.csv", "maps/{}/volumes")]
+CAUSE = ["cause"] if STUDY.trains and "cause" in STUDY.model.kinds else []
+ATTRIBUTED = ["importance.csv", "honest.npz", *(["scores.csv", "cause.npz"] if CAUSE else [])]
 KNOWN = [f"{RUN}/known_rule/{name}.csv" for name in (
     "use", "scores", "removal", "randomised", "repeated", "importance", "layers", "shortcut", "relevance")
     if STUDY.has_known_rule]
-FOLDS = list(range(STUDY.sleep.folds)) if STUDY.sleep else []
-
-
-def of(networks, *patterns):
-    return [pattern.format(network) for network in networks for pattern in patterns]
-
-
-def chosen(column):
-    """Ids of the subjects that ``subjects.csv`` marks in a column, in its order."""
-    import pandas as pd
-    table = pd.read_csv(checkpoints.subjects.get().output[0], dtype={"subject": str})
-    return list(table[table[column] > 0].sort_values(column, kind="stable")["subject"])
-
-
-def volumes(wildcards):
-    return [f"{RUN}/derivatives/mslib/sub-{name}/anat/sub-{name}_space-T1w_desc-{network.backbone}gradcam_cam.nii.gz"
-            for name in chosen("volume") for network in FIRST if network.kind == "honest"]
-
-
-NET_FILES = (of(EXPLAINED, f"{RUN}/nets/{{}}/weights.weights.h5", f"{RUN}/nets/{{}}/predictions.csv") +
-             of(BACKBONES, f"{RUN}/nets/{{}}/folds.csv",
-                *(f"{RUN}/nets/{{}}/{kind}/permuted.csv" for kind in STUDY.model.kinds))) if STUDY.trains else []
-MAP_FILES = of(EXPLAINED, *(f"{RUN}/maps/{{}}/{name}" for name in ("measures.csv", "cams.npz"))) + of(
-    FIRST, *(f"{RUN}/maps/{{}}/{name}.csv" for name in ("randomisation", "dead")))
-CAUSE = ["cause"] if STUDY.trains and "cause" in STUDY.model.kinds else []
-ATTRIBUTED = ["importance.csv", "honest.npz", *(["scores.csv", "cause.npz"] if CAUSE else [])]
-ATTRIBUTION_FILES = of(BACKBONES, *(f"{RUN}/attributions/{{}}/{name}" for name in ATTRIBUTED)) + KNOWN
-RELEVANCE_FILES = of(BACKBONES, f"{RUN}/relevance/{{}}/shares.csv", f"{RUN}/attributions/{{}}/importance.csv") + KNOWN + [
-    f"{RUN}/cohort/truth.csv"]
-SLEEP_FILES = [f"{RUN}/sleep/fold-{number}/relevance.csv" for number in FOLDS]
-# Notebook: files that it reads, wings whose code runs in its cells, settings that it uses.
+ATTRIBUTION_FILES = [*of(BACKBONES, *(f"attributions/{{}}/{name}" for name in ATTRIBUTED)), *KNOWN]
+RELEVANCE_FILES = [*of(BACKBONES, "relevance/{}/shares.csv", "attributions/{}/importance.csv"), *KNOWN,
+                   f"{RUN}/cohort/truth.csv"]
+SLEEP_FILES = [f"{RUN}/sleep/fold-{number}/relevance.csv" for number in range(STUDY.sleep.folds)] if STUDY.sleep else []
+# Notebook: files that it reads, wings whose code runs in its cells, settings that it uses beside those of all.
 COMMON = ["study", "seed", "groups", "sequences", "cohort", "statistics", "model"]
 NOTEBOOKS = {
-    "00_cohort": (COHORT, "analysis/truth show", *COMMON),
-    "01_coregistration": (COHORT, "analysis/truth prep show", *COMMON, "prep"),
-    "02_finetuning": (NET_FILES, "analysis/networks nets measure show", *COMMON, "training"),
-    "03_gradcam_layers": ([*MAP_FILES, volumes], "analysis/depth analysis/lobes explain measure nets show", *COMMON,
-                          "explain"),
-    "04_multimodal_attribution": (ATTRIBUTION_FILES, "analysis/attribution analysis/known_rule explain measure show",
-                                  *COMMON, "attribution"),
-    "05_modality_relevance": (RELEVANCE_FILES, "analysis/relevance explain measure show", *COMMON,
-                              "relevance"),
-    "06_sleep_staging": (SLEEP_FILES, "analysis/sleep sleep explain measure show", *COMMON, "sleep")}
-if not STUDY.trains:
-    del NOTEBOOKS["02_finetuning"]
-if not STUDY.sleep:
-    del NOTEBOOKS["06_sleep_staging"]
-METRICS = expand(f"{RUN}/metrics/{{name}}.json", name=list(NOTEBOOKS))
-NOTEBOOKS["07_summary"] = (METRICS, "claims show", *COMMON)
-
+    "00_cohort": (COHORT, "analysis/truth show"),
+    "01_coregistration": (COHORT, "analysis/truth prep show", "prep"),
+    "02_finetuning": (NET_FILES, "analysis/networks nets measure show", "training"),
+    "03_gradcam_layers": (MAP_FILES, "analysis/depth analysis/lobes explain measure nets show", "explain"),
+    "04_multimodal_attribution": (
+        ATTRIBUTION_FILES, "analysis/attribution analysis/known_rule analysis/relevance explain measure show",
+        "attribution"),
+    "05_modality_relevance": (
+        RELEVANCE_FILES, "analysis/relevance analysis/known_rule analysis/attribution explain measure show",
+        "relevance"),
+    "06_sleep_staging": (SLEEP_FILES, "analysis/sleep sleep explain measure show", "sleep")}
+for name, lacking in (("02_finetuning", not STUDY.trains), ("06_sleep_staging", not STUDY.sleep)):
+    if lacking:
+        del NOTEBOOKS[name]
+METRICS = [f"{RUN}/metrics/{name}.json" for name in NOTEBOOKS]
+NOTEBOOKS["07_summary"] = (METRICS, "claims show")
 # The run's own last file is asked for too: results/ is checked in, and must not pass for a run that never was.
-rule all:
-    input: f"{RESULTS}/provenance.json", f"{RUN}/metrics/07_summary.json"
-
-rule cohort:
-    input: COHORT
-
-rule nets:
-    input: NET_FILES, f"{RUN}/subjects.csv"
-
-rule maps:
-    input: MAP_FILES, volumes
-
-rule attributions:
-    input: ATTRIBUTION_FILES
-
-rule relevance:
-    input: RELEVANCE_FILES
-
-rule sleep:
-    input: SLEEP_FILES
-
-rule report:
-    input: METRICS
+TARGETS = {"all": [f"{RESULTS}/provenance.json", f"{RUN}/metrics/07_summary.json"], "cohort": COHORT,
+           "nets": [*NET_FILES, f"{RUN}/subjects.csv"], "maps": MAP_FILES, "attributions": ATTRIBUTION_FILES,
+           "relevance": RELEVANCE_FILES, "sleep": SLEEP_FILES, "report": METRICS}
+for target, files in TARGETS.items():
+    rule:
+        name: target
+        input: files
+        localrule: True
 
 # --- cohort -------------------------------------------------------------------------------------------------------
 
 PEOPLE = {one.id: one for one in simulated_people(STUDY)} if SOURCE == "simulated" else {}
+BIDS = str(ROOT / STUDY.cohort.root) if SOURCE == "bids" else f"{RUN}/bids"
+DERIVED = f"{RUN}/derivatives/mslib/sub-{{subject}}/anat/sub-{{subject}}"
+TRUTH = f"{RUN}/bids/derivatives/truth/sub-{{subject}}/anat/sub-{{subject}}_truth.json"
 
-
-def own_files():
-    root = ROOT / STUDY.cohort.root
-    return sorted(str(path) for place in ("", "derivatives/truth/", "derivatives/brainmask/")
-                  for path in root.glob(f"{place}sub-*/**/anat/*.nii*"))
-
+def template(mm):
+    return f"{RUN}/template_{mm:g}mm.npz"
 
 def raw_cohort(wildcards):
-    if SOURCE == "bids":
-        return [str(ROOT / STUDY.cohort.root / "participants.tsv"), *own_files()]
-    simulated = expand(f"{RUN}/bids/derivatives/truth/sub-{{id}}/anat/sub-{{id}}_truth.json", id=list(PEOPLE))
-    return [f"{RUN}/bids/participants.tsv", *simulated]
+    own = [str(path) for place in ("", "derivatives/truth/", "derivatives/brainmask/") if SOURCE == "bids"
+           for path in sorted(Path(BIDS).glob(f"{place}sub-*/**/anat/*.nii*"))]
+    return [f"{BIDS}/participants.tsv", *own, *expand(TRUTH, subject=list(PEOPLE))]
 
-
-def people(wildcards):
-    return [row["id"] for row in json.loads(Path(checkpoints.check.get().output[0]).read_text())["subjects"]]
-
+def people():
+    """Subjects of the checked cohort: ids to images and masks."""
+    listing = json.loads(Path(checkpoints.check.get().output[0]).read_text())["subjects"]
+    return {row["id"]: [*row["images"].values(), row["brain_mask"], row["lesion_mask"]] for row in listing}
 
 def raw_files(wildcards):
     """Images and masks of one subject: what makes its preprocessing stale."""
-    listing = json.loads(Path(checkpoints.check.get().output[0]).read_text())["subjects"]
-    person = next(row for row in listing if row["id"] == wildcards.id)
-    root = ROOT / STUDY.cohort.root if SOURCE == "bids" else Path(f"{RUN}/bids")
-    files = [*person["images"].values(), person["brain_mask"], person["lesion_mask"]]
-    return [str(root / file) for file in files if file]
-
+    return [f"{BIDS}/{file}" for file in people()[wildcards.subject] if file]
 
 def stacks(wildcards):
-    return expand(f"{RUN}/derivatives/mslib/sub-{{id}}/anat/sub-{{id}}_desc-qc.json", id=people(wildcards))
-
+    return expand(f"{DERIVED}_desc-qc.json", subject=list(people()))
 
 if SOURCE != "bids":
     rule start:
-        output: f"{RUN}/bids/participants.tsv"
+        output: f"{BIDS}/participants.tsv"
         params: made("start", "cohort", "cohort", "seed", "model.weights")
         message: "Cohort: describe the dataset"
         shell: step("start")
 
 rule template:
-    output: f"{RUN}/template.npz"
-    params: made("make_template", "cohort/anatomy", "cohort.simulated.voxel_mm")
-    message: "Cohort: template of the simulated heads"
-    shell: step("make_template")
+    output: f"{RUN}/template_{{mm}}mm.npz"
+    params: made("make_template", "cohort/anatomy")
+    message: "Cohort: template of the simulated heads, {wildcards.mm} mm"
+    shell: step("make_template", "mm")
 
 rule simulate:
-    input: f"{RUN}/template.npz"
-    output: f"{RUN}/bids/derivatives/truth/sub-{{id}}/anat/sub-{{id}}_truth.json"
-    params: lambda wildcards: made("simulate", "cohort", "cohort.simulated.voxel_mm") + repr(PEOPLE.get(wildcards.id))
-    message: "Cohort: simulate sub-{wildcards.id}"
-    shell: step("simulate", "--subject {wildcards.id}")
+    input: template(STUDY.cohort.simulated.voxel_mm)
+    output: TRUTH
+    params: made("simulate", "cohort", "cohort.simulated.voxel_mm"), lambda wildcards: repr(PEOPLE[wildcards.subject])
+    message: "Cohort: simulate sub-{wildcards.subject}"
+    shell: step("simulate", "subject")
 
 checkpoint check:
     input: raw_cohort
@@ -258,18 +211,15 @@ checkpoint check:
 rule preprocess:
     input: ancient(f"{RUN}/cohort.json"), raw_files  # another subject in the list changes nothing for this one
     output:  # a subject that is left out with `on_fault: skip` has its quality file alone
-        f"{RUN}/derivatives/mslib/sub-{{id}}/anat/sub-{{id}}_desc-qc.json",
-        f"{RUN}/derivatives/mslib/sub-{{id}}/anat/sub-{{id}}_space-T1w_desc-slices.npz"
-        if STUDY.cohort.on_fault == "stop" else []
+        f"{DERIVED}_desc-qc.json", f"{DERIVED}_space-T1w_desc-slices.npz" if STUDY.cohort.on_fault == "stop" else []
     params: made("preprocess", "prep", "prep", "sequences", "model.image_size", "model.pixel_mm", "cohort.on_fault")
-    message: "Preprocess sub-{wildcards.id}: bias field, co-registration, slices"
-    shell: step("preprocess", "--subject {wildcards.id}")
+    message: "Preprocess sub-{wildcards.subject}: bias field, co-registration, slices"
+    shell: step("preprocess", "subject")
 
-checkpoint subjects:
+rule subjects:
     input: f"{RUN}/cohort.json", stacks
     output: COHORT[:2]
-    params:
-        made("subjects", "nets/splits", "seed", "groups", "training.split", "explain.nifti_subjects")
+    params: made("subjects", "nets/splits", "seed", "groups", "training.split", "explain.nifti_subjects")
     message: "Cohort: who is in which part, who is explained"
     shell: step("subjects")
 
@@ -283,103 +233,82 @@ rule truth:
 # --- networks -----------------------------------------------------------------------------------------------------
 
 GRID = ["groups", "sequences", "model.image_size", "model.pixel_mm", "model.input", "model.weights"]
-SHARED = [f"training.{key}" for key in ("split", "augmentation", "precision", "batch_size", "weight_decay", "patience")]
-TAKEN = ["training.slices", "training.independent_slices"]
+TAKEN = ["training.slices", "training.independent_slices", "training.precision"]
+TRAINED = [f"training.{key}" for key in ("split", "augmentation", "batch_size", "weight_decay", "patience")]
 CAUSE_FILES = [f"{RUN}/nets/cause/{name}" for name in ("images.npy", "masks.npz", "slices.csv")]
-
 
 def slices_of(wildcards):
     """What the slices of the study or of `cause` are read from."""
-    cause = "cause" in (getattr(wildcards, "of", None), getattr(wildcards, "kind", None))
+    cause = "cause" in (wildcards.get("of"), wildcards.get("kind"))
     return CAUSE_FILES if cause else [f"{RUN}/subjects.csv", *stacks(wildcards)]
 
+def cached(wildcards):
+    """Activations below the layers that a kind of network trains; none where it trains all of them."""
+    of = "cause" if wildcards.kind == "cause" else "study"
+    blocks = getattr(STUDY.training, wildcards.kind).frozen_blocks
+    return expand(ACTIVATIONS, backbone=wildcards.backbone, of=of, blocks=blocks) if blocks else []
 
-def cached(backbone, of, kind):
-    """Activations below the layers that a kind of network trains; none where weights start at random."""
-    if STUDY.model.weights == "scratch" and kind != "folds":
-        return []
-    blocks = getattr(STUDY.training, kind if kind != "folds" else "honest").frozen_blocks
-    return [f"{RUN}/nets/{backbone}/activations/{of}_block{blocks}.{end}" for end in ("npz", "csv")]
-
+def fitted(kinds, seeds=(1,)):
+    return expand(FITTED, network=expand("{backbone}/{kind}/seed{seed}", kind=kinds, seed=seeds, allow_missing=True))
 
 if STUDY.trains:
+    ACTIVATIONS = [f"{RUN}/nets/{{backbone}}/activations/{{of}}_block{{blocks}}.{end}" for end in ("npz", "csv")]
+
     rule cause_cohort:
+        input: template(STUDY.model.pixel_mm)
         output: CAUSE_FILES
         params:
             made("cause_cohort", "nets/simulated nets/splits cohort prep/slices", "seed", "prep", "sequences",
             "model.image_size", "model.pixel_mm", "training.cause_people", "training.cause_slices")
-        threads: CORES or 8
-        resources: mem_mb=memory(4000)
+        threads: WHOLE
+        resources: mem_mb=4000
         message: "Networks: simulated patients with and without their lesions"
         shell: step("cause_cohort")
 
     rule activations:
         input: slices_of, SHIPPED
-        output: expand(f"{RUN}/nets/{{{{backbone}}}}/activations/{{{{of}}}}_block{{{{blocks}}}}.{{end}}", end=["npz", "csv"])
-        params: made("activations", "nets", "seed", *GRID, *TAKEN, "training.precision")
+        output: ACTIVATIONS
+        params: made("activations", "nets", "seed", *GRID, *TAKEN)
         threads: WHOLE
-        resources: mem_mb=memory(6000)
+        resources: mem_mb=6000
         message: "Networks: activations of {wildcards.backbone} above block {wildcards.blocks}, {wildcards.of}"
-        shell:
-            step("activations", "--backbone {wildcards.backbone} --of {wildcards.of} --blocks {wildcards.blocks}")
-
-    rule folds:
-        input: [cached(backbone, "study", "folds") for backbone in BACKBONES]
-        output: expand(f"{RUN}/nets/{{backbone}}/folds.csv", backbone=BACKBONES)
-        params: made("folds", "nets/heads", "seed", "groups", "training.folds")
-        message: "Networks: every subject tested once"
-        shell: step("folds")
+        shell: step("activations", "backbone", "of", "blocks")
 
     rule train:
-        input:
-            slices_of, SHIPPED,
-            lambda wildcards: cached(wildcards.backbone, "cause" if wildcards.kind == "cause" else "study",
-                                     wildcards.kind)
+        input: slices_of, SHIPPED, cached
         output:
-            expand(f"{RUN}/nets/{{{{backbone}}}}/{{{{kind}}}}/seed{{number}}/{{file}}",
-                   number=range(1, STUDY.model.seeds + 1), file=["weights.weights.h5", "history.csv", "predictions.csv"]),
-            f"{RUN}/nets/{{backbone}}/{{kind}}/permuted.csv"
-        params: lambda wildcards: made("train", "nets", "seed", *GRID, *SHARED, *TAKEN, f"training.{wildcards.kind}")
+            expand(f"{RUN}/nets/{{backbone}}/{{kind}}/seed{{seed}}/{{file}}", allow_missing=True, seed=SEEDS,
+                   file=["weights.weights.h5", "history.csv", "predictions.csv"]),
+            f"{RUN}/nets/{{backbone}}/{{kind}}/permuted.csv", f"{RUN}/nets/{{backbone}}/{{kind}}/folds.csv"
+        params:
+            made("train", "nets", "seed", *GRID, *TAKEN, *TRAINED),
+            lambda wildcards: settings(f"training.{wildcards.kind}"),
+            lambda wildcards: settings("training.folds") if wildcards.kind == "honest" else ""
         threads: WHOLE
-        resources: mem_mb=memory(9000)
+        resources: mem_mb=9000
         message: "Networks: train {wildcards.backbone}, {wildcards.kind}"
-        shell: step("train", "--backbone {wildcards.backbone} --kind {wildcards.kind}")
+        shell: step("train", "backbone", "kind")
 
 # --- maps ---------------------------------------------------------------------------------------------------------
 
-def explains(*more):
-    """What every rule that explains a fitted network depends on."""
-    return [f"{RUN}/subjects.csv", FITTED, *more]
-
-
 rule measure_maps:
-    input:
-        SHIPPED,
-        lambda wildcards: CAUSE_FILES if wildcards.kind == "cause" else [f"{RUN}/subjects.csv", *stacks(wildcards)],
-        [FITTED.replace("{network}", f"{{backbone}}/{{kind}}/seed{number}") for number in SEEDS]
+    input: slices_of, SHIPPED, fitted("{kind}", SEEDS)
     output:
-        expand(f"{RUN}/maps/{{{{backbone}}}}/{{{{kind}}}}/seed{{number}}/{{file}}", number=SEEDS,
+        expand(f"{RUN}/maps/{{backbone}}/{{kind}}/seed{{seed}}/{{file}}", allow_missing=True, seed=SEEDS,
                file=["measures.csv", "cams.npz"]),
-        expand(f"{RUN}/maps/{{{{backbone}}}}/{{{{kind}}}}/seed1/{{file}}.csv", file=["randomisation", "dead"])
+        f"{RUN}/maps/{{backbone}}/{{kind}}/seed1/randomisation.csv", f"{RUN}/maps/{{backbone}}/{{kind}}/seed1/dead.csv",
+        directory(f"{RUN}/maps/{{backbone}}/{{kind}}/seed1/volumes")
     params:
-        made("measure_maps", "analysis/depth analysis/lobes explain measure", "seed", *GRID,
+        made("measure_maps", "analysis/depth analysis/lobes explain measure prep/slices", "seed", *GRID,
         *(f"explain.{key}" for key in ("methods", "slices_per_subject", "randomisation_draws", "randomisation_slices")))
-    resources: mem_mb=memory(3000)
+    resources: mem_mb=4000
     message: "Maps: every layer of {wildcards.backbone}, {wildcards.kind}, beside its comparators"
-    shell: step("measure_maps", "--backbone {wildcards.backbone} --kind {wildcards.kind}")
+    shell: step("measure_maps", "backbone", "kind")
 
-rule volume:
-    input: f"{RUN}/subjects.csv", FITTED.replace("{network}", "{backbone}/honest/seed1"), stacks
-    output: f"{RUN}/derivatives/mslib/sub-{{id}}/anat/sub-{{id}}_space-T1w_desc-{{backbone}}gradcam_cam.nii.gz"
-    params: made("volume", "explain prep/slices", *GRID)
-    resources: mem_mb=memory(4000)
-    message: "Maps: Grad-CAM of {wildcards.backbone} over sub-{wildcards.id} as a volume"
-    shell: step("volume", "--network {wildcards.backbone}/honest/seed1 --subject {wildcards.id}")
-
-# --- networks with a known decision rule (notebooks 04 and 05) ----------------------------------------------------
+# --- attributions, and networks with a known decision rule --------------------------------------------------------
 
 METHODS = [f"attribution.{key}" for key in ("superpixels", "samples", "permutations", "steps")] + [
-    "training.precision", "relevance.compared", "statistics"]
+    "training.precision", "relevance.compared"]
 
 if STUDY.has_known_rule:
     rule known_rule:
@@ -392,39 +321,33 @@ if STUDY.has_known_rule:
             *GRID, *METHODS, "attribution.known_rule", "attribution.baselines", "attribution.levels",
             "training.batch_size", "training.weight_decay")
         threads: WHOLE
-        resources: mem_mb=memory(5000)
+        resources: mem_mb=5000
         message: "Known rule: train networks, explain and evaluate them by every method"
         shell: step("known_rule")
 
-# --- attributions -------------------------------------------------------------------------------------------------
-
 rule attribute:
-    input:
-        f"{RUN}/subjects.csv", stacks, CAUSE_FILES if CAUSE else [],
-        [FITTED.replace("{network}", f"{{backbone}}/{kind}/seed1") for kind in ("honest", *CAUSE)]
-    output: expand(f"{RUN}/attributions/{{{{backbone}}}}/{{file}}", file=ATTRIBUTED)
+    input: f"{RUN}/subjects.csv", stacks, CAUSE_FILES if CAUSE else [], fitted(["honest", *CAUSE])
+    output: expand(f"{RUN}/attributions/{{backbone}}/{{file}}", allow_missing=True, file=ATTRIBUTED)
     params:
         made("attribute", "analysis/attribution analysis/relevance analysis/depth explain measure", "seed", *GRID,
         *METHODS, "attribution.slices", "attribution.perturbed_slices", "attribution.shapley_slices")
     threads: WHOLE
-    resources: mem_mb=memory(6000)
+    resources: mem_mb=6000
     message: "Attribution: {wildcards.backbone} by every method"
-    shell: step("attribute", "--backbone {wildcards.backbone}")
+    shell: step("attribute", "backbone")
 
 # --- relevance ----------------------------------------------------------------------------------------------------
 
 rule relevance_shares:
-    input:
-        f"{RUN}/subjects.csv", stacks,
-        lambda wildcards: [FITTED.format(network=one) for one in EXPLAINED if one[:2] == (wildcards.backbone, "honest")]
+    input: f"{RUN}/subjects.csv", stacks, fitted("honest", SEEDS)
     output:
-        expand(f"{RUN}/relevance/{{{{backbone}}}}/{{file}}.csv", file=["shares", "rules", "flow"]),
+        expand(f"{RUN}/relevance/{{backbone}}/{{file}}.csv", allow_missing=True, file=["shares", "rules", "flow"]),
         directory(f"{RUN}/relevance/{{backbone}}/volumes")
     params: made("relevance", "analysis/relevance explain measure", *GRID, "model.seeds", "relevance")
     threads: WHOLE
-    resources: mem_mb=memory(6000)
+    resources: mem_mb=6000
     message: "Relevance: shares of the sequences, {wildcards.backbone}"
-    shell: step("relevance", "--backbone {wildcards.backbone}")
+    shell: step("relevance", "backbone")
 
 # --- sleep --------------------------------------------------------------------------------------------------------
 
@@ -446,32 +369,24 @@ if STUDY.sleep:
     rule fold:
         input: NIGHTS
         output:
-            expand(f"{RUN}/sleep/fold-{{{{number}}}}/{{file}}", file=["weights.weights.h5", "history.csv", "predictions.csv"])
-        params: made("fold", "sleep", "seed", "sleep")
-        message: "Sleep: train and test fold {wildcards.number}"
-        shell: step("fold", "--number {wildcards.number}")
-
-    rule fold_relevance:
-        input: NIGHTS, f"{RUN}/sleep/fold-{{number}}/weights.weights.h5", f"{RUN}/sleep/fold-{{number}}/predictions.csv"
-        output: expand(f"{RUN}/sleep/fold-{{{{number}}}}/{{file}}.csv", file=["relevance", "ablation", "methods"])
-        params: made("fold_relevance", "sleep analysis/sleep explain", "seed", "sleep")
-        message: "Sleep: relevance and ablation of fold {wildcards.number}"
-        shell: step("fold_relevance", "--number {wildcards.number}")
+            f"{RUN}/sleep/fold-{{number}}/weights.weights.h5",
+            expand(f"{RUN}/sleep/fold-{{number}}/{{table}}.csv", allow_missing=True,
+                   table=["history", "predictions", "relevance", "ablation", "methods"])
+        params: made("fold", "sleep analysis/sleep explain", "seed", "sleep")
+        message: "Sleep: train, test and explain fold {wildcards.number}"
+        shell: step("fold", "number")
 
 # --- notebooks and results ----------------------------------------------------------------------------------------
 
 rule notebook:
-    input:
-        lambda wildcards: [file for one in NOTEBOOKS[wildcards.name][0]
-                           for file in (one(wildcards) if callable(one) else [one])],
-        source="notebooks/{name}.ipynb"
+    input: lambda wildcards: NOTEBOOKS[wildcards.name][0], source="notebooks/{name}.ipynb"
     output: f"{RUN}/metrics/{{name}}.json", f"{RUN}/made/{{name}}.json"
     log: notebook=f"{RUN}/notebooks/{{name}}.ipynb"
-    params: lambda wildcards: made(f"notebooks/{wildcards.name}.ipynb", *NOTEBOOKS[wildcards.name][1:])
+    params: lambda wildcards: made(f"notebooks/{wildcards.name}.ipynb", *NOTEBOOKS[wildcards.name][1:], *COMMON)
     threads: WHOLE
-    resources: mem_mb=memory(6000)
+    resources: mem_mb=6000
     message: "Notebook {wildcards.name}"
-    shell: step("notebook", "--name {wildcards.name}")
+    shell: step("notebook", "name")
 
 rule publish:
     input: METRICS, f"{RUN}/metrics/07_summary.json"
@@ -479,3 +394,9 @@ rule publish:
     params: made("publish", "publish", *COMMON)
     message: "Publish the light part to {RESULTS}"
     shell: step("publish", f"--results {shlex.quote(RESULTS)}")
+
+# What every job took is written beside it; `publish` sums it up by rule.
+for one in workflow.rules:
+    if one.name not in TARGETS:
+        one.benchmark_modifier = one.output_modifier
+        one.benchmark = f"{RUN}/minutes/{one.name}{''.join(f'-{{{name}}}' for name in sorted(one.wildcard_names))}.tsv"

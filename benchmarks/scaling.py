@@ -25,18 +25,18 @@ def clocks():
 
 
 def run(n, folder):
-    from mslib.cohort import Cohort, phantom, write_template
+    from mslib.cohort import Cohort, draw_participants, simulate_subject, write_dataset, write_template
     from mslib.explain import layer_cams
     from mslib.nets import build_classifier
     from mslib.prep import load_stack, preprocess_subject
     from mslib.study.config import Prep
 
-    people = phantom.draw_participants({"control": n // 2, "RRMS": n - n // 2}, seed=1)
+    people = draw_participants({"control": n // 2, "RRMS": n - n // 2}, seed=1)
     cache = folder / "template.npz"
     write_template(cache, VOXEL_MM)
     for person in people:
-        phantom.simulate_subject(person, folder / "bids", VOXEL_MM, cache=cache)
-    phantom.write_dataset(people, folder / "bids")
+        simulate_subject(person, folder / "bids", VOXEL_MM, cache=cache)
+    write_dataset(people, folder / "bids")
     cohort = Cohort.from_bids(folder / "bids")
     prep = Prep(n_slices=N_SLICES)
     start = clocks()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import inspect
 import os
 import sys
@@ -17,8 +18,8 @@ STEPS = [name for name, step in vars(steps).items() if inspect.isfunction(step) 
 ALONE = ("pretrain",)
 DEFAULTS = {"recipe": steps.ROOT / "weights" / "pretraining.yaml"}
 #: How arguments of steps are read, where they are no plain text.
-KINDS = {"network": Network.parse, "number": int, "blocks": int, "results": Path,
-         "folder": Path, "recipe": Path}
+KINDS = {"network": Network.parse, "number": int, "blocks": int, "mm": float, "results": Path, "folder": Path,
+         "recipe": Path}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -43,7 +44,6 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one step; bad input is told in one line and gives exit status 1."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
         given = vars(_parser().parse_args(arguments))
         step = getattr(steps, given.pop("step"))
@@ -51,12 +51,19 @@ def main(arguments: list[str] | None = None) -> int:
             given["study"] = steps.Study(given.pop("config"), given.pop("run_dir"))
         step(**given)
     except StudyError as error:
-        print(error, file=sys.stderr)
-        return 1
+        return _fault(str(error))
     except OSError as error:
-        print(f"{error.filename or 'file system'}: {error.strerror or error}", file=sys.stderr)
-        return 1
+        return _fault(f"{error.filename or 'file system'}: {error.strerror or error}")
     return 0
+
+
+def _fault(line: str) -> int:
+    """Tell a fault, now and (through the file that the Snakefile names) at the end of the run; the exit status."""
+    print(line, file=sys.stderr)
+    if path := os.environ.get("MSLIB_FAULTS"):
+        with contextlib.suppress(OSError), open(path, "a", encoding="utf-8") as file:
+            file.write(f"{line}\n")
+    return 1
 
 
 if __name__ == "__main__":

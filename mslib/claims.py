@@ -9,6 +9,11 @@ from dataclasses import dataclass
 import pandas as pd
 
 HOLDS, FAILS, OPEN, UNTESTABLE = "holds", "does not hold", "undecided", "not testable"
+#: Of a claim that the simulator has planted, and of an accuracy over people that the network has learnt from.
+RECOVERED, LOST = "recovered in simulation", "not recovered in simulation"
+LEAKY = "reproduced; not evidence of generalisation"
+#: Fewer subjects give no verdict.
+LEAST_SUBJECTS = 6
 #: Three tables: what was published, controls of the method, checks of this study.
 PUBLISHED, CONTROL, CHECK = "published", "control", "check"
 
@@ -40,8 +45,12 @@ class Claim:
         Verdict that `unless` makes undecided.
     refutes : str
         Reason why passing does not make the claim hold: it can only be refuted.
-    caveat : str
-        Reason why rows can be shown but decide nothing.
+    note : str
+        What has to be known beside the verdict.
+    planted : bool
+        Where data are simulated, the simulator has put it in: it can be recovered, and no more.
+    holds : str
+        The verdict in place of `HOLDS`.
     conjunction : bool
         One row that fails refutes the claim; else rows that differ leave it undecided.
     """
@@ -59,7 +68,9 @@ class Claim:
     unless: tuple[tuple[str, str, str], ...] = ()
     spoils: str = HOLDS
     refutes: str = ""
-    caveat: str = ""
+    note: str = ""
+    planted: bool = False
+    holds: str = HOLDS
     conjunction: bool = True
 
 
@@ -88,15 +99,19 @@ def _border(claim, row) -> float:
     return float(row[claim.border] if isinstance(claim.border, str) else claim.border)
 
 
+def _of_row(claim: Claim, row: dict) -> tuple[str, str]:
+    border = _border(claim, row)
+    found = verdict(float(row["low"]), float(row["high"]), border, claim.direction)
+    if row.get("subjects", LEAST_SUBJECTS) < LEAST_SUBJECTS:
+        return UNTESTABLE, f"{row['subjects']:.0f} subjects are too few for a verdict"
+    if found[0] == HOLDS and abs(float(row["value"]) - border) < claim.least:
+        return OPEN, f"less than {claim.least:g} from the border: next to nothing"
+    return found
+
+
 def _of_rows(claim: Claim, rows: list[dict]) -> tuple[str, str]:
-    """Verdict of all rows together."""
-    found = []
-    for row in rows:
-        border = _border(claim, row)
-        one = verdict(float(row["low"]), float(row["high"]), border, claim.direction)
-        if one[0] == HOLDS and abs(float(row["value"]) - border) < claim.least:
-            one = OPEN, f"less than {claim.least:g} from the border: next to nothing"
-        found.append(one)
+    """Verdict of all rows of one training together."""
+    found = [_of_row(claim, row) for row in rows]
     failed = [one for one in found if one[0] == FAILS]
     if failed and len(failed) < len(found) and not claim.conjunction:
         return OPEN, "not alike in all rows"
@@ -104,10 +119,14 @@ def _of_rows(claim: Claim, rows: list[dict]) -> tuple[str, str]:
 
 
 def _decide(claim: Claim, rows: list[dict], read: Callable[[str], pd.DataFrame], owner) -> tuple[str, str]:
-    """`_of_rows`, and what speaks against it."""
-    found = _of_rows(claim, rows)
-    if claim.caveat:
-        return UNTESTABLE, claim.caveat
+    """Verdict of all trainings, and what speaks against it."""
+    seeds: dict = {}
+    for row in rows:
+        seeds.setdefault(row.get("seed"), []).append(row)
+    each = [_of_rows(claim, part) for part in seeds.values()]
+    if len({one[0] for one in each}) > 1:
+        return OPEN, "seeds disagree: " + ", ".join(f"{seed} {one[0]}" for seed, one in zip(seeds, each))
+    found = each[0]
     if found[0] == HOLDS and claim.refutes:
         return OPEN, claim.refutes
     for table, query, reason in claim.unless if found[0] == claim.spoils else ():
@@ -115,10 +134,10 @@ def _decide(claim: Claim, rows: list[dict], read: Callable[[str], pd.DataFrame],
         spoiling = spoiling.query(query) if len(spoiling) else spoiling
         if len(spoiling[spoiling[claim.by] == owner] if claim.by in spoiling else spoiling):
             return OPEN, reason
-    return found
+    return found[0], found[1] or claim.note
 
 
-def judge(claims: list[Claim], read: Callable[[str], pd.DataFrame]) -> pd.DataFrame:
+def judge(claims: list[Claim], read: Callable[[str], pd.DataFrame], simulated: bool = False) -> pd.DataFrame:
     """Judge claims by the tables that notebooks have saved.
 
     Parameters
@@ -126,6 +145,8 @@ def judge(claims: list[Claim], read: Callable[[str], pd.DataFrame]) -> pd.DataFr
     claims : list of Claim
     read : callable
         Table by name; empty where there is none.
+    simulated : bool
+        Whether the data of planted claims are simulated.
 
     Returns
     -------
@@ -148,15 +169,16 @@ def judge(claims: list[Claim], read: Callable[[str], pd.DataFrame]) -> pd.DataFr
             values = "; ".join(interval_text(row["value"], row["low"], row["high"]) for row in part)
             borders = ", ".join(sorted({f"{_border(claim, row):.3g}" for row in part}))
             decided, reason = _decide(claim, part, read, owner)
+            words = {HOLDS: claim.holds} | ({HOLDS: RECOVERED, FAILS: LOST} if claim.planted and simulated else {})
             judged.append(common | {"network": owner, "evidence": f"{claim.evidence}: {values}; border {borders}",
-                                    "verdict": decided, "reason": reason})
+                                    "verdict": words.get(decided, decided), "reason": reason})
     return pd.DataFrame(judged)
 
 
 HONG, COMPANION = "Hong and Zhang 2021", "Hong and Zhang 2021, companion paper (abstract)"
 JIN, ADEBAYO, ELLIS, STUDY = "Jin et al. 2022", "Adebayo et al. 2018", "Ellis et al. 2021", "this study"
-#: Accuracy of first seeds; measures of the deepest randomisation; layers whose maps show the image and not the network.
-ACCURACY = "measure == 'accuracy' and seed == 1 and backbone in ('vgg16', 'vgg19')"
+#: Accuracy of every training; the deepest randomisation; layers whose maps show the image and not the network.
+ACCURACY = "measure == 'accuracy' and backbone in ('vgg16', 'vgg19')"
 RANDOM = "measure == 'spearman' and all_random"
 LAST = "((backbone == 'vgg16' and layer == 'block5_conv3') or (backbone == 'vgg19' and layer == 'block5_conv4'))"
 SHOWS_IMAGE = "this layer's maps stay alike when the weights are random"
@@ -166,7 +188,7 @@ CLAIMS: list[Claim] = [
     # Accuracy (notebook 02)
     *(Claim(f"Test accuracy at least {border:.0%} ({backbone.upper()}, slice-level split)", HONG, PUBLISHED, "accuracy",
             f"{ACCURACY} and protocol == 'published' and level == 'slice' and backbone == '{backbone}'", border,
-            "accuracy over slices") for backbone, border in (("vgg16", 0.93), ("vgg19", 0.95))),
+            "accuracy over slices", holds=LEAKY) for backbone, border in (("vgg16", 0.93), ("vgg19", 0.95))),
     Claim("A slice-level split measures the disease, not the subject", STUDY, CONTROL, "accuracy",
           f"{ACCURACY} and protocol == 'published_permuted'", "chance",
           "accuracy of a last layer fitted to permuted labels, slices and subjects", direction="not above",
@@ -194,7 +216,7 @@ CLAIMS: list[Claim] = [
                    SHOWS_IMAGE),), spoils=FAILS),
     Claim("The 95th percentile of Grad-CAM is higher in SPMS than in RRMS", COMPANION, PUBLISHED,
           "percentile_comparison", f"kind == 'published' and {LAST}", 0.5, "last convolution, P(SPMS > RRMS)",
-          caveat="each patient's map explains the own class, and maps of two logits differ in scale"),
+          note="each patient's map explains the own class, and maps of two logits differ in scale"),
     *(Claim(f"{lobe.capitalize()} emphasis in SPMS (more than a uniform map)", HONG, PUBLISHED, "lobes",
             f"kind == 'published' and group == 'SPMS' and lobe == '{lobe}'", "brain",
             "share of the map, last convolution",
@@ -234,7 +256,7 @@ CLAIMS: list[Claim] = [
       for kind, beyond in (("absolute", ""), ("over intensity", " over its share of the summed intensity"))),
     # Sleep staging (notebook 06)
     *(Claim(text, ELLIS, PUBLISHED, "sleep_differences", query, 0.0,
-            "difference of two shares of the relevance in percentage points, correctly classified epochs")
+            "difference of two shares of the relevance in percentage points, correctly classified epochs", planted=True)
       for text, query in (
           ("Overall relevance EEG > EOG > EMG",
            "stage == 'overall' and ((more == 'EEG' and less == 'EOG') or (more == 'EOG' and less == 'EMG'))"),
@@ -244,9 +266,10 @@ CLAIMS: list[Claim] = [
           ("NREM3: EEG highest", "stage == 'N3' and more == 'EEG'"),
           ("REM: EOG highest", "stage == 'REM' and more == 'EOG'"))),
     Claim("Relevance is more consistent over folds when classified correctly than when not", ELLIS, PUBLISHED,
-          "sleep_consistency", "index >= 0", 0.0, "SD between folds, misclassified minus correct, percentage points"),
+          "sleep_consistency", "index >= 0", 0.0, "SD between folds, misclassified minus correct, percentage points",
+          planted=True),
     *(Claim(text, ELLIS, PUBLISHED, "sleep_effects_corrected", query, 0.0,
-            "size of the effect in percentage points, limits corrected for all tests")
+            "size of the effect in percentage points, limits corrected for all tests", planted=True)
       for text, query in (
           ("Medication goes with the relevance of EEG and EOG in NREM2",
            "term == 'drug' and stage == 'N2' and modality in ('EEG', 'EOG')"),

@@ -11,10 +11,11 @@ import shutil
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 from jinja2 import DictLoader
 from nbconvert import HTMLExporter
 
-from mslib.study import Run, StudyError, read_json, write_json, write_text
+from mslib.study import Run, StudyError, read_json, read_table, write_json, write_table, write_text
 from mslib.study.provenance import ROOT, commit, file_sha256, versions
 
 #: Figure of every notebook in the gallery: the first that the study has drawn.
@@ -100,6 +101,16 @@ def question_of(notebook: nbformat.NotebookNode) -> tuple[str, str]:
     return text.splitlines()[0].lstrip("# "), question[1].strip() if question else ""
 
 
+def minutes_by_rule(folder: Path) -> pd.DataFrame:
+    """What every rule has cost, from Snakemake's benchmark files: jobs, minutes, memory (GB) of the largest job."""
+    rows = [read_table(path).assign(rule=path.stem.split("-")[0]) for path in sorted(folder.glob("*.tsv"))]
+    if not rows:
+        return pd.DataFrame(columns=["rule", "jobs", "minutes", "cpu_minutes", "memory_gb"])
+    table = pd.concat(rows).replace("-", None).groupby("rule").agg(
+        jobs=("s", "size"), minutes=("s", "sum"), cpu_minutes=("cpu_time", "sum"), memory_gb=("max_rss", "max"))
+    return (table / [1, 60, 60, 1024]).sort_values("minutes", ascending=False).reset_index()
+
+
 def publish(run: Run, results: Path) -> None:
     """Write the results folder of a study; what was published before stays until the new is whole.
 
@@ -128,6 +139,7 @@ def publish(run: Run, results: Path) -> None:
             drawn = (f"figures/{figure}.png" for figure in FIGURES[name])
             entries.append((name, title, question, next((file for file in drawn if (building / file).exists()), "")))
         metrics = {name: read_json(run.folder / "metrics" / f"{name}.json") for name in names}
+        write_table(building / "tables" / "minutes.csv", minutes_by_rule(run.folder / "minutes"), float_format="%.3g")
         write_json(building / "metrics.json", metrics)
         write_json(building / "provenance.json", {
             "study": run.config.study, "commit": commit(), "seed": run.config.seed, "config": run.config_path.name,
@@ -139,6 +151,8 @@ def publish(run: Run, results: Path) -> None:
             results.rename(old)
         building.rename(results)
         shutil.rmtree(old, ignore_errors=True)
+    except FileNotFoundError as error:
+        raise StudyError(f"{error.filename}: is absent") from error
     except OSError as error:
         raise StudyError(f"{error.filename or results}: cannot be written ({error.strerror or error})") from error
 
@@ -155,7 +169,7 @@ def _gallery(run, folder, entries, metrics) -> None:
     notes = [SIMULATED] * (run.config.cohort.source == "simulated") + [LESJAK] * (run.config.cohort.source == "open_ms")
     readme = [f"# {title}", *(f"> {note}" for note in notes),
               f"Made by commit `{commit()}`; `provenance.json` holds settings and versions, `metrics.json` every "
-              "recorded number. Offline pages: `index.html`."]
+              "recorded number. Offline pages: `index.html`. Minutes by rule: `tables/minutes.csv`."]
     cards = [f"<h1>{html.escape(title)}</h1>", *(f'<p class="note">{html.escape(note)}</p>' for note in notes)]
     for name, heading, question, figure in entries:
         answer = str(metrics[name].get("answer", ""))  # its numbers are computed, its names may come from data

@@ -17,24 +17,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pandas as pd
 
-from mslib.study import (
-    CONTROL,
-    Network,
-    Run,
-    StudyConfig,
-    StudyError,
-    WriteError,
-    atomic_path,
-    explained_networks,
-    load_config,
-    progress,
-    read_arrays,
-    read_json,
-    read_table,
-    write_arrays,
-    write_json,
-    write_table,
-)
+from mslib.study import CONTROL, Network, Run, StudyConfig, StudyError, WriteError, explained_networks, progress
+from mslib.study.files import atomic_path, read_arrays, read_json, read_table, write_arrays, write_json, write_table
+from mslib.study.loading import load_config
 from mslib.study.provenance import ROOT, code_digest, verified
 
 if TYPE_CHECKING:
@@ -93,6 +78,11 @@ class Study(Run):
     def example(self) -> str:
         """Id of the patient of the figures."""
         return self.subjects.index[self.subjects["volume"] == 1][0]
+
+    def shown_as_volumes(self) -> list[str]:
+        """Ids of the patients of whom maps are made as volumes, that of the figures first."""
+        chosen = self.subjects[self.subjects["volume"] > 0].sort_values("volume")
+        return list(chosen.index)
 
     def explained_slices(self, subject: str, stack: SliceStack) -> np.ndarray:
         """Indices of the slices that are explained: those with lesions; all where no lesion mask is known."""
@@ -250,7 +240,7 @@ def simulated_people(config: StudyConfig) -> list:
 
 def start(study: Study) -> None:
     """Describe the simulated dataset, or fetch and convert the real patients; look at given weights first."""
-    from mslib.cohort import openms, write_dataset
+    from mslib.cohort import openms, openms_bids, write_dataset
     config, root = study.config, study.bids_root
     if config.model.weights == "simulated":
         for backbone in config.model.backbones:
@@ -267,14 +257,20 @@ def start(study: Study) -> None:
     elif config.cohort.source == "open_ms":
         _drop_others(root, set())
         missing = openms.fetch(study.folder / "source")
-        faults = openms.source_faults(missing, openms.to_bids(study.folder / "source", root).incomplete)
-        write_json(study.folder / "source_faults.json", faults)
+        left_out = openms_bids.to_bids(study.folder / "source", root).incomplete
+        write_json(study.folder / "source_faults.json", [
+            *(f"{name}: could not be had: {reason}" for name, reason in missing.items()),
+            *(f"{line}; left out" for line in left_out)])
 
 
-def make_template(study: Study) -> None:
-    """Maps of the template brain at the voxel size of the study, once for all simulated subjects."""
+def make_template(study: Study, mm: float) -> None:
+    """Maps of the template brain at a voxel size, once for all simulated subjects."""
     from mslib.cohort import write_template
-    write_template(study.folder / "template.npz", study.config.cohort.simulated.voxel_mm)
+    write_template(_template(study, mm), mm)
+
+
+def _template(study, mm):
+    return study.folder / f"template_{mm:g}mm.npz"
 
 
 def _drop_others(root, ids):
@@ -290,7 +286,8 @@ def simulate(study: Study, subject: str) -> None:
     chosen = [person for person in simulated_people(study.config) if person.id == subject]
     if not chosen:
         raise StudyError(f"sub-{subject}: is not a subject of the simulated cohorts of study {study.config.study}")
-    simulate_subject(chosen[0], study.bids_root, study.config.cohort.simulated.voxel_mm, study.folder / "template.npz")
+    mm = study.config.cohort.simulated.voxel_mm
+    simulate_subject(chosen[0], study.bids_root, mm, _template(study, mm))
 
 
 def check(study: Study) -> None:
@@ -374,6 +371,7 @@ def truth(study: Study) -> None:
     import SimpleITK as sitk
 
     from mslib.analysis.truth import appearance, bias_correlation, brain_points, lesion_load, registration_error
+    from mslib.prep import unscaled_images
     people = [person for person in _checked(study) if person.id in study.subjects.index]
     compared = people[:: max(1, -(-len(people) // 24))]
     persons, quality, errors, fields, looks = [], [], [], [], []
@@ -403,29 +401,13 @@ def truth(study: Study) -> None:
                 fields.append({"subject": person.id, "sequence": sequence,
                                "correlation": bias_correlation(points, true, nib.load(field), log_field)})
         if person in compared and person.lesion_mask:
-            looks.append({"subject": person.id, "group": person.group, **appearance(*_unscaled(study, person))})
+            images = unscaled_images(person, derived.parents[1])
+            looks.append({"subject": person.id, "group": person.group, **appearance(*images)})
     for name, rows, columns in (("truth", persons, None), ("quality", quality, None),
                                 ("registration_errors", errors, ["subject", "group", "sequence", "before", "after"]),
                                 ("bias_fields", fields, ["subject", "sequence", "correlation"]),
                                 ("appearance", looks, None if looks else ["subject", "group"])):
         write_table(study.folder / "cohort" / f"{name}.csv", pd.DataFrame(rows, columns=columns), float_format="%.6g")
-
-
-def _unscaled(study, person) -> tuple:
-    """Bias-corrected, co-registered images of a person where no signal is 0; brain, lesions, mm3 of a voxel."""
-    import SimpleITK as sitk
-
-    from mslib.prep.bias import correct_bias
-    from mslib.prep.images import array_of, as_image
-    stem = f"{study.anat(person.id)}/sub-{person.id}"
-    brain, lesions = (sitk.ReadImage(f"{stem}_space-T1w_{kind}_mask.nii.gz") for kind in ("desc-brain", "label-lesion"))
-    images = {}
-    for sequence in study.config.sequences:
-        path = Path(f"{stem}_from-T1w_to-{sequence}_mode-points_xfm.tfm")
-        place = sitk.ReadTransform(str(path)) if path.is_file() else sitk.Transform()
-        field = sitk.ReadImage(f"{stem}_space-T1w_desc-logbias_{sequence}.nii.gz", sitk.sitkFloat32)
-        images[sequence] = array_of(correct_bias(sitk.Resample(as_image(person.images[sequence]), brain, place), field))
-    return images, array_of(brain) > 0, array_of(lesions) > 0, float(np.prod(brain.GetSpacing()))
 
 
 # --- networks ----------------------------------------------------------------------------------------------------
@@ -473,8 +455,9 @@ def cause_cohort(study: Study) -> None:
     people = draw_participants({"RRMS": count - count // 2, "SPMS": count // 2}, config.seed + CAUSE_SEED, prefix="C")
     mm = config.model.pixel_mm
     grid = {"mm": mm, "size": config.model.image_size, "n_slices": config.prep.n_slices,
-            "percentiles": config.prep.percentiles, "sequences": config.sequences, "template": template(mm)}
-    made = list(progress(Parallel(n_jobs=2, return_as="generator")(
+            "percentiles": config.prep.percentiles, "sequences": config.sequences,
+            "template": template(mm, _template(study, mm))}
+    made = list(progress(Parallel(n_jobs=2, prefer="threads", return_as="generator")(
         delayed(cause_slices)(person, config.training.cause_slices, **grid) for person in people),
         total=len(people), desc="patients with and without their lesions", unit="person"))
     table = pd.concat([pd.DataFrame({"subject": person.id, "slice": one["slices"], "group": person.group,
@@ -526,11 +509,11 @@ def activations(study: Study, backbone: str, of: str, blocks: int) -> None:
     config, slices = study.config, _slices(study, of)
     model = _trainable(study, Network(backbone), choose_precision(config.training.precision))
     made, features = cached(model, blocks, slices, channels_of(config.model.input, config.sequences),
-                            f"{backbone} blocks 1 to {blocks or 5}, {of}")
+                            f"{backbone} blocks 1 to {blocks}, {of}")
     path = _cached(study, backbone, of, blocks)
     write_table(path.with_suffix(".csv"), slices.table)
     with atomic_path(path.with_suffix(".npz")) as temporary:
-        np.savez(temporary, features=features, **{} if made is None else {"activations": made})
+        np.savez(temporary, features=features, activations=made)
 
 
 def _parts(study, kind, table):
@@ -543,60 +526,46 @@ def _parts(study, kind, table):
         "independent")
 
 
-def folds(study: Study) -> None:
-    """Every subject tested once: a last layer on cached features, fitted to the other folds, for every backbone."""
-    from mslib.nets import fold_logits, prediction_table
-    config, training = study.config, study.config.training
-    for backbone in config.model.backbones:
-        stored = _cached(study, backbone, "study", training.honest.frozen_blocks)
-        table = read_table(stored.with_suffix(".csv"))
-        own = table["part"].isna().to_numpy()
-        table, features = table[own], read_arrays(stored.with_suffix(".npz"))["features"][own]
-        logits = fold_logits(features, table, training.folds, config.seed)
-        write_table(study.folder / "nets" / backbone / "folds.csv",
-                    prediction_table(table.drop(columns="part"), logits, config.groups))
-
-
 def train(study: Study, backbone: str, kind: str) -> None:
     """Train a kind of network from every seed, and predict all slices: of its parts and of the independent cohort.
 
-    Then once with the subjects' labels permuted, but for ``cause``: the test part's predictions are ``permuted.csv``.
+    Then the controls, empty tables where a kind has none: ``permuted.csv``, the test part's predictions after a
+    training on permuted labels of the subjects (all but ``cause``); ``folds.csv``, every subject tested once, by a last
+    layer on the features of the start weights (``honest``).
     """
-    from mslib.nets import (
-        KINDS,
-        Recipe,
-        SliceSet,
-        channels_of,
-        choose_precision,
-        fine_tune,
-        permuted,
-        prediction_table,
-        refuse_leakage,
-    )
-    if kind not in KINDS:
-        raise StudyError(f"--kind: must be one of {', '.join(KINDS)} (got {kind!r})")
+    from mslib import nets
+    if kind not in nets.KINDS:
+        raise StudyError(f"--kind: must be one of {', '.join(nets.KINDS)} (got {kind!r})")
     config, training, schedule = study.config, study.config.training, getattr(study.config.training, kind)
     of, blocks, features = "cause" if kind == "cause" else "study", schedule.frozen_blocks, None
-    if config.model.weights != "scratch":
-        stored = read_arrays(_cached(study, backbone, of, blocks).with_suffix(".npz"))
+    given, precision = config.model.weights != "scratch", nets.choose_precision(training.precision)
+    model = _trainable(study, Network(backbone, kind), precision)  # one for all trainings, traced once
+    if blocks:
+        path = _cached(study, backbone, of, blocks)
+        stored = read_arrays(path.with_suffix(".npz"))
+        slices = nets.SliceSet(stored["activations"], read_table(path.with_suffix(".csv")))
         features = stored["features"]
-    slices = _slices(study, of) if not blocks else SliceSet(
-        stored["activations"], read_table(_cached(study, backbone, of, blocks).with_suffix(".csv")))
+    else:
+        slices, channels = _slices(study, of), nets.channels_of(config.model.input, config.sequences)
+        if given or kind == "honest":
+            features = nets.cached(model, 0, slices, channels, f"{backbone} features")[1]
     place, done = study.folder / "nets" / backbone / kind, []
 
     def fitted(network, table, folder):
         seed, parts = config.seed + network.seed - 1, _parts(study, kind, table)
-        recipe = Recipe(schedule.epochs, schedule.slices_per_subject, schedule.learning_rate, training.batch_size,
-                        training.weight_decay, training.patience, seed, None if blocks else training.augmentation,
-                        None if blocks else channels_of(config.model.input, config.sequences))
-        if KINDS[kind] == "subject":
-            refuse_leakage(table["subject"], parts)
+        recipe = nets.Recipe(
+            schedule.epochs, schedule.slices_per_subject, schedule.learning_rate, training.batch_size,
+            training.weight_decay, training.patience, seed, *((None, None) if blocks else
+                                                              (training.augmentation, channels)))
+        if nets.KINDS[kind] == "subject":
+            nets.refuse_leakage(table["subject"], parts)
         table = table.assign(part=parts)
         done.append(_training_folder(folder, "train", "nets", recipe, schedule, table.to_csv()))
-        model = _trainable(study, network, choose_precision(training.precision))
-        plain, logits, history = fine_tune(model, blocks, SliceSet(slices.images, table), parts, recipe, done[-1],
-                                           folder.relative_to(study.folder / "nets").as_posix(), features)
-        return plain, prediction_table(table, logits, study.classes(kind)), history
+        model.set_weights(_trainable(study, network, precision).get_weights())
+        plain, logits, history = nets.fine_tune(
+            model, blocks, nets.SliceSet(slices.images, table), parts, recipe, done[-1],
+            folder.relative_to(study.folder / "nets").as_posix(), features if given else None)
+        return plain, nets.prediction_table(table, logits, study.classes(kind)), history
 
     for network in (one for one in explained_networks(config) if one[:2] == (backbone, kind)):
         folder = study.folder / "nets" / str(network)
@@ -604,12 +573,17 @@ def train(study: Study, backbone: str, kind: str) -> None:
         write_table(folder / "history.csv", history)
         write_table(folder / "predictions.csv", predictions)
         _save_weights(plain, folder / "weights.weights.h5")
-    control = predictions[:0]
+    control = tested = predictions[:0]
     if kind != "cause":
         own, table = slices.table["part"].isna(), slices.table.copy()
-        table.loc[own, ["group", "target"]] = permuted(table[own], config.groups, config.seed)[["group", "target"]]
+        table.loc[own, ["group", "target"]] = nets.permuted(table[own], config.groups, config.seed)[["group", "target"]]
         control = fitted(Network(backbone, kind), table, place / "permuted")[1].query("part == 'test'")
+    if kind == "honest":
+        known = slices.table[own]
+        logits = nets.fold_logits(features[own], known, training.folds, config.seed)
+        tested = nets.prediction_table(known, logits, config.groups)
     write_table(place / "permuted.csv", control.assign(kind=f"{kind}_permuted"))
+    write_table(place / "folds.csv", tested.drop(columns="part"))
     for training_folder in done:  # not before: a job that is stopped finds what it had finished
         shutil.rmtree(training_folder)
     shutil.rmtree(place / "permuted", ignore_errors=True)
@@ -646,11 +620,9 @@ def pretrain(backbone: str, folder: Path, recipe: Path) -> None:
 
     import keras
     from joblib import Parallel, delayed
-    from scipy.stats import spearmanr
 
     from mslib.cohort import template, write_template
-    from mslib.explain import layer_cams
-    from mslib.nets import build_classifier, choose_precision, fold_batch_norm, load_half, load_weights, save_half
+    from mslib.nets import choose_precision, fold_batch_norm, load_weights, save_half
     from mslib.nets import pretraining as pre
     from mslib.study.config import Pretraining
     from mslib.study.provenance import commit, file_sha256
@@ -686,21 +658,28 @@ def pretrain(backbone: str, folder: Path, recipe: Path) -> None:
         seconds = [float(line) for line in (training / "seconds.txt").read_text(encoding="utf-8").split()]
         stages.append({"pixel_mm": settings.pixel_mm * stage.shrink, "hours": round(sum(seconds) / 3600, 3),
                        **read_table(training / "stage.csv").iloc[-1].to_dict()})
-    measured = pre.evaluate(model, slices, held)
     plain = fold_batch_norm(keras.Model(model.input, model.outputs[0], name=backbone))
     path = folder / f"{backbone}_simulated.h5"
     save_half(path, plain, [layer.name for layer in plain.layers if layer.weights], settings.groups)
-    card = {"backbone": backbone, "data": "simulated people, in no cohort of any study", "recipe": settings.model_dump(
-        mode="json"), "commit": made_by, "precision": precision, "stages": stages, "validation": measured,
-        "sha256": file_sha256(path)}
-    write_json(path.with_suffix(".json"), card)
-    half = build_classifier(backbone, len(settings.groups), plain.input_shape[1:])
-    load_half(half, path, settings.groups)
-    images, targets = slices.batch(np.flatnonzero(held)[::7][:8]), slices.table["target"].to_numpy()[held][::7][:8]
-    full, stored = (layer_cams(network, images, targets)["gradcam"] for network in (plain, half))
-    same = [spearmanr(full[name][k].ravel(), stored[name][k].ravel()).statistic
-            for name in full for k in range(len(images)) if full[name][k].std() > 0]
-    write_json(path.with_suffix(".json"), card | {"float16_rank_correlation_of_maps": float(min(same))})
+    shown = np.flatnonzero(held)[::7][:8]
+    write_json(path.with_suffix(".json"), {
+        "backbone": backbone, "data": "simulated people, in no cohort of any study",
+        "recipe": settings.model_dump(mode="json"), "commit": made_by, "precision": precision, "stages": stages,
+        "validation": pre.evaluate(model, slices, held), "sha256": file_sha256(path),
+        "float16_rank_correlation_of_maps": _likeness_of_half(
+            plain, slices.batch(shown), slices.table["target"].to_numpy()[shown])})
+
+
+def _likeness_of_half(plain, images, targets) -> float:
+    """Lowest rank correlation of the Grad-CAMs of a network with those of its weights rounded to float16."""
+    from scipy.stats import spearmanr
+
+    from mslib.explain import layer_cams
+    full = layer_cams(plain, images, targets)["gradcam"]
+    plain.set_weights([weight.astype(np.float16).astype(np.float32) for weight in plain.get_weights()])
+    half = layer_cams(plain, images, targets)["gradcam"]
+    return float(min(spearmanr(full[name][k].ravel(), half[name][k].ravel()).statistic
+                     for name in full for k in range(len(images)) if full[name][k].std() > 0))
 
 
 def _training_folder(folder: Path, step: str, wing: str, *decisive) -> Path:
@@ -750,6 +729,7 @@ def measure_maps(study: Study, backbone: str, kind: str) -> None:
             dead = depth.dead_channels({layer: peaks[some] for layer, peaks in found.peaks.items()}, start)
             write_table(folder / "dead.csv", dead, float_format="%.5g")
             write_table(folder / "randomisation.csv", similarity, float_format="%.5g")
+            _cam_volumes(study, network, model, folder / "volumes")
         maps = {f"{method}|{layer}": (raw / max(raw.max(), 1e-30)).astype(np.float16)  # of ranks alone use is made
                 for method, of_layer in found.cams.items() if method in ("gradcam", "layercam")
                 for layer, raw in of_layer.items()}
@@ -771,17 +751,25 @@ def _lobes(study, table):
     return np.concatenate(labels)
 
 
-def volume(study: Study, network: Network, subject: str) -> None:
-    """Grad-CAM of every slice of a patient in T1w space, for the patient's own class: one volume per layer."""
-    from mslib.explain import layer_cams
+def _cam_volumes(study, network, model, folder):
+    """Grad-CAM and LayerCAM of every slice of some patients in T1w space, for their own class: one volume per layer."""
+    from mslib.analysis import depth
+    from mslib.explain import explain_layers, upsample_maps
     from mslib.prep import write_volume
-    stack, anat = study.stack(subject), study.anat(subject)
-    model, images = study.net(*network), study.images(stack)
-    cams = layer_cams(model, images, np.full(len(images), study.target(subject)))["gradcam"]
-    facts = {"Description": "Grad-CAM, raw values, not normalised; one map for all sequences", "Network": str(network),
-             "Class": study.subjects.loc[subject, "group"], "Maximum": [float(cam.max()) for cam in cams.values()]}
-    write_volume(anat / f"sub-{subject}_space-T1w_desc-{network.backbone}gradcam_cam.nii.gz", cams, stack,
-                 anat / f"sub-{subject}_space-T1w_desc-preproc_T1w.nii.gz", "Layers", facts, np.int16)
+    folder.mkdir(parents=True, exist_ok=True)
+    for subject in study.shown_as_volumes() if network.kind == "honest" else ():
+        stack, target, anat = study.stack(subject), study.target(subject), study.anat(subject)
+        images, groups = study.images(stack), study.config.groups
+        found = explain_layers(model, images, np.full(len(images), target), depth.explained_layers(model),
+                               ("gradcam", "layercam"), 8)
+        facts = {"Network": str(network), "Class": groups[target], "HeightMillimetres": stack.z_mm.round(2).tolist(),
+                 "PredictedClass": [groups[k] for k in found.logits.argmax(1)],
+                 "Cells": [cam.shape[1:] for cam in found.cams["gradcam"].values()]}
+        for method, cams in found.cams.items():
+            told = {"Description": f"{method}, raw values, not normalised; one map for all sequences", **facts}
+            write_volume(folder / f"sub-{subject}_space-T1w_desc-{network.backbone}{method}_cam.nii.gz",
+                         {layer: upsample_maps(cam, images.shape[1:3]) for layer, cam in cams.items()}, stack,
+                         anat / f"sub-{subject}_space-T1w_desc-preproc_T1w.nii.gz", "Layers", told, np.int16)
 
 
 # --- networks with a known decision rule -------------------------------------------------------------------------
@@ -815,51 +803,51 @@ def _write_maps(path, slices, maps):
 
 
 def known_rule(study: Study) -> None:
-    """Networks with a known decision rule: train them, and evaluate what every method and relevance rule says of them.
+    """Networks with a known decision rule: train them, and score what every method and relevance rule says of them.
 
-    An unfinished training is resumed. Seeds start from other weights.
+    Tables have a row per slice. An unfinished training is resumed. Seeds start from other weights.
     """
     from mslib.analysis import attribution, relevance
     from mslib.analysis import known_rule as known
     from mslib.nets import Recipe, evenly
     from mslib.nets.known_rule import experiments, narrow_classifier, spread, train_known_rules
     config, own, settings = study.config, study.config.attribution, study.attribution_settings
-    sequences, folder, draws, seed = config.sequences, study.folder / "known_rule", config.draws, config.seed
-    mm, rule = config.model.pixel_mm * own.known_rule.shrink, own.known_rule
+    sequences, folder, seed = config.sequences, study.folder / "known_rule", config.seed
+    mm, rules = config.model.pixel_mm * own.known_rule.shrink, own.known_rule
     train, unmarked, shown = _controls(study, "train"), _controls(study, "test"), sequences[-1]
-    recipe = Recipe(rule.epochs, rule.slices_per_subject, rule.learning_rate, config.training.batch_size,
-                    config.training.weight_decay, patience=rule.epochs, seed=seed)
-    training = _training_folder(folder, "known_rule", "nets/known_rule", recipe, rule, train.table.to_csv())
+    recipe = Recipe(rules.epochs, rules.slices_per_subject, rules.learning_rate, config.training.batch_size,
+                    config.training.weight_decay, patience=rules.epochs, seed=seed)
+    training = _training_folder(folder, "known_rule", "nets/known_rule", recipe, rules, train.table.to_csv())
     # One network is trained from several seeds, and that one is removed and randomised.
     tasks = {f"{experiment.name} {number}": (experiment.marked(train, mm, seed), seed + number - 1)
              for experiment in experiments(sequences)
-             for number in range(1, rule.seeds + 1 if experiment.name == shown else 2)}
-    weights = train_known_rules(tasks, recipe, rule.narrow, training)
-    model = narrow_classifier(train.images.shape[1:], rule.narrow)  # one for all, traced once
-    test, many = spread(unmarked, rule.test_slices), spread(unmarked, 2 * rule.test_slices)
+             for number in range(1, rules.seeds + 1 if experiment.name == shown else 2)}
+    weights = train_known_rules(tasks, recipe, rules.narrow, training)
+    model = narrow_classifier(train.images.shape[1:], rules.narrow)  # one for all, traced once
+    test, many = spread(unmarked, rules.test_slices), spread(unmarked, 2 * rules.test_slices)
     tables = {name: [] for name in ("use", "scores", "importance", "layers", "relevance")}
     for experiment in experiments(sequences):
         name = experiment.name
         model.set_weights(weights[f"{name} 1"])
-        tables["use"].append(known.accuracy_by_cue(model, experiment, many, sequences, mm, seed + 2, **draws))
+        tables["use"].append(known.answers_to_cues(model, experiment, many, sequences, mm, seed + 2))
         marked = experiment.marked(test, mm, seed + 1)
         index = np.arange(len(test.table))
-        explained = known.explained_marks(marked, mm, evenly(index, rule.perturbed_slices))
+        explained = known.explained_marks(marked, mm, evenly(index, rules.perturbed_slices))
         maps, seconds = attribution.attribute_all(model, explained, _methods(config), f"known rule, {name}", **settings)
         _save_weights(model, folder / name / "weights.weights.h5")
         some, slices = attribution.of_few(maps, explained)
         middle = len(slices.images) // 2
         _write_maps(folder / name / "maps.npz", slices.at([middle]), {key: raw[[middle]] for key, raw in some.items()})
         if experiment.shortcut:
-            shortcut = known.shortcut_table(maps, explained, marked.corner, own.superpixels, **draws)
+            tables["shortcut"] = [known.shortcut_shares(maps, explained, marked.corner, own.superpixels)]
             continue
-        importance = attribution.importance_table(model, explained, sequences, name, **draws)
+        importance = attribution.slice_importance(model, explained, sequences, seed, name)
         worth = attribution.importance_of(importance, sequences)
         scores = attribution.score_maps(maps, explained, worth, model, sequences)
-        right = explained.at(np.unique(scores.loc[scores["correct"], "image"]))
-        shares = relevance.known_rule_shares(model, right, experiment.decisive, sequences, config.relevance.compared,
-                                             **draws)
-        for key, table in (("importance", importance), ("relevance", shares),
+        shares = [relevance.slice_shares(model, explained.images, explained.targets, sequences, rule, explained.brain,
+                                         explained.features).assign(rule=rule, subject=explained.subjects)
+                  for rule in progress(config.relevance.compared, desc=f"known rule, {name}", unit="rule")]
+        for key, table in (("importance", importance), ("relevance", pd.concat(shares)),
                            ("scores", scores.assign(seconds=scores["method"].map(seconds))),
                            ("layers", known.layer_scores(model, explained, worth))):
             tables[key].append(table.assign(experiment=name))
@@ -868,12 +856,12 @@ def known_rule(study: Study) -> None:
                                                            name)]
             tables["randomised"] = [attribution.randomised_similarity(model, maps, explained, name, **settings)]
             tables["repeated"] = []
-            for number in range(2, rule.seeds + 1):
+            for number in range(2, rules.seeds + 1):
                 model.set_weights(weights[f"{name} {number}"])
                 others, _ = attribution.attribute_all(model, slices, _methods(config), f"{name}, seed {number}",
                                                       **settings)
                 tables["repeated"].append(attribution.repeat_similarity(some, others, slices))
-    for key, found in [*tables.items(), ("shortcut", [shortcut])]:
+    for key, found in tables.items():
         write_table(folder / f"{key}.csv", pd.concat(found, ignore_index=True), float_format="%.7g")
     shutil.rmtree(training)
 
@@ -881,17 +869,13 @@ def known_rule(study: Study) -> None:
 # --- attributions ------------------------------------------------------------------------------------------------
 
 
-def _with_lesions(study, network, each):
-    """So many slices of everybody whom a network is explained on, spread evenly, with lesions as features."""
+def _explained(slices, pixel_mm, few=None):
+    """Slices of `mslib.analysis.depth.gather_slices` for attribution: lesions are features, alike in all sequences."""
     from mslib.analysis.attribution import Explained
-    from mslib.nets import evenly
-    parts = []
-    for case in study.cases(network):
-        index = evenly(np.arange(len(case.slices)), each)
-        features = np.repeat((case.lesions & case.brain)[index][..., None], case.images.shape[-1], -1)
-        parts.append((case.images[index], np.full(len(index), case.target), case.brain[index], features,
-                      np.full(len(index), case.subject)))
-    return Explained(*(np.concatenate(part) for part in zip(*parts)), study.config.model.pixel_mm)
+    features = np.repeat(slices.lesions[..., None], slices.images.shape[-1], -1)
+    table = slices.table
+    return Explained(slices.images, table["target"].to_numpy(), slices.brain, features, table["subject"].to_numpy(str),
+                     pixel_mm, few)
 
 
 def attribute(study: Study, backbone: str) -> None:
@@ -899,11 +883,12 @@ def attribute(study: Study, backbone: str) -> None:
 
     Perturbation methods, which cost most, explain the first backbone alone.
     """
-    from mslib.analysis import attribution
+    from mslib.analysis import attribution, depth
     config, folder, network = study.config, study.folder / "attributions" / backbone, Network(backbone)
-    model, own, settings = study.net(*network), config.attribution, study.attribution_settings
-    importance = attribution.importance_table(model, _with_lesions(study, network, own.shapley_slices),
-                                              config.sequences, str(network), **config.draws)
+    model, settings, mm = study.net(*network), study.attribution_settings, config.model.pixel_mm
+    patients = depth.gather_slices(study.cases(network), config.attribution.shapley_slices, mm)
+    importance = attribution.slice_importance(model, _explained(patients, mm), config.sequences, config.seed,
+                                              str(network))
     write_table(folder / "importance.csv", importance, float_format="%.7g")
     shown, methods = study.shown_slices(model)[1], _methods(config, backbone == config.model.backbones[0])
     joint = [name for name in methods if name in attribution.JOINT]
@@ -929,14 +914,11 @@ def _score_cause(study, network, methods, settings, path):
     from mslib.nets import evenly
     config, own, model = study.config, study.config.attribution, study.net(*network)
     slices = depth.gather_slices(study.cases(network), 3, config.model.pixel_mm)
-    target = slices.table["target"].to_numpy()
-    correct = logits_of(model, batches_of(slices.images, 16)).argmax(1) == target
+    correct = logits_of(model, batches_of(slices.images, 16)).argmax(1) == slices.table["target"].to_numpy()
     rows = evenly(np.flatnonzero(correct | (correct.sum() < 2)), own.slices)
     slices = slices.take(rows)
-    features = np.repeat(slices.lesions[..., None], slices.images.shape[-1], -1)
-    explained = attribution.Explained(
-        slices.images, slices.table["target"].to_numpy(), slices.brain, features, slices.table["subject"].to_numpy(str),
-        config.model.pixel_mm, evenly(np.arange(len(slices.table)), own.perturbed_slices))
+    few = evenly(np.arange(len(rows)), own.perturbed_slices)
+    explained = _explained(slices, config.model.pixel_mm, few)
     maps, seconds = attribution.attribute_all(model, explained, methods, str(network), **settings)
     some, few = attribution.of_few(maps, explained)
     largest = few.features.sum((1, 2, 3)).argmax()
@@ -957,7 +939,7 @@ def _score_cause(study, network, methods, settings, path):
 
 
 def _of_relevance(study, each):
-    """Slices of everybody unseen, controls too (real patients: of the explained ones): table, images, brain, lesions.
+    """Slices of everybody unseen, controls too (real patients: of the explained ones): table, images, brain.
 
     So many of each, spread evenly from the lowest to the highest, the ends left out.
     """
@@ -968,8 +950,8 @@ def _of_relevance(study, each):
         person, stack = study.subjects.loc[subject], study.stack(subject)
         index = evenly(np.arange(len(stack.images)), min(each, len(stack.images)) + 2)[1:-1]
         tables.append(pd.DataFrame({"slice": index, "target": study.target(subject)}).assign(
-            **person[["subject", "group", "cohort", "lesion_mask"]]))
-        arrays.append((study.images(stack, index), stack.brain[index], stack.lesions[index]))
+            **person[["subject", "group", "cohort"]]))
+        arrays.append((study.images(stack, index), stack.brain[index]))
     return pd.concat(tables, ignore_index=True), *(np.concatenate(part) for part in zip(*arrays))
 
 
@@ -982,17 +964,11 @@ def relevance(study: Study, backbone: str) -> None:
     from mslib.nets import evenly
     config, own, folder = study.config, study.config.relevance, study.folder / "relevance" / backbone
     networks = [one for one in explained_networks(config) if one[:2] == (backbone, "honest")]
-    model, (table, images, brain, lesions) = study.net(*networks[0]), _of_relevance(study, own.slices_per_subject)
+    model, (table, images, brain) = study.net(*networks[0]), _of_relevance(study, own.slices_per_subject)
 
     def shares(rule, rows):
-        found = []
-        for known, part in table.iloc[rows].groupby("lesion_mask"):
-            index = part.index
-            of_slices = slice_shares(model, images[index], part["target"].to_numpy(), config.sequences, rule,
-                                     brain[index], lesions[index] if known else None)
-            found.append(of_slices.assign(**{name: part[name].to_numpy() for name in (
-                "subject", "group", "cohort", "slice")}))
-        return pd.concat(found, ignore_index=True)
+        part = table.iloc[rows].reset_index(drop=True)
+        return part.join(slice_shares(model, images[rows], part["target"], config.sequences, rule, brain[rows]))
 
     every, some = np.arange(len(table)), evenly(np.arange(len(table)), own.compared_slices)
     rules = [shares(rule, some).assign(rule=rule) for rule in progress(own.compared, desc=f"{backbone}: rules")]
@@ -1013,8 +989,7 @@ def _relevance_volumes(study, backbone, model, folder):
     from mslib.prep import write_volume
     config, own = study.config, study.config.relevance
     folder.mkdir(parents=True, exist_ok=True)
-    chosen = study.subjects[study.subjects["volume"].between(1, own.volumes)].sort_values("volume")
-    for subject in chosen.index if backbone == config.model.backbones[0] else ():
+    for subject in study.shown_as_volumes()[:own.volumes] if backbone == config.model.backbones[0] else ():
         stack = study.stack(subject)
         relevance = relevance_maps(model, study.images(stack), study.target(subject), own.rule, stack.brain)
         write_volume(folder / f"sub-{subject}_space-T1w_desc-{backbone}lrp_relevance.nii.gz",
@@ -1042,7 +1017,10 @@ def nights(study: Study) -> None:
     source = Path(sleep.root).expanduser() if sleep.source == "folder" else folder / "nights"
     try:
         if sleep.source == "simulated":
-            simulate_cohort(source, sleep.subjects, round(sleep.hours * 120), config.seed, n_jobs=2)
+            try:
+                simulate_cohort(source, sleep.subjects, round(sleep.hours * 120), config.seed, n_jobs=2)
+            except OSError as error:  # NumPy's says how many bytes were written, not where
+                raise WriteError(f"{source}: cannot be written ({error.strerror or error})") from error
         elif sleep.source == "telemetry":
             fetch_telemetry(source, range(sleep.subjects))
         epochs = read_cohort(source, folder / "epochs", sleep.channels.model_dump(), sleep.rate,
@@ -1060,7 +1038,11 @@ def nights(study: Study) -> None:
 
 
 def fold(study: Study, number: int) -> None:
-    """Train the staging network of one fold and stage the nights of subjects whom it has never seen."""
+    """Train the staging network of one fold, stage nights of subjects whom it has never seen, and explain them.
+
+    Explained are epochs of the test nights by relevance, ablation and other attribution methods.
+    """
+    from mslib.analysis import sleep as analysis
     from mslib.sleep import make_folds
     from mslib.sleep.staging import fit_fold, prediction_table
     config, sleep, place = study.config, study.config.sleep, study.folder / "sleep" / f"fold-{number}"
@@ -1075,23 +1057,17 @@ def fold(study: Study, number: int) -> None:
                                   patience=sleep.patience)
     except ValueError as error:
         raise StudyError(f"sleep: {error}") from error
+    predictions, few, seed = prediction_table(model, epochs, parts.test), sleep.compared_per_stage, config.seed
     write_table(place / "history.csv", history)
-    write_table(place / "predictions.csv", prediction_table(model, epochs, parts.test))
+    write_table(place / "predictions.csv", predictions)
     _save_weights(model, place / "weights.weights.h5")
-    shutil.rmtree(training)
-
-
-def fold_relevance(study: Study, number: int) -> None:
-    """Relevance, ablation and other attribution methods on the test nights of one fold."""
-    from mslib.analysis import sleep as analysis
-    sleep, seed, place = study.config.sleep, study.config.seed, study.folder / "sleep" / f"fold-{number}"
-    given = study.stager(number), study.epochs(), read_table(place / "predictions.csv")
-    few = sleep.compared_per_stage
+    given = model, epochs, predictions
     for name, table in (
             ("relevance", analysis.fold_relevance(*given, sleep.rule, sleep.explained_per_stage, few, seed)),
             ("ablation", analysis.fold_ablation(*given, few, seed)),
             ("methods", analysis.fold_methods(*given, few, sleep.steps, seed))):
         write_table(place / f"{name}.csv", table, float_format="%.5g")
+    shutil.rmtree(training)
 
 
 # --- notebooks and results ---------------------------------------------------------------------------------------

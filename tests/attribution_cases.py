@@ -1,5 +1,7 @@
 """The small nets of tests/fixtures/attribution, and what tests of attributions share."""
 
+import functools
+
 import keras
 import numpy as np
 from repository import ROOT
@@ -25,7 +27,9 @@ def convolutional(name, fused=True):
     return model
 
 
+@functools.cache
 def case(name):
+    """Net, images, targets and baseline of the fixture; one net for all tests, so that it is traced once."""
     stored = np.load(FIXTURE)
     return convolutional(name), stored[f"{name} images"], stored[f"{name} targets"], stored[f"{name} baseline"]
 
@@ -38,15 +42,9 @@ def with_first_kernel(model, change):
     """A copy of a net whose first kernel is changed."""
     other = keras.models.clone_model(model)
     weights = model.get_weights()
-    weights[0] = change(weights[0].copy())
+    weights[0] = change(weights[0])
     other.set_weights(weights)
     return other
-
-
-def without_second(kernel):
-    """A first kernel that does not see the second modality."""
-    kernel[..., 1, :] = 0
-    return kernel
 
 
 def blocks(images):

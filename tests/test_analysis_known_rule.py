@@ -9,6 +9,7 @@ import pytest
 
 from mslib.analysis import known_rule
 from mslib.analysis.attribution import Explained
+from mslib.analysis.relevance import INSIDE, LIFT
 from mslib.nets import SliceSet
 from mslib.nets.known_rule import Experiment, experiments, shortcut_mask
 
@@ -48,12 +49,14 @@ def corner(images):
 
 
 def test_the_cue_that_a_network_uses_comes_back():
-    chosen = {one.name: one for one in experiments(SEQUENCES)}
-    use = known_rule.accuracy_by_cue(reader(stripes), chosen["FLAIR"], head(), SEQUENCES, MM, 7, **DRAWS)
-    use = use.set_index("cue")["value"]
-    assert use["FLAIR"] == 1 and use[["T1w", "T2w"]].between(0.2, 0.8).all()
-    own, other = (known_rule.accuracy_by_cue(reader(score), chosen["shortcut"], head(), SEQUENCES, MM, 7, **DRAWS)
-                  for score in (corner, stripes))
+    def use(score, name):
+        experiment = next(one for one in experiments(SEQUENCES) if one.name == name)
+        answers = known_rule.answers_to_cues(reader(score), experiment, head(), SEQUENCES, MM, 7)
+        return known_rule.accuracy_by_cue(answers, **DRAWS)
+
+    flair = use(stripes, "FLAIR").set_index("cue")["value"]
+    assert flair["FLAIR"] == 1 and flair[["T1w", "T2w"]].between(0.2, 0.8).all()
+    own, other = (use(score, "shortcut") for score in (corner, stripes))
     assert own["value"].tolist() == [1, 0] and own["subjects"].tolist() == [6, 6]
     assert known_rule.learnt_shortcut(own) and not known_rule.learnt_shortcut(other)
 
@@ -79,10 +82,36 @@ def test_networks_that_follow_their_rule_and_the_sequence_that_a_method_finds():
             rows.append({"method": "lime"} | common | {
                 f"share_{name}": value + rng.normal(0, 0.01) for name, value in shares.items()})
             rows.append({"method": "gradcam"} | common)
-    found = known_rule.decisive_share(pd.DataFrame(rows), SEQUENCES, ["T1w", "FLAIR"], **DRAWS)
-    assert found["experiment"].tolist() == ["T1w", "FLAIR"] and set(found["method"]) == {"lime"}
-    np.testing.assert_allclose(found["value"], [0.25, -0.2], atol=0.01)
-    assert found["low"][0] > 0.2 and found["high"][1] < -0.15
+    found = known_rule.decisive_margins(pd.DataFrame(rows), "method", "share", SEQUENCES, **DRAWS)
+    assert found["experiment"].tolist() == list(SEQUENCES) and set(found["method"]) == {"lime"}
+    np.testing.assert_allclose(found[["decisive", "value"]], [[0.5, 0.25], [0.2, -0.1], [0.1, -0.2]], atol=0.01)
+    assert found["low"][0] > 0.2 and found["high"][2] < -0.15
+
+
+def test_the_margin_is_that_to_the_next_sequence_and_paired():
+    rng = np.random.default_rng(0)
+    common = rng.normal(0, 10, 40)[:, None]
+    shares = np.array([40, 30, 35.0]) + [1, 0, 1] * common + rng.normal(0, 0.1, (40, 3))
+    np.testing.assert_allclose(known_rule.margin(shares, 0), 5, atol=0.6)
+    np.testing.assert_allclose(known_rule.margin(shares, 2), -5, atol=0.6)
+    shares[:, 2] = np.nan
+    assert known_rule.margin(shares, 0).mean() == pytest.approx(10 + common.mean(), abs=0.1)
+
+
+def test_relevance_of_the_decisive_sequence_stands_beside_intensity_and_mark():
+    rows = pd.DataFrame([{
+        "experiment": "T2w", "rule": rule, "subject": subject, "intensity_T1w": 60.0, "intensity_T2w": 20.0,
+        "intensity_FLAIR": 20.0, "absolute_T1w": 50.0, "absolute_T2w": 40.0, "absolute_FLAIR": 10.0,
+        **{f"positive_{name}": 1.0 for name in SEQUENCES}, **{f"inside_{name}": 30.0 for name in SEQUENCES},
+        **{f"uniform_{name}": 5.0 for name in SEQUENCES}} for rule in ("epsilon", "gamma") for subject in "abcdef"])
+    table = known_rule.known_rule_shares(rows, SEQUENCES, **DRAWS)
+    assert table.drop_duplicates("modality").set_index("modality")["role"].to_dict() == {
+        "T2w": "decisive", "FLAIR": "correlated", "T1w": "irrelevant"}, "cyclically"
+    value = table[table["rule"] == "gamma"].set_index(["role", "kind"])[["value", "chance"]]
+    for kind, expected in (("absolute", (40, 20)), (LIFT, (2, 1)), (INSIDE, (30, 5))):
+        assert value.loc[("decisive", kind)].tolist() == list(expected), kind
+    margins = [known_rule.decisive_margins(rows, "rule", kind, SEQUENCES, **DRAWS) for kind in ("absolute", LIFT)]
+    assert [one["value"].tolist() for one in margins] == [[-10, -10], [pytest.approx(2 - 5 / 6)] * 2]
 
 
 def of_layers(values, slices=9, noise=0.005):
@@ -103,7 +132,8 @@ def test_an_earlier_layer_repairs_grad_cam_beyond_its_interval():
     assert gain.loc[("T1w", "last layer"), "low"] > 0.2 and (gain.xs("chance", level=1)["low"] > 0.2).all()
     assert gain.loc[("T2w", "last layer"), "low"] < 0.03 and gain.loc[("T2w", "last layer"), "high"] < 0.1
     curves = known_rule.layer_curves(both, **DRAWS)
-    assert curves["layer"].unique().tolist() == list(LAYERS) and (curves["chance"] == 0.1).all()
+    assert curves["layer"].unique().tolist() == list(LAYERS)
+    assert (curves["chance"] == 0.1).all() and (curves["blank"] == 0).all()
 
 
 def test_a_network_that_needs_no_sequence_is_left_out_of_the_gain():
@@ -119,7 +149,7 @@ def shortcut_of(maps, shown, subjects="abcdefgh"):
     images[:, :30] = 0
     slices = Explained(images, np.zeros(8, int), (images > 0).any(-1), np.zeros(images.shape, bool),
                        np.array(list(subjects)), MM, np.arange(7))
-    return known_rule.shortcut_table(maps, slices, shown, 5, **DRAWS).set_index("method")
+    return known_rule.shortcut_table(known_rule.shortcut_shares(maps, slices, shown, 5), **DRAWS).set_index("method")
 
 
 def test_the_shortcut_is_exposed_by_attribution_on_it():
@@ -133,7 +163,7 @@ def test_the_shortcut_is_exposed_by_attribution_on_it():
     table = shortcut_of(maps, every)
     assert table.loc["gradient", "exposed"] and not table.loc["smoothgrad", "exposed"]
     assert table.loc["smoothgrad", "value"] == pytest.approx(square.mean())
-    assert table.loc["occlusion", "blank"] == 7 and table.loc["LRP epsilon", "exposed"]
+    assert table.loc["occlusion", "slices"] == 7 and table.loc["LRP epsilon", "exposed"]
     assert table.loc[["occlusion", "gradcam"], "exposed"].isna().all()
     for name in ("lime", "feature_permutation"):  # superpixels of the brain do not reach the corner
         assert not table.loc[name, "covered"] and table.loc[name, ["value", "exposed"]].isna().all()

@@ -5,25 +5,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mslib.analysis.attribution import Explained
 from mslib.analysis.relevance import (
     INSIDE,
     KINDS,
     LIFT,
     brain_means,
-    decisive_margins,
     effects_table,
     flow_table,
-    known_rule_shares,
-    lesion_table,
-    margin,
     mean_shares,
     relevance_maps,
     rule_shares,
     seed_stability,
     slice_shares,
 )
-from mslib.nets.known_rule import ROLES
 
 SEQUENCES, GROUPS = ("T1w", "T2w", "FLAIR"), ("control", "RRMS", "SPMS")
 DRAWS = {"n": 200, "confidence": 0.95, "seed": 1}
@@ -50,31 +44,7 @@ def test_shares_of_a_linear_network_are_its_terms():
     np.testing.assert_allclose(table["kept"], 1, rtol=1e-4)
     np.testing.assert_allclose(table[[f"intensity_{name}" for name in SEQUENCES]],
                                [[100 * value / 84 for value in (40, 20, 24)]] * 2, rtol=1e-4)
-    assert table["correct"].tolist() == [True, False] and not table["blank"].any() and "lesion_all" not in table
-
-
-def test_uniform_relevance_has_the_lesions_share_of_the_brain():
-    images, lesions, brain = np.ones((2, 6, 4, 3), np.float32), np.zeros((2, 6, 4), bool), np.ones((2, 6, 4), bool)
-    lesions[0, :3, :2] = True
-    asked = linear(1, 2, 5), images, np.zeros(2, int), SEQUENCES, "epsilon", brain, lesions
-    table = slice_shares(*asked)
-    assert table["lesion_all"][0] == pytest.approx(table["lesion_area"][0]) == pytest.approx(0.25)
-    assert table["lesion_intensity_all"][0] == pytest.approx(0.25)
-    assert table.filter(like="lesion").loc[1].isna().all(), "no lesion, no share"
-    images[lesions] = 3  # bright lesions: half of the intensity (3 of 6 parts) on a quarter of the brain
-    table = slice_shares(*asked)
-    assert table["lesion_intensity_all"][0] == table["lesion_intensity_T2w"][0] == pytest.approx(0.5)
-    assert table["lesion_area"][0] == pytest.approx(0.25)
-
-
-def test_only_positive_relevance_counts_inside_lesions():
-    lesions, brain = np.zeros((1, 6, 4), bool), np.ones((1, 6, 4), bool)
-    lesions[0, 0, :2] = True
-    images = np.ones((1, 6, 4, 3), np.float32)
-    images[lesions] = [3, 1, 9]  # relevance inside 6, 2 and -18, outside 22, 22 and -22
-    found = slice_shares(linear(1, 1, -1), images, [0], SEQUENCES, "epsilon", brain, lesions).iloc[0]
-    assert found["lesion_T1w"] == pytest.approx(6 / 28) and found["lesion_T2w"] == pytest.approx(2 / 24)
-    assert np.isnan(found["lesion_FLAIR"]) and found["lesion_all"] == pytest.approx(8 / 52)
+    assert table["correct"].tolist() == [True, False]
 
 
 def test_flow_of_a_network_without_biases_is_all_of_the_logit():
@@ -110,22 +80,6 @@ def test_shares_by_class_come_back_with_their_numbers():
     assert (control["low"] < control["value"]).all() and control["value"].between(48, 52).all()
 
 
-def test_slices_without_positive_relevance_are_counted():
-    """Of 32 slices of patients two show a lesion and no positive relevance, three show no lesion."""
-    table = made_table()
-    table = table[table["group"] != "control"].reset_index(drop=True)
-    assert lesion_table(table, SEQUENCES, **DRAWS).empty, "no lesion is known"
-    places = [*SEQUENCES, "all"]
-    table = table.assign(lesion_area=0.02, **{f"lesion_{name}": 0.1 for name in places},
-                         **{f"lesion_intensity_{name}": 0.03 for name in places})
-    table.loc[:4, [f"lesion_{name}" for name in places]] = np.nan
-    table.loc[2:4, "lesion_area"] = np.nan
-    found = lesion_table(table, SEQUENCES, **DRAWS)
-    assert found["where"].tolist() == places
-    assert set(found["left"]) == {2} and set(found["slices"]) == {27} and set(found["subjects"]) == {7}
-    np.testing.assert_allclose(found[["value", "brain", "intensity"]], [[0.1, 0.02, 0.03]] * 4)
-
-
 def shapley(**values):
     return pd.DataFrame([{"backbone": "vgg16", "baseline": "zero", "worth": worth, "modality": name, "value": value}
                          for name, value in values.items() for worth in ("cross-entropy", "accuracy")])
@@ -139,39 +93,28 @@ def test_shapley_values_stand_beside_the_rules():
     assert none.loc[none["source"] == "Shapley, zero", "value"].isna().all(), "nothing to scale"
 
 
-@pytest.mark.parametrize("sequences", [SEQUENCES, ("FLAIR", "FLAIR", "FLAIR")])
-def test_a_network_that_looks_at_one_mark_gives_it_all_relevance(sequences):
-    """The decisive sequence is lit inside its mark alone; the others have no weight, or (over intensity) nothing."""
-    n, marks = 10, np.zeros((10, 6, 4, 3), bool)
+def test_a_network_that_looks_at_one_mark_gives_it_all_relevance():
+    """T2w is lit inside its mark alone; the others have no weight, or (over intensity) nothing."""
+    marks = np.zeros((10, 6, 4, 3), bool)
     marks[:, :2, :2, 1] = marks[:, 4:, :2, 0] = marks[:, 4:, 2:, 2] = True
     images = np.where(marks, 1, 0).astype(np.float32)
     images[..., 0] = 0.5
-    explained = Explained(images, np.zeros(n, int), np.ones((n, 6, 4), bool), marks,
-                          np.array([f"{i // 2}" for i in range(n)]), 1.0)
-    table = known_rule_shares(linear(0, 4, 0), explained, 1, sequences, ["epsilon"], **DRAWS)
-    assert table["role"].unique().tolist() == [ROLES[2], ROLES[0], ROLES[1]], "T1w follows FLAIR, cyclically"
-    assert table.drop_duplicates("role")["modality"].tolist() == list(sequences) and len(table) == 3 * 4
-    value = table.set_index(["role", "kind"])[["value", "chance"]]
-    np.testing.assert_allclose(value.loc[(ROLES[0], "absolute")], [100, 100 * 4 / (12 + 4 + 4)], rtol=1e-4)
-    np.testing.assert_allclose(value.loc[(ROLES[0], LIFT)], [5, 1], rtol=1e-4)
-    np.testing.assert_allclose(value.loc[(ROLES[0], INSIDE)], [100, 100 * 4 / 24], rtol=1e-4)
-    assert value.loc[(ROLES[2], "absolute"), "value"] == 0 and np.isnan(value.loc[(ROLES[2], INSIDE), "value"])
+    rows = slice_shares(linear(0, 4, 0), images, np.zeros(10, int), SEQUENCES, "epsilon", np.ones((10, 6, 4), bool),
+                        marks).assign(subject=np.arange(10) // 2, rule="epsilon")
+    value = mean_shares(rows, ["rule"], SEQUENCES, **DRAWS).set_index(["modality", "kind"])[["value", "chance"]]
+    np.testing.assert_allclose(value.loc[("T2w", "absolute")], [100, 100 * 4 / (12 + 4 + 4)], rtol=1e-4)
+    np.testing.assert_allclose(value.loc[("T2w", LIFT)], [5, 1], rtol=1e-4)
+    np.testing.assert_allclose(value.loc[("T2w", INSIDE)], [100, 100 * 4 / 24], rtol=1e-4)
+    assert value.loc[("T1w", "absolute"), "value"] == 0 and np.isnan(value.loc[("T1w", INSIDE), "value"])
 
 
-def test_the_margin_is_that_to_the_next_sequence_and_paired():
-    rng = np.random.default_rng(0)
-    common = rng.normal(0, 10, 40)[:, None]
-    shares = np.array([40, 30, 35.0]) + [1, 0, 1] * common + rng.normal(0, 0.1, (40, 3))
-    np.testing.assert_allclose(margin(shares, 0), 5, atol=0.6)
-    np.testing.assert_allclose(margin(shares, 2), -5, atol=0.6)
-    shares[:, 2] = np.nan
-    assert margin(shares, 0).mean() == pytest.approx(10 + common.mean(), abs=0.1)
-    rows = [{"role": role, "rule": "epsilon", "kind": "absolute", "experiment": "T1w", "value": 40.0, "low": 1.0,
-             "high": 2.0, "margin": value, "margin_low": 2.0, "margin_high": 8.0}
-            for role, value in zip(ROLES, (5, np.nan, np.nan))]
-    found = decisive_margins(pd.DataFrame(rows))
-    assert found[["rule", "experiment", "decisive", "value", "low", "high"]].to_numpy().tolist() == [
-        ["epsilon", "T1w", 40, 5, 2, 8]]
+def test_only_positive_relevance_counts_inside_marks():
+    marks, brain, images = np.zeros((1, 6, 4, 3), bool), np.ones((1, 6, 4), bool), np.ones((1, 6, 4, 3), np.float32)
+    marks[0, 0, :2] = True
+    images[0, 0, :2] = [3, 1, 9]  # relevance inside 6, 2 and -18, outside 22, 22 and -22
+    found = slice_shares(linear(1, 1, -1), images, [0], SEQUENCES, "epsilon", brain, marks).iloc[0]
+    assert found["inside_T1w"] == pytest.approx(600 / 28) and found["inside_T2w"] == pytest.approx(200 / 24)
+    assert np.isnan(found["inside_FLAIR"]) and found["uniform_FLAIR"] == pytest.approx(200 / 24)
 
 
 def test_a_centred_rule_gives_nothing_to_an_even_sequence_however_bright():

@@ -4,51 +4,41 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mslib.claims import CHECK, CLAIMS, FAILS, HOLDS, OPEN, UNTESTABLE, Claim, interval_text, judge, verdict
-
-ROWS = pd.DataFrame(
-    [
-        {"backbone": "vgg16", "name": "a", "value": 0.6, "low": 0.5, "high": 0.7, "chance": 0.3},
-        {"backbone": "vgg19", "name": "a", "value": 0.2, "low": 0.1, "high": 0.25, "chance": 0.3},
-        {"backbone": "vgg16", "name": "b", "value": 0.4, "low": 0.2, "high": 0.6, "chance": 0.3},
-        {"backbone": "vgg19", "name": "b", "value": 0.4, "low": np.nan, "high": np.nan, "chance": 0.3},
-    ]
+from mslib.claims import (
+    CHECK,
+    CLAIMS,
+    FAILS,
+    HOLDS,
+    LEAKY,
+    LOST,
+    OPEN,
+    RECOVERED,
+    UNTESTABLE,
+    Claim,
+    interval_text,
+    judge,
+    verdict,
 )
+
+ROWS = pd.DataFrame([
+    {"backbone": "vgg16", "name": "a", "value": 0.6, "low": 0.5, "high": 0.7, "chance": 0.3},
+    {"backbone": "vgg19", "name": "a", "value": 0.2, "low": 0.1, "high": 0.25, "chance": 0.3},
+    {"backbone": "vgg16", "name": "b", "value": 0.4, "low": 0.2, "high": 0.6, "chance": 0.3},
+    {"backbone": "vgg19", "name": "b", "value": 0.4, "low": np.nan, "high": np.nan, "chance": 0.3}])
 
 
 def judged(read=None, **changes):
-    claim = Claim(
-        **{
-            "text": "it is above",
-            "source": "nobody",
-            "kind": CHECK,
-            "table": "rows",
-            "query": "name == 'a'",
-            "border": "chance",
-        }
-        | changes
-    )
+    claim = Claim(**{"text": "it is above", "source": "nobody", "kind": CHECK, "table": "rows", "query": "name == 'a'",
+                     "border": "chance"} | changes)
     table = judge([claim], read or {"rows": ROWS}.get)
     return dict(zip(table["network"], zip(table["verdict"], table["reason"])))
 
 
-@pytest.mark.parametrize(
-    "low,high,direction,expected",
-    [
-        (0.1, 0.2, "above", HOLDS),
-        (-0.2, -0.1, "above", FAILS),
-        (-0.1, 0.1, "above", OPEN),
-        (0.0, 0.2, "above", OPEN),
-        (0.1, 0.2, "below", FAILS),
-        (-0.2, -0.1, "below", HOLDS),
-        (-0.1, 0.1, "below", OPEN),
-        (0.1, 0.2, "not above", FAILS),
-        (-0.2, -0.1, "not above", HOLDS),
-        (-0.1, 0.1, "not above", HOLDS),
-        (np.nan, 0.2, "above", UNTESTABLE),
-        (np.nan, 0.2, "not above", UNTESTABLE),
-    ],
-)
+@pytest.mark.parametrize("low,high,direction,expected", [
+    (0.1, 0.2, "above", HOLDS), (-0.2, -0.1, "above", FAILS), (-0.1, 0.1, "above", OPEN), (0.0, 0.2, "above", OPEN),
+    (0.1, 0.2, "below", FAILS), (-0.2, -0.1, "below", HOLDS), (-0.1, 0.1, "below", OPEN),
+    (0.1, 0.2, "not above", FAILS), (-0.2, -0.1, "not above", HOLDS), (-0.1, 0.1, "not above", HOLDS),
+    (np.nan, 0.2, "above", UNTESTABLE), (np.nan, 0.2, "not above", UNTESTABLE)])
 def test_verdict_of_an_interval(low, high, direction, expected):
     assert verdict(low, high, 0.0, direction)[0] == expected
 
@@ -85,14 +75,32 @@ def test_rows_that_differ_refute_a_conjunction_alone():
 
 
 def test_what_can_only_be_refuted_never_holds():
-    assert judged(refutes="a longer training might") == {
-        "vgg16": (OPEN, "a longer training might"),
-        "vgg19": (FAILS, ""),
-    }
+    assert judged(refutes="a longer training might") == {"vgg16": (OPEN, "a longer training might"),
+                                                         "vgg19": (FAILS, "")}
 
 
-def test_a_caveat_decides_nothing():
-    assert judged(caveat="two scales") == {"vgg16": (UNTESTABLE, "two scales"), "vgg19": (UNTESTABLE, "two scales")}
+def test_a_note_stands_beside_the_verdict():
+    assert judged(note="two scales") == {"vgg16": (HOLDS, "two scales"), "vgg19": (FAILS, "two scales")}
+
+
+def test_seeds_that_disagree_decide_nothing():
+    rows = ROWS.assign(seed=[1, 1, 2, 2], backbone="vgg16", low=[0.5, 0.4, 0.2, 0.2], high=0.7)
+    tables = {"rows": rows}.get
+    assert judged(tables, query="seed == 1") == {"vgg16": (HOLDS, "")}
+    assert judged(tables, query="index >= 0")["vgg16"] == (OPEN, "seeds disagree: 1 holds, 2 undecided")
+
+
+def test_five_subjects_are_no_verdict():
+    rows = ROWS.assign(subjects=[5, 6, 6, 6])
+    assert judged({"rows": rows}.get) == {
+        "vgg16": (UNTESTABLE, "5 subjects are too few for a verdict"), "vgg19": (FAILS, "")}
+
+
+def test_words_for_what_was_planted_and_for_leaking_accuracy():
+    claim = Claim("it is above", "nobody", CHECK, "rows", "name == 'a'", "chance", planted=True)
+    for simulated, words in ((True, [RECOVERED, LOST]), (False, [HOLDS, FAILS])):
+        assert judge([claim], {"rows": ROWS}.get, simulated)["verdict"].tolist() == words
+    assert judged(holds=LEAKY) == {"vgg16": (LEAKY, ""), "vgg19": (FAILS, "")}
 
 
 def test_what_was_not_measured_is_not_testable():
@@ -100,15 +108,9 @@ def test_what_was_not_measured_is_not_testable():
     assert judged(query="name == 'c'") == {"": (UNTESTABLE, "not measured in this study")}
 
 
-@pytest.mark.parametrize(
-    "numbers,text",
-    [
-        ((0.93, 0.88, 0.97), "0.93 (0.88 to 0.97)"),
-        ((0.5, None, None), "0.50 (no interval)"),
-        ((float("nan"),) * 3, "not measured"),
-        ((None,) * 3, "not measured"),
-    ],
-)
+@pytest.mark.parametrize("numbers,text", [
+    ((0.93, 0.88, 0.97), "0.93 (0.88 to 0.97)"), ((0.5, None, None), "0.50 (no interval)"),
+    ((float("nan"),) * 3, "not measured"), ((None,) * 3, "not measured")])
 def test_interval_in_words(numbers, text):
     assert interval_text(*numbers) == text
 

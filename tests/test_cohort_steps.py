@@ -7,7 +7,7 @@ import SimpleITK as sitk
 import yaml
 
 from mslib import prep, steps
-from mslib.cohort import Cohort, Fault, Subject, openms, write_listing
+from mslib.cohort import Cohort, Fault, Subject, openms, openms_bids, write_listing
 from mslib.study import StudyError, WriteError, read_json, read_table, write_json, write_text
 
 
@@ -51,23 +51,19 @@ def failing(monkeypatch):
     return fail
 
 
-def test_a_faulty_subject_is_excluded_with_its_reason(study, failing, tmp_path):
-    failing(StudyError("images do not overlap"))
-    run = study(cohort(tmp_path / "bids"))
-    steps.preprocess(run, "01")
-    assert read_json(qc_file(run, "01")) == {"subject": "01", "excluded": "sub-01: images do not overlap"}
-    with pytest.raises(StudyError, match="sub-01: images do not overlap"):
-        steps.preprocess(study(cohort(tmp_path / "bids"), "stop"), "01")
-    with pytest.raises(StudyError, match="sub-99: is not in the checked cohort"):
-        steps.preprocess(run, "99")
-
-
-def test_a_full_disk_excludes_nobody(study, failing, tmp_path):
+def test_a_faulty_subject_is_excluded_with_its_reason_but_not_by_a_full_disk(study, failing, tmp_path):
     failing(WriteError("a.nii.gz: cannot be written (No space left on device)"))
     run = study(cohort(tmp_path / "bids"))
     with pytest.raises(StudyError, match=r"sub-01: a\.nii\.gz: cannot be written"):
         steps.preprocess(run, "01")
     assert not qc_file(run, "01").exists()
+    failing(StudyError("images do not overlap"))
+    steps.preprocess(run, "01")
+    assert read_json(qc_file(run, "01")) == {"subject": "01", "excluded": "sub-01: images do not overlap"}
+    with pytest.raises(StudyError, match="sub-99: is not in the checked cohort"):
+        steps.preprocess(run, "99")
+    with pytest.raises(StudyError, match="sub-01: images do not overlap"):
+        steps.preprocess(study(cohort(tmp_path / "bids"), "stop"), "01")
 
 
 # Who is in which part
@@ -126,7 +122,7 @@ def test_a_damaged_record_is_told_with_the_remedy(study, tmp_path, content):
 
 def test_known_truth_is_compared_with_what_was_found(study, tmp_path, monkeypatch):
     """One subject with a known move and field, one whose lesion mask alone is known."""
-    monkeypatch.setattr(steps, "_unscaled", lambda study, person: (person.id,))
+    monkeypatch.setattr(prep, "unscaled_images", lambda person, out: (person.id,))
     monkeypatch.setattr("mslib.analysis.truth.appearance", lambda subject: {"parenchyma_ml": float(subject)})
     people = [one for one in cohort(tmp_path / "bids", with_mask=["01"]) if one.id in ("01", "02")]
     run = study(people)
@@ -138,7 +134,7 @@ def test_known_truth_is_compared_with_what_was_found(study, tmp_path, monkeypatc
         write_json(qc_file(run, one.id), {"subject": one.id, "brain_ml": 1.728, "flags": ["T2w: odd", "FLAIR: odd"]})
     write_text(run.folder / "subjects.csv", "subject,group\n01,RRMS\n02,SPMS\n")
     there = run.bids_root / "derivatives" / "truth" / "sub-02" / "anat"
-    write_json(there / "sub-02_truth.json", {"lesion_load_ml": 3.0, "volumes": {"csf_ml": 1.0}})
+    write_json(there / "sub-02_truth.json", {"lesion_load_ml": 3.0, "recipe": {"voxel_mm": 1.0}})
     for folder, move in ((there, 3.0), (run.anat("02"), 2.5)):
         transform = sitk.Euler3DTransform((0.0, 0.0, 0.0), 0, 0, 0, (move, 0.0, 0.0))
         sitk.WriteTransform(transform, str(_parent(folder / "sub-02_from-T1w_to-T2w_mode-points_xfm.tfm")))
@@ -148,36 +144,11 @@ def test_known_truth_is_compared_with_what_was_found(study, tmp_path, monkeypatc
     steps.truth(run)
     facts = run.read("truth").set_index("subject")
     assert facts.loc["01", "lesion_load_ml"] == pytest.approx(216 * 8 / 1000) and facts.loc["02", "lesion_load_ml"] == 3
-    assert "volumes" not in facts and run.read("quality")["flags"].tolist() == ["T2w: odd; FLAIR: odd"] * 2
+    assert "recipe" not in facts and run.read("quality")["flags"].tolist() == ["T2w: odd; FLAIR: odd"] * 2
     errors = run.read("registration_errors").to_dict("records")
     assert errors == [{"subject": "02", "group": "SPMS", "sequence": "T2w", "before": 3.0, "after": 0.5}]
     assert run.read("bias_fields")["correlation"].tolist() == pytest.approx([1.0])
     assert run.read("appearance").to_dict("records") == [{"subject": "01", "group": "RRMS", "parenchyma_ml": 1}]
-
-
-def test_images_before_scaling_are_corrected_and_in_place(study, tmp_path):
-    """A pattern with a bias field, and the same pattern two voxels aside."""
-    person = Subject("01", "RRMS", {name: tmp_path / "bids" / f"{name}.nii.gz" for name in ("T1w", "T2w", "FLAIR")})
-    run = study([person])
-    pattern = np.zeros((14, 12, 10), np.float32)
-    pattern[4:9, 3:8, 2:7] = np.random.default_rng(0).uniform(1, 2, (5, 5, 5))
-    field = np.linspace(-0.3, 0.3, 14, dtype=np.float32)[:, None, None] + np.zeros_like(pattern)
-    affine = np.diag([2.0, 2, 2, 1])
-    for sequence, shift in zip(run.config.sequences, (0, 2, 2)):
-        image = nib.Nifti1Image(np.roll(pattern * np.exp(field), shift, axis=0), affine)
-        nib.save(image, _parent(person.images[sequence]))
-        nib.save(nib.Nifti1Image(field, affine),
-                 _parent(run.anat("01") / f"sub-01_space-T1w_desc-logbias_{sequence}.nii.gz"))
-        move = sitk.Euler3DTransform((0.0, 0.0, 0.0), 0, 0, 0, (-2.0 * shift, 0.0, 0.0))  # LPS
-        if shift:
-            sitk.WriteTransform(move, str(run.anat("01") / f"sub-01_from-T1w_to-{sequence}_mode-points_xfm.tfm"))
-    for kind in ("desc-brain", "label-lesion"):
-        mask = nib.Nifti1Image((pattern > (0 if kind == "desc-brain" else 1.5)).astype(np.uint8), affine)
-        nib.save(mask, run.anat("01") / f"sub-01_space-T1w_{kind}_mask.nii.gz")
-    images, brain, lesions, voxel_mm3 = steps._unscaled(run, person)
-    assert voxel_mm3 == 8 and np.array_equal(brain, pattern > 0) and np.array_equal(lesions, pattern > 1.5)
-    for sequence in run.config.sequences:
-        np.testing.assert_allclose(images[sequence], pattern, atol=1e-4)
 
 
 def _parent(path):
@@ -194,7 +165,7 @@ def test_faults_of_the_source_are_kept(tmp_path, monkeypatch):
     run = steps.Study(tmp_path / "real.yaml", tmp_path / "run")
     monkeypatch.setattr(steps, "verified", lambda path: path)  # of shipped weights, which have tests of their own
     monkeypatch.setattr(openms, "fetch", lambda source: {"a.nii.gz": "no answer"})
-    monkeypatch.setattr(openms, "to_bids", lambda *_: openms.Conversion(("MNI26",), ()))
+    monkeypatch.setattr(openms_bids, "to_bids", lambda *_: openms_bids.Conversion(("MNI26",), ()))
     of_image = Fault("sub-L01s1", "x.nii.gz", "is 4-D", "3-D")
     monkeypatch.setattr(Cohort, "from_bids", lambda *_, **__: Cohort((Subject("MNI26", "RRMS", {}),), [of_image]))
     steps.start(run)
@@ -210,7 +181,7 @@ def test_a_subject_is_simulated_into_the_dataset(tmp_path):
     run = steps.Study(tmp_path / "small.yaml", tmp_path / "run")
     (run.bids_root / "sub-011" / "anat").mkdir(parents=True)  # of a run with more subjects
     steps.start(run)
-    steps.make_template(run)
+    steps.make_template(run, 8.0)
     assert not (run.bids_root / "sub-011").exists()
     table = read_table(run.bids_root / "participants.tsv")
     assert len(table) == 10 and table["participant_id"].iloc[-1] == "sub-T01"

@@ -9,15 +9,8 @@ from scipy.ndimage import gaussian_filter
 from tf_keras_vis.gradcam import Gradcam
 from tf_keras_vis.utils.scores import CategoricalScore
 
-from mslib.explain import (
-    METHODS,
-    attribute,
-    baseline_images,
-    completeness_gap,
-    last_convolution,
-    layer_cams,
-    upsample_maps,
-)
+from mslib import explain
+from mslib.explain import METHODS, attribute, baseline_images, completeness_gap, upsample_maps
 
 ALL = sorted(METHODS)
 SMALL = {"smoothgrad": {"samples": 2}, "integrated_gradients": {"steps": 4}, "gradient_shap": {"samples": 2},
@@ -44,22 +37,15 @@ def flat():
 # Peers
 
 
-@pytest.mark.parametrize("fused", [True, False])
-@pytest.mark.parametrize("method", ["gradient", "input_x_gradient", "guided_backprop", "deconvolution"])
-@pytest.mark.parametrize("name", ["2d", "1d"])
-def test_captum_finds_the_same(name, method, fused):
-    _, images, targets, _ = case(name)
-    model = convolutional(name, fused)
-    stored = np.load(FIXTURE)
+@pytest.mark.parametrize("name,fused", [("2d", True), ("1d", False)])
+def test_captum_finds_the_same(name, fused):
+    """ReLUs in the convolutions or as layers."""
+    _, images, targets, baseline = case(name)
+    model, stored = convolutional(name, fused), np.load(FIXTURE)
     np.testing.assert_allclose(np.asarray(model(images)), stored[f"{name} logits"], rtol=1e-4, atol=1e-5)
-    assert relative(attribute(method, model, images, targets), stored[f"{name} {method}"]) < 1e-5
-
-
-@pytest.mark.parametrize("name", ["2d", "1d"])
-def test_captum_integrates_the_same(name):
-    model, images, targets, baseline = case(name)
-    ours = attribute("integrated_gradients", model, images, targets, baseline=baseline)
-    assert relative(ours, np.load(FIXTURE)[f"{name} integrated_gradients"]) < 1e-5
+    for method in ("gradient", "input_x_gradient", "guided_backprop", "deconvolution", "integrated_gradients"):
+        more = {"baseline": baseline} if method == "integrated_gradients" else {}
+        assert relative(attribute(method, model, images, targets, **more), stored[f"{name} {method}"]) < 1e-5, method
 
 
 def test_captum_finds_the_same_gradcam(flat):
@@ -119,33 +105,16 @@ def test_complete_methods_add_up(net, method, limit, baseline):
     assert (gap * np.abs(scores[0] - scores[1]) < limit * np.abs(scores).max()).all()
 
 
-def test_gap_of_maps_that_do_not_add_up(net):
-    model, images, targets, baseline = net
-    maps = attribute("deeplift", model, images, targets, baseline=baseline)
-    np.testing.assert_allclose(completeness_gap(1.5 * maps, model, images, targets, baseline), 0.5, atol=1e-3)
-
-
-def test_gradient_shap_is_integrated_gradients_in_the_long_run(flat):
-    model, images, targets, baseline = flat
-    many = attribute("gradient_shap", model, images, targets, baseline=baseline, samples=1600)
-    exact = attribute("integrated_gradients", model, images, targets, baseline=baseline, steps=100)
-    assert np.corrcoef(many.ravel(), exact.ravel())[0, 1] > 0.999
-
-
-def test_smoothgrad_without_noise_is_the_gradient_and_with_it_is_not(net):
-    model, images, targets, _ = net
-    plain = attribute("gradient", model, images, targets)
-    assert relative(attribute("smoothgrad", model, images, targets, noise=0.0), plain) < 1e-5
-    assert relative(attribute("smoothgrad", model, images, targets), plain) > 1e-2
-
-
 def test_smoothgrad_is_the_mean_gradient_of_noisy_copies(flat):
     model, images, targets, _ = flat
+    plain = attribute("gradient", model, images, targets)
+    assert relative(attribute("smoothgrad", model, images, targets, noise=0.0), plain) < 1e-5
     rng = np.random.default_rng(5)
     spread = 0.15 * np.array([image.max() - image.min() for image in images])[:, None, None, None]
     copies = [images + spread * rng.standard_normal(images.shape[1:], np.float32) for _ in range(3)]
     mean = np.mean([attribute("gradient", model, copy.astype("float32"), targets) for copy in copies], 0)
     assert relative(attribute("smoothgrad", model, images, targets, samples=3, seed=5), mean) < 1e-5
+    assert relative(mean, plain) > 1e-2
 
 
 @pytest.mark.parametrize("method", ["smoothgrad", "gradient_shap", "lime", "shapley_sampling", "kernel_shap"])
@@ -170,18 +139,16 @@ def test_an_image_is_explained_alike_in_any_batch_and_alone(flat, method):
         np.testing.assert_allclose(alone[0], together[3], rtol=1e-4, atol=1e-5 * np.abs(together).max())
 
 
-@pytest.mark.parametrize("method", ["gradient", "guided_backprop", "deeplift"])
-def test_weights_may_change_between_two_calls(flat, method):
+def test_weights_may_change_between_two_calls(flat):
     model, images, targets, _ = flat
-    model = keras.models.clone_model(model)
+    model, fresh = keras.models.clone_model(model), keras.models.clone_model(model)
     model.set_weights(flat[0].get_weights())
-    before = attribute(method, model, images, targets)
-    model.set_weights([2 * weight for weight in model.get_weights()])
-    after = attribute(method, model, images, targets)
+    before = attribute("deeplift", model, images, targets)
+    for net in (model, fresh):
+        net.set_weights([2 * weight for weight in flat[0].get_weights()])
+    after = attribute("deeplift", model, images, targets)
     assert relative(after, before) > 0.5
-    fresh = keras.models.clone_model(model)
-    fresh.set_weights(model.get_weights())
-    assert relative(after, attribute(method, fresh, images, targets)) < 1e-6
+    assert relative(after, attribute("deeplift", fresh, images, targets)) < 1e-6
 
 
 def test_without_targets_the_predicted_class_is_explained(flat):
@@ -190,18 +157,6 @@ def test_without_targets_the_predicted_class_is_explained(flat):
     np.testing.assert_array_equal(attribute("gradient", model, images), attribute("gradient", model, images, predicted))
     np.testing.assert_array_equal(attribute("gradient", model, images, 2),
                                   attribute("gradient", model, images, np.full(5, 2)))
-
-
-def test_a_wide_max_pool_of_the_whole_signal_adds_up():
-    rng = np.random.default_rng(0)
-    inputs = keras.Input((30, 2))
-    x = keras.layers.Conv1D(5, 3, activation="relu")(inputs)
-    model = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.GlobalMaxPooling1D()(x)))
-    model.set_weights([rng.normal(size=weight.shape) for weight in model.get_weights()])
-    images, baseline = (rng.normal(size=(6, 30, 2)).astype("float32") for _ in range(2))
-    maps = attribute("deeplift", model, images, 1, baseline=baseline)
-    owed = np.asarray(model(images))[:, 1] - np.asarray(model(baseline))[:, 1]
-    np.testing.assert_allclose(maps.sum((1, 2)), owed, rtol=1e-3, atol=1e-4)
 
 
 # Baselines
@@ -225,7 +180,6 @@ def test_named_baselines():
 # What is refused
 
 
-@pytest.mark.parametrize("method", ["guided_backprop", "deconvolution", "deeplift"])
 @pytest.mark.parametrize("bent,uses", [
     (lambda x: keras.layers.Conv2D(4, 3, activation="tanh", name="bent")(x), "the activation tanh"),
     (lambda x: keras.layers.Conv2D(4, 3, activation=keras.layers.LeakyReLU(), name="bent")(x), "the activation Leaky"),
@@ -237,15 +191,16 @@ def test_named_baselines():
     (lambda x: keras.layers.Multiply(name="bent")([x, x]), "Multiply"),
     (lambda x: keras.ops.relu(x), "the bare operation Relu"),
     (lambda x: x * x, "the bare operation Multiply")])
-def test_rules_for_relus_refuse_other_nets(method, bent, uses):
+def test_rules_for_relus_refuse_other_nets(bent, uses):
     inputs = keras.Input((8, 8, 3))
     x = keras.layers.GlobalAveragePooling2D()(bent(inputs))
     model = keras.Model(inputs, keras.layers.Dense(2)(x))
-    with pytest.raises(ValueError, match="is defined for nets of ReLUs; layer '") as caught:
-        attribute(method, model, np.zeros((1, 8, 8, 3)), 0)
-    message = str(caught.value)
-    assert f"uses {uses}" in message or uses in message.split(";")[1]
-    assert "supported are relu (or linear) in" in message and len(message.splitlines()) == 1
+    for method in ("guided_backprop", "deconvolution", "deeplift"):
+        with pytest.raises(ValueError, match="is defined for nets of ReLUs; layer '") as caught:
+            attribute(method, model, np.zeros((1, 8, 8, 3)), 0)
+        message = str(caught.value)
+        assert f"uses {uses}" in message or uses in message.split(";")[1]
+        assert "supported are relu (or linear) in" in message and len(message.splitlines()) == 1
 
 
 def many_layers():
@@ -277,33 +232,21 @@ def test_deeplift_of_all_supported_layers_adds_up():
 
 def test_rules_are_float32_whatever_the_default_policy(flat):
     _, images, targets, _ = flat
-    fused = {method: attribute(method, convolutional("2d", False), images, targets)
-             for method in ("guided_backprop", "deeplift")}
-    policy = keras.config.dtype_policy()
-    same_net = convolutional("2d", False)
+    one, other = (convolutional("2d", False) for _ in range(2))
+    expected, policy = attribute("deeplift", one, images, targets), keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
-        for method, expected in fused.items():
-            assert relative(attribute(method, same_net, images, targets), expected) < 1e-6
+        assert relative(attribute("deeplift", other, images, targets), expected) < 1e-6
     finally:
         keras.config.set_dtype_policy(policy)
 
 
-def test_softmax_and_nested_nets_are_refused(flat):
-    model, images, targets, _ = flat
-    with pytest.raises(ValueError, match="softmax"):
-        attribute("gradient", keras.Model(model.input, keras.layers.Softmax()(model.output)), images, targets)
-    nested = keras.Sequential([keras.Input((16, 12, 3)), model])
-    with pytest.raises(ValueError, match="nested"):
-        attribute("gradient", nested, images, targets)
-
-
-@pytest.mark.parametrize("layer", ["conv1", "conv2", "conv3"])
+@pytest.mark.parametrize("layer", ["conv1", "conv3"])
 def test_gradcam_of_signals_written_out_and_in_tf_keras_vis(layer):
     model, images, targets, _ = case("1d")
     until = keras.Model(model.input, model.get_layer(layer).output)
     behind = keras.Model(model.get_layer(layer).output, model.output)
-    ours = layer_cams(model, images, targets, [layer], upsample=False)["gradcam"][layer]
+    ours = explain.layer_cams(model, images, targets, [layer], upsample=False)["gradcam"][layer]
     for image, target, found in zip(images, targets, ours):
         activation = tf.Variable(until(image[None]))
         with tf.GradientTape() as tape:
@@ -321,29 +264,11 @@ def test_gradcam_of_signals_written_out_and_in_tf_keras_vis(layer):
     assert relative(guided, maps * attribute("guided_backprop", model, images, targets)) < 1e-6
 
 
-@pytest.mark.parametrize("convolution", ["SeparableConv2D", "DepthwiseConv2D", "Conv2DTranspose", "Conv2D"])
-def test_the_last_convolution_may_be_of_any_kind(convolution):
-    made = getattr(keras.layers, convolution)
-    inputs = keras.Input((8, 8, 3))
-    x = keras.layers.Conv2D(4, 3, name="first")(inputs)
-    x = made(kernel_size=3, name="last", **({} if convolution.startswith("Depth") else {"filters": 4}))(x)
-    model = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(x)))
-    assert last_convolution(model) == "last"
-
-
-def test_every_method_says_what_it_is():
-    for name, method in METHODS.items():
-        assert method.citation and method.function.__doc__, name
-        assert method.family in ("gradient", "activation", "perturbation")
-        assert "batch_size" in method.parameters
-    assert [name for name in METHODS if not METHODS[name].per_modality] == ["gradcam"]
-    assert len(METHODS) == 16, "all of Jin et al. 2022"
-
-
-@pytest.mark.parametrize("method", [name for name in ALL if METHODS[name].family == "perturbation"])
-def test_signals_are_explained_by_removal_too(method):
-    model, images, targets, _ = case("1d")
-    maps = attribute(method, model, images, targets, **small(method, images))
-    assert maps.shape == images.shape and (maps != 0).any()
-    alike = (maps == maps[..., :1]).all()
-    assert alike == (not METHODS[method].per_modality)
+def test_the_last_convolution_may_be_of_any_kind():
+    for convolution in ("SeparableConv2D", "DepthwiseConv2D", "Conv2DTranspose", "Conv2D"):
+        more = {} if convolution.startswith("Depth") else {"filters": 4}
+        inputs = keras.Input((8, 8, 3))
+        x = keras.layers.Conv2D(4, 3, name="first")(inputs)
+        x = getattr(keras.layers, convolution)(kernel_size=3, name="last", **more)(x)
+        model = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(x)))
+        assert explain.last_convolution(model) == "last", convolution

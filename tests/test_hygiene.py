@@ -40,48 +40,25 @@ def test_there_are_notebooks():
     assert len(set(numbers)) == len(numbers)
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebook_source_has_no_outputs(path):
-    for cell in code_cells(path):
-        assert cell["outputs"] == []
-        assert cell["execution_count"] is None
-
-
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebook_starts_with_title_and_question(path):
-    first = load(path)["cells"][0]
-    assert first["cell_type"] == "markdown"
-    assert re.match(r"# \S", source(first))
-    assert "?" in source(first)
-
-
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebook_parameters(path):
-    tagged = [cell for cell in code_cells(path) if "parameters" in cell["metadata"].get("tags", [])]
-    assert len(tagged) == 1
-    names = set()
-    for statement in tree(tagged[0]).body:
-        assert isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Constant), ast.dump(statement)
-        names |= {target.id for target in statement.targets}
-    assert names == {"config", "run_dir"}
-
-
 SCIENCE = {"02": ("evaluate(",), "03": ("layer_cams(", "Gradcam("), "04": ("attribute(", "postprocess("),
            "05": ("lrp(", "relevance_shares("), "06": ("lrp(", "mixed_effects(")}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebook_asks_for_what_it_needs_and_shows_its_science(path):
-    code = "\n".join(source(cell) for cell in code_cells(path))
-    assert "Study(config, run_dir" in code and "study.need(" in code and "study.record(" in code
-    assert "subprocess" not in code and "run_dir}" not in code
-    for words in SCIENCE.get(path.name[:2], ()):
-        assert words in code
-
-
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebook_kernel(path):
+def test_a_notebook_asks_for_what_it_needs_and_shows_its_science(path):
+    """Title, question and parameters first; no outputs, no kernel of one machine, no plumbing."""
+    first, cells = load(path)["cells"][0], code_cells(path)
+    assert first["cell_type"] == "markdown" and re.match(r"# \S", source(first)) and "?" in source(first)
     assert load(path)["metadata"]["kernelspec"]["name"] == "python3"
+    assert [cell for cell in cells if cell["outputs"] or cell["execution_count"] is not None] == []
+    tagged, = (cell for cell in cells if "parameters" in cell["metadata"].get("tags", []))
+    assignments = tree(tagged).body
+    assert all(isinstance(one, ast.Assign) and isinstance(one.value, ast.Constant) for one in assignments)
+    assert {target.id for one in assignments for target in one.targets} == {"config", "run_dir"}
+    code = "\n".join(map(source, cells))
+    assert "subprocess" not in code and "run_dir}" not in code
+    for words in ("Study(config, run_dir", "study.need(", "study.record(", *SCIENCE.get(path.name[:2], ())):
+        assert words in code
 
 
 @pytest.mark.parametrize("path", EXECUTED, ids=name)

@@ -27,7 +27,10 @@ MM = 2.0
 RECIPE = Recipe(epochs=1, slices_per_subject=8, learning_rate=2e-3, batch_size=8, weight_decay=1e-4, patience=1, seed=9)
 
 
-def head(n=200, shape=(96, 84), level=0.4):
+N = 120
+
+
+def head(n=N, shape=(96, 84), level=0.4):
     """Round brains of even grey, two subjects."""
     rows, columns = np.mgrid[:shape[0], :shape[1]]
     brain = np.hypot(rows - shape[0] / 2, columns - shape[1] / 2) < 0.45 * min(shape)
@@ -45,7 +48,7 @@ def test_each_sequence_shows_the_class_as_often_as_its_role_says(marked):
     same = (marked.shown == marked.slices.table["target"].to_numpy()[:, None]).mean(0)
     assert dict(zip(known_rule.ROLES, roles(1))) == {"decisive": 1, "correlated": 2, "irrelevant": 0}
     assert same[1] == 1
-    assert abs(same[2] - 0.7) < 3 * np.sqrt(0.21 / 200) and abs(same[0] - 0.5) < 3 * np.sqrt(0.25 / 200)
+    assert abs(same[2] - 0.7) < 3 * np.sqrt(0.21 / N) and abs(same[0] - 0.5) < 3 * np.sqrt(0.25 / N)
     assert marked.slices.table["target"].mean() == 0.5
 
 
@@ -90,20 +93,17 @@ def test_the_shortcut_shows_the_class_or_its_opposite(agreement):
 def test_each_sequence_decides_once_and_one_network_has_a_shortcut():
     assert [(one.name, one.decisive, one.shortcut) for one in experiments(["T1w", "T2w", "FLAIR"])] == [
         ("T1w", 0, False), ("T2w", 1, False), ("FLAIR", 2, False), ("shortcut", 2, True)]
-    shown = Experiment("shortcut", 2, True).marked(head(200), MM, 1)
-    assert shown.corner.any() and not Experiment("FLAIR", 2).marked(head(40), MM, 1).corner.any()
+    shown = Experiment("shortcut", 2, True).marked(head(), MM, 1)
+    assert shown.corner.any() and not Experiment("FLAIR", 2).marked(head(8), MM, 1).corner.any()
     same = (shown.shown == shown.slices.table["target"].to_numpy()[:, None]).mean(0)
-    assert np.abs(same - 0.5).max() < 3 * np.sqrt(0.25 / 200), "no mark shows the class"
+    assert np.abs(same - 0.5).max() < 3 * np.sqrt(0.25 / N), "no mark shows the class"
 
 
-def test_narrow_networks_have_the_layers_of_vgg16_and_a_part_of_its_channels():
-    wide, narrow = build_classifier("vgg16", 2, (64, 64, 3)), narrow_classifier((64, 64, 3), 4)
+def test_a_narrow_network_has_the_layers_of_vgg16_and_is_folded_exactly(shallow):
+    shape, rng = (32, 32, 3), np.random.default_rng(0)
+    wide, narrow = build_classifier("vgg16", 2, shape), narrow_classifier(shape, 4)
     assert [layer.name for layer in narrow.layers] == [layer.name for layer in wide.layers]
-    assert narrow.get_layer("block5_conv3").filters == 128 and narrow.get_layer("block1_conv1").filters == 16
-
-
-def test_a_narrow_network_is_folded_exactly():
-    shape, rng = (64, 64, 3), np.random.default_rng(0)
+    assert narrow.get_layer("block5_conv1").filters == 128 and narrow.get_layer("block1_conv1").filters == 16
     trained = narrowed(build_trainable("vgg16", 2, shape, "float32"), 16)
     for layer in trained.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
@@ -115,19 +115,19 @@ def test_a_narrow_network_is_folded_exactly():
 
 
 def test_a_network_is_decided_by_its_seed_and_finished_ones_are_kept(tmp_path, shallow, monkeypatch):
-    marked = draw_marks(head(24, (48, 40)), 0, 4.0, 1)
-    both = train_known_rules({"one": (marked, 0), "other": (marked, 1)}, RECIPE, 16, tmp_path / "both")
-    alone = train_known_rules({"other": (marked, 1)}, RECIPE, 16, tmp_path / "alone")
-    for here, there in zip(both["other"], alone["other"], strict=True):
+    marked = draw_marks(head(24, (32, 32)), 0, 4.0, 1)
+    tasks = {"one": (marked, 0), "other": (marked, 1), "again": (marked, 1)}
+    found = train_known_rules(tasks, RECIPE, 16, tmp_path)
+    for here, there in zip(found["other"], found["again"], strict=True):
         np.testing.assert_allclose(here, there, rtol=1e-4, atol=1e-5, err_msg="whatever was trained before")
-    assert not np.allclose(both["one"][0], both["other"][0])
+    assert not np.allclose(found["one"][0], found["other"][0])
     keras.utils.set_random_seed(1)
-    start = narrowed(build_trainable("vgg16", 2, (48, 40, 3), "float32"), 16).get_layer("block1_conv1").get_weights()[0]
-    likeness = np.corrcoef([kernel.ravel() for kernel in (start, both["other"][0], both["one"][0])])[0, 1:]
+    start = narrowed(build_trainable("vgg16", 2, (32, 32, 3), "float32"), 16).get_layer("block1_conv1").get_weights()[0]
+    likeness = np.corrcoef([kernel.ravel() for kernel in (start, found["other"][0], found["one"][0])])[0, 1:]
     assert likeness[0] > 0.5 > abs(likeness[1]), "training went on from the weights of the seed"
     monkeypatch.setattr(known_rule, "build_trainable", None)
-    again = train_known_rules({"one": (marked, 0), "other": (marked, 1)}, RECIPE, 16, tmp_path / "both")
-    assert all((here == there).all() for name in both for here, there in zip(both[name], again[name], strict=True))
+    again = train_known_rules(tasks, RECIPE, 16, tmp_path)
+    assert all((here == there).all() for name in tasks for here, there in zip(found[name], again[name], strict=True))
     with pytest.raises(StudyError, match=r"fewer than training\.batch_size 16"):
         train_known_rules({"few": (marked, 0)}, replace(RECIPE, slices_per_subject=4, batch_size=16), 16, tmp_path)
 

@@ -42,12 +42,6 @@ def test_hand_example():
     assert (row["lesion_voxels"], row["brain_voxels"], row["blank"]) == (2, 6, False)
 
 
-def test_iou_function_is_columns_of_the_table():
-    table = measure.measure_maps(HEAT, LESION, BRAIN)
-    value, chance = measure.iou_at_median(HEAT, LESION, BRAIN)
-    assert value == table["iou"].to_numpy() and chance == table["iou_chance"].to_numpy()
-
-
 def test_average_precision_equals_scikit_learn(maps):
     heat, lesion, brain = maps
     ours = measure.measure_maps(heat, lesion, brain)["auprc"]

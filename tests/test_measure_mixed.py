@@ -9,7 +9,7 @@ from scipy.stats import binom, ttest_rel
 from scipy.stats import t as student
 from statsmodels.stats.power import TTestPower
 
-from mslib.measure import adjust_p_values, mixed_effects
+from mslib.measure import mixed_effects
 
 EFFECTS = ["age", "woman", "drug"]
 
@@ -88,7 +88,7 @@ def test_units_do_not_matter(balanced):
 
 
 def test_error_rate_of_absent_effects():
-    rng, runs = np.random.default_rng(11), 250
+    rng, runs = np.random.default_rng(11), 120
     found = [mixed_effects(two_visits(rng, 12), "y", EFFECTS).set_index("term")["p"] for _ in range(runs)]
     wrong = (pd.DataFrame(found)[EFFECTS] < 0.05).sum()
     low, high = binom.ppf([0.0005, 0.9995], runs, 0.05)
@@ -96,7 +96,7 @@ def test_error_rate_of_absent_effects():
 
 
 def test_power_of_a_simulated_effect():
-    rng, runs = np.random.default_rng(12), 200
+    rng, runs = np.random.default_rng(12), 100
     found = [of_term(mixed_effects(two_visits(rng, drug=1.0), "y", EFFECTS), "drug")["p"] for _ in range(runs)]
     expected = TTestPower().power(1 / np.sqrt(2), 22, 0.05)
     low, high = binom.ppf([0.0005, 0.9995], runs, expected)
@@ -106,14 +106,14 @@ def test_power_of_a_simulated_effect():
 
 def test_more_than_two_visits_and_intervals_that_hold_the_truth():
     rng, inside = np.random.default_rng(13), []
-    for _ in range(150):
+    for _ in range(80):
         who = np.repeat(np.arange(10), 4)
         table = pd.DataFrame({"subject": who, "dose": np.tile([0.0, 1.0, 2.0, 3.0], 10)})
         table["y"] = 0.5 * table["dose"] + rng.normal(0, 2, 10)[who] + rng.normal(0, 1, 40)
         row = of_term(mixed_effects(table, "y", ["dose"], confidence=0.8), "dose")
         inside.append(row["low"] <= 0.5 <= row["high"])
         assert row["df"] == 40 - 10 - 1
-    low, high = binom.ppf([0.0005, 0.9995], 150, 0.8)
+    low, high = binom.ppf([0.0005, 0.9995], 80, 0.8)
     assert low <= sum(inside) <= high
 
 
@@ -152,8 +152,3 @@ def test_unfit_input_is_refused_in_one_line(balanced, change, effects, message):
     with pytest.raises(ValueError, match=message) as caught:
         mixed_effects(change(balanced), "y", effects)
     assert "\n" not in str(caught.value)
-
-
-def test_false_discovery_rate_is_that_of_benjamini_and_hochberg():
-    p = np.array([0.001, np.nan, 0.02, 0.03, 0.9])
-    assert np.allclose(adjust_p_values(p, "fdr_bh"), [0.004, np.nan, 0.04, 0.04, 0.9], equal_nan=True)

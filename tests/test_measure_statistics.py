@@ -7,6 +7,7 @@ from scipy import stats
 from sklearn import metrics
 
 from mslib import measure
+from mslib.measure.classification import bootstrap_classification
 
 
 def clustered(rng, n_subjects=15, n_values=8, between=1.0, within=0.5):
@@ -20,32 +21,37 @@ def same(interval, *expected):
     return True
 
 
+def interval(values, subjects, **draws):
+    return tuple(measure.mean_interval(values, subjects, **draws).values())
+
+
 def test_no_width_is_no_interval():
     """All subjects alike: resamples cannot differ, which is not certainty."""
-    assert same(measure.bootstrap_subjects(np.full(12, 0.25), np.arange(12) // 2), 0.25, np.nan, np.nan)
-    assert np.isnan(measure.bootstrap_subjects(np.full(12, 0.1), np.arange(12) // 2).low)
+    assert same(interval(np.full(12, 0.25), np.arange(12) // 2), 0.25, np.nan, np.nan)
+    assert np.isnan(interval(np.full(12, 0.1), np.arange(12) // 2)[1])
+    assert np.isnan(interval([np.nan, np.nan], [0, 1])).all(), "nothing to average"
 
 
 @pytest.mark.parametrize("n_subjects,given", [(2, False), (4, False), (5, True)])
 def test_no_interval_below_five_subjects(n_subjects, given):
     values, subjects = clustered(np.random.default_rng(4), n_subjects)
-    estimate, low, high = measure.bootstrap_subjects(values, subjects)
+    estimate, low, high = interval(values, subjects)
     assert estimate == values.mean() and (low < estimate < high) == given and np.isnan(low) == (not given)
-    known = measure.bootstrap_subjects(np.append(values, [np.nan] * 5), np.append(subjects, np.arange(90, 95)))
-    assert np.isnan(known.low) == (not given), "subjects without a value do not count"
+    known = interval(np.append(values, [np.nan] * 5), np.append(subjects, np.arange(90, 95)))
+    assert np.isnan(known[1]) == (not given), "subjects without a value do not count"
 
 
 def test_whole_subjects_are_drawn():
     """Five subjects, one all 1: resampled means are multiples of 1/5, and none between."""
     values, subjects = np.repeat([1.0, 0.0, 0.0, 0.0, 0.0], 50), np.repeat(list("abcde"), 50)
-    assert same(measure.bootstrap_subjects(values, subjects, n=500), 0.2, 0.0, 0.6)
+    assert same(interval(values, subjects, n=500), 0.2, 0.0, 0.6)
 
 
 def test_means_of_one_training_are_those_of_the_subject_bootstrap():
     values, subjects = clustered(np.random.default_rng(2))
     means, resampled = measure.bootstrap_means(np.stack([values, 2 * values + 1], 1), subjects, n=300, seed=5)
     one = measure.percentile_interval(means[0], resampled[:, 0], 0.95)
-    np.testing.assert_allclose(one, measure.bootstrap_subjects(values, subjects, n=300, seed=5))
+    assert one == pytest.approx(measure.mean_interval(values, subjects, n=300, seed=5))
     np.testing.assert_allclose(resampled[:, 1], 2 * resampled[:, 0] + 1, err_msg="columns are resampled together")
 
 
@@ -64,52 +70,47 @@ def test_subjects_and_trainings_are_drawn_independently():
 @pytest.mark.parametrize("right,total,low,high", [(9, 10, 0.5958, 0.9821), (10, 10, 0.7225, 1.0), (0, 3, 0.0, 0.5615)])
 def test_wilson_interval(right, total, low, high):
     """Against the formula's known values (z = 1.96)."""
-    np.testing.assert_allclose(measure.proportion_interval(right, total), (right / total, low, high), atol=2e-4)
+    found = measure.proportion_interval(right, total)
+    assert found == pytest.approx({"value": right / total, "low": low, "high": high}, abs=2e-4)
 
 
 def test_no_subject_no_proportion():
-    assert np.isnan(measure.proportion_interval(0, 0)).all()
+    assert np.isnan(list(measure.proportion_interval(0, 0).values())).all()
 
 
-def test_fast_mean_equals_the_general_path():
+def test_the_interval_is_that_of_slow_resampling():
     values, subjects = clustered(np.random.default_rng(1))
     values[3] = np.nan
-    general = measure.bootstrap_subjects(values, subjects, statistic=lambda x: np.mean(x), n=300, seed=5)
-    np.testing.assert_allclose(measure.bootstrap_subjects(values, subjects, n=300, seed=5), general, rtol=1e-12)
+    counts = measure.resample_counts(np.zeros(15), 300, 5)
+    slow = [np.nanmean(np.repeat(values, of_subject[subjects])) for of_subject in counts]
+    found = interval(values, subjects, n=300, confidence=0.8, seed=5)
+    np.testing.assert_allclose(found, [np.nanmean(values), *np.quantile(slow, [0.1, 0.9])], rtol=1e-12)
+    assert found == interval(values, subjects, n=300, confidence=0.8, seed=5) != interval(
+        values, subjects, n=300, confidence=0.8, seed=6)
 
 
-def test_mean_interval_is_a_row_of_the_bootstrap():
+def test_means_by_group_and_column_with_their_numbers():
     values, subjects = clustered(np.random.default_rng(1))
-    row = measure.mean_interval(values, subjects, n=300, confidence=0.8, seed=5)
-    assert list(row) == ["value", "low", "high"]
-    assert tuple(row.values()) == measure.bootstrap_subjects(values, subjects, np.mean, 300, 0.8, 5)
-
-
-def test_general_statistic():
-    values, subjects = clustered(np.random.default_rng(1))
-    estimate, low, high = measure.bootstrap_subjects(values, subjects, statistic=np.median, n=300)
-    assert estimate == np.median(values) and low < estimate < high
-
-
-def test_seed_decides():
-    values, subjects = clustered(np.random.default_rng(1))
-    draw = [measure.bootstrap_subjects(values, subjects, seed=seed) for seed in (7, 7, 8)]
-    assert draw[0] == draw[1] != draw[2]
-
-
-def test_nothing_to_average_is_nan():
-    assert np.isnan(measure.bootstrap_subjects([np.nan, np.nan], [0, 1])).all()
+    table = pd.DataFrame({"kind": np.where(np.arange(len(values)) % 2, "b", "a"), "x": values, "y": 2 * values,
+                          "subject": subjects})
+    table.loc[table["subject"] == 0, "y"] = np.nan
+    found = measure.mean_by(table, ["kind"], ["x", "y"], n=100, seed=3)
+    assert found[["kind", "measure"]].to_numpy().tolist() == [["a", "x"], ["a", "y"], ["b", "x"], ["b", "y"]]
+    part = table[table["kind"] == "b"]
+    assert same(found.loc[2, ["value", "low", "high"]], *interval(part["x"], part["subject"], n=100, seed=3))
+    assert found["slices"].tolist() == [60, 56] * 2 and found["subjects"].tolist() == [15, 14] * 2
+    assert list(measure.mean_by(table[:0], ["kind"], ["x"])) == list(found), "without rows, the same columns"
 
 
 def test_coverage_with_clustered_values():
     """Subject resampling covers the true mean about 95 of 100 times; resampling values as if independent fails."""
     rng = np.random.default_rng(11)
     hits = np.zeros(2)
-    trials = 300
+    trials = 200
     for trial in range(trials):
         values, subjects = clustered(rng, n_subjects=40)
         for kind, clusters in enumerate((subjects, np.arange(len(values)))):
-            _, low, high = measure.bootstrap_subjects(values, clusters, n=400, seed=trial)
+            _, low, high = interval(values, clusters, n=200, seed=trial)
             hits[kind] += low <= 0 <= high
     assert 0.90 <= hits[0] / trials <= 0.98
     assert hits[1] / trials < 0.75
@@ -117,11 +118,11 @@ def test_coverage_with_clustered_values():
 
 @pytest.mark.parametrize("arguments, message", [
     (([1.0, 2.0], [0]), "one entry a value"),
-    (([1.0, 2.0], [0, 1], np.mean, 10, 95), "confidence: must lie between 0 and 1"),
+    (([1.0, 2.0], [0, 1], 10, 95), "confidence: must lie between 0 and 1"),
 ])
 def test_unfit_bootstrap_input_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
-        measure.bootstrap_subjects(*arguments)
+        measure.mean_interval(*arguments)
 
 
 def test_compare_groups_equals_scipy():
@@ -129,18 +130,18 @@ def test_compare_groups_equals_scipy():
     a, b = np.round(rng.normal(1, 1, 9), 1), np.round(rng.normal(0, 1, 12), 1)
     result = measure.compare_groups(np.append(a, np.nan), b)
     peer = stats.mannwhitneyu(a, b, alternative="greater")
-    assert (result.u, result.p_value, result.n_a, result.n_b) == (peer.statistic, peer.pvalue, 9, 12)
-    assert result.auc.estimate == pytest.approx(peer.statistic / (9 * 12))
-    assert result.auc.estimate == pytest.approx(metrics.roc_auc_score([1] * 9 + [0] * 12, np.append(a, b)))
-    assert result.auc.low < result.auc.estimate < result.auc.high
+    assert (result["p"], result["n_a"], result["n_b"]) == (peer.pvalue, 9, 12)
+    assert result["value"] == pytest.approx(peer.statistic / (9 * 12))
+    assert result["value"] == pytest.approx(metrics.roc_auc_score([1] * 9 + [0] * 12, np.append(a, b)))
+    assert result["low"] < result["value"] < result["high"]
 
 
 def test_compare_groups_known_answers():
     apart = measure.compare_groups([3.0, 4.0, 5.0], [0.0, 1.0, 2.0])
-    assert same(apart.auc, 1, np.nan, np.nan) and apart.p_value == pytest.approx(1 / 20)
-    assert np.isnan(measure.compare_groups([3.0, 0.5, 5.0, 1.0], np.arange(9.0)).auc.low), "a group of four"
-    assert np.isnan(measure.compare_groups(np.arange(5.0) + 9, np.arange(9.0)).auc.low), "groups wholly apart"
-    assert measure.compare_groups([1.0, 2.0], [1.0, 2.0]).auc.estimate == 0.5
+    assert apart["value"] == 1 and np.isnan(apart["low"]) and apart["p"] == pytest.approx(1 / 20)
+    assert np.isnan(measure.compare_groups([3.0, 0.5, 5.0, 1.0], np.arange(9.0))["low"]), "a group of four"
+    assert np.isnan(measure.compare_groups(np.arange(5.0) + 9, np.arange(9.0))["low"]), "groups wholly apart"
+    assert measure.compare_groups([1.0, 2.0], [1.0, 2.0])["value"] == 0.5
     with pytest.raises(ValueError, match=r"each group needs a value \(got 0 and 1\)"):
         measure.compare_groups([np.nan], [1.0])
 
@@ -172,17 +173,17 @@ def test_classification_report_equals_scikit_learn(slices):
     for level, predicted, true in levels:
         table = report.measures.query("level == @level").set_index(["measure", "group"])
         assert (table["n"] == len(true)).all()
-        assert table.loc[("accuracy", ""), "estimate"] == pytest.approx(metrics.accuracy_score(true, predicted))
+        assert table.loc[("accuracy", ""), "value"] == pytest.approx(metrics.accuracy_score(true, predicted))
         balanced = metrics.balanced_accuracy_score(true, predicted)
-        assert table.loc[("balanced_accuracy", ""), "estimate"] == pytest.approx(balanced)
+        assert table.loc[("balanced_accuracy", ""), "value"] == pytest.approx(balanced)
         for name, function in (("precision", metrics.precision_score), ("recall", metrics.recall_score),
                                ("f1", metrics.f1_score)):
-            ours = [table.loc[(name, group), "estimate"] for group in GROUPS]
+            ours = [table.loc[(name, group), "value"] for group in GROUPS]
             np.testing.assert_allclose(ours, function(true, predicted, average=None))
         confusion = report.slice_confusion if level == "slice" else report.subject_confusion
         assert (confusion.to_numpy() == metrics.confusion_matrix(true, predicted)).all()
         bounded = table["low"].notna()
-        inside = (table["low"] <= table["estimate"]) & (table["estimate"] <= table["high"])
+        inside = (table["low"] <= table["value"]) & (table["value"] <= table["high"])
         assert (inside == bounded).all()
         whole = table.index.get_level_values("group") == ""
         wilson = table.index.get_level_values("measure").isin(["accuracy", "recall", "precision"])
@@ -191,37 +192,41 @@ def test_classification_report_equals_scikit_learn(slices):
     assert report.subjects["predicted"].tolist() == [GROUPS[i] for i in of_subject]
 
 
+def accuracy(predicted, targets, subjects, seed=0):
+    return bootstrap_classification(predicted, targets, subjects, 3, seed=seed)["accuracy", None]
+
+
 def test_accuracy_interval_equals_the_bootstrap_of_right_answers(slices):
     logits, targets, subjects = slices
     predicted = logits.argmax(axis=1)
-    ours = measure.bootstrap_classification(predicted, targets, subjects, 3, seed=9)["accuracy", None]
-    np.testing.assert_allclose(ours, measure.bootstrap_subjects(predicted == targets, subjects, seed=9))
+    ours = accuracy(predicted, targets, subjects, seed=9)
+    assert ours == pytest.approx(measure.mean_interval(predicted == targets, subjects, seed=9))
     predicted, targets, more = (np.tile(values, 2) for values in (predicted, targets, subjects))
     more[60:] = [f"{subject}b" for subject in subjects]
-    ours = measure.bootstrap_classification(predicted, targets, more, 3, seed=9)["accuracy", None]
+    ours = accuracy(predicted, targets, more, seed=9)
     table = pd.DataFrame({"right": predicted == targets, "target": targets}).groupby(more, sort=False).mean()
     counts = measure.resample_counts(table["target"].to_numpy(), 2000, 9)
     peer = measure.percentile_interval(table["right"].mean(), counts @ table["right"].to_numpy() / len(table), 0.95)
-    np.testing.assert_allclose(ours, peer, err_msg="eight subjects a class: resampled within the class")
+    assert ours == pytest.approx(peer), "eight subjects a class: resampled within the class"
 
 
 def test_all_subjects_right_is_no_certainty():
     """Six subjects (3, 2 and 1 of the classes, as in a test part of 38), every slice right."""
     targets = np.repeat([0, 0, 0, 1, 1, 2], 4)
     report = measure.classification_report(np.eye(3)[targets], targets, np.arange(24) // 4, GROUPS)
-    table = report.measures.set_index(["level", "measure", "group"])[["estimate", "low", "high"]]
-    np.testing.assert_allclose(table.loc[("subject", "accuracy", "")], measure.proportion_interval(6, 6))
-    np.testing.assert_allclose(table.loc[("subject", "recall", "SPMS")], measure.proportion_interval(1, 1))
+    table = report.measures.set_index(["level", "measure", "group"])[["value", "low", "high"]]
+    for row, count in ((("subject", "accuracy", ""), 6), (("subject", "recall", "SPMS"), 1)):
+        assert table.loc[row].to_dict() == pytest.approx(measure.proportion_interval(count, count))
     assert table.loc[("subject", "recall", "SPMS"), "low"] < 0.25
-    assert table.loc["slice", "low"].isna().all() and (table["estimate"] == 1).all()
+    assert table.loc["slice", "low"].isna().all() and (table["value"] == 1).all()
 
 
 def test_a_class_of_one_subject_does_not_narrow_the_slices():
     """Right or wrong by whole subjects: drawn within classes of one, nothing could vary; over all, it does."""
     targets, subjects = np.repeat([0, 0, 0, 0, 1, 2], 10), np.repeat(np.arange(6), 10)
     predicted = np.where(subjects == 5, 0, targets)
-    interval = measure.bootstrap_classification(predicted, targets, subjects, 3)["accuracy", None]
-    assert interval.low < 0.6 and interval.high == 1
+    found = accuracy(predicted, targets, subjects)
+    assert found["low"] < 0.6 and found["high"] == 1
 
 
 def test_undefined_precision_is_nan():

@@ -17,26 +17,13 @@ from skimage.measure import block_reduce
 
 from mslib.cohort import acquisition, draw_participants, render, template
 from mslib.explain import layer_cams
-from mslib.nets import (
-    SliceSet,
-    assign_parts,
-    build_classifier,
-    build_trainable,
-    channels_of,
-    convolution_names,
-    evenly,
-    fold_batch_norm,
-    gather,
-    last_convolution,
-    load_half,
-    pretraining,
-    save_half,
-    split_subjects,
-)
-from mslib.nets.data import balanced_draw, make_augmenter
+from mslib.nets import pretraining
+from mslib.nets.data import SliceSet, balanced_draw, channels_of, evenly, gather
 from mslib.nets.known_rule import spread
 from mslib.nets.simulated import cause_slices, cut, noise_left, scan_slices
-from mslib.nets.splits import refuse_leakage
+from mslib.nets.splits import assign_parts, refuse_leakage, split_subjects
+from mslib.nets.train import make_augmenter
+from mslib.nets.vgg import build_classifier, build_trainable, fold_batch_norm, load_half, save_half
 from mslib.prep import scale_intensity, select_slices, slice_stack
 from mslib.study import StudyError, write_json
 from mslib.study.config import Augmentation, Pretraining, Split
@@ -113,10 +100,9 @@ def test_plain_network_takes_any_size():
     assert model.layers[-1].activation is keras.activations.linear
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
-def test_folding_keeps_the_outputs(backbone):
+def test_folding_keeps_the_outputs():
     keras.utils.set_random_seed(3)
-    trained = build_trainable(backbone, 3, SHAPE, "float32")
+    trained = build_trainable("vgg19", 3, SHAPE, "float32")
     rng = np.random.default_rng(3)
     for layer in trained.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
@@ -133,7 +119,7 @@ def test_folding_keeps_the_outputs(backbone):
     assert not [layer for layer in plain.layers if isinstance(layer, keras.layers.BatchNormalization)]
 
 
-def test_folding_a_bfloat16_network_gives_the_float32_network():
+def test_folding_a_bfloat16_network_gives_the_float32_network(shallow):
     half, full = (build_trainable("vgg16", 3, SHAPE, precision) for precision in ("bfloat16", "float32"))
     full.set_weights(half.get_weights())
     assert {w.dtype for w in half.weights} == {"float32"}
@@ -157,6 +143,7 @@ def test_weight_file_of_keras_applications(peer_file):
             np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("peer_file", ["vgg16"], indirect=True)
 def test_imagenet_comes_from_keras(peer_file, monkeypatch):
     """Or, where the download fails, the message names the ways out."""
     backbone, _, path = peer_file
@@ -176,6 +163,7 @@ def test_imagenet_comes_from_keras(peer_file, monkeypatch):
     one_line(caught, "two ways out", f"'{backbone}_weights_tf_dim_ordering_tf_kernels_notop.h5'", "'scratch'")
 
 
+@pytest.mark.parametrize("peer_file", ["vgg19"], indirect=True)
 def test_weight_files_that_do_not_fit(peer_file, tmp_path):
     backbone, _, path = peer_file
     (tmp_path / "text.h5").write_text("no weights")
@@ -191,17 +179,16 @@ def test_weight_files_that_do_not_fit(peer_file, tmp_path):
         one_line(caught, words, str(file))
 
 
-def test_own_weight_file(tmp_path):
+def test_own_weight_file(tmp_path, shallow):
     model = build_classifier("vgg16", 2, SHAPE)
     path = tmp_path / "net.weights.h5"
     model.save_weights(path)
     np.testing.assert_array_equal(build_classifier("vgg16", 2, SHAPE, path)(images()), model(images()))
     (tmp_path / "text.weights.h5").write_text("no weights")
-    for net, classes, file in (("vgg16", 3, path), ("vgg19", 2, path), ("vgg16", 2, tmp_path / "absent.weights.h5"),
-                               ("vgg16", 2, tmp_path / "text.weights.h5")):
+    for classes, file in ((3, path), (2, tmp_path / "absent.weights.h5"), (2, tmp_path / "text.weights.h5")):
         with pytest.raises(StudyError) as caught:
-            build_classifier(net, classes, SHAPE, file)
-        one_line(caught, str(file), f"{net} with {classes} classes")
+            build_classifier("vgg16", classes, SHAPE, file)
+        one_line(caught, str(file), f"vgg16 with {classes} classes")
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +208,8 @@ def test_maps_of_weights_stored_as_float16(shipped):
     load_half(stored, path, GROUPS)
     load_half(other, path, GROUPS[::-1])
     x, targets = images(4), np.array([0, 1, 2, 0])
-    full, half = (layer_cams(one, x, targets, methods=["layercam"])["layercam"] for one in (model, stored))
+    layers = ["block3_conv3", "block4_conv3", "block5_conv3", "block5_pool"]
+    full, half = (layer_cams(one, x, targets, layers, ["layercam"])["layercam"] for one in (model, stored))
     for layer in full:
         for a, b in zip(full[layer], half[layer]):
             assert np.ptp(a) < 1e-3 * a.max() or spearmanr(a.ravel(), b.ravel()).statistic > 0.999, layer
@@ -252,11 +240,6 @@ def test_unknown_backbone():
     with pytest.raises(StudyError) as caught:
         build_classifier("vgg61", 3, SHAPE)
     one_line(caught, "['vgg16', 'vgg19']", "got 'vgg61'")
-
-
-def test_names_of_convolutions():
-    assert convolution_names("vgg16")[:3] == ["block1_conv1", "block1_conv2", "block2_conv1"]
-    assert (last_convolution("vgg16"), last_convolution("vgg19")) == ("block5_conv3", "block5_conv4")
 
 
 # Splits
@@ -329,7 +312,7 @@ def test_slices_of_several_subjects():
         "subject": ["a", "a", "b", "b", "b"], "slice": [0, 1, 0, 1, 2], "target": [2, 2, 0, 0, 0],
         "group": ["SPMS"] * 2 + ["control"] * 3}
     np.testing.assert_array_equal(slices.batch(np.array([4, 0])), np.stack([stacks["b"][2], stacks["a"][0]]))
-    one = slices.batch(np.array([1]), channels=[2, 2, 2])
+    one = slices.batch(np.array([1]), channels=channels_of("FLAIR", ("T1w", "T2w", "FLAIR")))
     assert one.dtype == "float32" and np.ptp(one, axis=-1).max() == 0
     np.testing.assert_array_equal(one[..., 0], stacks["a"][1:2, ..., 2])
     index, areas = np.array([4, 0]), np.arange(10, dtype=np.float32).reshape(5, 2)
@@ -350,11 +333,6 @@ def test_larger_pixels_are_block_means(factor, size):
     assert slices.images.dtype == np.float16 and slices.images.shape == expected.shape
     np.testing.assert_allclose(slices.images, expected, rtol=6e-4)
     assert slices.table is table and slices.areas is areas and slices.shrunk(1) is slices
-
-
-def test_channels():
-    assert channels_of("fused", ("T1w", "T2w", "FLAIR")) is None
-    assert channels_of("FLAIR", ("T1w", "T2w", "FLAIR")) == [2, 2, 2]
 
 
 def test_slices_are_spread_over_subjects():
@@ -510,13 +488,13 @@ def test_noise_left_against_noise_that_is_preprocessed(interpolated):
 
 def test_images_look_like_those_of_the_preprocessing():
     """The same person scanned at 1 mm with noise, scaled and cut: mean, spread, sharpness and bright area agree."""
-    person = next(p for p in draw_participants({"RRMS": 40}, 5) if p.nuisance.T1w.snr < 30)
+    person = next(p for p in draw_participants({"RRMS": 40}, 5) if p.nuisance["T1w"].snr < 30)
     rendered = render(person, template=template())
     window = select_slices(rendered.brain, 135)
     fast = cut(scan_slices([rendered.images], rendered.brain, person, window, SEQUENCES, 1.0, PERCENTILES,
                            np.random.default_rng(4))[0], rendered.brain, (192, 168))
     for channel, name in ((0, "T1w"), (1, "T2w")):
-        image, scan = rendered.images[name], getattr(person.nuisance, name)
+        image, scan = rendered.images[name], person.nuisance[name]
         size = np.ones(3)
         if name != "T1w":
             image, affine = acquisition.acquire(image, rendered.affine, scan, 1.0)

@@ -1,5 +1,7 @@
 """Occlusion against windows covered one by one in a loop; incremental inference against full passes of many nets."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -56,6 +58,12 @@ NETS = {
     "no convolution": lambda: net(SMALL, layers.MaxPooling2D(4), layers.Flatten(), layers.Dense(3))}
 
 
+@functools.cache
+def net_of(name):
+    """One of `NETS`, built and traced once."""
+    return NETS[name]()
+
+
 def agree(ours, reference, tolerance=1e-4):
     """Equal to `tolerance` of the largest value, which must not be nothing."""
     largest = np.abs(reference).max()
@@ -63,13 +71,12 @@ def agree(ours, reference, tolerance=1e-4):
     assert np.abs(ours - reference).max() <= tolerance * largest
 
 
-@pytest.mark.parametrize("engine", ["incremental", "full"])
 @pytest.mark.parametrize("window,stride", [(3, 2), (4, 4), (11, 5), (1, 3)])
-def test_written_out(engine, window, stride):
-    model, images = NETS["same"](), images_of(SMALL)
-    maps = occlusion(model, images, [1, 2], window=window, stride=stride, baseline=0.5, batch_size=7, engine=engine)
-
-    for image, values, target in zip(images, maps, [1, 2]):
+def test_written_out(window, stride):
+    model, images = net_of("same"), images_of(SMALL)
+    full, fast = (occlusion(model, images, [1, 2], window=window, stride=stride, baseline=0.5, batch_size=7,
+                            engine=engine) for engine in ("full", "incremental"))
+    for image, target, *maps in zip(images, [1, 2], full, fast):
         total, times, places = np.zeros(SMALL), np.zeros(SMALL), []
         for row in range(0, 13, stride):
             for column in range(0, 11, stride):
@@ -83,29 +90,29 @@ def test_written_out(engine, window, stride):
         for place, score in zip(places, scores):
             total[place] += whole - score
             times[place] += 1
-        agree(values, total / np.maximum(times, 1))
+        for values in maps:
+            agree(values, total / np.maximum(times, 1))
 
 
 @pytest.mark.parametrize("window,stride", [(3, 2), (5, 1), (40, 7)])
 @pytest.mark.parametrize("name", NETS)
 def test_incremental_equals_full_passes(name, window, stride):
     """Stride 1 puts windows at every border and every alignment of the pools."""
-    model, images = NETS[name](), images_of(SMALL, 1)
+    model, images = net_of(name), images_of(SMALL, 1)
     more = {"window": window, "stride": stride, "baseline": "blurred"}
     assert obstacle(model) is None
     agree(occlusion(model, images, [1], engine="incremental", **more),
           occlusion(model, images, [1], engine="full", **more))
 
 
-@pytest.mark.parametrize("size", [(8, 8), (9, 14), (15, 10)])
-@pytest.mark.parametrize("baseline", ["zero", "noise", -3.0])
-def test_sizes_and_baselines_of_an_open_net(size, baseline):
+def test_sizes_and_baselines_of_an_open_net():
     stack = (layers.Conv2D(5, 3, padding="same", activation="relu"), layers.MaxPooling2D(),
              layers.Conv2D(4, 3, activation="relu"), *mean_head())
-    model, images = net((None, None, 2), *stack), images_of((*size, 2))
-    more = {"window": 4, "stride": 3, "baseline": baseline, "seed": 3}
-    agree(occlusion(model, images, [0, 2], engine="incremental", **more),
-          occlusion(model, images, [0, 2], engine="full", **more))
+    model = net((None, None, 2), *stack)
+    for size, baseline in (((8, 8), "zero"), ((9, 14), "noise"), ((15, 10), -3.0)):
+        images, more = images_of((*size, 2)), {"window": 4, "stride": 3, "baseline": baseline, "seed": 3}
+        agree(occlusion(model, images, [0, 2], engine="incremental", **more),
+              occlusion(model, images, [0, 2], engine="full", **more))
 
 
 def in_float64(model):
@@ -120,15 +127,15 @@ def in_float64(model):
 def test_vgg16_against_full_passes_in_float64():
     """In float32 a full pass's score is itself off by about 1e-4 of these losses, the difference of large numbers."""
     rng = np.random.default_rng(0)
-    base = keras.applications.VGG16(weights=None, include_top=False, input_shape=(64, 64, 3))
+    base = keras.applications.VGG16(weights=None, include_top=False, input_shape=(32, 32, 3))
     model = keras.Model(base.input, layers.Dense(3)(layers.GlobalAveragePooling2D()(base.output)))
     for layer in model.layers:
         if layer.weights:
             kernel, bias = layer.get_weights()
             layer.set_weights([rng.normal(0, np.sqrt(2 / np.prod(kernel.shape[:-1])), kernel.shape),
                                rng.normal(0, 0.1, bias.shape)])
-    image = images_of((64, 64, 3), 1)
-    more = {"window": 11, "stride": 53, "baseline": "mean"}
+    image = images_of((32, 32, 3), 1)
+    more = {"window": 11, "stride": 21, "baseline": "mean"}
     exact = occlusion(in_float64(model), image, [2], engine="full", **more)
     agree(occlusion(model, image, [2], engine="incremental", **more), exact)
     agree(occlusion(model, image, [2], engine="full", **more), exact, 1e-3)
@@ -136,8 +143,8 @@ def test_vgg16_against_full_passes_in_float64():
 
 @pytest.mark.parametrize("engine", ["incremental", "full"])
 def test_alike_among_others_and_in_any_batch(engine):
-    model, images = NETS["valid"](), images_of(SMALL, 3)
-    more = {"window": 4, "stride": 2, "engine": engine}
+    model, images = net_of("valid"), images_of(SMALL, 3)
+    more = {"window": 5, "stride": 4, "engine": engine}
     whole = occlusion(model, images, [0, 1, 2], **more)
     agree(occlusion(model, images[1:2], [1], **more), whole[1:2])
     for batch_size in (1, 5):
@@ -194,8 +201,8 @@ def shared_end():
 UNFIT = {
     "skip": (branched, "layer 'skip' (Add) does not take the output of the layer before it alone"),
     "branch": (hidden_branch, "does not take the output of the layer before it alone"),
-    "shared": (shared, "does not take the output of the layer before it alone"),
     "shared at the end": (shared_end, "layer 'twice' (Dense) does not give the net's output"),
+    "shared": (shared, "does not take the output of the layer before it alone"),
     "norm": (lambda: net(SMALL, layers.Conv2D(3, 3), layers.LayerNormalization(name="odd"), *mean_head()),
              "layer 'odd' (LayerNormalization) is of no kind that is allowed here"),
     "tanh": (lambda: net(SMALL, layers.Conv2D(3, 3, activation="tanh", name="bent"), *mean_head()),
@@ -221,12 +228,13 @@ def test_nets_that_only_full_passes_can_do(name):
     said = str(caught.value)
     assert said.startswith("occlusion: engine 'incremental' cannot do this net: ") and message in said
     assert len(said.splitlines()) == 1
-    np.testing.assert_array_equal(attribute("occlusion", model, images, 1, engine="auto"),
-                                  attribute("occlusion", model, images, 1, engine="full"))
+    if name in ("skip", "signals"):
+        np.testing.assert_array_equal(attribute("occlusion", model, images, 1, engine="auto"),
+                                      attribute("occlusion", model, images, 1, engine="full"))
 
 
 def test_auto_takes_the_fast_engine_and_unknown_ones_are_refused(monkeypatch):
-    model, images = NETS["same"](), images_of(SMALL, 1)
+    model, images = net_of("same"), images_of(SMALL, 1)
     expected = occlusion(model, images, [1], engine="incremental")
 
     def forbidden(*_):

@@ -1,6 +1,5 @@
 """Real patients: download with checksums, conversion to BIDS, and the authors' transforms in our convention."""
 
-import csv
 import errno
 import functools
 import hashlib
@@ -20,8 +19,8 @@ import pytest
 import SimpleITK as sitk
 from bids_validator import BIDSValidator
 
-from mslib.cohort import Cohort, openms, openms_files
-from mslib.study import StudyError
+from mslib.cohort import Cohort, openms, openms_bids
+from mslib.study import StudyError, read_json
 
 SUFFIX = "_N4_noneck_reduced_winsor_regtoFLAIR_{}regtoMNI.nii.gz"
 LAS = np.array([[-1.0, 0, 0, 90], [0, 1, 0, -126], [0, 0, 1, -72], [0, 0, 0, 1]])
@@ -33,6 +32,10 @@ def sha256(path):
 
 def tree(root):
     return {path.relative_to(root).as_posix(): path for path in sorted(Path(root).rglob("*")) if path.is_file()}
+
+
+def checksums(root):
+    return {name: sha256(path) for name, path in tree(root).items()}
 
 
 def save(path, data, codes=(1, 0)):
@@ -84,7 +87,7 @@ def database(tmp_path_factory):
 
 @pytest.fixture
 def names(database):
-    return {name: sha256(path) for name, path in tree(database).items()}
+    return checksums(database)
 
 
 @pytest.fixture
@@ -102,7 +105,7 @@ def fetch(dest, base, names):
 def test_base_address(base, tmp_path, monkeypatch):
     monkeypatch.delenv("MSLIB_DATA", raising=False)
     assert openms.base_address() == openms.BASE
-    assert openms.BASE.startswith("https://") and openms_files.COMMIT in openms.BASE
+    assert openms.BASE.startswith("https://") and openms.COMMIT in openms.BASE
     assert openms.base_address("http://mirror.example/x") == "http://mirror.example/x/"
     monkeypatch.setenv("MSLIB_DATA", str(base))
     assert openms.base_address() == f"{base}/"
@@ -125,11 +128,14 @@ def test_registry():
 def test_fetch_from_a_folder(base, names, tmp_path):
     (base / "cross_sectional/not_registered.txt").write_text("x")
     assert fetch(tmp_path / "dest", base, names) == {}
-    assert {name: sha256(path) for name, path in tree(tmp_path / "dest").items()} == names
+    assert checksums(tmp_path / "dest") == names
     before = {name: path.stat().st_mtime_ns for name, path in tree(tmp_path / "dest").items()}
+    damaged = next(name for name in names if name.startswith("cross_sectional/MNI"))
+    (tmp_path / "dest" / damaged).write_bytes(b"cut off")
     shutil.rmtree(base / "longitudinal")  # what is there and whole needs no source
-    assert fetch(tmp_path / "dest", base, names) == {}
-    assert before == {name: path.stat().st_mtime_ns for name, path in tree(tmp_path / "dest").items()}
+    assert fetch(tmp_path / "dest", base, names) == {} and checksums(tmp_path / "dest") == names
+    after = {name: path.stat().st_mtime_ns for name, path in tree(tmp_path / "dest").items()}
+    assert [name for name in names if before[name] != after[name]] == [damaged]
 
 
 def test_missing_and_damaged_files_are_listed_and_the_rest_goes_on(base, names, tmp_path, capsys):
@@ -143,13 +149,6 @@ def test_missing_and_damaged_files_are_listed_and_the_rest_goes_on(base, names, 
     assert set(tree(tmp_path / "dest")) == set(names) - {gone, bad}
 
 
-def test_damaged_copy_is_replaced(base, names, tmp_path):
-    fetch(tmp_path / "dest", base, names)
-    name = next(iter(names))
-    (tmp_path / "dest" / name).write_bytes(b"cut off")
-    assert fetch(tmp_path / "dest", base, names) == {} and sha256(tmp_path / "dest" / name) == names[name]
-
-
 def test_interruption_leaves_no_half_file(base, names, tmp_path, monkeypatch):
     def interrupted(url, output_file, _):
         Path(output_file).write_bytes(Path(url).read_bytes()[:20])
@@ -157,7 +156,7 @@ def test_interruption_leaves_no_half_file(base, names, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         shutil.copyfile(url, output_file)
 
-    monkeypatch.setattr(openms_files, "_copy", interrupted)
+    monkeypatch.setattr(openms, "_copy", interrupted)
     with pytest.raises(KeyboardInterrupt):
         fetch(tmp_path / "dest", base, names)
     done = tree(tmp_path / "dest")
@@ -166,20 +165,17 @@ def test_interruption_leaves_no_half_file(base, names, tmp_path, monkeypatch):
     assert fetch(tmp_path / "dest", base, names) == {} and len(tree(tmp_path / "dest")) == len(names)
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
-def test_full_disk_is_one_line(base, names, tmp_path, monkeypatch, code):
+def test_full_disk_and_a_file_in_the_way_are_one_line(base, names, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(openms_files, "_copy", full)
-    with pytest.raises(StudyError, match=rf"^{tmp_path}/dest/\S+: cannot be written \({os.strerror(code)}\)$"):
-        fetch(tmp_path / "dest", base, names)
-
-
-def test_destination_is_a_file(base, names, tmp_path):
-    (tmp_path / "dest").write_text("")
-    with pytest.raises(StudyError, match=r"dest: cannot be written \(File exists\)"):
-        fetch(tmp_path / "dest", base, names)
+    monkeypatch.setattr(openms, "_copy", full)
+    for code in (errno.ENOSPC, errno.EROFS):
+        with pytest.raises(StudyError, match=rf"^{tmp_path}/dest/\S+: cannot be written \({os.strerror(code)}\)$"):
+            fetch(tmp_path / "dest", base, names)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StudyError, match=r"file: cannot be written \(File exists\)"):
+        fetch(tmp_path / "file", base, names)
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
@@ -251,15 +247,21 @@ def test_killed_download_goes_on(base, server, names, tmp_path):
     assert stalled not in done and {n for n in done if n in names} == set(list(names)[:4])
     Handler.stall = frozenset()
     assert fetch(tmp_path / "dest", server, names) == {}
-    assert {name: sha256(path) for name, path in tree(tmp_path / "dest").items()} == names
+    assert checksums(tmp_path / "dest") == names
 
 
 # ---- conversion
 
-def test_conversion(base, names, tmp_path, database):
-    done = openms.to_bids(base, tmp_path / "bids", checksums=names)
-    assert done == openms.Conversion(("MNI01", "L01s1", "L01s2"), ())
-    cohort = Cohort.from_bids(tmp_path / "bids")
+@pytest.fixture(scope="module")
+def converted(database, tmp_path_factory):
+    root = tmp_path_factory.mktemp("converted")
+    return root, openms_bids.to_bids(database, root, checksums=checksums(database))
+
+
+def test_conversion(converted, database):
+    root, done = converted
+    assert done == openms_bids.Conversion(("MNI01", "L01s1", "L01s2"), ())
+    cohort = Cohort.from_bids(root)
     assert cohort.faults == [] and {s.id: s.group for s in cohort} == {
         "MNI01": "SPMS", "L01s1": "unknown", "L01s2": "unknown"}
     first, second, mni = cohort
@@ -275,46 +277,33 @@ def test_conversion(base, names, tmp_path, database):
     assert t1w.get_fdata().min() < 0
 
 
-def test_valid_bids(base, names, tmp_path):
-    openms.to_bids(base, tmp_path / "bids", checksums=names)
-    raw = [f"/{name}" for name in tree(tmp_path / "bids") if not name.startswith("derivatives/")]
+def test_valid_bids_with_source_licence_and_citation(converted, database):
+    root, _ = converted
+    raw = [f"/{name}" for name in tree(root) if not name.startswith("derivatives/")]
     assert len(raw) == 4 + 3 * 6 and [name for name in raw if not BIDSValidator().is_bids(name)] == []
-    with open(tmp_path / "bids/participants.tsv", encoding="utf-8") as handle:
-        assert next(csv.DictReader(handle, delimiter="\t")) == {
-            "participant_id": "sub-MNI01", "group": "SPMS", "age": "30", "sex": "F", "edss": "6.5", "cohort": "study"}
-    assert "NO healthy control" in (tmp_path / "bids/README").read_text(encoding="utf-8")
-
-
-def test_sidecars_name_source_licence_and_citation(base, names, tmp_path):
-    openms.to_bids(base, tmp_path / "bids", checksums=names)
-    for name, path in tree(tmp_path / "bids").items():
+    table = (root / "participants.tsv").read_text(encoding="utf-8").splitlines()
+    assert table[1].split("\t") == ["sub-MNI01", "SPMS", "30", "F", "6.5", "study"]
+    assert "NO healthy control" in (root / "README").read_text(encoding="utf-8")
+    for name, path in tree(root).items():
         if name.endswith(("T1w.json", "T2w.json", "FLAIR.json")) and "/anat/" in name and "xfm" not in name:
-            origin = json.loads(path.read_text(encoding="utf-8"))
-            assert origin["SourceSHA256"] == names[origin["SourceFile"]] == sha256(path.with_suffix(".nii.gz"))
+            origin = read_json(path)
+            assert origin["SourceSHA256"] == sha256(path.with_suffix(".nii.gz"))
+            assert origin["SourceSHA256"] == sha256(database / origin["SourceFile"])
             assert origin["SourceURL"] == openms.BASE + origin["SourceFile"]
             assert origin["License"] == "CC-BY" and "Lesjak" in origin["Citation"] and origin["Note"]
 
 
-def test_conversion_repaired(base, names, tmp_path):
-    openms.to_bids(base, tmp_path / "bids", checksums=names)
-    before = {name: sha256(path) for name, path in tree(tmp_path / "bids").items()}
-    (tmp_path / "bids/sub-MNI01/anat/sub-MNI01_T1w.nii.gz").write_bytes(b"half")
-    openms.to_bids(base, tmp_path / "bids", checksums=names)
-    assert {name: sha256(path) for name, path in tree(tmp_path / "bids").items()} == before
-
-
-def test_files_that_could_not_be_had_are_listed_with_the_reason():
-    missing = {"MNI/patient07/FLAIR.nii.gz": "the server answers 404 Not Found",
-               "MNI/patient09/T1W.nii.gz": "no answer"}
-    assert openms.source_faults(missing, ("sub-MNI07: MNI/patient07/FLAIR.nii.gz: is absent",)) == [
-        "sub-MNI07: MNI/patient07/FLAIR.nii.gz: is absent (the server answers 404 Not Found); left out",
-        "MNI/patient09/T1W.nii.gz: could not be had: no answer"]
+def test_conversion_repaired(converted, base, names, tmp_path):
+    root = shutil.copytree(converted[0], tmp_path / "bids")
+    (root / "sub-MNI01/anat/sub-MNI01_T1w.nii.gz").write_bytes(b"half")
+    openms_bids.to_bids(base, root, checksums=names)
+    assert checksums(root) == checksums(converted[0])
 
 
 def test_incomplete_and_damaged_patients_are_listed(base, names, tmp_path, capsys):
     (base / "longitudinal/raw/patient01/study1_T1W.nii.gz").unlink()
     (base / "longitudinal/raw/patient01/study2_T2W_intrastudy_to_FLAIR.txt").write_text("x")
-    done = openms.to_bids(base, tmp_path / "bids", checksums=names)
+    done = openms_bids.to_bids(base, tmp_path / "bids", checksums=names)
     assert done.subjects == ("MNI01",)
     assert done.incomplete == (
         "sub-L01s1: longitudinal/raw/patient01/study1_T1W.nii.gz: is absent",
@@ -329,10 +318,10 @@ def test_nothing_to_convert(base, names, tmp_path):
     shutil.rmtree(base / "longitudinal/raw")
     shutil.rmtree(base / "cross_sectional/MNI/patient01")
     with pytest.raises(StudyError, match="holds no patient with T1w, T2w and FLAIR whose files are whole"):
-        openms.to_bids(base, tmp_path / "bids", checksums=names)
+        openms_bids.to_bids(base, tmp_path / "bids", checksums=names)
     (base / "cross_sectional/patient_info.csv").unlink()
     with pytest.raises(StudyError, match=r"cross_sectional/patient_info.csv: is not the table of the patients"):
-        openms.to_bids(base, tmp_path / "bids", checksums=names)
+        openms_bids.to_bids(base, tmp_path / "bids", checksums=names)
 
 
 def check_transforms(root, label, t1_file, t2_file, tolerance):
@@ -347,11 +336,10 @@ def check_transforms(root, label, t1_file, t2_file, tolerance):
         np.testing.assert_allclose(to_t2.TransformPoint(t1_point), t2.TransformPoint(point), atol=tolerance)
 
 
-def test_transforms_are_composed_right(base, names, tmp_path):
-    openms.to_bids(base, tmp_path / "bids", checksums=names)
-    raw = base / "longitudinal/raw/patient01"
+def test_transforms_are_composed_right(converted, database):
+    raw = database / "longitudinal/raw/patient01"
     files = [raw / f"study1_{name}_intrastudy_to_FLAIR.txt" for name in ("T1W", "T2W")]
-    check_transforms(tmp_path / "bids", "sub-L01s1", *files, 1e-9)
+    check_transforms(converted[0], "sub-L01s1", *files, 1e-9)
 
 
 # ---- the real patients
@@ -364,7 +352,7 @@ def real(tmp_path_factory):
     missing = openms.fetch(root / "source")
     if missing:
         pytest.skip(f"{len(missing)} of the registered files are not in MSLIB_DATA")
-    return root, openms.to_bids(root / "source", root / "bids")
+    return root, openms_bids.to_bids(root / "source", root / "bids")
 
 
 @pytest.mark.real

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 import os
 from pathlib import Path
 
@@ -14,8 +13,18 @@ from bids_validator import BIDSValidator
 from scipy import ndimage, stats
 
 from mslib.analysis.truth import REAL_APPEARANCE, appearance
-from mslib.cohort import acquisition, anatomy, lesions, phantom
-from mslib.study import StudyError
+from mslib.cohort import (
+    acquisition,
+    anatomy,
+    draw_participants,
+    lesions,
+    render,
+    simulate_subject,
+    template,
+    write_dataset,
+)
+from mslib.cohort.phantom import subject_files
+from mslib.study import StudyError, read_json, read_table
 
 COUNTS = {"control": 100, "RRMS": 100, "SPMS": 100}
 VOXEL = 3.0
@@ -23,29 +32,24 @@ VOXEL = 3.0
 
 @pytest.fixture(scope="module")
 def people():
-    return phantom.draw_participants(COUNTS, 3275)
+    return draw_participants(COUNTS, 3275)
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    """Template shared by the tests of this file."""
-    return anatomy.write_template(tmp_path_factory.mktemp("template") / "coarse.npz", VOXEL)
+def control(people):
+    """A control with large ventricles, without noise."""
+    person = next(p for p in people if p.group == "control")
+    return render(dataclasses.replace(person, disease=dataclasses.replace(person.disease, ventricle_factor=3.0)), VOXEL)
 
 
 @pytest.fixture(scope="module")
-def maps(cache):
-    return phantom.template(VOXEL, cache)
+def head():
+    return anatomy.make_head(template(VOXEL), np.random.default_rng(3), VOXEL, 1.4, 0.03)
 
 
-@pytest.fixture(scope="module")
-def fine():
-    return phantom.template(2.0)
-
-
-def one(people, group, **disease):
-    """The first of a group, with parts of the disease set."""
-    person = next(p for p in people if p.group == group)
-    return dataclasses.replace(person, disease=dataclasses.replace(person.disease, **disease))
+def scan_of(**changes):
+    still = acquisition.SequenceNuisance(30, 0.2, (0, 0, 0), (0, 0, 0), 1.0, 0.0, 500)
+    return dataclasses.replace(still, **changes)
 
 
 def digest(root):
@@ -56,26 +60,26 @@ def digest(root):
 # People
 
 def test_ids_tell_nothing_and_the_draw_repeats(people):
-    assert people == phantom.draw_participants(COUNTS, 3275)
-    assert people != phantom.draw_participants(COUNTS, 3276)
+    assert people == draw_participants(COUNTS, 3275)
+    assert people != draw_participants(COUNTS, 3276)
     assert [p.id for p in people][:2] == ["001", "002"]
     rank = stats.spearmanr(range(300), [list(COUNTS).index(p.group) for p in people])
     assert rank.pvalue > 0.05
     assert len({p.seed for p in people}) == 300
-    further = phantom.draw_participants({"RRMS": 2}, 3275, prefix="T")
+    further = draw_participants({"RRMS": 2}, 3275, prefix="T")
     assert [p.id for p in further] == ["T01", "T02"]
     assert not {p.seed for p in further} & {p.seed for p in people}
 
 
 def test_unknown_group_is_named():
     with pytest.raises(StudyError, match=r"must be one of control, RRMS, SPMS \(got PPMS\)"):
-        phantom.draw_participants({"PPMS": 1}, 1)
+        draw_participants({"PPMS": 1}, 1)
 
 
 @pytest.mark.parametrize(("group", "load", "ventricle", "loss", "dark"),
                          [("control", 0, 1.0, 0.004, 0), ("RRMS", 12.4, 1.4, 0.03, 0.2), ("SPMS", 39, 2.0, 0.06, 0.5)])
 def test_group_laws(group, load, ventricle, loss, dark):
-    states = [p.disease for p in phantom.draw_participants({group: 600}, 5)]
+    states = [p.disease for p in draw_participants({group: 400}, 5)]
     assert np.median([s.load_ml for s in states]) == pytest.approx(load, rel=0.15)  # of the truncated law
     assert np.median([s.ventricle_factor for s in states]) == pytest.approx(ventricle, rel=0.06)
     assert np.mean([s.brain_loss for s in states]) == pytest.approx(loss, abs=0.005)
@@ -87,19 +91,21 @@ def test_group_laws(group, load, ventricle, loss, dark):
             pytest.approx(0.5, abs=0.1)
 
 
-def nuisance_accuracy(people, extra=None):
+def nuisance_accuracy(people, *extra):
     """Cross-validated accuracy of telling the groups by age, sex and scanner, and its 95 % interval."""
     from sklearn.ensemble import RandomForestClassifier
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
-    table = np.array([[p.age, p.sex == "F", *p.nuisance.descriptors().values()] for p in people], float)
-    if extra is not None:
-        table = np.column_stack([table, extra])
+    def numbers(scan):
+        return [scan.snr, scan.bias, scan.gain, scan.in_plane, scan.slice_mm, np.linalg.norm(scan.translation_mm),
+                np.linalg.norm(scan.rotation_deg)]
+
+    table = [[p.age, p.sex == "F", *(value for scan in p.nuisance.values() for value in numbers(scan))] for p in people]
     group = np.array([p.group for p in people])
-    forest = RandomForestClassifier(120, min_samples_leaf=3, random_state=0)
-    right = int((cross_val_predict(forest, table, group, cv=StratifiedKFold(5, shuffle=True, random_state=0))
-                 == group).sum())
-    return stats.binomtest(right, len(people)).proportion_ci(0.95)
+    right = cross_val_predict(RandomForestClassifier(50, min_samples_leaf=3, random_state=0),
+                              np.column_stack([np.array(table, float), *extra]), group,
+                              cv=StratifiedKFold(5, shuffle=True, random_state=0)) == group
+    return stats.binomtest(int(right.sum()), len(people)).proportion_ci(0.95)
 
 
 def test_nuisance_alone_does_not_tell_the_groups(people):
@@ -112,7 +118,7 @@ def test_nuisance_alone_does_not_tell_the_groups(people):
 
 def test_volumes_sum_to_the_load_and_follow_the_real_law():
     rng = np.random.default_rng(0)
-    loads = [p.disease.load_ml for p in phantom.draw_participants({"RRMS": 60}, 2)]
+    loads = [p.disease.load_ml for p in draw_participants({"RRMS": 60}, 2)]
     numbers = [lesions.draw_number(rng, load) for load in loads]
     volumes = [lesions.draw_volumes(rng, load, number) for load, number in zip(loads, numbers)]
     for load, drawn in zip(loads, volumes):
@@ -132,37 +138,31 @@ def test_locations_meet_their_shares():
         assert np.abs(got - shares).max() < 0.06, group
 
 
-def test_lesions_lie_in_white_matter_at_their_place_and_hold_the_load(fine):
-    head = anatomy.make_head(fine, np.random.default_rng(3), 2.0, 1.4, 0.03)
+def test_lesions_lie_in_white_matter_at_their_place_and_hold_the_load(head):
     found = lesions.make_lesions(head, np.random.default_rng(3), 15.0, lesions.SHARES["RRMS"], 0.3)
     labels, dark, mask = found.labels, found.black_holes, found.labels > 0
-    assert mask.sum() * 8 / 1000 == pytest.approx(15, rel=0.03)
+    assert mask.sum() * VOXEL**3 / 1000 == pytest.approx(15, rel=0.03)
     assert not (dark & ~mask).any() and dark.sum() / mask.sum() == pytest.approx(0.3, abs=0.1)
     assert (head.volume(head.wm)[mask] > 0.44).all()
     wall = ndimage.minimum(head.volume(head.ventricle), labels, range(1, labels.max() + 1))
     size = np.bincount(labels.ravel(), minlength=labels.max() + 1)[1:]
     assert size[wall < 4].sum() / size.sum() == pytest.approx(0.63, abs=0.12)
+    darkness = (found.dark_share / np.maximum(found.share, 1e-6))[mask]  # black holes: the dark end of a continuum
+    assert darkness[dark[mask]].mean() > 0.5 > 0.3 > darkness[~dark[mask]].mean()
+    assert np.unique(darkness.round(2)).size > 30
 
 
-def test_a_lesion_fades_and_its_mask_ends_at_half_of_its_core(fine):
-    head = anatomy.make_head(fine, np.random.default_rng(3), 2.0, 1.0, 0.0)
+def test_a_lesion_fades_and_its_mask_ends_at_half_of_its_core(head):
     field = lesions.LesionField(head, np.random.default_rng(0))
-    taken = [field.place(volume, 2, k + 1) for k, volume in enumerate((4000, 900, 200, 60))]
+    volumes = (4000, 900, 200, 60)
+    taken = [field.place(volume, 2, k + 1) for k, volume in enumerate(volumes)]
     mask, open_to = field.label > 0, field.white > 0.45
-    assert taken == [500, 112, 26, 7], "what rounding leaves goes to the next one"
+    assert taken == np.diff(np.round(np.cumsum((0, *volumes)) / VOXEL**3)).tolist(), "what rounding leaves is not lost"
     assert field.profile[mask].min() >= 0.5 > field.profile[open_to & ~mask].max() - 1e-6
     assert field.profile.max() == 1 and np.unique(field.profile[mask].round(2)).size > 20
-    outside = ndimage.distance_transform_edt(~mask) * 2
-    rings = [np.mean(field.profile[open_to & (outside > low) & (outside <= low + 2)]) for low in (0, 2, 14)]
+    outside = ndimage.distance_transform_edt(~mask) * VOXEL
+    rings = [np.mean(field.profile[open_to & (outside > low) & (outside <= low + VOXEL)]) for low in (0, VOXEL, 15)]
     assert rings[0] > rings[1] > rings[2] == 0
-
-
-def test_black_holes_are_the_darkest_of_a_continuum(fine):
-    head = anatomy.make_head(fine, np.random.default_rng(3), 2.0, 1.4, 0.03)
-    found = lesions.make_lesions(head, np.random.default_rng(3), 30.0, lesions.SHARES["RRMS"], 0.3)
-    darkness = (found.dark_share / np.maximum(found.share, 1e-6))[found.labels > 0]
-    black = found.black_holes[found.labels > 0]
-    assert darkness[black].mean() > 0.5 > 0.3 > darkness[~black].mean() and np.unique(darkness.round(2)).size > 30
 
 
 @pytest.mark.real
@@ -189,62 +189,49 @@ def test_numbers_and_volumes_beside_real_masks():
 # Scans
 
 def test_brains_look_like_real_ones():
-    """Two patients of typical tissue at 1 mm, with noise and the blur of two interpolations, measured as real ones."""
-    found = []
-    for person in phantom.draw_participants({"RRMS": 2}, 1):
-        rendered, images = phantom.render(person, 1.0, variation=0), {}
-        assert rendered.volumes["lesion_ml"] == pytest.approx(person.disease.load_ml, rel=0.05)
-        for name, image in rendered.images.items():
-            noisy = acquisition.rician(np.random.default_rng(0), image, 0.03 * image[rendered.brain].mean())
-            images[name] = noisy if name == "T1w" else ndimage.gaussian_filter(noisy, np.sqrt(2 / 6))
-        found.append(appearance(images, rendered.brain, rendered.lesions))
+    """A patient of typical tissue at 1 mm, with noise and the blur of two interpolations, measured as real ones."""
+    person, = draw_participants({"RRMS": 1}, 1)
+    rendered, images = render(person, 1.0, variation=0), {}
+    assert rendered.volumes["lesion_ml"] == pytest.approx(person.disease.load_ml, rel=0.05)
+    for name, image in rendered.images.items():
+        noisy = acquisition.rician(np.random.default_rng(0), image, 0.03 * image[rendered.brain].mean())
+        images[name] = noisy if name == "T1w" else ndimage.gaussian_filter(noisy, np.sqrt(2 / 6))
+    found = appearance(images, rendered.brain, rendered.lesions)
     for name, ranges in REAL_APPEARANCE.items():
         near = {"grey": 1.1, "lesion": 1.2}.get(name.split("_")[0], 1.35)
-        value = np.mean([one[name] for one in found])
-        assert ranges["brains"][1] / near < value < ranges["brains"][2] * near, (name, value)
+        assert ranges["brains"][1] / near < found[name] < ranges["brains"][2] * near, (name, found[name])
 
 
-def test_fluid_is_dark_where_it_should_be(people, maps):
-    rendered = phantom.render(one(people, "control", ventricle_factor=3.0), VOXEL, maps)
-    assert rendered.ventricles.sum() * VOXEL**3 / 1000 == pytest.approx(rendered.volumes["ventricle_ml"], rel=1e-4)
-    fluid = rendered.ventricles > 0.95
+def test_fluid_is_dark_where_it_should_be(control):
+    assert control.ventricles.sum() * VOXEL**3 / 1000 == pytest.approx(control.volumes["ventricle_ml"], rel=1e-4)
+    fluid = control.ventricles > 0.95
     for name, low, high in (("T1w", 0.05, 0.25), ("T2w", 1.7, 3), ("FLAIR", 0.1, 0.5)):
-        image = rendered.images[name]
-        assert low < np.median(image[fluid]) / np.median(image[rendered.brain]) < high
+        image = control.images[name]
+        assert low < np.median(image[fluid]) / np.median(image[control.brain]) < high
 
 
-def test_no_move_no_thickness_is_the_identity(people, maps):
-    image = phantom.render(people[0], VOXEL, maps)
-    still = acquisition.SequenceNuisance(30, 0.2, (0, 0, 0), (0, 0, 0), 1.0, 0.0, 500)
-    scan, affine = acquisition.acquire(image.images["T2w"], image.affine, still, VOXEL)
-    assert np.allclose(affine, image.affine) and np.allclose(scan, image.images["T2w"], atol=1e-5)
+def test_no_move_no_thickness_is_the_identity_and_thick_slices_are_means(control):
+    image = control.images["T2w"]
+    scan, affine = acquisition.acquire(image, control.affine, scan_of(), VOXEL)
+    assert np.allclose(affine, control.affine) and np.allclose(scan, image, atol=1e-5)
+    scan, affine = acquisition.acquire(image, control.affine, scan_of(slice_mm=2 * VOXEL), VOXEL)
+    assert affine[2, 2] == 2 * VOXEL
+    assert np.allclose(scan, image.reshape(*scan.shape[:2], -1, 2).mean(3), atol=1e-4)
 
 
-def test_truth_transform_brings_the_moved_scan_back(people, maps, tmp_path):
-    image = phantom.render(people[1], VOXEL, maps)
-    scan = acquisition.SequenceNuisance(30, 0.2, (3, -2, 4), (4, 2, -3), 0.9, 0.0, 500)
-    moved, affine = acquisition.acquire(image.images["FLAIR"], image.affine, scan, VOXEL)
-    sitk.WriteTransform(acquisition.rigid_transform(scan), str(tmp_path / "t.tfm"))
-    fixed = acquisition.to_sitk(image.images["FLAIR"], image.affine)
+def test_truth_transform_brings_the_moved_scan_back(control):
+    image, scan = control.images["FLAIR"], scan_of(translation_mm=(3, -2, 4), rotation_deg=(4, 2, -3), in_plane=0.9)
+    moved, affine = acquisition.acquire(image, control.affine, scan, VOXEL)
+    fixed, true = acquisition.to_sitk(image, control.affine), acquisition.rigid_transform(scan)
 
     def difference(transform):
         back = sitk.Resample(acquisition.to_sitk(moved, affine), fixed, transform, sitk.sitkLinear, 0.0)
-        change = sitk.GetArrayFromImage(back) - image.images["FLAIR"].T
-        return np.abs(change[image.brain.T]).mean()
+        return np.abs(sitk.GetArrayFromImage(back) - image.T)[control.brain.T].mean()
 
-    assert difference(sitk.ReadTransform(str(tmp_path / "t.tfm"))) < 0.5 * difference(sitk.Transform())
+    assert difference(true) < 0.5 * difference(sitk.Transform())
     flip = np.array([-1, -1, 1])
-    shifted = acquisition.rigid_transform(scan).TransformPoint((flip * anatomy.CENTRE).tolist())
+    shifted = true.TransformPoint((flip * anatomy.CENTRE).tolist())
     assert np.allclose(flip * shifted, anatomy.CENTRE + scan.translation_mm)
-
-
-def test_thick_slices_are_means_of_thin_ones(people, maps):
-    image = phantom.render(people[0], VOXEL, maps)
-    thick = acquisition.SequenceNuisance(30, 0.2, (0, 0, 0), (0, 0, 0), 1.0, 2 * VOXEL, 500)
-    scan, affine = acquisition.acquire(image.images["T2w"], image.affine, thick, VOXEL)
-    assert affine[2, 2] == 2 * VOXEL
-    pairs = image.images["T2w"].reshape(*scan.shape[:2], -1, 2).mean(3)
-    assert np.allclose(scan, pairs, atol=1e-4)
 
 
 def test_noise_and_bias_field_have_their_strength():
@@ -263,38 +250,28 @@ def test_noise_and_bias_field_have_their_strength():
 # The dataset
 
 @pytest.fixture(scope="module")
-def dataset(cache, tmp_path_factory):
+def dataset(tmp_path_factory):
     root = tmp_path_factory.mktemp("bids")
-    people = [*phantom.draw_participants({"control": 1, "RRMS": 1, "SPMS": 1}, 7),
-              *phantom.draw_participants({"RRMS": 1}, 8, "T")]
+    people = [*draw_participants({"control": 1, "RRMS": 1, "SPMS": 1}, 7), *draw_participants({"RRMS": 1}, 8, "T")]
     for person in people:
-        phantom.simulate_subject(person, root, VOXEL, cache)
-    return phantom.write_dataset(people, root)
+        simulate_subject(person, root, VOXEL)
+    return write_dataset(people, root)
 
 
-def test_names_are_bids_and_nothing_is_missing(dataset):
+def test_the_dataset_is_whole_and_describes_itself_as_bids_asks(dataset):
     names = [f"/{name}" for name in digest(dataset) if not name.startswith("derivatives/")]
     assert all(BIDSValidator().is_bids(name) for name in names)
     assert (dataset / "README").read_text(encoding="utf-8").startswith("SIMULATED")
-    table = (dataset / "participants.tsv").read_text(encoding="utf-8").splitlines()
-    assert table[0].split("\t") == ["participant_id", "group", "age", "sex", "edss", "cohort"]
-    assert [line.split("\t")[-1] for line in table[1:]] == ["study"] * 3 + ["independent"]
-    for name in ("001", "002", "003", "T01"):
-        assert all(path.exists() for path in phantom.subject_files(dataset, name).values())
-
-
-def read_json(path):
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def test_the_dataset_describes_itself_as_bids_asks(dataset):
+    table = read_table(dataset / "participants.tsv")
+    assert list(table) == ["participant_id", "group", "age", "sex", "edss", "cohort"]
+    assert table["cohort"].tolist() == ["study"] * 3 + ["independent"]
+    assert all(path.exists() for name in ("001", "002", "003", "T01") for path in subject_files(dataset, name).values())
     raw, derived = (read_json(folder / "dataset_description.json") for folder in
                     (dataset, dataset / "derivatives" / "truth"))
-    assert raw["Name"] and raw["BIDSVersion"] and raw["DatasetType"] == "raw"
+    assert raw["Name"].startswith("SIMULATED") and raw["BIDSVersion"] and raw["DatasetType"] == "raw"
     assert derived["DatasetType"] == "derivative" and derived["GeneratedBy"][0]["Name"] and derived["BIDSVersion"]
-    columns = (dataset / "participants.tsv").read_text(encoding="utf-8").splitlines()[0].split("\t")
     described = read_json(dataset / "participants.json")
-    assert all(described[name]["Description"] for name in columns if name != "participant_id")
+    assert all(described[name]["Description"].startswith("simulated ") for name in table if name != "participant_id")
     images = sorted(dataset.glob("sub-*/anat/*.nii.gz"))
     assert len(images) == 12
     for image in images:
@@ -304,8 +281,8 @@ def test_the_dataset_describes_itself_as_bids_asks(dataset):
 
 def test_truth_tells_what_the_files_hold(dataset):
     for name in ("001", "002", "003"):
-        files = phantom.subject_files(dataset, name)
-        truth = json.loads(files["truth"].read_text(encoding="utf-8"))
+        files = subject_files(dataset, name)
+        truth = read_json(files["truth"])
         mask = nib.load(files["lesion"])
         assert np.asarray(mask.dataobj).sum() * VOXEL**3 / 1000 == pytest.approx(truth["lesion_load_ml"])
         assert mask.shape == nib.load(files["T1w"]).shape
@@ -319,11 +296,12 @@ def test_truth_tells_what_the_files_hold(dataset):
         assert (values.min(), values.max()) == pytest.approx((1 - strength, 1 + strength), abs=0.02)
 
 
-def test_same_bytes_in_another_order_and_other_bytes_of_another_seed(dataset, cache, tmp_path):
+def test_same_bytes_in_another_order_and_other_bytes_of_another_seed(dataset, tmp_path):
     before = digest(dataset)
-    people = phantom.draw_participants({"control": 1, "RRMS": 1, "SPMS": 1}, 7)
-    for person in people[::-1]:
-        phantom.simulate_subject(person, tmp_path / "again", VOXEL, cache)
-    assert all(before[name] == value for name, value in digest(tmp_path / "again").items())
-    other = phantom.simulate_subject(dataclasses.replace(people[0], seed=1), tmp_path / "other", VOXEL, cache)
+    people = draw_participants({"control": 1, "RRMS": 1, "SPMS": 1}, 7)
+    for person in people[:0:-1]:
+        simulate_subject(person, tmp_path / "again", VOXEL)
+    again = digest(tmp_path / "again")
+    assert again and all(before[name] == value for name, value in again.items())
+    other = simulate_subject(dataclasses.replace(people[0], seed=1), tmp_path / "other", VOXEL)
     assert digest(tmp_path / "other")[other["T1w"].relative_to(tmp_path / "other").as_posix()] not in before.values()

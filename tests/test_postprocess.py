@@ -44,14 +44,10 @@ def test_postprocessing_written_out(shape, share):
     kept = maps.copy()
     found = postprocess(maps, sigma=1.3, quantile_share=share)
     np.testing.assert_allclose(found, [by_loops(one, 1.3, share) for one in maps], rtol=1e-5, atol=1e-6)
+    for factor in (1e-30, 1e20):
+        np.testing.assert_allclose(postprocess(factor * maps, 1.3, share), found, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(maps, kept)
     assert found.max() <= 1 and found.min() == 0 and found.dtype == np.float32
-
-
-@pytest.mark.parametrize("factor", [1e-30, 3.0, 1e20])
-def test_the_scale_of_a_map_does_not_matter(factor):
-    maps = np.random.default_rng(1).normal(size=(2, 12, 12, 3))
-    np.testing.assert_allclose(postprocess(factor * maps, 1), postprocess(maps, 1), rtol=1e-5, atol=1e-6)
 
 
 def test_modalities_keep_their_relation_and_images_do_not_know_each_other():

@@ -66,16 +66,6 @@ def test_correction_divides_by_the_field_where_it_lies(biased):
     assert raw[z, y, x] / even[z, y, x] == pytest.approx(field[middle[::-1]], rel=0.01)
 
 
-def test_correction_evens_out_white_matter(biased):
-    maps, _, scans, found = biased
-    white = sitk.GetArrayFromImage(maps[3]) > 0.95
-    image = scans["T2w"][0]
-    flat, _ = cases.scan(maps, "T2w", sitk.Transform(), (2, 2, 2), bias=0.0, noise=0.02, seed=12)
-    spread = [np.std(values) / np.mean(values) for values in
-              (sitk.GetArrayViewFromImage(one)[white] for one in (image, correct_bias(image, found[1]), flat))]
-    assert spread[1] - spread[2] < 0.1 * (spread[0] - spread[2])
-
-
 def test_bad_masks(biased):
     maps, moves, scans, _ = biased
     images = [image for image, _ in scans.values()]
@@ -99,11 +89,6 @@ def test_scaling_by_percentiles_inside_the_brain():
     np.testing.assert_allclose(scaled[mask], np.clip((image[mask] - low) / (high - low), 0, 1), atol=2.0 ** -14)
     assert not scaled[~mask].any()
     assert scaled.dtype == np.float32
-
-
-@pytest.mark.parametrize("image, mask, text", [
-    (np.ones((4, 4, 4)), np.ones((4, 4, 4), bool), "no contrast"),
-    (np.ones((4, 4, 4)), np.zeros((4, 4, 4), bool), "is empty")])
-def test_scaling_of_what_cannot_be_scaled(image, mask, text):
-    with pytest.raises(StudyError, match=text):
-        scale_intensity(image, mask)
+    for inside, text in ((mask | True, "no contrast"), (mask & False, "is empty")):
+        with pytest.raises(StudyError, match=text):
+            scale_intensity(np.ones_like(image), inside)

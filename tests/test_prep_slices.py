@@ -13,16 +13,13 @@ def _ball(shape=(60, 70, 50), radius=20.0):
     return (grid ** 2).sum(axis=0) < radius ** 2
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_window_against_brute_force(seed):
-    rng = np.random.default_rng(seed)
-    mask = rng.random((8, 8, 40)) < rng.random(40)
-    n = int(rng.integers(1, 20))
-    sums = [mask[:, :, start:start + n].sum() for start in range(40 - n + 1)]
-    np.testing.assert_array_equal(select_slices(mask, n), int(np.argmax(sums)) + np.arange(n))
-
-
-def test_fewer_slices_than_wanted():
+def test_window_against_brute_force_and_fewer_slices_than_wanted():
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        mask = rng.random((8, 8, 40)) < rng.random(40)
+        n = int(rng.integers(1, 20))
+        sums = [mask[:, :, start:start + n].sum() for start in range(40 - n + 1)]
+        np.testing.assert_array_equal(select_slices(mask, n), int(np.argmax(sums)) + np.arange(n))
     mask = np.zeros((4, 4, 30), bool)
     mask[1, 1, 7:15] = True
     np.testing.assert_array_equal(select_slices(mask, 135), np.arange(7, 15))
@@ -100,13 +97,10 @@ def test_map_goes_back_to_the_volume():
     affine = np.array([[1, 0, 0, -30], [0, 1.0, 0, -35], [0, 0, 1.2, -25], [0, 0, 0, 1]])
     stack = slice_stack([volume], brain, affine, n_slices=30, image_size=(30, 27), pixel_mm=2.0)
     back = plane_to_volume(stack.images[..., 0], stack, nib.Nifti1Image(volume, affine))
-    assert back.shape == volume.shape
-    np.testing.assert_array_equal(back.affine, affine)
+    assert back.shape == volume.shape and not back[:, :, 0].any()
     inner = np.zeros_like(brain)
     inner[8:52, 10:60, 12:38] = True
-    found = back.get_fdata()
-    np.testing.assert_allclose(found[inner], volume[inner], atol=2e-3)
-    assert not found[:, :, 0].any()
+    np.testing.assert_allclose(back[inner], volume[inner], atol=2e-3)
     with pytest.raises(StudyError, match="maps"):
         plane_to_volume(stack.images, stack, nib.Nifti1Image(volume, affine))
 

@@ -10,20 +10,25 @@ import pytest
 import SimpleITK as sitk
 from scipy import ndimage
 
-from mslib.prep import brain_mask, edge_agreement, load_stack, preprocess_subject
+from mslib.prep import brain_mask, edge_agreement, load_stack, preprocess_subject, unscaled_images
+from mslib.prep.pipeline import output_paths
 from mslib.study import StudyError
 from mslib.study.config import Prep
 
 SETTINGS = {"prep": Prep(n_slices=40), "image_size": (48, 40), "pixel_mm": 4.0}
 
 
-def _write(folder, maps, truths, order="LPS"):
+def changed(subject, **parts):
+    return SimpleNamespace(**vars(subject) | parts)
+
+
+def _write(folder, maps, truths):
     """A raw subject of 3 mm whose axes are not in RAS order."""
     files = {}
     for number, (name, truth) in enumerate(truths.items()):
         image, _ = cases.scan(maps, name, truth, (3, 3, 3), bias=0.15, noise=0.02, seed=20 + number)
         files[name] = folder / f"sub-01_{name}.nii.gz"
-        sitk.WriteImage(sitk.DICOMOrient(sitk.Cast(image, sitk.sitkInt16), order), str(files[name]))
+        sitk.WriteImage(sitk.DICOMOrient(sitk.Cast(image, sitk.sitkInt16), "LPS"), str(files[name]))
     grid = sitk.ReadImage(str(files["T1w"]))
     brain = sitk.Resample(maps[0], grid, sitk.Transform(), sitk.sitkNearestNeighbor)
     lesion = sitk.Image(brain.GetSize(), sitk.sitkUInt8)
@@ -121,10 +126,11 @@ def test_two_runs_agree_byte_for_byte(done, tmp_path):
     assert sidecar["parameters"]["n_slices"] == 40 and sidecar["versions"]["SimpleITK"]
 
 
-def test_isotropic_resampling(done, tmp_path):
+def test_isotropic_resampling_of_two_sequences(done, tmp_path):
     subject, _, _ = done
-    settings = SETTINGS | {"prep": Prep(n_slices=40, resample_mm=4.0)}
-    paths = preprocess_subject(subject, tmp_path, **settings)
+    two = changed(subject, images={name: subject.images[name] for name in ("T1w", "T2w")})
+    settings = SETTINGS | {"prep": Prep(n_slices=40, resample_mm=4.0), "sequences": ("T1w", "T2w")}
+    paths = preprocess_subject(two, tmp_path, **settings)
     image, lesion = nib.load(paths["T1w"]), nib.load(paths["lesion"])
     np.testing.assert_allclose(image.header.get_zooms(), 4.0)
     voxels = [np.prod(i.header.get_zooms()) * i.get_fdata().sum() for i in (lesion, nib.load(subject.lesion_mask))]
@@ -134,28 +140,39 @@ def test_isotropic_resampling(done, tmp_path):
 
 
 def test_wrong_pair_is_flagged(done, tmp_path):
-    """A FLAIR image of no head (a box of noise) gets a flag; the right T2w does not."""
+    """A FLAIR image of noise gets a flag; the right images do not. Edges tell an aligned image from a shifted one."""
     subject, _, paths = done
     assert json.loads(paths["qc"].read_text())["flags"] == []
-    noise = np.random.default_rng(0).uniform(0, 1000, (40, 40, 40)).astype(np.float32)
-    image = sitk.Resample(sitk.GetImageFromArray(noise), sitk.ReadImage(str(subject.images["T1w"]), sitk.sitkFloat32),
-                          sitk.Euler3DTransform((0, 0, 0), 0, 0, 0, (60.0, 60.0, 60.0)), sitk.sitkLinear, 500.0)
-    wrong = tmp_path / "wrong.nii.gz"
-    values = np.random.default_rng(1).uniform(100, 1000, sitk.GetArrayFromImage(image).shape).astype(np.float32)
-    replaced = sitk.GetImageFromArray(values)
-    replaced.CopyInformation(image)
-    sitk.WriteImage(replaced, str(wrong))
-    other = SimpleNamespace(**{**vars(subject), "images": {**subject.images, "FLAIR": wrong}})
-    flags = json.loads(preprocess_subject(other, tmp_path / "out", **SETTINGS)["qc"].read_text())["flags"]
-    assert any(flag.startswith("FLAIR") for flag in flags)
-    assert not any(flag.startswith("T2w") for flag in flags)
-
-
-def test_edge_agreement_tells_aligned_from_shifted(done):
-    _, _, paths = done
-    t1w, flair = (nib.load(paths[name]).get_fdata().astype(np.float32) for name in ("T1w", "FLAIR"))
+    noise = sitk.ReadImage(str(subject.images["T1w"]), sitk.sitkFloat32)
+    noise = sitk.AdditiveGaussianNoise(noise * 0, 200.0, 500.0, 1)
+    sitk.WriteImage(noise, str(tmp_path / "wrong.nii.gz"))
+    other = changed(subject, images={"T1w": subject.images["T1w"], "FLAIR": tmp_path / "wrong.nii.gz"})
+    made = preprocess_subject(other, tmp_path / "out", **SETTINGS, sequences=("T1w", "FLAIR"))
+    assert any(flag.startswith("FLAIR") for flag in json.loads(made["qc"].read_text())["flags"])
+    t1w, flair = (nib.load(paths[name]).get_fdata(dtype=np.float32) for name in ("T1w", "FLAIR"))
     brain = nib.load(paths["brain"]).get_fdata() > 0
     assert edge_agreement(t1w, flair, brain) > 4 > edge_agreement(t1w, np.roll(flair, 4, axis=1), brain)
+
+
+def test_unscaled_images_are_corrected_and_in_place(tmp_path):
+    """A pattern with a bias field, and the same pattern two voxels aside."""
+    pattern = np.zeros((14, 12, 10), np.float32)
+    pattern[4:9, 3:8, 2:7] = np.random.default_rng(0).uniform(1, 2, (5, 5, 5))
+    field = np.linspace(-0.3, 0.3, 14, dtype=np.float32)[:, None, None] + np.zeros_like(pattern)
+    affine = np.diag([2.0, 2, 2, 1])
+    subject = SimpleNamespace(id="01", images={name: tmp_path / f"{name}.nii.gz" for name in ("T1w", "T2w")})
+    paths = output_paths(tmp_path, "01", subject.images, lesion=True)
+    paths["T1w"].parent.mkdir(parents=True)
+    for (name, path), shift in zip(subject.images.items(), (0, 2)):
+        nib.save(nib.Nifti1Image(np.roll(pattern * np.exp(field), shift, axis=0), affine), path)
+        nib.save(nib.Nifti1Image(field, affine), paths[f"bias_{name}"])
+    sitk.WriteTransform(sitk.Euler3DTransform((0.0, 0.0, 0.0), 0, 0, 0, (-4.0, 0.0, 0.0)), str(paths["xfm_T2w"]))  # LPS
+    for name, level in (("brain", 0), ("lesion", 1.5)):
+        nib.save(nib.Nifti1Image((pattern > level).astype(np.uint8), affine), paths[name])
+    images, brain, lesions, voxel_mm3 = unscaled_images(subject, tmp_path)
+    assert voxel_mm3 == 8 and np.array_equal(brain, pattern > 0) and np.array_equal(lesions, pattern > 1.5)
+    for image in images.values():
+        np.testing.assert_allclose(image, pattern, atol=1e-4)
 
 
 @pytest.mark.parametrize("fault, text", [
@@ -164,7 +181,7 @@ def test_edge_agreement_tells_aligned_from_shifted(done):
     ("gone", r"sub-01: .*T2w.*is not a readable image \(No such file")])
 def test_bad_input_is_one_line_with_the_subject(done, tmp_path, fault, text):
     subject, _, _ = done
-    bad = SimpleNamespace(**{**vars(subject), "images": dict(subject.images)})
+    bad = changed(subject, images=dict(subject.images))
     mask = sitk.ReadImage(str(subject.brain_mask))
     if fault in ("empty", "grid"):
         bad.brain_mask = tmp_path / "brain.nii.gz"
@@ -178,10 +195,9 @@ def test_bad_input_is_one_line_with_the_subject(done, tmp_path, fault, text):
     assert "\n" not in str(caught.value)
 
 
-def test_template_mask(truths):
-    maps = cases.tissues(3)
-    image, _ = cases.scan(maps, "T1w", cases.motion(np.random.default_rng(5), 8, 6), (3, 3, 3), 0.1, 0.02, 9)
-    truth = sitk.Resample(maps[0], image, cases.motion(np.random.default_rng(5), 8, 6).GetInverse(),
-                          sitk.sitkNearestNeighbor)
+def test_template_mask():
+    maps, move = cases.tissues(3), cases.motion(np.random.default_rng(5), 8, 6)
+    image, _ = cases.scan(maps, "T1w", move, (3, 3, 3), 0.1, 0.02, 9)
+    truth = sitk.Resample(maps[0], image, move.GetInverse(), sitk.sitkNearestNeighbor)
     found, truth = (sitk.GetArrayViewFromImage(m) > 0 for m in (brain_mask(image), truth))
     assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) > 0.95

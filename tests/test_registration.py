@@ -14,8 +14,6 @@ from mslib.prep.images import apply_points, as_image
 from mslib.prep.masking import brain_mask
 from mslib.study import StudyError
 
-QUICK = {"levels_mm": (6.0, 3.0)}
-
 
 @pytest.fixture(scope="module")
 def head():
@@ -36,22 +34,6 @@ def test_known_motion_is_found(head, sequence, spacing):
     assert found.motion_mm == pytest.approx(cases.target_error(truth, sitk.Transform(), maps[0]), abs=0.3)
 
 
-def test_direction_is_fixed_points_to_moving_points(head):
-    """A head shifted by +8 mm along x lies at p + 8 in the moving image, and resampling with it brings it back."""
-    maps, fixed = head
-    truth = sitk.Euler3DTransform()
-    truth.SetTranslation((8.0, 0.0, 0.0))
-    moving, _ = cases.scan(maps, "T2w", truth, (2, 2, 2), bias=0.0, noise=0.01, seed=3)
-    found = register_rigid(fixed, moving, maps[0], **QUICK)
-    shift = np.subtract(found.transform.TransformPoint((0, 18, 10)), (0, 18, 10))
-    np.testing.assert_allclose(shift, (8, 0, 0), atol=0.5)
-    still, _ = cases.scan(maps, "T2w", sitk.Transform(), (2, 2, 2), bias=0.0, noise=0.01, seed=3)
-    back = sitk.Resample(moving, fixed, found.transform, sitk.sitkLinear)
-    inside = sitk.GetArrayViewFromImage(maps[0]) > 0
-    values = [sitk.GetArrayViewFromImage(image)[inside] for image in (back, still, moving)]
-    assert np.corrcoef(values[0], values[1])[0, 1] > 0.97 > np.corrcoef(values[2], values[1])[0, 1]
-
-
 def test_start_is_robust_to_a_large_displacement(head):
     """A head turned by 15 degrees in an image whose header is off by 60 mm."""
     maps, fixed = head
@@ -60,7 +42,7 @@ def test_start_is_robust_to_a_large_displacement(head):
     offset = np.array([20.0, -40.0, 40.0])
     moving.SetOrigin((np.array(moving.GetOrigin()) + offset).tolist())
     truth.SetTranslation((np.array(truth.GetTranslation()) + offset).tolist())
-    found = register_rigid(fixed, moving, maps[0], **QUICK)
+    found = register_rigid(fixed, moving, maps[0], levels_mm=(6.0, 3.0))
     assert cases.target_error(found.transform, truth, maps[0]) < 0.8
     assert any("motion" in flag for flag in found.flags)
 
@@ -68,15 +50,14 @@ def test_start_is_robust_to_a_large_displacement(head):
 def test_same_seed_same_transform(head):
     maps, fixed = head
     moving, _ = cases.scan(maps, "T2w", cases.motion(np.random.default_rng(8), 4, 4), (2, 2, 2), 0.0, 0.02, 5)
-    threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    threads, results = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads(), set()
     try:
-        results = []
         for count in (1, 2):
             sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(count)
-            results.append(register_rigid(fixed, moving, maps[0], **QUICK).transform.GetParameters())
+            results.add(register_rigid(fixed, moving, maps[0], levels_mm=(6.0,)).transform.GetParameters())
     finally:
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
-    assert results[0] == results[1]
+    assert len(results) == 1
 
 
 def test_apply_points_equals_simpleitk():

@@ -70,6 +70,11 @@ def test_read_only_folder(tmp_path, monkeypatch):
     one_line(caught, tmp_path / "a.json")
 
 
+def test_an_absent_file_that_is_read_while_writing_is_not_called_unwritable(tmp_path):
+    with pytest.raises(StudyError, match=r"absent\.txt: is absent$"), atomic_path(tmp_path / "a.txt") as temporary:
+        temporary.write_text((tmp_path / "absent.txt").read_text())
+
+
 def test_temporary_name_keeps_the_suffixes(tmp_path):
     with atomic_path(tmp_path / "below" / "sub-001_T1w.nii.gz") as temporary:
         assert temporary.name.endswith(".nii.gz") and temporary.parent == tmp_path / "below"

@@ -1,5 +1,6 @@
 """Training: it learns, repeats and resumes bit for bit, starts again from a damaged backup, stops when it should."""
 
+import functools
 import json
 import os
 import shutil
@@ -15,26 +16,10 @@ import pandas as pd
 import pytest
 import tensorflow as tf
 
-from mslib.nets import (
-    SliceSet,
-    build_classifier,
-    build_trainable,
-    cached,
-    choose_precision,
-    fine_tune,
-    fit_head,
-    fold_logits,
-    gather,
-    permuted,
-    plain_network,
-    predict,
-    prediction_table,
-    save_half,
-    split_network,
-    start_network,
-)
-from mslib.nets.data import balanced_draw
-from mslib.nets.heads import Head
+from mslib.nets import SliceSet, build_classifier, build_trainable, gather, permuted, prediction_table, save_half
+from mslib.nets.data import balanced_draw, predict
+from mslib.nets.heads import Head, fit_head, fold_logits
+from mslib.nets.protocols import cached, fine_tune, plain_network, split_network, start_network
 from mslib.nets.train import BalancedBatches, History, Recipe, RefreshBatchNorm, fit, learning_rates
 from mslib.study import StudyError, write_json
 from mslib.study.config import Augmentation
@@ -65,7 +50,9 @@ def ship(model, path, layers):
     write_json(path.with_suffix(".json"), {"sha256": file_sha256(path)})
 
 
-def small_net():
+@functools.cache
+def built():
+    """A small network, built once so that trainings of one recipe are traced once, and its first weights."""
     keras.utils.set_random_seed(4)
     inputs = x = keras.Input((16, 16, 3), name="image")
     for number, filters in enumerate((8, 8)):
@@ -73,12 +60,21 @@ def small_net():
         x = keras.layers.BatchNormalization(momentum=0.85, name=f"norm{number}")(x)
         x = keras.layers.ReLU(name=f"relu{number}")(x)
     pooled = keras.layers.GlobalAveragePooling2D(name="gap")(x)
-    return keras.Model(inputs, keras.layers.Dense(3, name="logits")(pooled), name="small")
+    model = keras.Model(inputs, keras.layers.Dense(3, name="logits")(pooled), name="small")
+    return model, model.get_weights()
+
+
+def small_net():
+    """That network as it was first."""
+    model, weights = built()
+    model.set_weights(weights)
+    return model
 
 
 @pytest.fixture(scope="module", autouse=True)
 def few_graphs():
     yield
+    built.cache_clear()
     keras.backend.clear_session()
 
 
@@ -235,6 +231,14 @@ def test_a_killed_process_goes_on_as_if_never_killed(slices, parts, whole, tmp_p
     assert "net: goes on after epoch 2 of 4\n" in capsys.readouterr().err
 
 
+def test_a_network_that_was_trained_before_is_trained_as_a_new_one(slices, parts, whole, broken_off, tmp_path):
+    """In one process, after other weights, another optimizer state and a resumed training."""
+    model = small_net()
+    fit(model, slices, *parts, RECIPE, broken_off)
+    model = small_net()
+    same(model, fit(model, slices, *parts, RECIPE, tmp_path / "new"), whole)
+
+
 def test_a_finished_training_is_not_repeated(slices, parts, whole, tmp_path, monkeypatch):
     shutil.copytree(whole[2], tmp_path / "net")
     monkeypatch.setattr(History, "on_epoch_begin", None)
@@ -253,6 +257,7 @@ def cut(state):
 
 
 def test_a_training_with_a_damaged_backup_starts_again(slices, parts, whole, broken_off, capsys):
+    """Bit for bit as if there were none, though the network is the one whose backup was damaged."""
     for state in (broken_off / "backup").glob("*.weights.h5*"):
         cut(state)
     model = small_net()
@@ -344,24 +349,30 @@ def test_prediction_does_not_depend_on_the_batch(slices):
 
 
 SUM_OF_THREE = """
+import os, pathlib
 import tensorflow as tf
 from mslib.nets.train import add_in_order
-{first}
-whole = tf.ones((64, 128, 128, 16))
-tf.function(lambda x: tf.add_n([2 * x, tf.sin(x), tf.cos(x)]))(whole)
+folder = pathlib.Path(os.environ["TF_DUMP_GRAPH_PREFIX"])
+for moment in ("before", "after"):
+    tf.function(lambda x: tf.add_n([2 * x, tf.sin(x), tf.cos(x)]))(tf.ones((64, 128, 128, 16)))
+    (folder / moment).mkdir()
+    for path in folder.glob("*MetaOptimizer*"):
+        path.rename(folder / moment / path.name)
+    add_in_order()
 """
 
 
-@pytest.mark.parametrize("first, reordered", [("", True), ("add_in_order()", False)])
-def test_sums_of_three_are_not_made_in_the_order_of_arrival(tmp_path, first, reordered):
+def test_sums_of_three_are_not_made_in_the_order_of_arrival(tmp_path):
     """What TensorFlow makes of a sum is read from the graph that it runs (a network shows it once in many steps)."""
     dumped = os.environ | {"TF_DUMP_GRAPH_PREFIX": str(tmp_path), "TF_CPP_VMODULE": "meta_optimizer=1",
                            "TF_CPP_MIN_LOG_LEVEL": "0"}
-    done = subprocess.run([sys.executable, "-c", SUM_OF_THREE.format(first=first)], env=dumped, cwd=ROOT,
-                          capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", SUM_OF_THREE], env=dumped, cwd=ROOT, capture_output=True, text=True,
+                          check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    graphs = [path.read_text(encoding="utf-8") for path in tmp_path.glob("after_MetaOptimizer*")]
-    assert any("TemporaryVariable" in graph for graph in graphs) is reordered
+    reordered = {moment: any("TemporaryVariable" in path.read_text(encoding="utf-8")
+                             for path in (tmp_path / moment).glob("after_MetaOptimizer*"))
+                 for moment in ("before", "after")}
+    assert reordered == {"before": True, "after": False}
 
 
 def test_a_training_keeps_sums_in_order(whole):
@@ -466,11 +477,6 @@ def test_above_frozen_blocks_the_rest_learns_from_a_fitted_last_layer(tmp_path, 
     expected = after(slices.batch(np.arange(48), [0, 0, 0])).numpy()
     tolerance = 2e-3 if precision == "float32" else 0.05
     np.testing.assert_allclose(logits, expected, atol=tolerance * np.abs(expected).max())
-
-
-def test_precision():
-    assert [choose_precision(wish) for wish in ("float32", "bfloat16")] == ["float32", "bfloat16"]
-    assert choose_precision("auto") in ("float32", "bfloat16")
 
 
 # Last layers on cached features

@@ -11,14 +11,12 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import combinations
 
 import keras
 import numpy as np
 import pandas as pd
 from scipy.ndimage import gaussian_filter
 from scipy.special import softmax
-from scipy.stats import kendalltau
 
 from mslib.explain import (
     METHODS,
@@ -26,26 +24,22 @@ from mslib.explain import (
     baseline_images,
     batches_of,
     cascading_randomisation,
-    completeness_gap,
     logits_of,
     postprocess,
     replace_removed,
 )
 from mslib.explain import superpixels as segment
 from mslib.measure import (
-    MIN_SUBJECTS,
     area_under_removal,
     correlation_by_chance,
     feature_importance_score,
     importance_correlation,
-    iou_at_median,
     map_similarity,
+    mean_by,
     mean_interval,
     measure_maps,
     modality_totals,
-    percentile_interval,
     removal_curve,
-    resample_counts,
     shapley_values,
     share_inside,
     shuffled_maps,
@@ -73,7 +67,7 @@ LABELS = {"msfi": "MSFI", "portion": "portion", "iou": "IoU", "tau": "MI correla
           "delta_mean": "ΔAUPC mean", "delta_blurred": "ΔAUPC blurred", "delta_noise": "ΔAUPC noise",
           "delta_inpainted": "ΔAUPC in-painted", "random": "randomised", "repeat": "repeat"}
 BETTER = dict.fromkeys(LABELS, "high") | {"random": "near 0"}
-SCORES = ("msfi", "portion", "iou", "tau", "gap")
+SCORES = ("msfi", "portion", "iou", "tau")
 PASSES, FAILS, UNTESTABLE = "passes", "fails", "not testable"
 
 
@@ -174,62 +168,54 @@ def of_few(maps: Mapping[str, np.ndarray], explained: Explained) -> tuple[dict[s
 # --- importance of the modalities --------------------------------------------------------------------------------
 
 
-def subset_outcomes(model: keras.Model, images, targets, brain, baseline: str, seed: int) -> dict[str, np.ndarray]:
-    """What the network says with every subset of the modalities; the absent ones are replaced inside the brain.
-
-    ``accuracy`` and ``cross-entropy`` (negative, so that more is better), each (2 ** M, N).
-    """
-    base = np.where(brain[..., None], baseline_images(images, baseline, seed), images)
-    channels = np.arange(images.shape[-1])
-    found = [_outcome(model, np.where(subset >> channels & 1, images, base), targets)
-             for subset in range(2 ** len(channels))]
-    return {"accuracy": np.array([logits.argmax(1) == targets for logits, _ in found], float),
-            "cross-entropy": np.log(np.maximum([probability for _, probability in found], 1e-12)).astype(float)}
-
-
 def _outcome(model, images, targets):
-    """Logits, and the probability of the explained class."""
+    """Whether images are classified correctly, and the probability of their class."""
     logits = logits_of(model, batches_of(images, 64))
-    return logits, softmax(logits, axis=1)[np.arange(len(targets)), targets]
+    return logits.argmax(1) == targets, softmax(logits, axis=1)[np.arange(len(targets)), targets]
 
 
-def importance_table(model: keras.Model, explained: Explained, sequences: Sequence[str], label: str = "network", *,
-                     n: int, confidence: float, seed: int) -> pd.DataFrame:
-    """Exact Shapley value of every modality, with intervals over subjects (Jin et al. 2022, modality importance).
+def slice_importance(model: keras.Model, explained: Explained, sequences: Sequence[str], seed: int,
+                     label: str = "network") -> pd.DataFrame:
+    """Exact Shapley value of every modality, slice by slice (Jin et al. 2022, modality importance).
 
-    Of the slices that the network classifies correctly: what a modality adds where it is wrong is no importance.
-    ``baseline, worth, modality, value, low, high, nothing, all`` (worth without and with all modalities), ``slices``
-    and ``asked`` (those classified correctly, and all); no limits below `mslib.measure.MIN_SUBJECTS` subjects, no
-    value without a correctly classified slice.
+    The network is asked with every subset of the modalities, the absent ones replaced inside the brain. One row per
+    slice, replacement ``baseline`` and ``worth`` (``accuracy``: 1 or 0; ``cross-entropy``: its negative, so that more
+    is better): ``image, subject, correct`` (with all modalities), and a column per modality. These add up to what the
+    slice gains from all of them, and their mean is the Shapley value of the mean worth.
     """
-    correct = _outcome(model, explained.images, explained.targets)[0].argmax(1) == explained.targets
-    own = explained.at(np.flatnonzero(correct))
-    names, owner = np.unique(own.subjects, return_inverse=True)
-    draws = resample_counts(np.zeros(len(names), int), n, seed)[:, owner]
-    rows, common = [], {"slices": len(own.images), "asked": len(correct)}
+    subsets = np.arange(2 ** len(sequences))[:, None] >> np.arange(len(sequences)) & 1
+    common, tables = {"image": np.arange(len(explained.images)), "subject": explained.subjects}, []
     # In-painting, of a whole modality, would have nothing to start from.
     for baseline in progress(("zero", "mean"), desc=f"{label}: modality importance", unit="baseline"):
-        if not correct.any():
-            rows += [{"baseline": baseline, "worth": worth, "modality": modality} | dict.fromkeys(
-                ("value", "low", "high", "nothing", "all"), np.nan) | common
-                for worth in ("accuracy", "cross-entropy") for modality in sequences]
-            continue
-        outcomes = subset_outcomes(model, own.images, own.targets, own.brain, baseline, seed)
-        for worth, outcome in outcomes.items():
-            values = shapley_values(outcome.mean(1))
-            resampled = shapley_values(outcome @ (draws / draws.sum(1, keepdims=True)).T)
-            for modality, value, others in zip(sequences, values, resampled):
-                kept = others if len(names) >= MIN_SUBJECTS else np.array([])
-                _, low, high = percentile_interval(value, kept, confidence)
-                rows.append({"baseline": baseline, "worth": worth, "modality": modality, "value": value, "low": low,
-                             "high": high, "nothing": outcome[0].mean(), "all": outcome[-1].mean()} | common)
-    return pd.DataFrame(rows)
+        absent = baseline_images(explained.images, baseline, seed)
+        absent = np.where(explained.brain[..., None], absent, explained.images)
+        correct, probability = map(np.array, zip(*(
+            _outcome(model, np.where(present, explained.images, absent), explained.targets) for present in subsets)))
+        worths = {"accuracy": correct, "cross-entropy": np.log(np.maximum(probability, 1e-12))}
+        tables += [pd.DataFrame({"baseline": baseline, "worth": worth, **common, "correct": correct[-1],
+                                 **dict(zip(sequences, shapley_values(of_subsets)))})
+                   for worth, of_subsets in worths.items()]
+    return pd.concat(tables, ignore_index=True)
 
 
-def importance_of(table: pd.DataFrame, sequences: Sequence[str]) -> np.ndarray:
-    """Importance of every modality, in the order of the sequences (cross-entropy is less coarse than accuracy)."""
-    rows = table[(table["baseline"] == "zero") & (table["worth"] == "cross-entropy")].set_index("modality")
-    return rows["value"].reindex(list(sequences)).to_numpy()
+def importance_table(importance: pd.DataFrame, by: str, sequences: Sequence[str], **draws) -> pd.DataFrame:
+    """Mean of `slice_importance` by network (column `by`) with intervals over subjects.
+
+    Of the slices that the network classifies correctly: what a modality adds where it is wrong is no importance. `by`,
+    ``baseline, worth, modality, value, low, high, slices, subjects``, and ``asked``: slices, whether classified
+    correctly or not.
+    """
+    keys, names = [by, "baseline", "worth"], list(sequences)
+    own = importance.assign(**importance[names].where(importance["correct"]))
+    asked = importance.groupby(keys).size().rename("asked")
+    return mean_by(own, keys, names, **draws).rename(columns={"measure": "modality"}).join(asked, on=keys)
+
+
+def importance_of(importance: pd.DataFrame, sequences: Sequence[str]) -> np.ndarray:
+    """Importance of every modality to one network, (M,): by cross-entropy, which is less coarse than accuracy."""
+    rows = importance[importance["correct"] & (importance["baseline"] == "zero") & (
+        importance["worth"] == "cross-entropy")]
+    return rows[list(sequences)].mean().to_numpy()
 
 
 # --- measures of maps --------------------------------------------------------------------------------------------
@@ -240,11 +226,11 @@ def score_maps(maps: Mapping[str, np.ndarray], explained: Explained, importance,
     """Measures of every map of slices with features of each modality's own, one row per method and image.
 
     ``msfi``, ``portion`` (of the most important modality), ``iou``, ``tau`` (MI correlation), ``share_<sequence>`` of
-    the positive attribution, ``gap`` (completeness), ``blank``, ``correct`` (the network gives the explained class);
-    ``msfi_chance, portion_chance, iou_chance``. MSFI and portion are NaN for a network that gives no sequence a
-    positive importance, and where nothing is to be marked.
+    the positive attribution, ``blank``, ``correct`` (the network gives the explained class); ``msfi_chance,
+    portion_chance, iou_chance``. MSFI and portion are NaN for a network that gives no sequence a positive importance,
+    and where nothing is to be marked.
     """
-    correct = _outcome(model, explained.images, explained.targets)[0].argmax(1) == explained.targets
+    correct, _ = _outcome(model, explained.images, explained.targets)
     where = np.repeat(explained.brain[..., None], explained.images.shape[-1], -1)
     uniform = share_inside(where, explained.features, explained.brain)
     top, needed = int(np.argmax(importance)), 1 if np.max(importance) > 0 else np.nan
@@ -257,64 +243,58 @@ def score_maps(maps: Mapping[str, np.ndarray], explained: Explained, importance,
         own, inside, heat = explained.at(rows), where[rows], postprocess(raw, explained.sigma)
         portions, stacked = share_inside(heat, own.features, own.brain), (len(rows), -1, heat.shape[2])
         flat = [np.moveaxis(array, -1, 1).reshape(stacked) for array in (heat, own.features & inside, inside)]
-        iou, iou_chance = iou_at_median(*flat)
-        totals = modality_totals(heat * inside)
+        iou, totals = measure_maps(*flat), modality_totals(heat * inside)
         found = {"msfi": feature_importance_score(portions, importance), "portion": needed * portions[:, top],
-                 "iou": iou, "iou_chance": iou_chance, "blank": totals.sum(1) == 0}
+                 "iou": iou["iou"], "iou_chance": iou["iou_chance"], "blank": totals.sum(1) == 0}
         if method.startswith(LRP) or METHODS[method].per_modality:
             shares = totals / np.where(totals.sum(1) > 0, totals.sum(1), np.nan)[:, None]
             found |= {f"share_{name}": shares[:, m] for m, name in enumerate(sequences)}
             found["tau"] = importance_correlation(totals, importance)
-        if method in ("integrated_gradients", "deeplift", "gradient_shap"):  # add up, pixel by pixel, from zeros on
-            found["gap"] = completeness_gap(raw, model, own.images, own.targets, np.zeros_like(own.images))
         tables.append(common.iloc[rows].reset_index(drop=True).assign(**found, method=method))
     return pd.concat(tables, ignore_index=True)
 
 
 def localise(maps: Mapping[str, np.ndarray], explained: Explained, **names) -> pd.DataFrame:
-    """How well maps find the features of all modalities together: ``auprc, precision, pointing, mass_share, blank``.
+    """How well maps find the features of all modalities together: ``auprc, precision, blank``.
 
-    One row per method and image, with ``chance`` (the features' share of the brain), ``area_mm2`` of the features and
-    the columns `names`. Maps (n, H, W, M) are summed over the modalities, their positive part is smoothed; those
-    (N, H, W), of what is no method, are measured as they are.
+    One row per method and image, with ``chance`` (the features' share of the brain) and the columns `names`. Maps (n,
+    H, W, M) are summed over the modalities, their positive part is smoothed; those (N, H, W), of what is no method, are
+    measured as they are.
     """
     tables = []
     for method, raw in maps.items():
-        rows = explained.rows(method) if raw.ndim == 4 else np.arange(len(raw))
-        own, heat = explained.at(rows), raw
+        rows, heat = np.arange(len(explained.images)), raw
         if raw.ndim == 4:
+            rows = explained.rows(method)
             heat = gaussian_filter(np.maximum(raw.sum(-1), 0), (0, explained.sigma, explained.sigma))
-        truth = own.features.any(-1) & own.brain
-        found = measure_maps(heat, truth, own.brain).rename(columns={"auprc_chance": "chance"})
-        tables.append(found[["auprc", "precision", "pointing", "mass_share", "blank", "chance"]].assign(
-            subject=own.subjects, image=rows, method=method, area_mm2=truth.sum((1, 2)) * own.pixel_mm**2, **names))
+        own = explained.at(rows)
+        found = measure_maps(heat, own.features.any(-1), own.brain).rename(columns={"auprc_chance": "chance"})
+        tables.append(found[["auprc", "precision", "blank", "chance"]].assign(
+            subject=own.subjects, image=rows, method=method, **names))
     return pd.concat(tables, ignore_index=True)
 
 
 def removal_table(maps: Mapping[str, np.ndarray], explained: Explained, model: keras.Model, baselines: Sequence[str],
                   levels: int, seed: int, label: str = "network") -> pd.DataFrame:
-    """Delta-AUPC of every map under every replacement baseline: ``method, baseline, image, subject, aupc, delta``.
+    """Delta-AUPC of every map under every replacement baseline: ``method, baseline, image, subject, delta``.
 
     Of the slices that all methods explain. What is followed is the probability of the explained class, image by image;
     what is removed lies in the brain.
     """
     maps, few = of_few(maps, explained)
-    images, falling = few.images, np.linspace(1, 0, levels)
-    inside = np.repeat(few.brain[..., None], images.shape[-1], -1)
+    inside, falling = np.repeat(few.brain[..., None], few.images.shape[-1], -1), np.linspace(1, 0, levels)
 
     def areas(heat, baseline):
-        curve = removal_curve(lambda changed: _outcome(model, changed, few.targets)[1], images, heat, baseline, inside,
-                              falling)
+        curve = removal_curve(lambda changed: _outcome(model, changed, few.targets)[1], few.images, heat,
+                              partial(replace_removed, baseline=baseline, seed=seed), inside, falling)
         return np.array([area_under_removal(one, falling) for one in curve.T])
 
     tables = []
     for method, raw in progress(list(maps.items()), desc=f"{label}: removal", unit="method"):
         heat = postprocess(raw, explained.sigma)
-        for name in baselines:
-            baseline = partial(replace_removed, baseline=name, seed=seed)
-            area, random = areas(heat, baseline), areas(shuffled_maps(heat, inside, seed), baseline)
-            tables.append(pd.DataFrame({"method": method, "baseline": name, "image": explained.rows(),
-                                        "subject": few.subjects, "aupc": area, "delta": random - area}))
+        shuffled = shuffled_maps(heat, inside, seed)
+        tables += [pd.DataFrame({"method": method, "baseline": name, "image": explained.rows(), "subject": few.subjects,
+                                 "delta": areas(shuffled, name) - areas(heat, name)}) for name in baselines]
     return pd.concat(tables, ignore_index=True)
 
 
@@ -327,15 +307,13 @@ def randomised_similarity(model: keras.Model, maps: Mapping[str, np.ndarray], ex
     explain: ``method, step, random`` (`STEPS`), ``subject, similarity``, NaN where a map is flat (Adebayo et al. 2018).
     """
     before, few = of_few(maps, explained)
-    tables, trained, names = [], model.get_weights(), {lowest: name for name, lowest in STEPS.items()}
-    for step, (_, lowest, random) in enumerate(
-            cascading_randomisation(model, list(STEPS.values()), 1, settings["seed"]), start=1):
+    tables, trained = [], model.get_weights()
+    randomised = cascading_randomisation(model, list(STEPS.values()), 1, settings["seed"])
+    for step, (name, (*_, random)) in enumerate(zip(STEPS, randomised), start=1):
         model.set_weights(random.get_weights())
-        found, _ = attribute_all(model, few, list(maps), f"{label}, random: {names[lowest]}", **settings)
+        after, _ = attribute_all(model, few, list(maps), f"{label}, random: {name}", **settings)
         model.set_weights(trained)
-        tables += [pd.DataFrame({"method": method, "step": step, "random": names[lowest], "subject": few.subjects,
-                                 "similarity": map_similarity(before[method], after, few.brain)})
-                   for method, after in found.items()]
+        tables.append(repeat_similarity(before, after, few).assign(step=step, random=name))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -356,26 +334,22 @@ def repeat_similarity(maps: Mapping[str, np.ndarray], others: Mapping[str, np.nd
 
 def method_table(scores: pd.DataFrame, removal: pd.DataFrame, randomised: pd.DataFrame, repeat: pd.DataFrame,
                  **draws) -> pd.DataFrame:
-    """One row per method: mean of all measures with ``<measure>_low`` and ``<measure>_high``.
+    """One row per method: mean of all measures with ``<measure>_low``, ``<measure>_high`` and ``<measure>_chance``.
 
     Tables as from `score_maps`, `removal_table` (``delta_<baseline>``), `randomised_similarity` (its last step counts:
-    ``random``) and `repeat_similarity` (``repeat``). Besides ``<measure>_chance`` where it is defined, ``blank`` and
-    ``slices``: blank maps and all of them.
+    ``random``) and `repeat_similarity` (``repeat``). ``blank``, ``slices``: blank maps and all of them.
     """
     last = randomised[randomised["step"] == randomised["step"].max()]
-    values = [scores.assign(measure=name, value=scores[name]) for name in SCORES if name in scores]
-    values.append(removal.assign(measure="delta_" + removal["baseline"], value=removal["delta"]))
-    values += [similar.assign(measure=name, value=similar["similarity"])
-               for name, similar in (("random", last), ("repeat", repeat))]
-    rows = {method: {} for method in scores["method"].unique()}
-    for (method, name), part in pd.concat(values).groupby(["method", "measure"], sort=False):
-        limits = mean_interval(part["value"], part["subject"], **draws).values()
-        rows[method] |= dict(zip((name, f"{name}_low", f"{name}_high"), limits))
-    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
-    by_method = scores.groupby("method")
-    for name in (f"{name}_chance" for name in SCORES if f"{name}_chance" in scores):
-        table[name] = by_method[name].mean()
-    return table.assign(blank=by_method["blank"].sum(), slices=by_method.size())
+    values = [scores.melt(["method", "subject"], [name for name in SCORES if name in scores], "name"),
+              removal.assign(name="delta_" + removal["baseline"], value=removal["delta"]),
+              *(similar.assign(name=name, value=similar["similarity"])
+                for name, similar in (("random", last), ("repeat", repeat)))]
+    found = mean_by(pd.concat(values), ["method", "name"], ["value"], **draws)
+    ends = {end: found.pivot_table(end, "method", "name", dropna=False) for end in ("value", "low", "high")}
+    by_method = scores.groupby("method", sort=False)
+    chance = by_method[[name for name in scores if name.endswith("_chance")]].mean()
+    return chance.assign(blank=by_method["blank"].sum(), slices=by_method.size()).join(
+        [ends["value"], ends["low"].add_suffix("_low"), ends["high"].add_suffix("_high")])
 
 
 def shown_measures(table: pd.DataFrame) -> dict[str, str]:
@@ -389,8 +363,11 @@ def cannot_order(table: pd.DataFrame) -> list[str]:
     Removal by any map, and by its shuffled copy, cost the network the same under this baseline: that may be the
     baseline, not the map, and the order of the methods means nothing.
     """
-    return [name for name in BETTER if name.startswith("delta") and name in table
-            and (table[name].abs() < NEGLIGIBLE).all()]
+    return [name for name in _deltas(table) if (table[name].abs() < NEGLIGIBLE).all()]
+
+
+def _deltas(table):
+    return [name for name in BETTER if name.startswith("delta") and name in table]
 
 
 def chance_levels(scores: pd.DataFrame) -> dict[str, float]:
@@ -402,50 +379,26 @@ def chance_levels(scores: pd.DataFrame) -> dict[str, float]:
         "iou": float(scores["iou_chance"].mean()), "tau": float(correlation_by_chance(modalities).mean())}
 
 
-def by_step(randomised: pd.DataFrame, **draws) -> pd.DataFrame:
-    """Mean similarity by method and step of the randomisation: ``method, step, random, value, low, high``."""
-    keys = ["method", "step", "random"]
-    return pd.DataFrame([dict(zip(keys, key)) | mean_interval(part["similarity"], part["subject"], **draws)
-                         for key, part in randomised.groupby(keys, sort=False)])
-
-
 def advantage(scores: pd.DataFrame, methods: Sequence[str], **draws) -> pd.DataFrame:
     """MSFI of some methods minus that of the best other, slice by slice: ``method, other, value, low, high``."""
-    own = [name for name in ("experiment", "subject", "image") if name in scores]
-    wide = scores.pivot_table("msfi", own, "method").reindex(columns=scores["method"].unique())
+    wide = scores.pivot_table("msfi", ["experiment", "subject", "image"], "method")
+    wide = wide.reindex(columns=scores["method"].unique())
     others = wide.drop(columns=list(methods))
     best = others.mean().idxmax() if others.notna().any(axis=None) else others.columns[0]
     return pd.DataFrame([{"method": name, "other": best} | mean_interval(
         wide[name] - wide[best], wide.index.get_level_values("subject"), **draws) for name in methods])
 
 
-def baseline_agreement(removal: pd.DataFrame) -> pd.DataFrame:
-    """Kendall's tau between the orders of the methods by delta-AUPC under two replacement baselines each.
-
-    NaN where all values of one are below `NEGLIGIBLE` in size: it gives no order.
-    """
-    means = removal.pivot_table("delta", "method", "baseline")
-    silent = (means.abs() < NEGLIGIBLE).all()
-    return pd.DataFrame([{"baseline": a, "other baseline": b, "tau": np.nan if silent[a] or silent[b] else
-                          kendalltau(means[a], means[b]).statistic} for a, b in combinations(means, 2)])
-
-
 def localisation_table(scores: pd.DataFrame, **draws) -> pd.DataFrame:
     """Means of `localise` by ``backbone, source, method``, and what AUPRC has more than the location prior.
 
     A row per ``measure`` (``auprc``, ``precision``, and ``gain``, the AUPRC minus the prior's, slice by slice):
-    ``value, low, high, chance, slices, subjects, blank``.
+    ``value, low, high, slices, subjects``, ``chance``, and ``blank``: share of blank maps.
     """
     prior = scores[scores["method"] == "prior"].set_index(["backbone", "image"])["auprc"]
-    known = scores.join(prior.rename("prior"), on=["backbone", "image"])
-    known["gain"], rows = known["auprc"] - known["prior"], []
-    for key, part in known.groupby(["backbone", "source", "method"], sort=False):
-        common = dict(zip(("backbone", "source", "method"), key)) | {
-            "chance": part["chance"].mean(), "slices": len(part), "subjects": part["subject"].nunique(),
-            "blank": int(part["blank"].sum())}
-        rows += [common | {"measure": name} | mean_interval(part[name], part["subject"], **draws)
-                 for name in ("auprc", "precision", "gain")]
-    return pd.DataFrame(rows)
+    known, by = scores.join(prior.rename("prior"), on=["backbone", "image"]), ["backbone", "source", "method"]
+    found = mean_by(known.assign(gain=known["auprc"] - known["prior"]), by, ["auprc", "precision", "gain"], **draws)
+    return found.join(scores.groupby(by)[["chance", "blank"]].mean(), on=by)
 
 
 def checks(table: pd.DataFrame, margins: pd.DataFrame, local: pd.DataFrame,
@@ -457,8 +410,7 @@ def checks(table: pd.DataFrame, margins: pd.DataFrame, local: pd.DataFrame,
     table : DataFrame
         From `method_table`, of networks with a known decision rule.
     margins : DataFrame
-        ``method, experiment, low``: share of the decisive sequence minus the largest other, of networks that follow
-        their rule (`mslib.analysis.known_rule.decisive_share`).
+        From `mslib.analysis.known_rule.decisive_margins`, of networks that follow their rule.
     local : DataFrame
         From `localisation_table`, of networks that lesions alone can decide; may be empty.
     exposed : DataFrame, optional
@@ -471,8 +423,7 @@ def checks(table: pd.DataFrame, margins: pd.DataFrame, local: pd.DataFrame,
         for an interval, or no network that has learnt. Baselines of `cannot_order` do not count.
     """
     silent = cannot_order(table)
-    deltas = [name for name in BETTER if name.startswith("delta") and name in table and name not in silent]
-    lows = table[[f"{name}_low" for name in deltas]]
+    lows = table[[f"{name}_low" for name in _deltas(table) if name not in silent]]
     worst = lows.min(axis=1)
 
     def least(rows):

@@ -9,7 +9,7 @@ of an ``untrained`` network (``draw``: which one); a ``comparator``, whose name 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
@@ -35,6 +35,7 @@ from mslib.measure import (
     adjust_p_values,
     bootstrap_means,
     compare_groups,
+    mean_by,
     mean_interval,
     measure_maps,
     percentile_interval,
@@ -68,18 +69,11 @@ UNIT = ["seed", "draw", "subject", "slice"]
 
 
 class Slices(NamedTuple):
-    """Slices that networks are explained on.
+    """Slices that networks are explained on: images (N, H, W, M), all else (N, H, W).
 
-    Attributes
-    ----------
-    table : DataFrame
-        One row per slice: ``subject, group, cohort, slice, target, area_mm2`` (all lesions), ``largest_mm2, size``.
-    images : ndarray, (N, H, W, M)
-    lesions, brain : ndarray of bool, (N, H, W)
-    prior : ndarray of float32, (N, H, W)
-        Location prior: where the other patients have lesions at about that height.
-    edge : ndarray of bool, (N, H, W)
-        The outermost `EDGE_MM` of the brain in the plane.
+    ``table``: one row per slice: ``subject, group, cohort, slice, target, area_mm2`` (all lesions), ``size`` (of
+    `SIZES`); ``prior``: where the other patients have lesions at about that height; ``edge``: the outermost `EDGE_MM`
+    of the brain in the plane.
     """
 
     table: pd.DataFrame
@@ -103,20 +97,21 @@ def gather_slices(cases: Iterable, each: int, pixel_mm: float) -> Slices:
     rows, chosen, known = [], [], []
     for case in cases:
         lesions = case.lesions & case.brain
-        index = evenly(np.arange(len(case.slices)), each) if len(case.slices) else []
         known.append((case.subject, np.asarray(case.slices), lesions))
+        if not len(case.slices):
+            continue
+        index = evenly(np.arange(len(case.slices)), each)
+        chosen.append((case.images[index], lesions[index], case.brain[index]))
         for i in index:
             areas = np.bincount(label(lesions[i]).ravel())[1:] * pixel_mm**2
-            largest = areas.max(initial=0)
-            size = next((name for name, (low, high) in SIZES.items() if low < largest <= high), "")
+            size = [name for name, (low, high) in SIZES.items() if low < areas.max(initial=0) <= high]
             rows.append({"subject": case.subject, "group": case.group, "cohort": case.cohort,
                          "slice": int(case.slices[i]), "target": int(case.target), "area_mm2": areas.sum(),
-                         "largest_mm2": largest, "size": size})
-        chosen.append((case.images[index], lesions[index], case.brain[index]) if len(index) else None)
+                         "size": "".join(size)})
     if not rows:
         raise StudyError("maps: no explained person has a slice with lesions")
     table = pd.DataFrame(rows)
-    images, lesions, brain = (np.concatenate(part) for part in zip(*filter(None, chosen)))
+    images, lesions, brain = (np.concatenate(part) for part in zip(*chosen))
     edge = brain & (np.stack([distance_transform_edt(one) for one in brain]) * pixel_mm <= EDGE_MM)
     return Slices(table, images, lesions, brain, location_prior(table, known, pixel_mm), edge)
 
@@ -158,24 +153,11 @@ def _measured(heat, slices, **names):
 def measure_layers(found: LayerPass, slices: Slices, flair: int, lobes: np.ndarray | None = None) -> pd.DataFrame:
     """Measures of a network's maps and of all comparators on the same slices.
 
-    Parameters
-    ----------
-    found : LayerPass
-        Of `mslib.explain.explain_layers`.
-    slices : Slices
-    flair : int
-        Channel of FLAIR.
-    lobes : ndarray of int, (N, H, W), optional
-        From `lobe_labels`: with Grad-CAM, the share of each lobe in the map's sum (``lobe <name>``) and in the brain
-        (``brain <name>``).
-
-    Returns
-    -------
-    DataFrame
-        A row per slice, source, method and layer (``image``: of none): the columns of `Slices.table`, `MEASURES`,
-        ``q95, blank, chance`` (lesions' share of the brain) and, of Grad-CAM, ``kept`` (`LayerPass`). Comparators:
-        ``oracle`` (the lesions, averaged to the layer's cells and resampled like its maps), ``prior``, ``intensity``
-        (FLAIR), ``edges`` (its Sobel filter).
+    `flair`: channel of FLAIR; `lobes`: int (N, H, W), from `lobe_labels`. A row per slice, source, method and layer
+    (``image``: of none): the columns of `Slices.table`, `MEASURES`, ``q95, blank, chance`` (lesions' share of the
+    brain); of Grad-CAM ``kept`` (`mslib.explain.LayerPass`) and, with lobes, the share of each in the map's sum
+    (``lobe <name>``) and in the brain (``brain <name>``). Comparators: ``oracle`` (the lesions, averaged to the layer's
+    cells and resampled like its maps), ``prior``, ``intensity`` (FLAIR), ``edges`` (its Sobel filter).
     """
     other, tables, size = another_patient(slices.table), [], slices.brain.shape[1:]
     for method, of_layer in found.cams.items():
@@ -219,44 +201,33 @@ def randomise_layers(network: keras.Model, found: LayerPass, slices: Slices, dra
                      seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Maps of networks that are random from the output down to the lowest layers of `STEPS`.
 
-    Parameters
-    ----------
-    network, found, slices
-        As of `measure_layers`; its methods and layers.
-    draws, each : int
-        Random networks, and slices that each of them explains: others in every draw, spread over all.
-    seed : int
-
-    Returns
-    -------
-    similarity : DataFrame
-        `rank_correlation` with the trained network's map: the columns of `Slices.table`, ``step, draw, method, layer,
-        spearman``, and of the trained network's own maps with those of ``another patient``, which stands under
-        ``step`` too.
-    untrained : DataFrame
-        Measures of the maps when all layers are random, as of `measure_layers`.
+    Methods and layers are those of `found`. Each of `draws` random networks explains `each` slices, others in every
+    draw, spread over all. First table: `rank_correlation` with the trained network's map: the columns of
+    `Slices.table`, ``step, draw, method, layer, spearman``; under ``step`` also that of the trained network's own maps
+    with those of ``another patient``. Second: measures of the maps when all layers are random, as of `measure_layers`.
     """
-    methods, n, size = [name for name in found.cams if name in CAM_METHODS], len(slices.table), slices.brain.shape[1:]
-    layers, likeness, untrained = list(next(iter(found.cams.values()))), [], []
+    own = {(method, layer): raw for method, maps in found.cams.items() if method in CAM_METHODS
+           for layer, raw in maps.items()}
+    methods, layers = (list(dict.fromkeys(names)) for names in zip(*own))
+    n, size, likeness, untrained = len(slices.table), slices.brain.shape[1:], [], []
 
-    def compare(table, rows, cams, **names):
-        for method in methods:
-            for layer in layers:
-                correlation = rank_correlation(found.cams[method][layer][rows], cams[method][layer], slices.brain[rows])
-                likeness.append(table.assign(spearman=correlation, method=method, layer=layer, **names))
+    def compare(rows, maps, **names):
+        for (method, layer), raw in own.items():
+            correlation = rank_correlation(raw[rows], maps[method, layer], slices.brain[rows])
+            likeness.append(slices.table.iloc[rows].assign(spearman=correlation, method=method, layer=layer, **names))
 
     other = another_patient(slices.table)
     if other is not None:
-        swapped = {method: {layer: found.cams[method][layer][other] for layer in layers} for method in methods}
-        compare(slices.table, np.arange(n), swapped, step="another patient", draw=0)
+        compare(np.arange(n), {key: raw[other] for key, raw in own.items()}, step="another patient", draw=0)
     for draw, lowest, random in cascading_randomisation(network, list(STEPS), draws, seed):
         rows = np.unique((np.arange(each) * n // each + (draw - 1) * n // (each * draws)) % n)
         part = slices.take(rows)
         cams = explain_layers(random, part.images, part.table["target"], layers, methods).cams
-        compare(part.table, rows, cams, step=STEPS[lowest], draw=draw)
+        maps = {(method, layer): cams[method][layer] for method, layer in own}
+        compare(rows, maps, step=STEPS[lowest], draw=draw)
         if lowest == list(STEPS)[-1]:
             untrained += [_measured(upsample_maps(raw, size), part, method=method, layer=layer, source="untrained",
-                                    draw=draw) for method, maps in cams.items() for layer, raw in maps.items()]
+                                    draw=draw) for (method, layer), raw in maps.items()]
     return pd.concat(likeness, ignore_index=True), pd.concat(untrained, ignore_index=True)
 
 
@@ -289,13 +260,10 @@ def layers_of(table: pd.DataFrame) -> list[str]:
 def depth_table(maps: pd.DataFrame, by: Sequence[str] = NETWORK, **draws) -> pd.DataFrame:
     """Mean of every measure per source, method and layer, correctly and wrongly classified slices apart.
 
-    Returns
-    -------
-    DataFrame
-        `by`, ``classified, source, method, layer, measure, value, low, high, slices, subjects, trainings, blank``
-        (share of blank maps, which have no measure). Intervals resample subjects and trainings (of untrained networks:
-        draws). ``<measure>_way``: share of the way from the location prior to the oracle of the layer,
-        ``(value - prior) / (oracle - prior)``; NaN where not even the oracle of so coarse a layer exceeds the prior.
+    `by`, ``classified, source, method, layer, measure, value, low, high, slices, subjects, trainings, blank`` (share of
+    blank maps, which have no measure). Intervals resample subjects and trainings (of untrained networks: draws).
+    ``<measure>_way``: share of the way from the location prior to the oracle of the layer, ``(value - prior) / (oracle
+    - prior)``; NaN where not even the oracle of so coarse a layer exceeds the prior.
     """
     maps, tables = maps.assign(classified=np.where(maps["correct"], "correctly", "wrongly")), []
     for keys, part in maps.groupby([*by, "classified"]):
@@ -319,10 +287,8 @@ def _means(rows, n, confidence, seed):
                 (value[i] - prior[i]) / np.where(oracle[i] > prior[i], oracle[i] - prior[i], np.nan) for i in (0, 1))
     blank = rows.groupby(cell)["blank"].mean()
     counts = {"slices": len(wide), "subjects": units["subject"].nunique(), "trainings": trainings.nunique()}
-    return pd.DataFrame([
-        {"source": source, "method": method, "layer": layer, "measure": measure,
-         **dict(zip(("value", "low", "high"), percentile_interval(value, draws, confidence))), **counts,
-         "blank": blank[source, method, layer]} for (measure, source, method, layer), (value, draws) in found.items()])
+    return pd.DataFrame([{**dict(zip(["measure", *cell], column)), **percentile_interval(value, draws, confidence),
+                          **counts, "blank": blank[column[1:]]} for column, (value, draws) in found.items()])
 
 
 def example_candidates(maps: pd.DataFrame, group: str = "SPMS", n_slices: int = 135) -> pd.DataFrame:
@@ -332,48 +298,83 @@ def example_candidates(maps: pd.DataFrame, group: str = "SPMS", n_slices: int = 
     nearest to its slices 57 to 59 of 135.
     """
     one = maps[(maps["source"] == "network") & (maps["method"] == maps["method"].iloc[0])]
-    one = one[one["layer"] == one["layer"].iloc[0]]
-    table = one.groupby(["subject", "slice", "group"], as_index=False).agg(
-        errors=("correct", lambda right: len(right) - int(right.sum())), area=("area_mm2", "max"))
+    one = one[one["layer"] == one["layer"].iloc[0]].assign(wrong=~one["correct"].astype(bool))
+    table = one.groupby(["subject", "slice", "group"], as_index=False).agg(errors=("wrong", "sum"),
+                                                                           area=("area_mm2", "max"))
     table = table.assign(small=table["area"] < 100, other=table["group"] != group,
                          distance=(table["slice"] - PUBLISHED_SLICE * n_slices / 135).abs())
     order = ["errors", "small", "other", "distance", "subject"]
     return table.sort_values(order, ignore_index=True)[["subject", "slice", "group", "errors"]]
 
 
+def choose_example(candidates: pd.DataFrame, networks: Mapping, patient_of: Callable) -> tuple:
+    """The slice that networks classify correctly together with both its neighbours: the first such of five candidates.
+
+    `candidates`: of `example_candidates`; `patient_of`: from a subject to images, (n, H, W, M), and class. Given are
+    the number of errors (if there is no such slice the smallest), the subject, the three slices, and the classes, (3,),
+    that each of the `networks` predicts.
+    """
+    best = None
+    for place in candidates.head(5).itertuples():
+        images, target = patient_of(place.subject)
+        index = np.clip(place.slice, 1, len(images) - 2) + np.array([-1, 0, 1])
+        found = {name: network.predict(images[index], verbose=0).argmax(1) for name, network in networks.items()}
+        errors = sum(int((classes != target).sum()) for classes in found.values())
+        if best is None or errors < best[0]:
+            best = errors, place.subject, index, found
+        if not errors:
+            break
+    return best
+
+
+def size_examples(maps: pd.DataFrame, cases: Iterable) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Images, lesions and brain of one slice per lesion size, the best of `example_candidates`, by rising lesion area.
+
+    `maps`: of one network; `cases`: as of `gather_slices`.
+    """
+    best = [example_candidates(part).iloc[0] for _, part in maps.groupby("size")]
+    cases = {case.subject: case for case in cases if case.subject in {place.subject for place in best}}
+    found = [(cases[place.subject], list(cases[place.subject].slices).index(place.slice)) for place in best]
+    found.sort(key=lambda one: one[0].lesions[one[1]].sum())
+    return tuple(np.stack([getattr(case, name)[row] for case, row in found]) for name in ("images", "lesions", "brain"))
+
+
+def best_layers(curves: pd.DataFrame) -> pd.DataFrame:
+    """Where maps go furthest from the location prior to the oracle, of networks' own maps in `depth_table`.
+
+    Three rows a network (``pick``): the last convolution with Grad-CAM, Grad-CAM's best layer, the best method and
+    layer of all; ``value`` is the share of the way. Layers of which more than half of the maps are blank do not count.
+    """
+    key = [*NETWORK, "method", "layer"]
+    auprc = curves.loc[curves["measure"] == "auprc", [*key, "value"]].rename(columns={"value": "auprc"})
+    way = curves[(curves["measure"] == "auprc_way") & curves["value"].notna() & (curves["blank"] <= 0.5)]
+    columns = [*NETWORK, "pick", "method", "layer", "auprc", "value", "low", "high", "trainings", "slices", "blank"]
+    picks = []
+    for (_, backbone), part in way.merge(auprc, on=key).groupby(NETWORK):
+        gradcam = part[part["method"] == "gradcam"]
+        picks += [gradcam[gradcam["layer"] == last_convolution(backbone)].assign(pick="last convolution"),
+                  gradcam.nlargest(1, "value").assign(pick="best of Grad-CAM"),
+                  part.nlargest(1, "value").assign(pick="best of all")]
+    picks = [rows for rows in picks if len(rows)]
+    return pd.concat(picks)[columns] if picks else pd.DataFrame(columns=columns)
+
+
 def kind_similarity(stored: Mapping[tuple[str, int], Mapping[str, np.ndarray]]) -> pd.DataFrame:
     """`rank_correlation` of the maps of every two networks of a backbone, slice by slice.
 
-    Parameters
-    ----------
-    stored : mapping of (kind, seed) to arrays
-        ``subject, slice, brain`` of the same slices, and maps under ``<method>|<layer>``.
-
-    Returns
-    -------
-    DataFrame
-        ``pair`` (kinds), ``trainings`` (seeds), ``method, layer, subject, slice, spearman``.
+    `stored`: by kind and seed ``subject, slice, brain`` of the same slices, and maps under ``<method>|<layer>``.
+    Columns ``pair`` (kinds), ``trainings`` (seeds), ``method, layer, subject, slice, spearman``.
     """
-    rows = []
-    for (one, a), (two, b) in combinations(stored.items(), 2):
-        for name in [name for name in a if "|" in name]:
-            method, layer = name.split("|")
-            rows.append(pd.DataFrame({
-                "pair": " and ".join(sorted([one[0], two[0]])), "trainings": f"{one[1]}/{two[1]}", "method": method,
-                "layer": layer, "subject": a["subject"], "slice": a["slice"],
-                "spearman": rank_correlation(a[name], b[name], a["brain"])}))
-    return pd.concat(rows, ignore_index=True)
+    return pd.concat([pd.DataFrame({
+        "pair": " and ".join(sorted([one[0], two[0]])), "trainings": f"{one[1]}/{two[1]}",
+        **dict(zip(("method", "layer"), name.split("|"))), "subject": a["subject"], "slice": a["slice"],
+        "spearman": rank_correlation(a[name], b[name], a["brain"])})
+        for (one, a), (two, b) in combinations(stored.items(), 2) for name in a if "|" in name], ignore_index=True)
 
 
-def similarity_table(table: pd.DataFrame, by: Sequence[str], trainings: str, n: int, confidence: float,
-                     seed: int) -> pd.DataFrame:
+def similarity_table(table: pd.DataFrame, by: Sequence[str], trainings: str, **draws) -> pd.DataFrame:
     """Mean rank correlation with its interval over subjects and the column `trainings`: `by`, ``value, low, high``."""
-    rows = []
-    for keys, part in table.groupby(list(by)):
-        means, resampled = bootstrap_means(part[["spearman"]], part["subject"], part[trainings], n, seed)
-        interval = percentile_interval(means[0], resampled[:, 0], confidence)
-        rows.append(dict(zip(by, keys)) | dict(zip(("value", "low", "high"), interval)))
-    return pd.DataFrame(rows)
+    return mean_by(table, by, ["spearman"], trainings, **draws)[[*by, "value", "low", "high"]]
 
 
 def randomisation_summary(table: pd.DataFrame, **draws) -> pd.DataFrame:
@@ -398,9 +399,9 @@ def randomisation_summary(table: pd.DataFrame, **draws) -> pd.DataFrame:
 
 
 def _published(maps):
-    """Tables of Grad-CAM in blocks 4 and 5 of every network's own maps, by kind and backbone."""
+    """Rows of Grad-CAM in blocks 4 and 5, the networks' own maps of correctly classified slices."""
     rows = maps[(maps["source"] == "network") & (maps["method"] == "gradcam") & maps["correct"]]
-    return rows[~rows["layer"].str.startswith("block3")].groupby(NETWORK)
+    return rows[~rows["layer"].str.startswith("block3")]
 
 
 def subject_means(part: pd.DataFrame, measure: str) -> pd.DataFrame:
@@ -422,8 +423,8 @@ def compromise(part: pd.DataFrame, last: str) -> tuple[str, pd.Series]:
     """Is the last convolution a better compromise than its strongest rival, which other subjects have chosen?
 
     Subjects are divided in halves (every second of each group): the rival is the other layer with the smallest mean
-    rank sum in the first half; the difference is tested on the second. Given are the rival's name and, for every
-    subject of the second half, its rank sum minus that of the last convolution: above 0 the last convolution is better.
+    rank sum in the first half. Given are its name and, for every subject of the second half, its rank sum minus that of
+    the last convolution: above 0 the last convolution is better.
     """
     sums = rank_sums(part)
     groups = part.groupby("subject")["group"].first()[sums.index]
@@ -444,8 +445,7 @@ def sign_test(values: pd.Series, **draws) -> dict:
     row = {"statistic": "mean", **mean, "border": 0.0}
     if np.isnan(mean["low"]) and len(values) >= MIN_SUBJECTS and (values != 0).any():
         share = proportion_interval(above, len(values), draws.get("confidence", 0.95))
-        row = {"statistic": "share above 0", "value": share.estimate, "low": share.low, "high": share.high,
-               "border": 0.5}
+        row = {"statistic": "share above 0", **share, "border": 0.5}
     return row | {"mean": mean["value"], "above": above, "subjects": len(values)}
 
 
@@ -453,13 +453,13 @@ def depth_tests(maps: pd.DataFrame, **draws) -> pd.DataFrame:
     """Tests of what the publication says of depth: ``kind, backbone, test, layer, rank`` and columns of `sign_test`.
 
     ``spread with depth`` and ``auprc with depth``: rank correlation of depth with the measure, mean over subjects.
-    ``last convolution over rival``: rank sum of the rival minus that of the last convolution (`compromise`); ``layer``
-    is the rival, ``rank`` that of the last convolution among all layers. ``hard layer minus last``: AUPRC at
-    `HARD_LAYER` minus that at the last convolution, over slices. Without lesion masks the first is the only one.
+    ``last convolution over rival``: see `compromise`; ``layer`` is the rival, ``rank`` that of the last convolution
+    among all layers. ``hard layer minus last``: AUPRC at `HARD_LAYER` minus that at the last convolution, over slices.
+    Without lesion masks the first is the only one.
     """
     rows, masked = [], maps["auprc"].notna().any()
-    for (kind, backbone), part in _published(maps):
-        network = {"kind": kind, "backbone": backbone}
+    for network, part in _published(maps).groupby(NETWORK):
+        backbone, network = network[1], dict(zip(NETWORK, network))
         for test, measure in (("spread with depth", "half_heat_share"), ("auprc with depth", "auprc"))[: 1 + masked]:
             means = subject_means(part, measure)
             depth = pd.Series(range(means.shape[1]), means.columns, float)
@@ -487,20 +487,17 @@ def percentile_comparison(maps: pd.DataFrame, **draws) -> pd.DataFrame:
     """Is the 95th percentile of Grad-CAM higher in SPMS than in RRMS, per network and layer?
 
     ``value, low, high``: probability that an SPMS patient exceeds an RRMS one (no limits below five patients a group);
-    ``p`` (one-sided Mann-Whitney), ``p_holm`` over all rows, ``n_more``, ``n_less``; empty if a group is absent. The
-    percentile of a blank map is 0.
+    ``p`` (one-sided Mann-Whitney), ``p_holm`` over all rows, ``n_a`` SPMS and ``n_b`` RRMS patients; empty if a group
+    is absent. The percentile of a blank map is 0.
     """
+    keys, maps = [*NETWORK, "layer"], _published(maps)
+    maps = maps.assign(q95=maps["q95"].where(~maps["blank"].astype(bool), 0.0))
     rows = []
-    for (kind, backbone), part in _published(maps):
-        part = part.assign(q95=part["q95"].where(~part["blank"].astype(bool), 0.0))
-        for layer, one in part.groupby(["layer", "subject", "group"], as_index=False)["q95"].mean().groupby("layer"):
-            more, less = (one.loc[one["group"] == group, "q95"] for group in ("SPMS", "RRMS"))
-            if len(more) and len(less):
-                found = compare_groups(more, less, **draws)
-                rows.append({"kind": kind, "backbone": backbone, "layer": layer, "value": found.auc.estimate,
-                             "low": found.auc.low, "high": found.auc.high, "p": found.p_value, "n_more": found.n_a,
-                             "n_less": found.n_b})
-    table = pd.DataFrame(rows, columns=[*NETWORK, "layer", "value", "low", "high", "p", "n_more", "n_less"])
+    for key, part in maps.groupby([*keys, "subject", "group"])["q95"].mean().reset_index().groupby(keys):
+        more, less = (part.loc[part["group"] == group, "q95"] for group in ("SPMS", "RRMS"))
+        if len(more) and len(less):
+            rows.append({**dict(zip(keys, key)), **compare_groups(more, less, **draws)})
+    table = pd.DataFrame(rows, columns=[*keys, "value", "low", "high", "p", "n_a", "n_b"])
     return table.assign(p_holm=adjust_p_values(table["p"]) if len(table) else [])
 
 
@@ -508,16 +505,14 @@ def lobe_table(maps: pd.DataFrame, **draws) -> pd.DataFrame:
     """Share of Grad-CAM's sum at the last convolution per network, group and lobe, with intervals.
 
     ``brain``, the lobe's share of the brain: a uniform map's value; ``exceeds_others``: the interval lies above those
-    of all other groups.
+    of all other groups. Empty where `measure_layers` knew no lobes.
     """
-    keys, rows = [*NETWORK, "group", "lobe"], []
-    for (kind, backbone), part in _published(maps) if "brain frontal" in maps else ():
-        part = part[part["brain frontal"].notna()]
-        for group, one in part[part["layer"] == last_convolution(backbone)].groupby("group"):
-            rows += [{"kind": kind, "backbone": backbone, "group": group, "lobe": lobe,
-                      **mean_interval(one[f"lobe {lobe}"], one["subject"], **draws),
-                      "brain": one[f"brain {lobe}"].mean()} for lobe in LOBES]
-    table = pd.DataFrame(rows, columns=[*keys, "value", "low", "high", "brain"])
+    keys, names = [*NETWORK, "group", "lobe"], [f"{of} {lobe}" for of in ("lobe", "brain") for lobe in LOBES]
+    own = _published(maps.reindex(columns=list(dict.fromkeys([*maps, *names])))).dropna(subset=names[-1:])
+    own = own[own["layer"] == own["backbone"].map(last_convolution)]
+    long = pd.concat([own.assign(lobe=lobe, share=own[f"lobe {lobe}"], brain=own[f"brain {lobe}"]) for lobe in LOBES])
+    long = long.sort_values(keys[:3], kind="stable")
+    table = mean_by(long, keys, ["share"], **draws).join(long.groupby(keys)["brain"].mean(), on=keys)
     others = table.merge(table, on=[*NETWORK, "lobe"], suffixes=("", "_other")).query("group != group_other")
     within = others[~(others["high_other"] < others["low"])]
     return table.assign(exceeds_others=~table.set_index(keys).index.isin(within.set_index(keys).index))

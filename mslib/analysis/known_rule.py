@@ -1,7 +1,7 @@
-"""What attribution methods say of networks with a known decision rule: maps, layers, the shortcut.
+"""What attribution methods and relevance say of networks with a known decision rule: sequence, layer, shortcut.
 
-Parameters that functions share are those of `mslib.analysis.attribution`. Tables of several networks have the column
-``experiment``; that of a network in which a sequence decides is called like the sequence.
+Shared parameters are those of `mslib.analysis.attribution`. Tables of several networks have the column ``experiment``;
+that of a network in which a sequence decides is called like the sequence.
 """
 
 from __future__ import annotations
@@ -13,12 +13,21 @@ import numpy as np
 import pandas as pd
 
 from mslib.explain import attribute, covered, layer_cams, postprocess
-from mslib.measure import MIN_SUBJECTS, feature_importance_score, mean_interval, share_inside
+from mslib.measure import MIN_SUBJECTS, feature_importance_score, mean_by, mean_interval, share_inside
 from mslib.nets import SliceSet, predict
-from mslib.nets.known_rule import SHORTCUT, SHORTCUT_AGREEMENT, Experiment, Marked, draw_marks, shortcut_mask
+from mslib.nets.known_rule import (
+    ROLES,
+    SHORTCUT,
+    SHORTCUT_AGREEMENT,
+    Experiment,
+    Marked,
+    draw_marks,
+    roles,
+    shortcut_mask,
+)
 
 from .attribution import JOINT, LRP, Explained, feature_groups
-from .relevance import margin
+from .relevance import mean_shares, shares_of
 
 #: Cues of the network with a shortcut: the corner shows the class, or the opposite.
 CORNER, REVERSED = "corner", "corner, reversed"
@@ -31,13 +40,16 @@ def explained_marks(marked: Marked, pixel_mm: float, few: np.ndarray | None = No
                      table["subject"].to_numpy(dtype=str), pixel_mm, few)
 
 
-def accuracy_by_cue(model: keras.Model, experiment: Experiment, slices: SliceSet, sequences: Sequence[str],
-                    pixel_mm: float, mark_seed: int, **draws) -> pd.DataFrame:
-    """Accuracy where one sequence alone shows the class and the others by chance: which one does the network use?
+# --- which cue does the network use? -----------------------------------------------------------------------------
+
+
+def answers_to_cues(model: keras.Model, experiment: Experiment, slices: SliceSet, sequences: Sequence[str],
+                    pixel_mm: float, mark_seed: int) -> pd.DataFrame:
+    """Slices where one sequence alone shows the class and the others by chance: which one does the network use?
 
     With the shortcut: where the corner shows the class, and where it shows the opposite. `slices` are of people whom
-    the network has not seen, without marks; `mark_seed` is that of places and stripes of the marks. ``experiment``,
-    ``cue`` (a sequence, `CORNER` or `REVERSED`), ``value, low, high, slices, subjects``.
+    the network has not seen, without marks; `mark_seed` is that of places and stripes of the marks. One row per slice:
+    ``experiment, cue`` (a sequence, `CORNER` or `REVERSED`), ``subject, correct``.
     """
     if experiment.shortcut:
         sets = {cue: draw_marks(slices, experiment.decisive, pixel_mm, mark_seed, SHORTCUT_AGREEMENT, shortcut=shown)
@@ -45,13 +57,15 @@ def accuracy_by_cue(model: keras.Model, experiment: Experiment, slices: SliceSet
     else:
         sets = {sequence: draw_marks(slices, number, pixel_mm, mark_seed + number, (1.0, 0.5, 0.5))
                 for number, sequence in enumerate(sequences)}
-    rows = []
-    for cue, marked in sets.items():
-        table = marked.slices.table
-        correct = predict(model, marked.slices).argmax(1) == table["target"].to_numpy()
-        rows.append({"experiment": experiment.name, "cue": cue, **mean_interval(correct, table["subject"], **draws),
-                     "slices": len(table), "subjects": table["subject"].nunique()})
-    return pd.DataFrame(rows)
+    return pd.concat([pd.DataFrame({
+        "experiment": experiment.name, "cue": cue, "subject": marked.slices.table["subject"],
+        "correct": predict(model, marked.slices).argmax(1) == marked.slices.table["target"]})
+        for cue, marked in sets.items()], ignore_index=True)
+
+
+def accuracy_by_cue(answers: pd.DataFrame, **draws) -> pd.DataFrame:
+    """Share of correct answers: ``experiment, cue, value, low, high, slices, subjects``."""
+    return mean_by(answers, ["experiment", "cue"], ["correct"], **draws).drop(columns="measure")
 
 
 def learnt_shortcut(use: pd.DataFrame) -> bool:
@@ -67,20 +81,49 @@ def learnt_rules(use: pd.DataFrame) -> list[str]:
     return list(own.loc[own["low"].fillna(own["value"]) > 0.5, "experiment"])
 
 
-def decisive_share(scores: pd.DataFrame, sequences: Sequence[str], experiments: Sequence[str], **draws) -> pd.DataFrame:
-    """Which methods give the decisive sequence more positive attribution than the next one, network by network?
+# --- do maps find the decisive sequence? -------------------------------------------------------------------------
 
-    `scores`: from `mslib.analysis.attribution.score_maps`, of slices that are classified correctly. ``method,
-    experiment, decisive`` (mean share of the decisive sequence), ``value, low, high`` of
-    `mslib.analysis.relevance.margin`; methods with one map for all sequences are left out.
+
+def known_rule_shares(shares: pd.DataFrame, sequences: Sequence[str], **draws) -> pd.DataFrame:
+    """`mslib.analysis.relevance.mean_shares` by ``experiment`` and ``rule``, with the ``role`` of every sequence.
+
+    `shares`: rows of `mslib.analysis.relevance.slice_shares` with marks; roles are those of
+    `mslib.nets.known_rule.ROLES`.
+    """
+    role = {(sequences[decisive], sequences[m]): name for decisive in range(len(sequences))
+            for name, m in zip(ROLES, roles(decisive, len(sequences)))}
+    found = mean_shares(shares, ["experiment", "rule"], sequences, **draws)
+    return found.assign(role=[role[pair] for pair in zip(found["experiment"], found["modality"])])
+
+
+def margin(shares: np.ndarray, decisive: int) -> np.ndarray:
+    """Share of the decisive sequence minus that of the next one (the largest other mean), slice by slice.
+
+    `shares`: (N, M), percent or not; the result, (N,), is above 0 on average where the decisive one comes first.
+    """
+    others = np.delete(shares, decisive, 1)
+    means = np.where(np.isnan(others).all(0), -np.inf, np.nansum(others, 0) / (~np.isnan(others)).sum(0).clip(1))
+    return shares[:, decisive] - others[:, means.argmax()]
+
+
+def decisive_margins(shares: pd.DataFrame, by: str, kind: str, sequences: Sequence[str], **draws) -> pd.DataFrame:
+    """How far does the decisive sequence stand above the next one, by ``method`` or ``rule`` (`by`) and network?
+
+    `shares`: correctly classified slices, of methods from `mslib.analysis.attribution.score_maps` (`kind`: ``share``),
+    of rules from `mslib.analysis.relevance.slice_shares` (`kind`: of `KINDS` there, or `LIFT`). `by`, ``experiment,
+    kind, decisive`` (mean share of the decisive sequence), ``value, low, high`` (`margin`); methods with one map for
+    all sequences are left out.
     """
     rows = []
-    known = scores[scores["experiment"].isin(experiments)].dropna(subset=[f"share_{sequences[0]}"])
-    for (method, experiment), part in known.groupby(["method", "experiment"], sort=False):
-        shares, own = part[[f"share_{name}" for name in sequences]].to_numpy(), list(sequences).index(experiment)
-        rows.append({"method": method, "experiment": experiment, "decisive": shares[:, own].mean(),
-                     **mean_interval(margin(shares, own), part["subject"], **draws)})
-    return pd.DataFrame(rows, columns=["method", "experiment", "decisive", "value", "low", "high"])
+    for (name, experiment), part in shares.groupby([by, "experiment"], sort=False):
+        values, own = np.stack([shares_of(part, kind, one) for one in sequences], 1), sequences.index(experiment)
+        if not np.isnan(values).all():
+            rows.append({by: name, "experiment": experiment, "kind": kind, "decisive": np.nanmean(values[:, own]),
+                         **mean_interval(margin(values, own), part["subject"], **draws)})
+    return pd.DataFrame(rows, columns=[by, "experiment", "kind", "decisive", "value", "low", "high"])
+
+
+# --- Grad-CAM at earlier layers ----------------------------------------------------------------------------------
 
 
 def layer_scores(model: keras.Model, explained: Explained, importance) -> pd.DataFrame:
@@ -106,12 +149,10 @@ def layer_scores(model: keras.Model, explained: Explained, importance) -> pd.Dat
 
 
 def layer_curves(scores: pd.DataFrame, **draws) -> pd.DataFrame:
-    """Mean of `layer_scores` by network, method and layer with its interval; ``blank``: how many maps are."""
-    return pd.DataFrame([
-        {"experiment": experiment, "method": method, "layer": layer, "measure": "msfi",
-         **mean_interval(part["msfi"], part["subject"], **draws), "chance": part["chance"].mean(),
-         "blank": int(part["blank"].sum())}
-        for (experiment, method, layer), part in scores.groupby(["experiment", "method", "layer"], sort=False)])
+    """Mean of `layer_scores` by network, method and layer with its interval; ``blank``: share of blank maps."""
+    by = ["experiment", "method", "layer"]
+    beside = scores.groupby(by)[["chance", "blank"]].mean()
+    return mean_by(scores, by, ["msfi"], **draws).join(beside, on=by)
 
 
 def layer_gain(scores: pd.DataFrame, **draws) -> pd.DataFrame:
@@ -134,30 +175,41 @@ def layer_gain(scores: pd.DataFrame, **draws) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def shortcut_table(maps: Mapping[str, np.ndarray], explained: Explained, corner, superpixels: int,
-                   **draws) -> pd.DataFrame:
+# --- do maps expose the shortcut? --------------------------------------------------------------------------------
+
+
+def shortcut_shares(maps: Mapping[str, np.ndarray], explained: Explained, corner, superpixels: int) -> pd.DataFrame:
     """Share of every map's positive attribution that lies on the shortcut, of slices that show it.
 
-    `corner`, bool (N,): which slices show the shortcut; `superpixels` as the maps were made with. By method:
-    ``covered`` (it can give a value on the shortcut at all), ``value, low, high`` (NaN where it cannot), ``chance``
-    (the shortcut's share of the picture), ``blank`` (maps without positive attribution), ``slices`` and ``subjects``
-    that show it, ``exposed``: the share is surely above chance (missing: not to be tested).
+    `corner`, bool (N,): which do; `superpixels` as the maps were made with. One row per method and slice: ``method,
+    image, subject, shown`` (by the slice), ``covered`` (the method can give a value there at all), ``share`` (NaN where
+    either is not so, and of blank maps), ``chance`` (the shortcut's share of the picture).
     """
     square, few = shortcut_mask(explained.images.shape[1:3], explained.pixel_mm), explained.at(explained.rows())
     groups, shared = feature_groups(few.images, few.brain, superpixels)
-    chance, rows = square.mean(), []
+    tables = []
     for method, raw in maps.items():
-        index = explained.rows(method)
-        shown, part = corner[index], explained.at(index[corner[index]])
-        subjects, heat = len(set(part.subjects)), np.maximum(raw[shown], 0).sum(-1)
-        total = heat.sum((1, 2))
+        rows, heat = explained.rows(method), np.maximum(raw, 0).sum(-1)
         seen = method.startswith(LRP) or bool(
             covered(method, shared if method in JOINT else groups)[..., square, :].any())
-        share = np.divide(heat[:, square].sum(1), total, out=np.full(len(heat), np.nan), where=(total > 0) & seen)
-        found = mean_interval(share, part.subjects, **draws)
-        testable = subjects >= MIN_SUBJECTS and not np.isnan(found["value"])
-        low = found["value"] if np.isnan(found["low"]) else found["low"]  # all slices alike
-        exposed = bool(low > chance * (1 + 1e-6)) if testable else pd.NA
-        rows.append({"method": method, "covered": seen, **found, "chance": chance, "blank": int((total <= 0).sum()),
-                     "slices": len(heat), "subjects": subjects, "exposed": exposed})
-    return pd.DataFrame(rows).astype({"exposed": "boolean"})
+        total, shown = heat.sum((1, 2)), corner[rows]
+        share = np.divide(heat[:, square].sum(1), total, out=np.full(len(heat), np.nan),
+                          where=(total > 0) & shown & seen)
+        tables.append(pd.DataFrame({"method": method, "image": rows, "subject": explained.subjects[rows],
+                                    "shown": shown, "covered": seen, "share": share, "chance": square.mean()}))
+    return pd.concat(tables, ignore_index=True)
+
+
+def shortcut_table(shares: pd.DataFrame, **draws) -> pd.DataFrame:
+    """Which methods expose the shortcut? Mean of `shortcut_shares` by ``method``.
+
+    ``covered, value, low, high, chance, slices`` (that show it), ``subjects, exposed``: the share is surely above
+    chance; missing where that cannot be tested (not covered, or fewer than `mslib.measure.MIN_SUBJECTS` subjects have a
+    share).
+    """
+    found = mean_by(shares, ["method"], ["share"], **draws).drop(columns="measure").set_index("method")
+    by_method = shares.groupby("method", sort=False)
+    found = found.assign(covered=by_method["covered"].first(), chance=by_method["chance"].first())
+    low = found["low"].fillna(found["value"])  # all slices alike
+    exposed = (low > found["chance"] * (1 + 1e-6)).astype("boolean").where(found["subjects"] >= MIN_SUBJECTS)
+    return found.assign(exposed=exposed, slices=by_method["shown"].sum()).reset_index()

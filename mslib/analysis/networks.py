@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
-from mslib.measure import ClassificationReport, bootstrap_means, classification_report, percentile_interval
+from mslib.measure import ClassificationReport, classification_report, mean_by
 
 #: What readers see for each protocol: kinds of network (`mslib.nets.KINDS`) on their test part, on the independent
 #: cohort and with permuted labels; last layers alone over folds.
@@ -79,7 +79,7 @@ def accuracy_table(tables: Mapping[tuple[str, str, int], pd.DataFrame], groups: 
     parts = []
     for (backbone, protocol, seed), table in tables.items():
         chance = {"slice": largest(table), "subject": largest(table.drop_duplicates("subject"))}
-        rows = evaluate(table, groups, **draws).measures.rename(columns={"estimate": "value"})
+        rows = evaluate(table, groups, **draws).measures
         rows = rows if "slice" in table else rows[rows["level"] == "subject"]
         chance = rows["level"].map(chance).where(rows["measure"] == "accuracy")
         rows = rows.assign(backbone=backbone, protocol=protocol, seed=seed, title=TITLES[protocol], chance=chance)
@@ -118,38 +118,27 @@ def attainable_predictions(predictions: pd.DataFrame,
                    {kind: "test", INDEPENDENT[kind]: "independent"})
 
 
-def psychometric_table(predictions: pd.DataFrame, n: int = 2000, confidence: float = 0.95,
-                       seed: int = 0) -> pd.DataFrame:
+def psychometric_table(predictions: pd.DataFrame, **draws) -> pd.DataFrame:
     """Accuracy of ``cause`` networks on unseen people's slices over the lesion area, and on lesion-free slices.
 
-    Parameters
-    ----------
-    predictions : DataFrame
-        ``backbone, kind, seed, subject, part, target, lesion_mm2, logit_lesion-free, logit_lesions``.
-    n, confidence, seed
-        Of the intervals, over subjects and trainings (`mslib.measure.bootstrap_means`).
-
-    Returns
-    -------
-    DataFrame
-        ``backbone, lesions, mm2, value, low, high, n``: one row per range of areas (``20-50``; ``mm2`` is their
-        median), ``lesion-free``, and ``100 or more``. n counts slices.
+    `predictions`: ``backbone, kind, seed, subject, part, target, lesion_mm2, logit_lesion-free, logit_lesions``;
+    `draws`: n, confidence, seed of the intervals, over subjects and trainings. ``backbone, lesions, mm2, value, low,
+    high, n`` (slices): a row per range of areas (``20-50``; ``mm2`` is their median), ``lesion-free``, and ``100 or
+    more``.
     """
-    table, rows = predictions[(predictions["kind"] == "cause") & (predictions["part"] == "test")], []
-    right = (table["logit_lesions"] > table["logit_lesion-free"]) == (table["target"] == 1)
-    shown = table["target"] == 1
-    areas = table["lesion_mm2"]
+    table = predictions[(predictions["kind"] == "cause") & (predictions["part"] == "test")]
+    shown, areas = table["target"] == 1, table["lesion_mm2"]
+    table = table.assign(correct=(table["logit_lesions"] > table["logit_lesion-free"]) == shown)
     ranges = {f"{low:g}-{high:g}" if np.isfinite(high) else f"{low:g} or more": shown & (areas >= low) & (areas < high)
               for low, high in pairwise(LESION_MM2)}
-    for name, chosen in {LESION_FREE: ~shown, **ranges, "100 or more": shown & (areas >= 100)}.items():
-        for backbone, part in table[chosen].groupby("backbone"):
-            means, drawn = bootstrap_means(right[part.index].to_numpy(float)[:, None], part["subject"], part["seed"], n,
-                                           seed)
-            limits = percentile_interval(means[0], drawn[:, 0], confidence)
-            rows.append({"backbone": backbone, "lesions": name,
-                         "mm2": 0.0 if name == LESION_FREE else float(part["lesion_mm2"].median()), "value": means[0],
-                         "low": limits.low, "high": limits.high, "n": len(part) // part["seed"].nunique()})
-    return pd.DataFrame(rows)
+    chosen = {LESION_FREE: ~shown, **ranges, "100 or more": shown & (areas >= 100)}
+    table = pd.concat([table[rows].assign(lesions=name) for name, rows in chosen.items()])
+    by = ["lesions", "backbone"]
+    beside = table.groupby(by).agg(mm2=("lesion_mm2", "median"), n=("subject", "size"), trainings=("seed", "nunique"))
+    found = mean_by(table, by, ["correct"], "seed", **draws).join(beside, on=by)
+    found["mm2"] = found["mm2"].where(found["lesions"] != LESION_FREE, 0.0)
+    found["n"] //= found["trainings"]
+    return found[["backbone", "lesions", "mm2", "value", "low", "high", "n"]]
 
 
 def kept_epochs(history: pd.DataFrame) -> pd.DataFrame:

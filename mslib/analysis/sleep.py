@@ -2,13 +2,13 @@
 
 `predictions` are those of `mslib.sleep.staging.prediction_table`; tables of `fold_relevance`, `fold_ablation` and
 `fold_methods` are taken from all folds, with ``fold``. There stages are indices into `STAGES`, elsewhere names.
-``value, low, high`` are means over subjects with bootstrap intervals (``**draws``: ``n, confidence, seed`` of
-`mslib.measure.mean_interval`). `sizes` are those of `mslib.sleep.Effects`; empty for real nights.
+``value, low, high`` are means over subjects with bootstrap intervals (``**draws``: n, confidence, seed). `sizes` are
+those of `mslib.sleep.Effects`; empty for real nights.
 """
 
 from __future__ import annotations
 
-from itertools import permutations, product
+from itertools import permutations
 
 import keras
 import numpy as np
@@ -19,7 +19,14 @@ from scipy.stats import nct
 from scipy.stats import t as student
 
 from mslib.explain import attribute, lrp, relevance_shares
-from mslib.measure import adjust_p_values, mean_interval, mixed_effects
+from mslib.measure import (
+    adjust_p_values,
+    mean_by,
+    mean_interval,
+    mixed_effects,
+    percentile_interval,
+    resample_counts,
+)
 from mslib.sleep import MODALITIES, STAGES, EpochSet, band_features, modality_information
 
 #: Published variants of the rule (Ellis et al. 2021) that the study's own is compared with: composite, parameters.
@@ -75,18 +82,19 @@ def fold_relevance(model: keras.Model, epochs: EpochSet, predictions: pd.DataFra
     """Shares of the modalities in the relevance for the predicted stage, by the study's rule and its variants.
 
     Of every recording and stage `explained` epochs for the rule, `compared` of these for every variant. One row per
-    epoch and rule: ``recording, subject, epoch, onset, stage, predicted, correct, weight`` (see `draw_by_stage`),
-    ``rule, absolute_EEG ... positive_EMG`` in percent.
+    epoch and rule: ``recording, subject, epoch, stage, predicted, correct, weight`` (see `draw_by_stage`), ``rule,
+    absolute_EEG ... positive_EMG`` in percent.
     """
-    described = predictions[["recording", "subject", "epoch", "onset", "stage", "predicted"]]
+    described = predictions[["recording", "subject", "epoch", "stage", "predicted"]]
     drawn = draw_by_stage(described.assign(correct=described["stage"] == described["predicted"]), explained, seed)
     few, tables = draw_by_stage(drawn, compared, seed), []
     for name, (composite, parameters) in ({rule: (rule, {})} | VARIANTS).items():
         chosen = drawn if name == rule else few
-        shares = relevance_shares(lrp(model, epochs.batch(chosen["epoch"]), chosen["predicted"].to_numpy(), composite,
-                                      batch_size=64, **parameters))
-        tables.append(chosen.assign(rule=name, **{f"{kind}_{modality}": share for kind in KINDS
-                                                  for modality, share in zip(MODALITIES, shares[kind].T)}))
+        relevance = lrp(model, epochs.batch(chosen["epoch"]), chosen["predicted"].to_numpy(), composite, batch_size=64,
+                        **parameters)
+        shares = {f"{kind}_{modality}": share for kind, of_kind in relevance_shares(relevance).items()
+                  for modality, share in zip(MODALITIES, of_kind.T)}
+        tables.append(chosen.assign(rule=name, **shares))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -117,18 +125,15 @@ def fold_methods(model: keras.Model, epochs: EpochSet, predictions: pd.DataFrame
     `steps` are those of integrated gradients. Columns ``recording, subject, epoch, stage, method, EEG, EOG, EMG``,
     percent of the summed sizes.
     """
-    rng = np.random.default_rng([seed, 37])
     few = predictions.loc[predictions["stage"] == predictions["predicted"], ["recording", "subject", "epoch", "stage"]]
-    if few.empty:
-        return few.assign(method="", **dict.fromkeys(MODALITIES, 0.0))
-    few = few.iloc[np.sort(np.concatenate([rng.permutation(rows)[:per_stage]
-                                           for rows in few.groupby("stage").indices.values()]))]
-    tables = []
-    for method in METHODS:
+    rng, stages = np.random.default_rng([seed, 37]), few.groupby("stage").indices.values()
+    few = few.iloc[sorted(row for rows in stages for row in rng.permutation(rows)[:per_stage])]
+    tables = [few[:0].assign(method="", **dict.fromkeys(MODALITIES, 0.0))]
+    for method in METHODS if len(few) else ():
         more = {"steps": steps} if method == "integrated_gradients" else {}
         maps = attribute(method, model, epochs.batch(few["epoch"]), few["stage"].to_numpy(), **more)
         tables.append(few.assign(method=method, **dict(zip(MODALITIES, relevance_shares(maps)["absolute"].T))))
-    return pd.concat(tables, ignore_index=True)
+    return pd.concat(tables[len(few) > 0:], ignore_index=True)
 
 
 # --- all folds ---------------------------------------------------------------------------------------------------
@@ -154,12 +159,12 @@ def typical_epochs(predictions: pd.DataFrame, recording: str) -> pd.DataFrame:
     """
     certainty = softmax(predictions[[f"logit_{stage}" for stage in STAGES]].to_numpy(), axis=1).max(axis=1)
     correct = predictions.assign(probability=certainty)[predictions["stage"] == predictions["predicted"]]
-    rows = []
+    rows = [correct[:0]]
     for _, part in correct.sort_values("probability", kind="stable").groupby("stage"):
         here = part[part["recording"] == recording]
         ranked = here if len(here) else part
         rows.append(ranked.iloc[[(len(ranked) - 1) // 2]])
-    return pd.concat(rows, ignore_index=True) if rows else correct
+    return pd.concat(rows, ignore_index=True)
 
 
 def subject_shares(relevance: pd.DataFrame) -> pd.DataFrame:
@@ -181,13 +186,10 @@ def subject_shares(relevance: pd.DataFrame) -> pd.DataFrame:
 
 def share_summary(table: pd.DataFrame, keys=("rule", "kind", "correct", "stage"), **draws) -> pd.DataFrame:
     """Mean over subjects of their mean share: `keys`, ``modality, value, low, high, subjects, n`` (epochs)."""
-    rows = []
-    for key, part in table.groupby(list(keys), sort=False):
-        means = part.groupby("subject")[list(MODALITIES)].mean()
-        n = int(part["n"].sum()) if "n" in part else len(part)
-        rows += [dict(zip(keys, key)) | {"modality": modality, **mean_interval(means[modality], means.index, **draws),
-                                         "subjects": len(means), "n": n} for modality in MODALITIES]
-    return pd.DataFrame(rows)
+    by, names = table.assign(n=table.get("n", 1)).groupby([*keys, "subject"], sort=False), list(MODALITIES)
+    sizes = by["n"].sum().groupby(list(keys)).sum()
+    means = mean_by(by[names].mean().reset_index(), keys, names, **draws).drop(columns="slices")
+    return means.rename(columns={"measure": "modality"}).join(sizes, on=list(keys))
 
 
 def share_differences(subjects: pd.DataFrame, information: pd.DataFrame, **draws) -> pd.DataFrame:
@@ -217,37 +219,32 @@ def matched(table: pd.DataFrame, seed: int) -> pd.DataFrame:
     return table.iloc[np.sort(np.concatenate(chosen))] if chosen else table
 
 
-def _spread(subjects: pd.DataFrame) -> float:
-    """SD over folds (percentage points) of a modality's mean share, averaged over stages and modalities."""
-    means = subjects.groupby(["stage", "fold"])[list(MODALITIES)].mean()
-    return float(means.groupby("stage").std(ddof=1).mean(axis=None))
-
-
 def consistency(relevance: pd.DataFrame, rule: str, n: int = 2000, confidence: float = 0.95,
                 seed: int = 0) -> pd.DataFrame:
     """How much more the shares differ from fold to fold where the network is wrong than where it is correct.
 
-    Correct and wrong epochs are `matched`: means of fewer epochs scatter more, and would make wrong ones look less
-    consistent than they are. In the bootstrap, of at most 500 draws, subjects are drawn anew within their folds.
-    One row: ``correct, wrong`` (SD over folds in percentage points, mean over stages and modalities), ``value`` (wrong
-    less correct) with ``low, high``, ``epochs`` of each kind, ``subjects``. NaN with fewer than two folds that have
-    both kinds.
+    Correct and wrong epochs are `matched`, because means of fewer epochs scatter more; subjects are drawn anew within
+    their folds. One row: ``correct, wrong`` (SD over folds in percentage points, mean over stages and modalities),
+    ``value`` (wrong less correct) with ``low, high``, ``epochs`` of each kind, ``subjects``. NaN with fewer than two
+    folds that have both kinds.
     """
     shares = subject_shares(matched(relevance[relevance["rule"] == rule], seed))
     shares = shares[(shares["kind"] == "absolute") & (shares["stage"] != OVERALL)]
-    sides = [shares[shares["correct"] == correct].reset_index(drop=True) for correct in (True, False)]
-    rng, draws = np.random.default_rng([seed, 41]), []
-    groups = [people["subject"].unique() for _, people in sides[0].groupby("fold")]
-    rows = [side.groupby("subject").indices for side in sides]
-    for _ in range(min(500, n) if len(groups) > 1 else 0):
-        names = np.concatenate([rng.choice(group, len(group)) for group in groups])
-        correct, wrong = (_spread(side.iloc[np.concatenate([of[name] for name in names])])
-                          for side, of in zip(sides, rows))
-        draws.append(wrong - correct)
-    correct, wrong = map(_spread, sides)
-    low, high = np.nanquantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2]) if draws else (np.nan, np.nan)
-    return pd.DataFrame([{"correct": correct, "wrong": wrong, "value": wrong - correct, "low": low, "high": high,
-                          "epochs": int(sides[0]["n"].sum()), "subjects": sides[0]["subject"].nunique()}])
+    fold = shares.groupby("subject")["fold"].first()
+    counts = np.vstack([np.ones((1, len(fold)), int), resample_counts(fold.to_numpy(), n, seed)])  # first: the data
+
+    def spread(side):
+        wide = shares[shares["correct"] == side].pivot_table(list(MODALITIES), "subject", "stage").reindex(fold.index)
+        values, known, means = wide.fillna(0).to_numpy(), wide.notna().to_numpy(int), []
+        for own in (fold == name for name in fold.unique()):
+            with np.errstate(invalid="ignore"):
+                means.append((counts[:, own] @ values[own]) / (counts[:, own] @ known[own]))
+        return np.ma.masked_invalid(means).std(axis=0, ddof=1).mean(axis=1).filled(np.nan)
+
+    correct, wrong = spread(True), spread(False)
+    return pd.DataFrame([{"correct": correct[0], "wrong": wrong[0],
+                          **percentile_interval(wrong[0] - correct[0], (wrong - correct)[1:], confidence),
+                          "epochs": int(shares.loc[shares["correct"], "n"].sum()), "subjects": len(fold)}])
 
 
 def information(epochs: EpochSet, rate: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame, np.ndarray]:
@@ -257,10 +254,9 @@ def information(epochs: EpochSet, rate: float, seed: int) -> tuple[pd.DataFrame,
     recording and stage; their `mslib.sleep.band_features`, (N, M, F).
     """
     drawn = draw_by_stage(epochs.table.assign(epoch=np.arange(len(epochs))), 10, seed + 1)
-    rows = drawn["epoch"].to_numpy()
+    rows, people = drawn["epoch"].to_numpy(), drawn["subject"].to_numpy()
     features = np.concatenate([band_features(epochs.batch(rows[start:start + 256]), rate)
                                for start in range(0, len(rows), 256)])
-    people = drawn["subject"].to_numpy()
     table = modality_information(features, drawn["stage"].to_numpy(), people, min(5, len(set(people))), seed)
     return table, drawn, features
 
@@ -271,33 +267,28 @@ def ablation_table(ablated: pd.DataFrame, **draws) -> pd.DataFrame:
     Columns ``baseline, modality, stage, value, low, high`` (share of correct epochs with all modalities less that
     without), ``subjects, n``.
     """
-    correct = _by_name(ablated).assign(correct=(ablated["stage"] == ablated["predicted"]).astype(float))
-    means = correct.groupby(["baseline", "modality", "stage", "subject"])["correct"].mean()
-    sizes, rows = correct.loc[correct["baseline"] == PRESENT, "stage"].value_counts(), []
-    baselines = [name for name in ablated["baseline"].unique() if name != PRESENT]
-    for baseline, modality, stage in product(baselines, MODALITIES, [stage for stage in STAGES if stage in sizes]):
-        lost = means[PRESENT, PRESENT, stage] - means[baseline, modality, stage]
-        rows.append({"baseline": baseline, "modality": modality, "stage": stage,
-                     **mean_interval(lost, lost.index, **draws), "subjects": len(lost), "n": sizes[stage]})
-    return pd.DataFrame(rows)
+    keys, correct = ["baseline", "modality", "stage"], _by_name(ablated)
+    correct = correct.assign(correct=ablated["stage"] == ablated["predicted"]).sort_values("subject", kind="stable")
+    present = correct["baseline"] == PRESENT
+    kept = correct[present].groupby(["stage", "subject"])["correct"].mean().rename("present")
+    means = correct[~present].groupby([*keys, "subject"], sort=False)["correct"].mean().reset_index()
+    means = means.join(kept, on=["stage", "subject"])
+    table = mean_by(means.assign(lost=means["present"] - means["correct"]), keys, ["lost"], **draws)
+    sizes = correct.loc[present, "stage"].value_counts()
+    return table.drop(columns=["measure", "slices"]).assign(n=table["stage"].map(sizes))
 
 
 def collapse_table(ablated: pd.DataFrame) -> pd.DataFrame:
     """Where the epochs go: the stage that is predicted most often without a modality, and how often.
 
-    With stages drawn alike, a network that still looks at the others predicts every stage about as often as it occurs.
-    One that assigns most epochs to one stage has met an input unlike any that it has learnt from.
-    Columns ``baseline, modality, stage`` (most often predicted), ``share`` (of all epochs), ``present`` (that stage's
-    share with all modalities), ``n``.
+    ``baseline, modality, stage, share`` (of all epochs), ``present`` (that stage's share with all modalities), ``n``.
     """
-    rows, before = [], None
-    for (baseline, modality), predicted in ablated.groupby(["baseline", "modality"], sort=False)["predicted"]:
-        counts = predicted.value_counts(normalize=True)
-        if baseline == PRESENT:
-            before = counts
-        else:
-            rows.append({"baseline": baseline, "modality": modality, "stage": STAGES[counts.index[0]],
-                         "share": counts.iloc[0], "present": before.get(counts.index[0], 0.0), "n": len(predicted)})
+    present, rows = ablated["baseline"] == PRESENT, []
+    before = ablated.loc[present, "predicted"].value_counts(normalize=True)
+    for key, predicted in ablated[~present].groupby(["baseline", "modality"], sort=False)["predicted"]:
+        most = predicted.value_counts(normalize=True).head(1)
+        rows.append({**dict(zip(("baseline", "modality"), key)), "stage": STAGES[most.index[0]], "share": most.iloc[0],
+                     "present": before.get(most.index[0], 0.0), "n": len(predicted)})
     return pd.DataFrame(rows)
 
 
@@ -324,17 +315,16 @@ def agreement(methods: pd.DataFrame, ablated: pd.DataFrame, information: pd.Data
 
     sources = {name: wide(part) for name, part in methods.groupby("method", sort=False)}
     sources |= {f"ablation, {name}": wide(part) for name, part in ablated.groupby("baseline", sort=False)}
-    rows = []
-    for name, table in sources.items():
-        joined = pd.concat({"values": table, "relevance": sources[f"LRP {rule}"], "truth": wide(information, "auc")},
-                           axis=1, join="inner")
-        values, relevance, truth = (joined[part] for part in ("values", "relevance", "truth"))
-        rows.append({"source": name, "tau_relevance": values.corrwith(relevance, axis=1, method="kendall").mean(),
-                     "tau_information": values.corrwith(truth, axis=1, method="kendall").mean(),
-                     "top_information": int((values.idxmax(axis=1) == truth.idxmax(axis=1)).sum()),
-                     "stages": len(joined), "difference": np.nan if name.startswith("ablation") else (
-                         values - relevance).abs().mean(axis=None)})
-    return pd.DataFrame(rows)
+    relevance, truth, rows = sources[f"LRP {rule}"], wide(information, "auc"), []
+    for name, values in sources.items():
+        stages = values.index.intersection(relevance.index).intersection(truth.index)
+        own, like, best = values.loc[stages], relevance.loc[stages], truth.loc[stages]
+        rows.append({"source": name, "tau_relevance": own.corrwith(like, axis=1, method="kendall").mean(),
+                     "tau_information": own.corrwith(best, axis=1, method="kendall").mean(),
+                     "top_information": int((own.idxmax(axis=1) == best.idxmax(axis=1)).sum()), "stages": len(stages),
+                     "difference": (own - like).abs().mean(axis=None)})
+    table = pd.DataFrame(rows)
+    return table.assign(difference=table["difference"].where(~table["source"].str.startswith("ablation")))
 
 
 # --- age, sex and drug -------------------------------------------------------------------------------------------
@@ -382,9 +372,8 @@ def _model(part, outcome, effects) -> pd.DataFrame:
 def fit_effects(shares: pd.DataFrame) -> pd.DataFrame:
     """Effects of age, sex and drug on the share of every modality in every stage, by mixed models.
 
-    From `recording_shares`. Columns ``stage, modality, term, value, low, high`` (percentage points, 95 %), ``p, p_fdr``
-    (Benjamini-Hochberg over all rows), ``df, n, subjects, singular, detectable`` (uncorrected), ``why`` (no model could
-    be fitted).
+    From `recording_shares`. Columns `FITTED`: ``value, low, high`` in percentage points (95 %), ``p_fdr`` (Benjamini
+    and Hochberg over all rows), ``detectable`` (uncorrected), ``why`` (no model could be fitted).
     """
     effects = [name for name in EFFECTS if name in shares]
     rows = [_model(part, modality, effects).assign(stage=stage, modality=modality)
@@ -414,11 +403,11 @@ def relevance_recovery(fitted: pd.DataFrame, sizes: dict[str, float]) -> pd.Data
     ``simulated`` (sum of the logarithms of amplitude or rate), ``p_fdr`` (corrected for these rows alone),
     ``recovered`` (corrected p at most 5 % and the simulated sign).
     """
+    place = ["stage", "modality", "term"]
     places = pd.DataFrame([(stage, modality, term, sum(sizes[part] for part in parts))
                            for stage, modality, names in EXPECTED if sizes for term, parts in names.items()],
-                          columns=["stage", "modality", "term", "simulated"])
-    table = places.merge(fitted, on=["stage", "modality", "term"])[[
-        "stage", "modality", "term", "value", "low", "high", "detectable", "p", "simulated"]]
+                          columns=[*place, "simulated"])
+    table = places.merge(fitted, on=place)[[*place, "value", "low", "high", "detectable", "p", "simulated"]]
     table["p_fdr"] = adjust_p_values(table["p"], "fdr_bh")
     return table.assign(recovered=(table["p_fdr"] <= ALPHA) & (table["value"] * table["simulated"] > 0))
 
@@ -428,9 +417,8 @@ def signal_recovery(drawn: pd.DataFrame, features: np.ndarray, nights: pd.DataFr
     """Do the simulated effects come back from the recordings themselves?
 
     From `information` (`drawn`, `features`) and `covariates`. Columns ``component, stage, modality, term, simulated,
-    value, low, high, p, subjects, n`` (change of the logarithm of the amplitude, relative to bands without effect:
-    gains of channels differ from night to night), ``detectable, inside`` (the simulated size lies in the interval),
-    ``sign`` (the interval excludes 0 on its side).
+    value, low, high, p, subjects, n`` (change of the logarithm of the amplitude relative to bands without effect),
+    ``detectable, inside`` (the simulated size lies in the interval), ``sign`` (the interval excludes 0 on its side).
     """
     numbers, rows = ["value", "low", "high", "p", "subjects", "n", "detectable"], []
     for component, stage, modality, bands, beside, names in COMPONENTS if sizes else ():

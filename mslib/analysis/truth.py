@@ -72,19 +72,10 @@ def appearance(images: Mapping[str, np.ndarray], brain: np.ndarray, lesions: np.
 
     Tissues are the three classes of the T1w intensities away from lesions (Otsu's thresholds); ratios are medians of
     their cores (eroded by a voxel) over that of white matter. Simulated and real brains are measured alike.
-
-    Parameters
-    ----------
-    images : mapping of str to ndarray, (X, Y, Z)
-        Co-registered, bias-corrected, in units in which no signal is 0; with ``T1w``.
-    brain, lesions : ndarray of bool, (X, Y, Z)
-    voxel_mm3 : float
-
-    Returns
-    -------
-    dict
-        ``parenchyma_ml``; per sequence ``grey_``, ``lesion_`` (NaN where cores hold fewer than 30 voxels) and ``csf_``,
-        and ``variation_``: SD of white matter by the median absolute deviation, as a share of its median.
+    `images`, (X, Y, Z) by sequence, ``T1w`` among them: co-registered, bias-corrected, in units in which no signal is
+    0; `brain`, `lesions`: bool (X, Y, Z). As a dict: ``parenchyma_ml``; per sequence ``grey_``, ``lesion_`` (NaN where
+    cores hold fewer than 30 voxels) and ``csf_``, and ``variation_``: SD of white matter by the median absolute
+    deviation, as a share of its median.
     """
     box = ndimage.find_objects(brain.astype(np.uint8))[0]
     images = {name: image[box] for name, image in images.items()}

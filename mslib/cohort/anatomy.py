@@ -63,11 +63,6 @@ def signed_distance(mask: np.ndarray) -> np.ndarray:
     return sitk.GetArrayFromImage(image) - np.float32(0.5)
 
 
-def _largest(mask: np.ndarray) -> np.ndarray:
-    labels, _ = ndimage.label(mask)
-    return labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
-
-
 def _depth(share: np.ndarray, surface: float, per_mm: float) -> np.ndarray:
     """Depth (mm) below the surface where `share` passes `surface`, shallower where the share is low.
 
@@ -87,13 +82,13 @@ def _build() -> dict[str, np.ndarray]:
     affine = images[0].affine.copy()
     gm, wm, brain = (np.pad(np.asarray(image.dataobj, np.float32), 6) for image in images)
     affine[:3, 3] -= 6
-    low, high = (bound(np.argwhere(brain > 0), axis=0) for bound in (np.min, np.max))
-    box = tuple(slice(a - 6, b + 7) for a, b in zip(low, high))
-    affine[:3, 3] += low - 6
+    box = tuple(slice(part.start - 6, part.stop + 6) for part in ndimage.find_objects((brain > 0).astype(np.uint8))[0])
+    affine[:3, 3] += [part.start for part in box]
     gm, wm, inside = gm[box], wm[box], brain[box] > 0
     x, y, z = (axis + start for axis, start in zip(np.ogrid[tuple(map(slice, gm.shape))], affine[:3, 3]))
     solid = (gm + wm) * inside
-    ventricle = _largest(inside & (solid < 0.5) & (abs(x) < 37) & (y > -60) & (y < 34) & (z > -5) & (z < 35))
+    labels, _ = ndimage.label(inside & (solid < 0.5) & (abs(x) < 37) & (y > -60) & (y < 34) & (z > -5) & (z < 35))
+    ventricle = labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])  # the largest part
     distance = ndimage.gaussian_filter(signed_distance(ventricle), 0.7)
     wall = ndimage.distance_transform_edt(distance < 2.5, return_distances=False, return_indices=True)
     solid, share = solid[tuple(wall)], (wm / np.maximum(gm + wm, 1e-3))[tuple(wall)]  # tissue up to the wall
@@ -181,11 +176,6 @@ def spline_field(rng: np.random.Generator, shape, spacing: float) -> np.ndarray:
     return _spline(rng.standard_normal([basis.shape[1] for basis in bases]).astype(np.float32), bases)
 
 
-def rotation(vector_rad: np.ndarray) -> np.ndarray:
-    """Rotation matrix (3, 3) about `vector_rad` by its length (Rodrigues)."""
-    return Rotation.from_rotvec(vector_rad).as_matrix()
-
-
 @dataclass(frozen=True)
 class Head:
     """One person's tissue fractions and distances at the `inside` voxels (flat indices) of the T1w grid.
@@ -236,7 +226,7 @@ def _lattice(maps: Template, rng: np.random.Generator, shape, voxel_mm: float, s
     """Template indices (3, X, Y, Z) at the lattice's knots: pose, size, individual shape, widened ventricles."""
     voxel = maps.affine[0, 0]
     axis = rng.standard_normal(3)
-    turn = rotation(np.deg2rad(POSE_DEG) * rng.random() * axis / np.linalg.norm(axis))
+    turn = Rotation.from_rotvec(np.deg2rad(POSE_DEG) * rng.random() * axis / np.linalg.norm(axis)).as_matrix()
     matrix = (np.diag(1 / size) @ turn / voxel).astype(np.float32)
     centre = ((CENTRE - maps.affine[:3, 3]) / voxel).astype(np.float32).reshape(3, 1, 1, 1)
     knots = np.ix_(*(LATTICE_MM * (np.arange(basis.shape[1]) - 1) - voxel_mm * (basis.shape[0] - 1) / 2
@@ -277,22 +267,11 @@ def _recession(pial: np.ndarray, weight: np.ndarray, voxel_mm: float, wanted_ml:
 
 def make_head(maps: Template, rng: np.random.Generator, voxel_mm: float, ventricle_factor: float,
               brain_loss: float, sex: str = "F", age: float = AGE) -> Head:
-    """One person's anatomy on the T1w grid.
+    """One person's anatomy on the T1w grid; `rng` draws size, shape and pose, the same whatever the disease.
 
-    Parameters
-    ----------
-    maps : Template
-    rng : numpy Generator
-        Size, individual shape and head pose; the same for the same state, whatever the disease.
-    ventricle_factor : float
-        Volume of the ventricles as a multiple of the template's, which is scaled to the size of the head.
-    brain_loss : float
-        Share of the person's own parenchyma that is lost (0.03 = 3 %), at the outer surface and in the sulci, so that
-        it holds whatever room the ventricles take. Negative: a fuller brain.
-    sex : str
-        ``F`` or ``M``: men's brains are larger.
-    age : float
-        Years: the older, the less parenchyma in a head of the same size.
+    `ventricle_factor`: volume of the ventricles as a multiple of the template's, scaled to the size of the head;
+    `brain_loss`: share of the person's own parenchyma that is lost (0.03 = 3 %; negative: a fuller brain), at the outer
+    surface and in the sulci, so that it holds whatever room the ventricles take; `sex`: ``F`` or ``M``; `age` in years.
     """
     shape = tuple(int(n) for n in np.ceil(GRID_MM / voxel_mm))
     affine = np.diag([voxel_mm] * 3 + [1.0])

@@ -1,24 +1,23 @@
-"""A cohort of patients in a BIDS folder, checked as a whole: all faults are reported together."""
+"""A cohort of patients in a BIDS folder, checked as a whole: all faults are reported together; its listing."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 from joblib import Parallel, delayed
 
-from mslib.study import StudyError, progress
+from mslib.study import StudyError, progress, read_json, write_json
 
 from .checks import Fault, ImageFault, check_image, check_mask
 from .participants import COHORT, COHORTS, LABEL, LABEL_RULE, TABLE, Subject, read_participants
 
 THREADS = 2
-#: Stands for the subject in faults of a whole group.
-GROUP = "group"
+GROUP = "group"  # stands for the subject in faults of a whole group
 OUTSIDE, INSIDE = "links outside the cohort's folder", "files inside it"
 
 
@@ -43,16 +42,14 @@ class Cohort:
 
         Parameters
         ----------
-        root : str or Path
+        root : path
             Folder with ``participants.tsv`` and ``sub-*/[ses-*/]anat``; one session per subject.
         sequences : sequence of str
             BIDS suffixes; each subject needs exactly one image of each.
-        groups : sequence of str or None
-            Allowed classes; None takes those of the table.
-        group_column : str
-            Column of the class.
+        groups, group_column
+            Allowed classes (None: those of the table), and their column.
         min_per_group : int
-            Healthy subjects of the study (not of its independent cohort) that every group needs.
+            Subjects without a fault that every group needs in the study (not in its independent cohort).
         on_fault : {'stop', 'skip'}
             Raise on any fault, or go on without the faulty subjects.
 
@@ -70,8 +67,9 @@ class Cohort:
         except OSError as error:
             raise StudyError(f"{root}: {error.strerror or error}; allowed: a readable BIDS folder") from error
         rows, faults = read_participants(root, group_column, groups)
-        faults += wrong + _unpaired(rows, folders)
-        paired = [rows[label] for label in sorted(rows or ()) if label in folders]
+        faults += wrong + (_unpaired(rows, folders) if rows is not None else [])
+        outside = {fault.subject for fault in wrong}
+        paired = [rows[label] for label in sorted(rows or ()) if label in folders - outside]
         jobs = Parallel(n_jobs=THREADS, prefer="threads", return_as="generator")(
             delayed(_subject)(root, row, tuple(sequences)) for row in paired)
         results = list(progress(jobs, total=len(paired), desc="check images", unit="subject"))
@@ -106,9 +104,7 @@ def _folders(root: Path) -> tuple[set[str], list[Fault]]:
     return folders, faults
 
 
-def _unpaired(rows: dict[str, Subject] | None, folders: set[str]) -> list[Fault]:
-    if rows is None:
-        return []
+def _unpaired(rows: dict[str, Subject], folders: set[str]) -> list[Fault]:
     faults = [Fault(label, label, f"has a folder but no row in {TABLE}", "one row per folder")
               for label in sorted(folders - set(rows))]
     faults += [Fault(label, TABLE, "has a row but no folder", "one folder per row")
@@ -120,26 +116,17 @@ def _unpaired(rows: dict[str, Subject] | None, folders: set[str]) -> list[Fault]
 
 def _files(folder: Path) -> list[Path]:
     """Visible files of a folder, empty where there is none."""
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-
-
-def _sessions(base: Path, sequences: tuple[str, ...]) -> dict[str, list[Path]]:
-    """Images of the wanted sequences per session; the session '' is the one without a folder of its own."""
-    ending = re.compile(rf"_({'|'.join(map(re.escape, sequences))})\.nii(\.gz)?")
-    sessions = {}
-    for session in ("", *(path.name for path in _files(base) if path.name.startswith("ses-"))):
-        images = [path for path in _files(base / session / "anat") if ending.search(path.name)]
-        if images:
-            sessions[session] = images
-    return sessions
+    return sorted(path for path in folder.iterdir() if path.name[0] != ".") if folder.is_dir() else []
 
 
 def _choose(root: Path, label: str, sequences: tuple[str, ...]) -> tuple[str, dict[str, Path], list[Fault]]:
-    """Session and one image per sequence, by name alone."""
+    """Session ('' where it has no folder of its own) and one image per sequence, by name alone."""
+    ending = re.compile(rf"_({'|'.join(map(re.escape, sequences))})\.nii(\.gz)?")
+    sessions = {}
     try:
-        sessions = _sessions(root / label, sequences)
+        for name in ("", *(path.name for path in _files(root / label) if path.name.startswith("ses-"))):
+            images = [path for path in _files(root / label / name / "anat") if ending.search(path.name)]
+            sessions |= {name: images} if images else {}
     except OSError as error:
         found = f"cannot be read ({error.strerror or error})"
         return "", {}, [Fault(label, label, found, "a readable folder")]
@@ -159,8 +146,7 @@ def _choose(root: Path, label: str, sequences: tuple[str, ...]) -> tuple[str, di
         else:
             listed = ", ".join(path.name for path in found or images) or "no image"
             count = f"{len(found)} {sequence} images" if found else f"no {sequence} image"
-            faults.append(Fault(label, place, f"has {count} ({listed})",
-                                f"exactly one {prefix}{sequence}.nii[.gz]"))
+            faults.append(Fault(label, place, f"has {count} ({listed})", f"exactly one {prefix}{sequence}.nii[.gz]"))
     return session, chosen, faults
 
 
@@ -175,33 +161,26 @@ def _mask(root: Path, kind: str, label: str, session: str, name: str) -> Path | 
     return None
 
 
-def _check_inside(root: Path, path: Path) -> None:
-    try:
-        target = path.resolve(strict=True)
-    except (OSError, RuntimeError) as error:
-        raise ImageFault("is a link to nothing", "a file (fetch the data first)") from error
-    if not target.is_relative_to(root.resolve()):
-        raise ImageFault(OUTSIDE, INSIDE)
-
-
 def _subject(root: Path, row: Subject, sequences: tuple[str, ...]) -> tuple[Subject | None, list[Fault]]:
     """Find and check all files of one subject."""
     label = f"sub-{row.id}"
-    if not (root / label).resolve().is_relative_to(root.resolve()):
-        return None, []
     session, images, faults = _choose(root, label, sequences)
-    grids, masks = {}, {}
 
     def check(path, function):
         try:
-            _check_inside(root, path)
+            try:
+                target = path.resolve(strict=True)
+            except (OSError, RuntimeError) as error:
+                raise ImageFault("is a link to nothing", "a file (fetch the data first)") from error
+            if not target.is_relative_to(root.resolve()):
+                raise ImageFault(OUTSIDE, INSIDE)
             return function(path)
         except ImageFault as fault:
-            faults.append(Fault(label, path.relative_to(root).as_posix(), fault.found, fault.allowed))
+            faults.append(Fault(label, path.relative_to(root).as_posix(), *fault.args))
             return None
 
-    for sequence, path in images.items():
-        grids[sequence] = check(path, check_image)
+    grids = {sequence: check(path, check_image) for sequence, path in images.items()}
+    masks = {}
     for kind, name in (("brainmask", "space-T1w_desc-brain_mask"), ("truth", "space-T1w_label-lesion_mask")):
         masks[kind] = path = _mask(root, kind, label, session, name)
         if path is not None and grids.get("T1w"):
@@ -210,3 +189,23 @@ def _subject(root: Path, row: Subject, sequences: tuple[str, ...]) -> tuple[Subj
     if faults:
         return None, faults
     return replace(row, images=images, brain_mask=masks["brainmask"], lesion_mask=masks["truth"]), []
+
+
+def _moved(subject: Subject, move) -> Subject:
+    """The subject with every path that it has given to `move`."""
+    masks = {name: path and move(path) for name, path in vars(subject).items() if name.endswith("_mask")}
+    return replace(subject, images={name: move(path) for name, path in subject.images.items()}, **masks)
+
+
+def write_listing(path: str | Path, cohort: Cohort, root: str | Path) -> Path:
+    """Write the subjects and faults of a checked cohort; image paths are kept relative to `root`."""
+    def relative(file):
+        return Path(file).resolve().relative_to(Path(root).resolve()).as_posix()
+
+    return write_json(path, {"subjects": [asdict(_moved(one, relative)) for one in cohort],
+                             "faults": [str(fault) for fault in cohort.faults]})
+
+
+def read_listing(path: str | Path, root: str | Path) -> list[Subject]:
+    """Read the subjects of `write_listing`; StudyError where the file is absent or damaged."""
+    return [_moved(Subject(**row), Path(root).joinpath) for row in read_json(path)["subjects"]]

@@ -12,13 +12,9 @@ import nibabel as nib
 import numpy as np
 from nibabel.spatialimages import HeaderDataError
 
-#: Largest distance in mm between the places that qform and sform give to a corner of the image.
-FORM_TOLERANCE_MM = 1.0
-#: Largest relative difference between the voxel sizes of the sform and of pixdim (0.5 %: 1 mm over a head).
-VOXEL_TOLERANCE = 0.005
-#: Largest |R'R - 1| of an sform without a qform beside it: SimpleITK refuses to read more.
-SKEW_TOLERANCE = 2e-4
-
+FORM_TOLERANCE_MM = 1.0  # between the places that qform and sform give to a corner of the image
+VOXEL_TOLERANCE = 0.005  # relative, between the voxel sizes of the sform and of pixdim: 1 mm over a head
+SKEW_TOLERANCE = 2e-4    # |R'R - 1| of an sform without a qform beside it: SimpleITK refuses to read more
 FORM, WHOLE = "an invertible qform or sform", "a whole NIfTI file"
 
 
@@ -37,11 +33,7 @@ class Fault:
 
 
 class ImageFault(Exception):
-    """An image that cannot be used; carries what was found and what is allowed."""
-
-    def __init__(self, found: str, allowed: str):
-        super().__init__(found, allowed)
-        self.found, self.allowed = found, allowed
+    """An image that cannot be used: ``ImageFault(found, allowed)``."""
 
 
 def _content(path: Path) -> bytes:
@@ -94,62 +86,54 @@ def _corners(shape: tuple[int, ...]) -> np.ndarray:
     return np.array(np.meshgrid(*[(0, n - 1) for n in shape], [1], indexing="ij"), dtype=float).reshape(4, -1)
 
 
-def _coded_forms(header: nib.Nifti1Header) -> dict[str, np.ndarray]:
-    """The voxel-to-world matrices that carry a code other than 0."""
-    forms = {}
-    for name in ("qform", "sform"):
-        if int(header[f"{name}_code"]) == 0:
-            continue
-        try:
-            forms[name] = header.get_qform() if name == "qform" else header.get_sform()
-        except (HeaderDataError, ValueError) as error:
-            raise ImageFault(f"has a broken {name} ({error})", FORM) from error
-        matrix = forms[name][:3]
-        sizes = np.linalg.norm(matrix[:, :3], axis=0)
-        if not np.isfinite(matrix).all() or sizes.min() <= 0:
-            raise ImageFault(f"has a broken {name} (not finite, or a voxel size of 0)", FORM)
-        if abs(np.linalg.det(matrix[:, :3] / sizes)) < 1e-3:
-            raise ImageFault(f"has a singular {name}", FORM)
-    return forms
+def _form(header: nib.Nifti1Header, name: str) -> np.ndarray | None:
+    """The matrix of ``qform`` or ``sform``; None where its code is 0."""
+    if int(header[f"{name}_code"]) == 0:
+        return None
+    try:
+        form = header.get_qform() if name == "qform" else header.get_sform()
+    except (HeaderDataError, ValueError) as error:
+        raise ImageFault(f"has a broken {name} ({error})", FORM) from error
+    sizes = np.linalg.norm(form[:3, :3], axis=0)
+    if not np.isfinite(form).all() or sizes.min() <= 0:
+        raise ImageFault(f"has a broken {name} (not finite, or a voxel size of 0)", FORM)
+    if abs(np.linalg.det(form[:3, :3] / sizes)) < 1e-3:
+        raise ImageFault(f"has a singular {name}", FORM)
+    return form
 
 
 def voxel_to_world(header: nib.Nifti1Header) -> np.ndarray:
     """The 4 x 4 matrix from voxels to mm (RAS+) that a header states, checked.
 
-    Raises
-    ------
-    ImageFault
-        Sizes are not in mm; no form is coded; a form is not finite, singular or (alone) skewed; voxel sizes of
-        the sform differ from pixdim by more than 0.5 %; both forms are coded and place a corner more than 1 mm
-        apart.
+    ImageFault: sizes are not in mm; no form is coded; a form is not finite, singular or (alone) skewed; voxel sizes of
+    the sform differ from pixdim by more than 0.5 %; both forms are coded and place a corner more than 1 mm apart.
     """
     unit = int(header["xyzt_units"]) & 7
     if unit in (1, 3):
         # SimpleITK would scale these to mm, nibabel would not.
         raise ImageFault(f"has its sizes in {'metres' if unit == 1 else 'micrometres'}", "mm")
-    forms = _coded_forms(header)
-    if not forms:
+    qform, sform = _form(header, "qform"), _form(header, "sform")
+    if qform is None and sform is None:
         raise ImageFault("has neither qform nor sform (both codes are 0)", "a code above 0 for one of them")
     pixdim = np.asarray(header["pixdim"][1:4], dtype=float)
     if not np.isfinite(pixdim).all() or pixdim.min() <= 0:
         raise ImageFault(f"has voxel sizes {_numbers(pixdim)} in pixdim", "sizes above 0 mm")
-    if "sform" not in forms:
-        return forms["qform"]
-    sform = forms["sform"]
+    if sform is None:
+        return qform
     sizes = np.linalg.norm(sform[:3, :3], axis=0)
     if np.abs(sizes / pixdim - 1).max() > VOXEL_TOLERANCE:
-        found = f"has voxel sizes {_numbers(sizes)} mm in the sform and {_numbers(pixdim)} mm in pixdim"
-        raise ImageFault(found, "the same sizes in both")
-    if "qform" in forms:
-        gap = np.linalg.norm(((forms["qform"] - sform) @ _corners(header.get_data_shape()))[:3], axis=0).max()
+        raise ImageFault(f"has voxel sizes {_numbers(sizes)} mm in the sform and {_numbers(pixdim)} mm in pixdim",
+                         "the same sizes in both")
+    if qform is not None:
+        gap = np.linalg.norm(((qform - sform) @ _corners(header.get_data_shape()))[:3], axis=0).max()
         if gap > FORM_TOLERANCE_MM:
             raise ImageFault(f"has a qform and an sform {gap:.1f} mm apart",
                              f"at most {FORM_TOLERANCE_MM:g} mm, or one of them with code 0")
-    else:
-        axes = sform[:3, :3] / sizes
-        skew = np.abs(axes.T @ axes - np.eye(3)).max()
-        if skew > SKEW_TOLERANCE:
-            raise ImageFault(f"has an sform skewed by {skew:.2g}", "perpendicular axes, or a qform beside it")
+        return sform
+    axes = sform[:3, :3] / sizes
+    skew = np.abs(axes.T @ axes - np.eye(3)).max()
+    if skew > SKEW_TOLERANCE:
+        raise ImageFault(f"has an sform skewed by {skew:.2g}", "perpendicular axes, or a qform beside it")
     return sform
 
 
@@ -157,24 +141,34 @@ def _numbers(values: np.ndarray) -> str:
     return " x ".join(f"{value:g}" for value in np.round(values, 4))
 
 
-def _voxels(header: nib.Nifti1Header, content: bytes) -> np.ndarray:
-    shape, kind = header.get_data_shape(), header.get_data_dtype()
+def _read(path: Path) -> tuple[tuple[int, ...], np.ndarray, tuple[float, float]]:
+    """Shape, voxels to mm, lowest and highest value (as stored) of a file that is read wholly."""
+    content = _content(path)
+    header = _header(content)
+    _check_extent(header)
+    affine, shape, kind = voxel_to_world(header), header.get_data_shape(), header.get_data_dtype()
     start, need = int(header["vox_offset"]), int(np.prod(shape, dtype=np.int64)) * kind.itemsize
     if start < header.sizeof_hdr:
         raise ImageFault(f"has its voxels at byte {start}, inside the header", "a valid vox_offset")
     if len(content) - start < need:
         raise ImageFault(f"is truncated ({max(len(content) - start, 0)} of {need} bytes of voxels)", WHOLE)
-    return np.frombuffer(content, kind, need // kind.itemsize, start).reshape(shape, order="F")
+    voxels = np.frombuffer(content, kind, need // kind.itemsize, start)
+    slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
+    if np.isinf(slope) or (np.isfinite(slope) and slope != 0 and not np.isfinite(intercept)):
+        raise ImageFault(f"has scaling factors {slope:g}, {intercept:g}", "finite factors")
+    # A NaN anywhere makes minimum and maximum NaN, so that two passes without a copy find it.
+    with np.errstate(invalid="ignore"):
+        low, high = float(voxels.min()), float(voxels.max())
+    if not np.isfinite([low, high]).all():
+        raise ImageFault(f"has {np.count_nonzero(~np.isfinite(voxels))} NaN or infinite voxels", "finite values")
+    return tuple(shape), affine, (low, high)
 
 
 def check_image(path: str | Path) -> tuple[tuple[int, ...], np.ndarray]:
     """Read one ``.nii`` or ``.nii.gz`` file wholly and check it: shape, and voxels to mm (4 x 4, RAS+).
 
-    Raises
-    ------
-    ImageFault
-        Unreadable, truncated, not NIfTI, not 3-D, not real numbers, NaN or infinite values, zero variance, or
-        broken or conflicting qform and sform.
+    ImageFault: unreadable, truncated, not NIfTI, not 3-D, not real numbers, NaN or infinite values, zero variance, or
+    broken or conflicting qform and sform.
     """
     shape, affine, (low, high) = _read(Path(path))
     if low == high:
@@ -185,31 +179,10 @@ def check_image(path: str | Path) -> tuple[tuple[int, ...], np.ndarray]:
 def check_mask(path: str | Path, shape: tuple[int, ...], affine: np.ndarray, *, may_be_empty: bool) -> None:
     """Read one mask wholly and check it as `check_image` does, and that it lies in the grid of the T1w image.
 
-    Raises
-    ------
-    ImageFault
-        As `check_image`; or another grid (corners over 0.1 mm apart), or empty where that is not allowed.
+    ImageFault: also of another grid (corners over 0.1 mm apart), or empty where that is not allowed.
     """
     found, matrix, (low, high) = _read(Path(path))
     if found != shape or np.abs((matrix - affine) @ _corners(shape)).max() > 0.1:
         raise ImageFault(f"has another grid than the T1w image (shape {found})", f"its grid, shape {shape}")
     if low < 0 or (high <= 0 and not may_be_empty):
         raise ImageFault(f"has values from {low:g} to {high:g}", "0 outside and above 0 inside")
-
-
-def _read(path: Path) -> tuple[tuple[int, ...], np.ndarray, tuple[float, float]]:
-    content = _content(path)
-    header = _header(content)
-    _check_extent(header)
-    affine = voxel_to_world(header)
-    voxels = _voxels(header, content)
-    slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
-    if np.isinf(slope) or (np.isfinite(slope) and slope != 0 and not np.isfinite(intercept)):
-        raise ImageFault(f"has scaling factors {slope:g}, {intercept:g}", "finite factors")
-    # A NaN anywhere makes minimum and maximum NaN, so that two passes without a copy find it.
-    with np.errstate(invalid="ignore"):
-        low, high = float(voxels.min()), float(voxels.max())
-    if not np.isfinite([low, high]).all():
-        bad = int(np.count_nonzero(~np.isfinite(voxels)))
-        raise ImageFault(f"has {bad} NaN or infinite voxels", "finite values")
-    return tuple(voxels.shape), affine, (low, high)

@@ -37,14 +37,12 @@ TISSUES = {
     "lesion": Tissue(t1=1430.0, t2=179.0, pd=0.87),
     "black_hole": Tissue(t1=2050.0, t2=240.0, pd=0.90),
 }
-"""The tissues of the phantom."""
 
-SEQUENCES = {
+SEQUENCES = {  # protocols in BIDS units (seconds); T1w is a magnetisation-prepared gradient echo
     "T1w": {"RepetitionTime": 2.0, "EchoTime": 0.003, "InversionTime": 0.962},
     "T2w": {"RepetitionTime": 6.5, "EchoTime": 0.084},
     "FLAIR": {"RepetitionTime": 12.0, "EchoTime": 0.101, "InversionTime": 2.87},
 }
-"""Protocol of each sequence in BIDS units (seconds). T1w is a magnetisation-prepared gradient echo."""
 
 PERSON_SPREAD = 0.016                # SD of the logarithm of T1 and T2 between people; proton density half of it
 PROTOCOL_SPREAD = 0.008              # SD of the logarithm of the times of a protocol between people
@@ -57,21 +55,15 @@ POINT_SPREAD_MM = 0.6                # SD of the scanner's point spread
 FIELD_SD = 0.33                      # of `spline_field`
 
 
-def spin_echo(tissue: Tissue, tr: float, te: float) -> float:
-    """(Turbo) spin echo at its effective echo time, times in ms: PD (1 - exp(-TR/T1)) exp(-TE/T2)."""
-    return float(tissue.pd * (1 - np.exp(-tr / tissue.t1)) * np.exp(-te / tissue.t2))
-
-
-def inversion_recovery(tissue: Tissue, tr: float, te: float, ti: float) -> float:
-    """Magnitude after an inversion, times in ms: PD |1 - 2 exp(-TI/T1) + exp(-TR/T1)| exp(-TE/T2)."""
-    mz = 1 - 2 * np.exp(-ti / tissue.t1) + np.exp(-tr / tissue.t1)
-    return float(tissue.pd * abs(mz) * np.exp(-te / tissue.t2))
-
-
 def signal(protocol: dict[str, float], tissue: Tissue) -> float:
-    """Relative signal of `tissue` in a protocol (BIDS names, seconds)."""
+    """Relative signal of `tissue` in a protocol (BIDS names, seconds).
+
+    (Turbo) spin echo at its effective echo time: PD (1 - exp(-TR/T1)) exp(-TE/T2); magnitude after an inversion:
+    PD |1 - 2 exp(-TI/T1) + exp(-TR/T1)| exp(-TE/T2).
+    """
     tr, te, ti = (1000 * protocol.get(name, 0) for name in ("RepetitionTime", "EchoTime", "InversionTime"))
-    return inversion_recovery(tissue, tr, te, ti) if ti else spin_echo(tissue, tr, te)
+    mz = 1 - np.exp(-tr / tissue.t1) if not ti else abs(1 - 2 * np.exp(-ti / tissue.t1) + np.exp(-tr / tissue.t1))
+    return float(tissue.pd * mz * np.exp(-te / tissue.t2))
 
 
 def scaled(tissue: Tissue, logarithms) -> Tissue:
@@ -138,16 +130,8 @@ def diffuse_share(head: Head, load_ml: float, field: np.ndarray) -> np.ndarray:
 def scans(head: Head, lesions: Lesions, rng: np.random.Generator, load_ml: float, variation: float = 1.0):
     """Noise-free signal of one person's brain with and without lesions, and the person's protocols.
 
-    Parameters
-    ----------
-    head : Head
-    lesions : Lesions
-    rng : numpy Generator
-        Tissues, protocols and texture of the person; the same for the same state, whatever the lesions.
-    load_ml : float
-        Lesion load, on which the diffuse change of white matter depends, with lesions and without.
-    variation : float
-        As in `vary`.
+    `rng` draws tissues, protocols and texture, the same whatever the lesions; the diffuse change of white matter
+    depends on `load_ml`, with lesions and without; `variation` as in `vary`.
 
     Returns
     -------

@@ -1,13 +1,16 @@
-"""The table of a cohort: ``participants.tsv`` read strictly, with every fault named."""
+"""The table of a cohort: ``participants.tsv`` read strictly, with every fault named, and written."""
 
 from __future__ import annotations
 
-import csv
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import pandas as pd
+
+from mslib.study import write_json, write_table, write_text
 
 from .checks import Fault
 
@@ -17,7 +20,6 @@ COHORT = "cohort"
 COHORTS = ("study", "independent")
 LABEL = re.compile(r"sub-[A-Za-z0-9]+", re.ASCII)
 LABEL_RULE = "'sub-' and ASCII letters or digits"
-_MISSING = {"", "n/a", "na", "nan"}
 
 
 @dataclass(frozen=True)
@@ -39,63 +41,61 @@ class Subject:
     cohort: str = COHORTS[0]
 
 
-def _number(row: dict, column: str, limits: tuple[float, float], faults: list) -> float | None:
-    text = (row.get(column) or "").strip()
-    if text.lower() in _MISSING:
-        return None
-    low, high = limits
-    try:
-        # BIDS writes ages of 89 and more as "89+" to protect the participant.
-        value = float(text.removesuffix("+") if column == "age" else text)
-    except ValueError:
-        value = float("nan")
-    if not low <= value <= high:
-        faults.append((f"has {column} {text!r}", f"a number from {low:g} to {high:g}, or n/a"))
-        return None
-    return value
+def _subject(label: str, cells: dict[str, str], group_column: str, groups: Sequence[str] | None,
+             fault: Callable[[str, str], None]) -> Subject:
+    """One row, whose faults (found, allowed) are reported to `fault`."""
+    known = {name: text for name, text in cells.items() if text.lower() not in ("", "n/a", "na", "nan")}
 
+    def number(column, high):
+        text = known.get(column)
+        if text is None:
+            return None
+        try:
+            # BIDS writes ages of 89 and more as "89+" to protect the participant.
+            value = float(text.removesuffix("+") if column == "age" else text)
+        except ValueError:
+            value = float("nan")
+        if not 0 <= value <= high:
+            fault(f"has {column} {text!r}", f"a number from 0 to {high}, or n/a")
+            return None
+        return value
 
-def _parse(row: dict, label: str, group_column: str, groups: Sequence[str] | None) -> tuple[Subject, list]:
-    faults: list[tuple[str, str]] = []
-    group = (row.get(group_column) or "").strip()
-    group = "" if group.lower() in _MISSING else group
-    if group_column in row and not group:
-        faults.append((f"has no group in column {group_column!r}", ", ".join(groups or ["a group's name"])))
-    elif group_column in row and groups is not None and group not in groups:
-        faults.append((f"has group {group!r}", ", ".join(groups)))
-    cohort = (row.get("cohort") or "").strip()
-    cohort = COHORTS[0] if cohort.lower() in _MISSING else cohort
+    group, cohort = known.get(group_column, ""), known.get("cohort", COHORTS[0])
+    if group_column in cells and not group:
+        fault(f"has no group in column {group_column!r}", ", ".join(groups or ["a group's name"]))
+    elif group and groups is not None and group not in groups:
+        fault(f"has group {group!r}", ", ".join(groups))
     if cohort not in COHORTS:
-        faults.append((f"has cohort {cohort!r}", " or ".join(COHORTS)))
-    sex = (row.get("sex") or "").strip()
-    sex = None if sex.lower() in _MISSING else sex
-    age, edss = _number(row, "age", (0, 120), faults), _number(row, "edss", (0, 10), faults)
-    return Subject(label.removeprefix("sub-"), group, {}, None, None, age, sex, edss, cohort), faults
+        fault(f"has cohort {cohort!r}", " or ".join(COHORTS))
+    return Subject(label.removeprefix("sub-"), group, {}, age=number("age", 120), sex=known.get("sex"),
+                   edss=number("edss", 10), cohort=cohort)
 
 
-def _read(path: Path) -> tuple[list[dict], list[str], list[Fault]]:
-    def fault(found, allowed):
-        return [], [], [Fault(COHORT, TABLE, found, allowed)]
-
+def _table(path: Path, fault: Callable[[str, str], None]) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of a tab-separated table; no columns where it cannot be read."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        return fault(f"is not UTF-8 (byte {error.start})", "a tab-separated table in UTF-8")
+        fault(f"is not UTF-8 (byte {error.start})", "a tab-separated table in UTF-8")
+        return [], []
     except FileNotFoundError:
-        return fault("is absent", "a tab-separated table with the columns participant_id and group")
+        fault("is absent", "a tab-separated table with the columns participant_id and group")
+        return [], []
     except OSError as error:
-        return fault(f"cannot be read ({error.strerror or error})", "a readable tab-separated table")
-    reader = csv.DictReader(text.split("\n"), delimiter="\t", quoting=csv.QUOTE_NONE)
-    columns = [name.strip() for name in reader.fieldnames or []]
-    reader.fieldnames = columns
-    rows = [row for row in reader if any(isinstance(v, str) and v.strip() for v in row.values())]
-    ragged = [str(n) for n, row in enumerate(rows, 1) if None in row or None in row.values()]
-    faults = [Fault(COHORT, TABLE, f"has another number of cells in row {', '.join(ragged)}",
-                    f"{len(columns)} cells in every row")] if ragged else []
+        fault(f"cannot be read ({error.strerror or error})", "a readable tab-separated table")
+        return [], []
+    table = [[cell.strip() for cell in line.split("\t")] for line in text.split("\n") if line.strip()]
+    if not table:
+        fault("is empty", "the columns participant_id and group")
+        return [], []
+    columns, *rows = table
+    ragged = [str(number) for number, cells in enumerate(rows, 1) if len(cells) != len(columns)]
+    if ragged:
+        fault(f"has another number of cells in row {', '.join(ragged)}", f"{len(columns)} cells in every row")
     repeated = [name for name, count in Counter(columns).items() if count > 1]
     if repeated:
-        faults.append(Fault(COHORT, TABLE, f"repeats column {', '.join(repeated)}", "every column once"))
-    return rows, columns, faults
+        fault(f"repeats column {', '.join(repeated)}", "every column once")
+    return columns, rows
 
 
 def read_participants(root: Path, group_column: str, groups: Sequence[str] | None
@@ -105,24 +105,54 @@ def read_participants(root: Path, group_column: str, groups: Sequence[str] | Non
     `group_column` names the class; `groups` are the allowed ones (None: any). Rows are None where the table has no
     participants; labels with path characters are left out. Faults of the table as a whole carry the subject ``cohort``.
     """
-    raw, columns, faults = _read(root / TABLE)
+    faults: list[Fault] = []
+
+    def fault(found, allowed, subject=COHORT):
+        faults.append(Fault(subject, TABLE, found, allowed))
+
+    columns, lines = _table(root / TABLE, fault)
     for name in ("participant_id", group_column):
         if columns and name not in columns:
-            faults.append(Fault(COHORT, TABLE, f"has no column {name!r} (but {', '.join(columns)})",
-                                "a column participant_id and one with the group"))
-    if not columns and not faults:
-        faults.append(Fault(COHORT, TABLE, "is empty", "the columns participant_id and group"))
+            fault(f"has no column {name!r} (but {', '.join(columns)})",
+                  "a column participant_id and one with the group")
     if "participant_id" not in columns:
         return None, faults
     rows: dict[str, Subject] = {}
-    labels = [(row["participant_id"] or "").strip() for row in raw]
-    for label, count in Counter(labels).items():
+    people = [dict.fromkeys(columns, "") | dict(zip(columns, cells)) for cells in lines]
+    for label, count in Counter(cells["participant_id"] for cells in people).items():
         if not LABEL.fullmatch(label):
-            faults.append(Fault(label or "(no id)", TABLE, "is no valid participant_id", LABEL_RULE))
+            fault("is no valid participant_id", LABEL_RULE, label or "(no id)")
         elif count > 1:
-            faults.append(Fault(label, TABLE, f"has {count} rows", "one row per participant"))
-    for label, row in zip(labels, raw):
+            fault(f"has {count} rows", "one row per participant", label)
+    for cells in people:
+        label = cells["participant_id"]
         if LABEL.fullmatch(label) and label not in rows:
-            rows[label], wrong = _parse(row, label, group_column, groups)
-            faults += [Fault(label, TABLE, *pair) for pair in wrong]
+            rows[label] = _subject(label, cells, group_column, groups, lambda *pair, label=label: fault(*pair, label))
     return rows, faults
+
+
+def write_description(root: str | Path, title: str, people: pd.DataFrame, levels: dict[str, str], readme: str,
+                      derived: dict[str, str], origin: str = "", **facts) -> Path:
+    """Write what a BIDS dataset holds beside its subjects: descriptions, participants, README; gives its path.
+
+    `people`: ``participant_id, group, age, sex, edss, cohort``; `levels`: group to what it means; `derived`: folder
+    below ``derivatives`` to what it holds; `origin`: put before what a column holds ("simulated"); `facts`: further
+    entries of every description.
+    """
+    root = Path(root)
+    folders = {root: title} | {root / "derivatives" / name: f"{title}: {text}" for name, text in derived.items()}
+    for folder, name in folders.items():
+        write_json(folder / "dataset_description.json", {
+            "Name": name, "BIDSVersion": "1.10.0", "DatasetType": "raw" if folder == root else "derivative", **facts})
+    columns = {"group": {"Description": "diagnosis", "Levels": levels},
+               "age": {"Description": "age at the scan", "Units": "year"},
+               "sex": {"Description": "sex", "Levels": {"F": "female", "M": "male"}},
+               "edss": {"Description": "Expanded Disability Status Scale, 0 to 10"},
+               "cohort": {"Description": "part of the study, or an independent test cohort",
+                          "Levels": {"study": "own cohort", "independent": "test only"}}}
+    for column in columns.values():
+        column["Description"] = f"{origin} {column['Description']}".strip()
+    write_json(root / "participants.json", columns)
+    write_text(root / "README", readme)
+    write_table(root / TABLE, people)
+    return root

@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy.special import ndtr, ndtri
 
 from mslib.study import StudyError
 
-from .acquisition import Nuisance, draw_nuisance
+from .acquisition import SequenceNuisance, draw_nuisance
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Participant:
     edss: float
     seed: int
     disease: DiseaseState
-    nuisance: Nuisance
+    nuisance: dict[str, SequenceNuisance]
 
 
 def _truncated(z: float, law, logarithmic: bool) -> float:
@@ -74,8 +74,8 @@ def _truncated(z: float, law, logarithmic: bool) -> float:
     centre, spread, low, high = law
     if logarithmic:
         centre, low, high = np.log(centre), np.log(low), np.log(high)
-    a, b = stats.norm.cdf([(low - centre) / spread, (high - centre) / spread])
-    value = centre + spread * stats.norm.ppf(a + stats.norm.cdf(z) * (b - a))
+    a, b = ndtr([(low - centre) / spread, (high - centre) / spread])
+    value = centre + spread * ndtri(a + ndtr(z) * (b - a))
     return float(np.exp(value) if logarithmic else value)
 
 
@@ -96,21 +96,14 @@ def draw_disease(rng: np.random.Generator, group: str) -> tuple[DiseaseState, fl
         black_hole_share=float(np.clip(law.black_holes[0] + law.black_holes[1] * dark, *law.black_holes[2:])),
         spots_mm3=tuple(float(v) for v in spots) if spotted and not sick else (),
         severity=float(severity))
-    return state, float(np.round(2 * (low + (high - low) * stats.norm.cdf(score))) / 2)
+    return state, float(np.round(2 * (low + (high - low) * ndtr(score))) / 2)
 
 
 def draw_participants(counts: dict[str, int], seed: int, prefix: str = "", **nuisance: float) -> list[Participant]:
     """Draw the people of a cohort; cheap, deterministic, and independent of each other.
 
-    Parameters
-    ----------
-    counts : dict
-        People per group, of `LAWS` (StudyError: another group).
-    seed : int
-    prefix : str
-        Put before the number of the id ("T" gives T01, T02, ...).
-    **nuisance
-        Of `acquisition.draw_nuisance`.
+    `counts`: people per group of `LAWS` (StudyError: another group); `prefix`: put before the number of the id ("T"
+    gives T01, T02, ...); `nuisance`: of `acquisition.draw_nuisance`.
     """
     unknown = sorted(set(counts) - set(LAWS))
     if unknown:

@@ -11,25 +11,25 @@ import pandas as pd
 import SimpleITK as sitk
 from scipy import ndimage
 
-from mslib.study import atomic_path, write_json, write_table, write_text
+from mslib.study import atomic_path, write_json
 
 from . import acquisition, anatomy, contrast, lesions
 from .anatomy import Template, make_head, template
-from .people import Participant, draw_participants
+from .participants import COHORTS, write_description
+from .people import Participant
 
-__all__ = ["SEQUENCES", "Participant", "Rendered", "draw_participants", "render", "simulate_subject", "subject_files",
-           "template", "write_dataset"]
-
-SEQUENCES = ("T1w", "T2w", "FLAIR")
+SCANNING_SEQUENCE = {"T1w": "GR", "T2w": "SE", "FLAIR": ["SE", "IR"]}
+SEQUENCES = tuple(SCANNING_SEQUENCE)
 BIAS_STEP, BIAS_MM = 1e-4, 6.0  # of the written bias fields: resolution, and spacing (they are smooth)
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """Noise-free aligned scans (X, Y, Z) on the T1w grid, masks, volumes in mL and the RAS affine.
+    """Noise-free aligned scans (X, Y, Z) on the T1w grid, masks and the RAS affine.
 
     `lesion_free` are the scans of the same person without lesions: equal to `images` but in lesions and their halo.
-    `ventricles` is the share of ventricle in each voxel (float32), `protocols` the times of the sequences (seconds).
+    `ventricles` is the share of ventricle in each voxel (float32), `protocols` the times of the sequences (seconds),
+    `volumes` are those of parenchyma (``brain_ml``), ventricles and lesions in mL.
     """
 
     images: dict[str, np.ndarray]
@@ -62,14 +62,11 @@ def render(participant: Participant, voxel_mm: float = 1.0, template: Template |
                      participant.age)
     found = lesions.make_lesions(head, lesion_rng, disease.load_ml, lesions.SHARES.get(participant.group),
                                  disease.black_hole_share, disease.spots_mm3)
-    mask = found.labels > 0
     *scans, protocols = contrast.scans(head, found, tissue_rng, disease.load_ml, variation)
     images, lesion_free = ({name: head.volume(values) for name, values in scan.items()} for scan in scans)
-    ml = voxel_mm**3 / 1000
-    volumes = {"brain_ml": float((head.gm + head.wm).sum() * ml), "csf_ml": float(head.csf.sum() * ml),
-               "ventricle_ml": float(head.ventricle_fraction.sum() * ml),
-               "gm_ml": float(head.gm.sum() * ml), "wm_ml": float(head.wm.sum() * ml),
-               "lesion_ml": float(mask.sum() * ml), "black_hole_ml": float(found.black_holes.sum() * ml)}
+    mask = found.labels > 0
+    volumes = {f"{name}_ml": float(part.sum() * voxel_mm**3 / 1000) for name, part in (
+        ("brain", head.gm + head.wm), ("ventricle", head.ventricle_fraction), ("lesion", mask))}
     return Rendered(images, lesion_free, mask, found.black_holes, head.volume(head.ventricle_fraction),
                     head.volume(head.brain > 0.5, bool), protocols, volumes, head.affine)
 
@@ -87,12 +84,6 @@ def save_nifti(path: str | Path, values: np.ndarray, affine: np.ndarray, slope: 
     with atomic_path(path) as temporary:
         nib.save(image, temporary)
     return Path(path)
-
-
-def _sidecar(name: str, protocol: dict[str, float], size: np.ndarray) -> dict:
-    kind = {"T1w": "GR", "T2w": "SE", "FLAIR": ["SE", "IR"]}[name]
-    return {"Manufacturer": "none (simulated)", "MagneticFieldStrength": 3, "ScanningSequence": kind,
-            "SliceThickness": round(float(size[2]), 4), **{key: round(value, 6) for key, value in protocol.items()}}
 
 
 def subject_files(bids_root: str | Path, participant_id: str) -> dict[str, Path]:
@@ -115,7 +106,7 @@ def subject_files(bids_root: str | Path, participant_id: str) -> dict[str, Path]
 def _write_scan(files: dict[str, Path], name: str, participant: Participant, rendered: Rendered,
                 voxel_mm: float, rng: np.random.Generator) -> None:
     """Move, sample, corrupt and write one sequence with its sidecar, bias field and transform."""
-    scan = getattr(participant.nuisance, name)
+    scan = participant.nuisance[name]
     image, brain, affine = rendered.images[name], rendered.brain, rendered.affine
     brain_signal = float(image[brain].mean())
     if name != "T1w":
@@ -125,28 +116,25 @@ def _write_scan(files: dict[str, Path], name: str, participant: Participant, ren
         with atomic_path(files[f"{name}_xfm"]) as temporary:
             sitk.WriteTransform(acquisition.rigid_transform(scan), str(temporary))
     size = np.diag(affine)[:3]
-    noisy, field = acquisition.corrupt(rng, image, brain, size, scan, brain_signal)
+    field = acquisition.bias_field(rng, brain, size, scan.bias)
+    noisy = acquisition.rician(rng, image * field * (scan.gain / brain_signal), scan.gain / scan.snr)
     save_nifti(files[name], np.clip(np.rint(noisy), 0, 32767).astype(np.int16), affine)
     every = np.maximum(np.rint(BIAS_MM / size), 1).astype(int)
     coarse = field[tuple(slice(None, None, step) for step in every)]
     save_nifti(files[f"{name}_bias"], np.rint(coarse / BIAS_STEP).astype(np.int16), affine @ np.diag([*every, 1]),
                BIAS_STEP)
-    write_json(files[f"{name}_json"], _sidecar(name, rendered.protocols[name], size))
+    write_json(files[f"{name}_json"], {
+        "Manufacturer": "none (simulated)", "MagneticFieldStrength": 3, "ScanningSequence": SCANNING_SEQUENCE[name],
+        "SliceThickness": round(float(size[2]), 4),
+        **{key: round(value, 6) for key, value in rendered.protocols[name].items()}})
 
 
 def simulate_subject(participant: Participant, bids_root: str | Path, voxel_mm: float = 1.0,
                      cache: str | Path | None = None) -> dict[str, Path]:
     """Write one subject (`subject_files`): raw scans, sidecars, brain mask, and last the truth.
 
-    Parameters
-    ----------
-    participant : Participant
-    bids_root : path
-        Root of the BIDS dataset (see `write_dataset`).
-    voxel_mm : float
-        Voxel size of T1w; the other grids scale with it.
-    cache : path, optional
-        See `anatomy.template`.
+    `bids_root`: root of the dataset (`write_dataset`); `voxel_mm`: voxel size of T1w, the other grids scale with it;
+    `cache`: see `anatomy.template`.
     """
     files = subject_files(bids_root, participant.id)
     rendered = render(participant, voxel_mm, template(voxel_mm, cache))
@@ -154,17 +142,14 @@ def simulate_subject(participant: Participant, bids_root: str | Path, voxel_mm: 
         _write_scan(files, name, participant, rendered, voxel_mm, rng)
     for name, mask in (("lesion", rendered.lesions), ("black_hole", rendered.black_holes), ("brain", rendered.brain)):
         save_nifti(files[name], mask.astype(np.uint8), rendered.affine)
-    volumes, shown = rendered.volumes, {"lesion": rendered.lesions, "black_hole": rendered.black_holes,
-                                        "ventricle": rendered.ventricles}
+    shown = {"lesion": rendered.lesions, "black_hole": rendered.black_holes, "ventricle": rendered.ventricles}
     z_mm = rendered.affine[2, 3] + voxel_mm * np.arange(rendered.brain.shape[2])
     areas = {name: (mask.sum((0, 1)) * voxel_mm**2).round(2).tolist() for name, mask in shown.items()}
     write_json(files["truth"], {
-        "lesion_load_ml": volumes["lesion_ml"],
-        "lesion_count": int(ndimage.label(rendered.lesions)[1]),
-        "ventricle_volume_ml": volumes["ventricle_ml"], "brain_volume_ml": volumes["brain_ml"],
-        "black_hole_share": volumes["black_hole_ml"] / volumes["lesion_ml"] if volumes["lesion_ml"] else 0.0,
-        "volumes": volumes, "areas_mm2": {"z_mm": z_mm.round(3).tolist(), **areas},
-        "nuisance": participant.nuisance.descriptors(),
+        "lesion_load_ml": rendered.volumes["lesion_ml"], "lesion_count": int(ndimage.label(rendered.lesions)[1]),
+        "black_hole_share": float(rendered.black_holes.sum() / max(rendered.lesions.sum(), 1)),
+        "ventricle_volume_ml": rendered.volumes["ventricle_ml"], "brain_volume_ml": rendered.volumes["brain_ml"],
+        "areas_mm2": {"z_mm": z_mm.round(3).tolist(), **areas},
         "recipe": {"voxel_mm": float(voxel_mm), "participant": asdict(participant)}})
     return files
 
@@ -176,16 +161,8 @@ The images show the brain only (the template is skull-stripped). derivatives/tru
 masks, transforms (T1w points -> T2w or FLAIR points), bias fields and volumes; derivatives/brainmask the masks.
 """
 
-COLUMNS = {
-    "group": {"Description": "Simulated diagnosis", "Levels": {
-        "control": "healthy control", "RRMS": "relapsing-remitting multiple sclerosis",
-        "SPMS": "secondary-progressive multiple sclerosis"}},
-    "age": {"Description": "Age, one law in all groups", "Units": "year"},
-    "sex": {"Description": "Sex, one law in all groups", "Levels": {"F": "female", "M": "male"}},
-    "edss": {"Description": "Disability score like the EDSS, 0 (none) to 10, drawn from the simulated severity"},
-    "cohort": {"Description": "Part of the study", "Levels": {
-        "study": "split into training, validation and test", "independent": "test only"}},
-}
+LEVELS = {"control": "healthy control", "RRMS": "relapsing-remitting multiple sclerosis",
+          "SPMS": "secondary-progressive multiple sclerosis"}
 
 
 def write_dataset(participants: list[Participant], bids_root: str | Path) -> Path:
@@ -193,16 +170,9 @@ def write_dataset(participants: list[Participant], bids_root: str | Path) -> Pat
 
     Ids of digits only are listed as the study's cohort, others as the independent one.
     """
-    root = Path(bids_root)
     rows = [{"participant_id": f"sub-{p.id}", "group": p.group, "age": p.age, "sex": p.sex, "edss": p.edss,
-             "cohort": "study" if p.id.isdigit() else "independent"} for p in participants]
-    raw = {"Name": "SIMULATED multiple-sclerosis cohort", "BIDSVersion": "1.9.0", "DatasetType": "raw",
-           "License": "CC0", "GeneratedBy": [{"Name": "mslib.cohort.phantom"}]}
-    write_json(root / "dataset_description.json", raw)
-    for name, text in (("truth", "Truth of the simulation"), ("brainmask", "Brain masks of the simulation")):
-        write_json(root / "derivatives" / name / "dataset_description.json",
-                   raw | {"Name": f"SIMULATED: {text}", "DatasetType": "derivative"})
-    write_text(root / "README", README)
-    write_json(root / "participants.json", COLUMNS)
-    write_table(root / "participants.tsv", pd.DataFrame(rows))
-    return root
+             "cohort": COHORTS[0] if p.id.isdigit() else COHORTS[1]} for p in participants]
+    return write_description(
+        bids_root, "SIMULATED multiple-sclerosis cohort", pd.DataFrame(rows), LEVELS, README,
+        {"truth": "truth of the simulation", "brainmask": "brain masks"}, "simulated", License="CC0",
+        GeneratedBy=[{"Name": "mslib.cohort.phantom"}])

@@ -17,21 +17,15 @@ BLUR = 0.1
 
 
 def baseline_images(images, baseline="zero", seed: int = 0) -> np.ndarray:
-    """One baseline per image.
+    """One baseline per image, float32 of the shape of `images`.
 
     Parameters
     ----------
     images : array-like, (N, H, W, M) or (N, T, M)
     baseline : {"zero", "mean", "blurred", "noise"}, float, or array-like
         ``mean``: each modality's mean over the image. ``blurred``: Gaussian, SD a tenth of the size. ``noise``: normal,
-        with the mean and SD of each modality of the image; the draws are the same for every image. A number fills
-        everything; an array has the shape of `images` or of one image.
-    seed : int
-        Of the noise.
-
-    Returns
-    -------
-    ndarray of float32, shape of `images`
+        with the mean and SD of each modality of the image; the draws (`seed`) are the same for every image. A number
+        fills everything; an array has the shape of `images` or of one image.
 
     Raises
     ------
@@ -63,25 +57,10 @@ def baseline_images(images, baseline="zero", seed: int = 0) -> np.ndarray:
 def replace_removed(images, removed, baseline="zero", seed: int = 0) -> np.ndarray:
     """Images whose removed values are replaced.
 
-    Parameters
-    ----------
-    images : array-like, (N, H, W, M) or (N, T, M)
-    removed : array-like of bool, shape of `images`
-    baseline : {"zero", "mean", "blurred", "noise", "inpainted"}, float, or array-like
-        As in `baseline_images`. ``inpainted``: each modality from its own values that stay around, within their range
-        (Damelin and Hoang 2018, `skimage.restoration.inpaint_biharmonic`); 0.04 s for an image of 96 x 84 x 3 with half
-        of the brain removed, 0.12 s with all of it.
-    seed : int
-        Of the noise.
-
-    Returns
-    -------
-    ndarray of float32, shape of `images`
-
-    Raises
-    ------
-    ValueError
-        Shapes differ, values are not finite, an unknown name, or no value of a modality stays to in-paint from.
+    `removed`: bool, of the shape of `images`, as is the result, float32. `baseline` as in `baseline_images`, or
+    ``inpainted``: each modality from its own values that stay around, within their range (Damelin and Hoang 2018,
+    `skimage.restoration.inpaint_biharmonic`). ValueError: shapes differ, values are not finite, an unknown name, or no
+    value of a modality stays to in-paint from.
     """
     images, removed = np.asarray(images, np.float32), np.asarray(removed)
     if removed.shape != images.shape or removed.dtype != bool:

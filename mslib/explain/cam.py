@@ -73,18 +73,12 @@ CAM_VARIANTS = {"gradcam_absolute": _absolute, "gradcam_positive": _positive, "a
 
 
 class LayerPass(NamedTuple):
-    """What one forward and one backward pass say of many layers.
+    """What one forward and one backward pass say of many layers (shallow to deep).
 
-    Attributes
-    ----------
-    cams : dict of method to dict of layer (shallow to deep) to ndarray of float32, (N, h, w)
-        Raw maps at the layers' own resolution; of signals (N, 1, t).
-    logits : ndarray, (N, n_classes)
-    peaks : dict of layer to ndarray, (N, channels)
-        Largest activation of every channel; at most 0: the channel is silent in that image.
-    kept : dict of layer to ndarray, (N,)
-        Share of the gradients' size that is left when each channel's are averaged over its cells, as Grad-CAM does:
-        ``sum_k |mean g_k| / sum_k mean |g_k|``.
+    ``cams``: by method and layer, raw maps (N, h, w) of float32 at the layers' own resolution (of signals (N, 1, t));
+    ``logits``: (N, n_classes); ``peaks``: by layer, (N, channels), the largest activation of every channel, which is
+    silent in an image where it is at most 0; ``kept``: by layer, (N,), the share of the gradients' size that is left
+    when each channel's are averaged over its cells, as Grad-CAM does, ``sum_k |mean g_k| / sum_k mean |g_k|``.
     """
 
     cams: dict[str, dict[str, np.ndarray]]
@@ -125,11 +119,6 @@ def layer_cams(model: keras.Model, images, targets, layers: Sequence[str] | None
     ------
     ValueError
         See `check_model`, `resolve_layers`, `check_inputs`; unknown method; a map that is not finite.
-
-    References
-    ----------
-    Selvaraju et al. 2017 (Grad-CAM), Chattopadhyay et al. 2018 (Grad-CAM++), Draelos and Carin 2020
-    (HiResCAM), Jiang et al. 2021 (LayerCAM), Fu et al. 2020 (XGrad-CAM).
     """
     cams = explain_layers(model, images, targets, layers, methods, batch_size).cams
     if upsample:
@@ -147,8 +136,12 @@ def explain_layers(model: keras.Model, images, targets, layers: Sequence[str] | 
 
     Parameters and errors as of `layer_cams`; `methods` may be of `CAM_VARIANTS` too.
     """
-    check_model(model, (3, 4))
-    layers, methods = resolve_layers(model, layers), _check_methods(methods)
+    check_model(model)
+    layers, methods = resolve_layers(model, layers), (methods,) if isinstance(methods, str) else tuple(methods)
+    unknown = [method for method in methods if method not in CAM_METHODS | CAM_VARIANTS]
+    if unknown or not methods:
+        raise ValueError(f"methods: {', '.join(map(repr, unknown)) or 'none given'}: not among "
+                         f"{', '.join(CAM_METHODS | CAM_VARIANTS)}")
     images, targets = check_inputs(model, images, targets)
     if batch_size < 1:
         raise ValueError(f"batch_size: must be at least 1 (got {batch_size})")
@@ -158,29 +151,12 @@ def explain_layers(model: keras.Model, images, targets, layers: Sequence[str] | 
     *arrays, logits = (np.concatenate(part) for part in zip(*parts))
     *maps, peaks, kept = (dict(zip(layers, arrays[i:i + len(layers)])) for i in range(0, len(arrays), len(layers)))
     cams = dict(zip(methods, maps))
-    _check_finite(cams)
-    return LayerPass(cams, logits, peaks, kept)
-
-
-def _check_methods(methods):
-    methods = (methods,) if isinstance(methods, str) else tuple(methods)
-    unknown = [method for method in methods if method not in CAM_METHODS | CAM_VARIANTS]
-    if unknown or not methods:
-        raise ValueError(f"methods: {', '.join(map(repr, unknown)) or 'none given'}: not among "
-                         f"{', '.join(CAM_METHODS | CAM_VARIANTS)}")
-    return methods
-
-
-def _check_finite(cams):
     for method, of_layer in cams.items():
         for layer, cam in of_layer.items():
             if not np.isfinite(cam).all():
                 raise ValueError(f"{method} at {layer}: a map is not finite; activations or gradients exceed "
                                  "float32; rescale the weights")
-
-
-def _with_activations(model, layers):
-    return keras.Model(model.inputs, [*(model.get_layer(layer).output for layer in layers), model.outputs[0]])
+    return LayerPass(cams, logits, peaks, kept)
 
 
 def _pass(net, images, targets):
@@ -198,7 +174,7 @@ def _pass(net, images, targets):
 @lru_cache(maxsize=4)
 def _traced(model, layers, methods):
     """One graph for all layers and methods, for any batch size; backward ends at the lowest layer."""
-    net = _with_activations(model, layers)
+    net = keras.Model(model.inputs, [*(model.get_layer(layer).output for layer in layers), model.outputs[0]])
 
     @tf.function(input_signature=[tf.TensorSpec(model.inputs[0].shape), tf.TensorSpec((None,), tf.int32)])
     def run(images, targets):

@@ -1,7 +1,9 @@
 """Attributions from gradients in the input, and Grad-CAM as one map for all modalities or with Guided BackProp.
 
-Every function takes a net that has passed the checks of `mslib.explain.attribute` and returns raw values of the images'
-shape, one channel per modality.
+Every function takes a net with logit output that has passed the checks of `mslib.explain.attribute`, images, float32
+(N, H, W, M) or (N, T, M), and target classes, int32 (N,). It returns raw values, float32 of the images' shape, one
+channel per modality. `batch_size`: images in one pass. `baseline`: as in `mslib.explain.baseline_images`. `seed`: of
+what is drawn, the same for every image, so that a map does not depend on the other images.
 """
 
 from __future__ import annotations
@@ -51,43 +53,26 @@ def _gradients(model, images, targets, batch_size, rule=None):
 
 
 def gradient(model: keras.Model, images, targets, *, batch_size: int = 16) -> np.ndarray:
-    """Gradient of the class score, signed (Simonyan et al. 2014).
-
-    Parameters
-    ----------
-    model : keras.Model
-        Net with logit output.
-    images : ndarray of float32, (N, H, W, M) or (N, T, M)
-    targets : ndarray of int32, (N,)
-    batch_size : int
-        Images in one pass.
-
-    Returns
-    -------
-    ndarray of float32, shape of `images`
-    """
+    """Gradient of the class score, signed (Simonyan et al. 2014)."""
     return _gradients(model, images, targets, batch_size)
 
 
 def input_x_gradient(model: keras.Model, images, targets, *, batch_size: int = 16) -> np.ndarray:
-    """Gradient times image (Shrikumar et al. 2016); parameters as in `gradient`."""
+    """Gradient times image (Shrikumar et al. 2016)."""
     return images * _gradients(model, images, targets, batch_size)
 
 
 def guided_backprop(model: keras.Model, images, targets, *, batch_size: int = 16) -> np.ndarray:
-    """Gradient through ReLUs that pass what is positive on both ways (Springenberg et al. 2015); as `gradient`.
+    """Gradient through ReLUs that pass what is positive on both ways (Springenberg et al. 2015); of nets of ReLUs.
 
-    Of nets of ReLUs. Known to change little when the net's weights are randomised (Adebayo et al. 2018).
+    Known to change little when the net's weights are randomised (Adebayo et al. 2018).
     """
     check_relu_net(model, "guided_backprop")
     return _gradients(model, images, targets, batch_size, "guided")
 
 
 def deconvolution(model: keras.Model, images, targets, *, batch_size: int = 16) -> np.ndarray:
-    """Gradient through ReLUs that pass what is positive on the way back (Zeiler and Fergus 2014); as `gradient`.
-
-    Of nets of ReLUs.
-    """
+    """Gradient through ReLUs that pass what is positive on the way back (Zeiler and Fergus 2014); of nets of ReLUs."""
     check_relu_net(model, "deconvolution")
     return _gradients(model, images, targets, batch_size, "deconvolution")
 
@@ -103,16 +88,10 @@ def _mean_over(model, make, n, images, targets, batch_size):
 
 def smoothgrad(model: keras.Model, images, targets, *, samples: int = 10, noise: float = 0.15, seed: int = 0,
                batch_size: int = 16) -> np.ndarray:
-    """Mean gradient over noisy copies of the image (Smilkov et al. 2017); parameters and result as in `gradient`.
+    """Mean gradient over noisy copies of the image (Smilkov et al. 2017).
 
-    Parameters
-    ----------
-    samples : int
-        Copies of every image.
-    noise : float
-        Standard deviation, as a share of the image's range (maximum minus minimum over all modalities).
-    seed : int
-        Of the noise, the same for every image (times its range), so that a map does not depend on the other images.
+    `noise`: standard deviation, as a share of the image's range (maximum minus minimum over all modalities); `samples`:
+    copies of every image.
     """
     rng = np.random.default_rng(seed)
     axes = tuple(range(1, images.ndim))
@@ -128,17 +107,8 @@ def integrated_gradients(model: keras.Model, images, targets, *, steps: int = 50
                          batch_size: int = 16) -> np.ndarray:
     """Gradient integrated on the straight line from a baseline, times the difference (Sundararajan et al. 2017).
 
-    Parameters and result as in `gradient`. A map adds up to the score minus the baseline's, but for the quadrature (see
+    A map adds up to the score minus the baseline's, but for the Gauss-Legendre quadrature with `steps` points (see
     `completeness_gap`).
-
-    Parameters
-    ----------
-    steps : int
-        Points of the Gauss-Legendre quadrature.
-    baseline : str, float or array-like
-        As in `mslib.explain.baseline_images`.
-    seed : int
-        Of a noisy baseline.
     """
     base = baseline_images(images, baseline, seed)
     nodes, weights = np.polynomial.legendre.leggauss(steps)
@@ -151,14 +121,8 @@ def gradient_shap(model: keras.Model, images, targets, *, samples: int = 5, base
                   batch_size: int = 16) -> np.ndarray:
     """Expected gradient at random points between baseline and image, times the difference (Lundberg and Lee 2017).
 
-    Parameters and result as in `integrated_gradients`; a map adds up in expectation.
-
-    Parameters
-    ----------
-    samples : int
-        Random points of every image.
-    seed : int
-        Of the points, at the same shares of the way for every image: a map does not depend on the other images.
+    `samples`: points, at the same shares of the way for every image. A map adds up as in `integrated_gradients`, in
+    expectation.
     """
     base = baseline_images(images, baseline, seed)
     rng = np.random.default_rng(seed)
@@ -172,10 +136,9 @@ def gradient_shap(model: keras.Model, images, targets, *, samples: int = 5, base
 
 def deeplift(model: keras.Model, images, targets, *, baseline="zero", seed: int = 0,
              batch_size: int = 16) -> np.ndarray:
-    """DeepLift with the rescale rule (Shrikumar et al. 2017), max-pools with cross terms.
+    """DeepLift with the rescale rule (Shrikumar et al. 2017), max-pools with cross terms; of nets of ReLUs.
 
-    Parameters and result as in `integrated_gradients`, of nets of ReLUs. A map adds up to the score minus the
-    baseline's.
+    A map adds up to the score minus the baseline's.
     """
     check_relu_net(model, "deeplift")
     base = baseline_images(images, baseline, seed)
@@ -189,12 +152,9 @@ def deeplift(model: keras.Model, images, targets, *, baseline="zero", seed: int 
 
 
 def gradcam(model: keras.Model, images, targets, *, layer: str | None = None, batch_size: int = 16) -> np.ndarray:
-    """Grad-CAM of one layer, the same map for every modality (Selvaraju et al. 2017); as `gradient`.
+    """Grad-CAM of one layer, the same map for every modality (Selvaraju et al. 2017).
 
-    Parameters
-    ----------
-    layer : str, optional
-        Default: the last convolution (`last_convolution`).
+    `layer`: default: the last convolution (`last_convolution`).
     """
     layer = layer or last_convolution(model)
     maps = layer_cams(model, images, targets, [layer], ("gradcam",), batch_size)["gradcam"][layer]

@@ -8,24 +8,10 @@ from skimage.segmentation import slic
 
 
 def number_groups(groups, images) -> tuple[np.ndarray, np.ndarray]:
-    """Groups numbered anew in every image, so that an image has none but its own.
+    """Groups numbered anew in every image (0, 1, 2 ... without gaps; -1 stays), and their number in each, (N,).
 
-    Parameters
-    ----------
-    groups : array-like of int, shape of `images` or of one image
-        Group of every value, from 0 on; values at -1 are never removed.
-    images : ndarray, (N, H, W, M) or (N, T, M)
-
-    Returns
-    -------
-    groups : ndarray of int64, shape of `images`
-        In every image 0, 1, 2 ... without gaps; -1 stays.
-    counts : ndarray of int, (N,)
-
-    Raises
-    ------
-    ValueError
-        Another shape, no integers, a number below -1, or no group at all.
+    `groups`: the group of every value, integers from 0 on, of the shape of `images` or of one image; values at -1 are
+    never removed. ValueError: another shape, no integers, a number below -1, or no group at all.
     """
     groups = np.asarray(groups)
     if groups.shape not in (images.shape, images.shape[1:]):
@@ -55,7 +41,8 @@ def superpixels(images, segments: int = 50, compactness: float = 0.1, sigma: flo
     """SLIC superpixels of every image, each modality's own (Achanta et al. 2012; settings of Jin et al. 2022).
 
     Smoothed are the values inside the mask alone (normalised convolution, Knutsson and Westin 1993): what lies outside
-    does not darken the rim, so that no superpixel follows it.
+    does not darken the rim, so that no superpixel follows it. ValueError: images or mask of another shape, or an image
+    with nothing inside the mask.
 
     Parameters
     ----------
@@ -71,11 +58,6 @@ def superpixels(images, segments: int = 50, compactness: float = 0.1, sigma: flo
     -------
     ndarray of int64, (N, H, W, M)
         No two modalities share a number.
-
-    Raises
-    ------
-    ValueError
-        Images or mask of another shape, or an image with nothing inside the mask.
     """
     images = np.asarray(images, np.float32)
     if images.ndim != 4:

@@ -32,14 +32,9 @@ def areas(boxes) -> np.ndarray:
 class Change:
     """What covered windows change at one layer.
 
-    Attributes
-    ----------
-    values : tf.Tensor, (P, C), or (windows, features) behind the layer that ends the space
-        New minus old, all cells of the first window before those of the second.
-    boxes : ndarray of int, (windows, 2 axes, 2)
-        First cell of the rectangle and the one behind its last.
-    window, place : ndarray of int, (P,) and (P, 2)
-        Window, and row and column, of each cell.
+    ``values``, (P, C), or (windows, features) behind the layer that ends the space: new minus old, all cells of the
+    first window before those of the second. ``boxes``, (windows, 2 axes, 2): first cell of the rectangle and the one
+    behind its last. ``window, place``, (P,) and (P, 2): window, and row and column, of each cell.
     """
 
     values: tf.Tensor
@@ -114,7 +109,7 @@ class _Convolution:
         self.old = tf.nn.conv2d(x, kernel, layer.strides, layer.padding.upper())
         if layer.use_bias:
             self.old = self.old + layer.bias
-        self.name, self.bytes_per_cell = layer.name, 4 * self.taps * self.filters
+        self.bytes_per_cell = 4 * self.taps * self.filters
 
     def __call__(self, change):
         cells = Change.inside(self.slide.reach(change.boxes))

@@ -74,17 +74,9 @@ def relevance_flow(model: keras.Model, inputs, targets=None, rule: str | Composi
                    batch_size: int = 16, **parameters) -> dict[str, dict[str, np.ndarray]]:
     """How much relevance reaches each layer: what biases keep on the way down is the difference between two.
 
-    Parameters
-    ----------
-    model, inputs, targets, rule, baseline, batch_size, **parameters
-        As in `lrp`.
-
-    Returns
-    -------
-    dict of layer (input layer first) to dict
-        ``sum`` and ``absolute``: ndarray of float64, (N,), of the signed values and of their sizes, in units of the
-        logit; the sum of the last layer is the logit itself. Memory does not grow with the depth of the net. Where the
-        net branches, layers side by side share the relevance.
+    Parameters as in `lrp`. By layer, input layer first, ``sum`` and ``absolute``: float64, (N,), of the signed values
+    and of their sizes, in units of the logit; the sum of the last layer is the logit itself. Memory does not grow with
+    the depth of the net. Where the net branches, layers side by side share the relevance.
     """
     names, batches = _explain(model, inputs, targets, rule, baseline, True, batch_size, parameters)
     parts = [[_sums(part) for part in of_layers] for _, of_layers in batches]
@@ -93,24 +85,11 @@ def relevance_flow(model: keras.Model, inputs, targets=None, rule: str | Composi
 
 
 def relevance_shares(relevance) -> dict[str, np.ndarray]:
-    """Share of every input channel (modality) in the relevance of an image or signal, in percent.
+    """Share of every input channel (modality) in the relevance, (N, ..., M), of images or signals, in percent.
 
-    Parameters
-    ----------
-    relevance : array-like, (N, ..., M)
-        Of `lrp`.
-
-    Returns
-    -------
-    dict
-        ``absolute``: ndarray of float64, (N, M), ``100 sum |R_m| / sum_m sum |R_m|`` (Ellis et al. 2021);
-        ``positive``: likewise of positive relevance alone. Of signed sums no share is made: they can cancel. NaN where
-        there is no relevance to share.
-
-    Raises
-    ------
-    ValueError
-        Relevance of another shape or not finite.
+    ``absolute``: float64, (N, M), ``100 sum |R_m| / sum_m sum |R_m|`` (Ellis et al. 2021); ``positive``: likewise of
+    positive relevance alone. Of signed sums no share is made: they can cancel. NaN where there is no relevance to
+    share. ValueError: relevance of another shape or not finite.
     """
     relevance = np.asarray(relevance, np.float64)
     if relevance.ndim < 2 or not relevance.size or not np.isfinite(relevance).all():
@@ -128,7 +107,7 @@ def _sums(relevance):
 
 def _explain(model, inputs, targets, rule, baseline, layers, batch_size, parameters) -> tuple[list[str], Iterator]:
     """Checks; then names of the wanted layers, and (relevance of the input, of the layers) batch by batch."""
-    check_model(model, axes=(3, 4))
+    check_model(model)
     composite = resolve_rule(rule)
     parameters = check_parameters(composite, parameters)
     if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:

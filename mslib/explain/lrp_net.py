@@ -70,10 +70,10 @@ class LinearMap:
 
 @dataclass(frozen=True)
 class Step:
-    """A layer in its place: what it reads and writes (ids of symbolic tensors) and what holds for it there.
+    """A layer in its place: what it reads and writes (ids of symbolic tensors).
 
-    Batch norm that is folded into it is its `norm`; the step then writes what the norm does. `nonnegative`: none of
-    its inputs can be negative.
+    Batch norm that is folded into it is its `norm`; the step then writes what the norm does. `nonnegative`: no input
+    can be negative.
     """
 
     layer: keras.layers.Layer
@@ -122,11 +122,8 @@ class Step:
 def read_net(model: keras.Model) -> tuple[list[Step], int, int]:
     """Steps of a net that has passed `check_model`, shallow to deep, and the ids of its input and output.
 
-    Raises
-    ------
-    ValueError
-        A layer, or its activation, that relevance cannot be propagated through, or one that stands at several
-        places: names it and what is supported.
+    ValueError, which says what is supported: a layer, or its activation, that relevance cannot be propagated through,
+    or one that stands at several places.
     """
     net = keras.Model(model.inputs, model.outputs)
     nodes = [node for depth in sorted(net._nodes_by_depth, reverse=True) for node in net._nodes_by_depth[depth]

@@ -58,14 +58,7 @@ LRP_RULES = {"epsilon": epsilon, "alpha1_beta0": alpha1_beta0, "alpha2_beta1": a
 
 @dataclass(frozen=True)
 class Composite:
-    """Which rule which linear layer gets.
-
-    Attributes
-    ----------
-    conv, dense : callable
-        Rule of convolutions and of dense layers (see `LRP_RULES`).
-    citation : str
-    """
+    """Which rule convolutions and which one dense layers get (see `LRP_RULES`)."""
 
     conv: Callable
     dense: Callable
@@ -126,21 +119,9 @@ def check_parameters(composite: Composite, given: dict) -> dict:
 def share(terms, linear, bias, relevance, stabiliser=STABILISER):
     """Hand relevance to the inputs of a map in proportion to what they add to its output.
 
-    Parameters
-    ----------
-    terms : list of (tensor, weights)
-        Inputs, each with the weights through which it counts: z = sum of ``linear(input, weights)``, plus bias.
-    linear : callable
-        (input, weights) -> output, linear in the input.
-    bias, relevance : tensor
-        Of the output; the bias keeps its part of the relevance.
-    stabiliser : float
-
-    Returns
-    -------
-    tensor
-        Sum over the terms of input times gradient of z, with R / z as the gradient of the output: the map's own
-        stride, dilation and padding.
+    `terms` are inputs, each with the weights through which it counts: z = sum of ``linear(input, weights)``, plus bias,
+    which keeps its part of the relevance (that of the output). What is returned is the sum over the terms of input
+    times gradient of z, with R / z as the gradient of the output: the map's own stride, dilation and padding.
     """
     inputs = [x for x, _ in terms]
     with tf.GradientTape(watch_accessed_variables=False) as tape:

@@ -30,10 +30,11 @@ def blank_maps(maps: np.ndarray) -> np.ndarray:
 
 
 def postprocess(maps, sigma: float, quantile_share: float = 0.99) -> np.ndarray:
-    """Smooth maps and scale them to [0, 1], all modalities of an image together (Jin et al. 2022).
+    """Smooth maps and scale them to [0, 1], all modalities of an image together (Jin et al. 2022); float32.
 
     Smoothed in the plane; divided by the magnitude at which the ascending magnitudes, added up, reach a share of their
     total; clipped; negatives become 0. One divisor serves all modalities of an image, so that they keep their relation.
+    A blank map stays blank.
 
     Parameters
     ----------
@@ -43,11 +44,6 @@ def postprocess(maps, sigma: float, quantile_share: float = 0.99) -> np.ndarray:
         SD of the Gaussian along every axis of space, in pixels (samples); 0: none.
     quantile_share : float
         Share of the total magnitude below the value that becomes 1; above 0, at most 1 (the maximum becomes 1).
-
-    Returns
-    -------
-    ndarray of float32, shape of `maps`
-        A blank map stays blank.
 
     Raises
     ------

@@ -24,26 +24,16 @@ EQUAL = 1e-6
 class Method:
     """An attribution method.
 
-    Attributes
-    ----------
-    function : callable
-        (model, images, targets, *, parameters) to maps of the images' shape.
-    family : str
-        ``gradient``, ``activation`` or ``perturbation``.
-    citation : str
-    per_modality : bool
-        Whether every modality has a map of its own; False: one map stands for all. Feature Permutation has one here,
-        unlike in Jin et al. 2022, because its default groups are each modality's own superpixels (or windows), the same
-        for all images; groups that span modalities would give these one value.
-    axes : tuple of int
-        Axes that images may have: 4 for (N, H, W, M), 3 for (N, T, M).
+    ``function`` takes (model, images, targets, *, parameters) to maps of the images' shape; ``family`` is ``gradient``,
+    ``activation`` or ``perturbation``; ``per_modality`` says whether every modality has a map of its own, else one map
+    stands for all. Feature Permutation has one here, unlike in Jin et al. 2022, because its default groups are each
+    modality's own superpixels (or windows), the same for all images.
     """
 
     function: Callable
     family: str
     citation: str
     per_modality: bool = True
-    axes: tuple[int, ...] = (3, 4)
 
     @property
     def parameters(self) -> dict:
@@ -73,19 +63,10 @@ METHODS = {
 
 
 def covered(method: str, groups) -> np.ndarray:
-    """Where a method can give a value at all: elsewhere its map holds 0 because nothing was asked there.
+    """Where a method can give a value at all, bool, shape of `groups`: elsewhere 0 because nothing was asked there.
 
-    Parameters
-    ----------
-    method : str
-        One of `METHODS`.
-    groups : array-like of int
-        Feature groups as the methods that take them are given them (`superpixels`); -1 is never removed.
-
-    Returns
-    -------
-    ndarray of bool, shape of `groups`
-        True everywhere for a method without groups.
+    `groups`: integers, as the methods that take them are given them (`superpixels`); -1 is never removed. True
+    everywhere for a method without groups.
     """
     groups = np.asarray(groups)
     return groups >= 0 if "groups" in _method(method).parameters else np.ones(groups.shape, bool)
@@ -127,7 +108,7 @@ def attribute(method: str, model: keras.Model, images, targets=None, *, precisio
         cannot be explained, a map that is not finite.
     """
     chosen = _method(method)
-    check_model(model, chosen.axes)
+    check_model(model)
     _check_parameters(method, chosen, parameters)
     if precision not in ("float32", *(["bfloat16"] if chosen.family == "perturbation" else [])):
         raise ValueError(f"precision: must be float32, or bfloat16 for perturbation methods, which only predict (got "
@@ -160,25 +141,20 @@ def _check_parameters(method, chosen, parameters):
 
 
 def completeness_gap(maps: np.ndarray, model: keras.Model, images, targets, baseline) -> np.ndarray:
-    """How far attributions are from adding up to what they explain.
+    """How far attributions are from adding up to what they explain, (N,).
+
+    ``|sum of a map - owed| / |owed|`` with ``owed = score - baseline's score``. Where the two scores are equal in
+    float32 the divisor is a millionth of the larger one: so the gap of a map that rightly adds up to nothing stays
+    small, that of another becomes very large, and both stay finite.
 
     Parameters
     ----------
-    maps : ndarray
+    maps : ndarray, shape of `images`
         Of a method that should be complete: integrated gradients, DeepLift, the SHAP methods.
-    model : keras.Model
-    images : ndarray
+    model, images, targets
         What was explained.
-    targets : ndarray of int, (N,)
     baseline : ndarray, shape of `images`
         What it was explained against (`baseline_images`).
-
-    Returns
-    -------
-    ndarray of float, (N,)
-        ``|sum of a map - owed| / |owed|`` with ``owed = score - baseline's score``. Where the two scores are equal in
-        float32 the divisor is a millionth of the larger one: so the gap of a map that rightly adds up to nothing stays
-        small, that of another becomes very large, and both stay finite.
 
     Raises
     ------

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
 import keras
 import numpy as np
 
-#: What an input of so many axes is.
-INPUTS = {4: "images (N, H, W, M)", 3: "signals (N, T, M)"}
 PROBABILITY_HEADS = ("softmax", "sigmoid", "log_softmax", "hard_sigmoid")
 CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.SeparableConv1D, keras.layers.SeparableConv2D,
                 keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D, keras.layers.Conv1DTranspose,
@@ -19,19 +17,10 @@ CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Separable
 DEFAULT_LAYERS = re.compile(r"block[45]_(conv\d+|pool)")
 
 
-def check_model(model: keras.Model, axes: Collection[int] = (4,)) -> None:
-    """Raise unless a model is flat, float32, has one input of images (or signals) and one logit output.
+def check_model(model: keras.Model) -> None:
+    """ValueError that names fault and remedy unless a model is flat, float32, of one input and one logit output.
 
-    Parameters
-    ----------
-    model : keras.Model
-    axes : collection of {3, 4}
-        How many axes its input may have.
-
-    Raises
-    ------
-    ValueError
-        One line that names the fault and its remedy.
+    The input: images (N, H, W, M) or signals (N, T, M).
     """
     if not (isinstance(model, keras.Sequential) and model.built) and not hasattr(model, "operations"):
         raise ValueError(f"model: must be a functional keras.Model or a built keras.Sequential "
@@ -46,9 +35,8 @@ def check_model(model: keras.Model, axes: Collection[int] = (4,)) -> None:
     if len(model.inputs) != 1 or len(model.outputs) != 1:
         raise ValueError(f"model: must have one input and one output (got {len(model.inputs)} and "
                          f"{len(model.outputs)}); build keras.Model(image, logits)")
-    if len(model.inputs[0].shape) not in axes or len(model.outputs[0].shape) != 2:
-        wanted = " or ".join(text for n, text in INPUTS.items() if n in axes)
-        raise ValueError(f"model: must map {wanted} to logits (N, n_classes) (got "
+    if len(model.inputs[0].shape) not in (3, 4) or len(model.outputs[0].shape) != 2:
+        raise ValueError("model: must map images (N, H, W, M) or signals (N, T, M) to logits (N, n_classes) (got "
                          f"{model.inputs[0].shape} to {model.outputs[0].shape})")
     head = output_layer(model)
     activation = getattr(getattr(head, "activation", None), "__name__", type(head).__name__).lower()
@@ -60,9 +48,9 @@ def check_model(model: keras.Model, axes: Collection[int] = (4,)) -> None:
 def predict_copy(model: keras.Model) -> keras.Model:
     """A copy of a flat net that computes in bfloat16, its weights (its own) and its output layer in float32.
 
-    bfloat16 has 8 significant bits, so that every layer rounds by up to 0.4 %. A perturbation method reads differences
-    of scores: where removal changes a score by less than that, the map shows rounding. It saves time only where the
-    processor has bfloat16 arithmetic. Calls for one model share the copy, whose weights are those of the last call.
+    bfloat16 has 8 significant bits, so that every layer rounds by up to 0.4 %: where removal changes a score by less
+    than that, the map of a perturbation method shows rounding. It saves time only where the processor has bfloat16
+    arithmetic. Calls for one model share the copy, whose weights are those of the last call.
     """
     copy = _lowered(model)
     copy.set_weights(model.get_weights())
@@ -97,10 +85,7 @@ def last_convolution(model: keras.Model) -> str:
 def resolve_layers(model: keras.Model, layers=None) -> tuple[str, ...]:
     """Check the wanted layers and put them in the order of the net; default: all of block 4 and block 5.
 
-    Raises
-    ------
-    ValueError
-        A layer is unknown or not spatial, or the model has no block 4 or 5; the layers to be had are listed.
+    ValueError, which lists the layers to be had: one is unknown or not spatial, or the model has no block 4 or 5.
     """
     known = spatial_layers(model)
     if layers is None:
@@ -120,10 +105,7 @@ def resolve_layers(model: keras.Model, layers=None) -> tuple[str, ...]:
 def check_inputs(model: keras.Model, images, targets) -> tuple[np.ndarray, np.ndarray]:
     """Check images, (N, H, W, M) or (N, T, M), and target classes, (N,), against a model; as float32 and int32.
 
-    Raises
-    ------
-    ValueError
-        Wrong shape or number of channels, no image at all, NaN or infinity, target not among the classes.
+    ValueError: wrong shape or number of channels, no image at all, NaN or infinity, target not among the classes.
     """
     images, targets = np.asarray(images, np.float32), np.asarray(targets)
     expected = model.inputs[0].shape

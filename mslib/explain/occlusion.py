@@ -16,10 +16,10 @@ def occlusion(model: keras.Model, images, targets, *, window: int = 11, stride: 
               seed: int = 0, batch_size: int = 64, engine: str = "auto") -> np.ndarray:
     """What the score loses when a window of one modality is covered (Zeiler and Fergus 2014), overlaps averaged.
 
+    Parameters and result as in `mslib.explain.perturbation`.
+
     Parameters
     ----------
-    model, images, targets, baseline, seed, batch_size
-        As in `feature_ablation`.
     window, stride : int
         Size and step of the window along every axis of space.
     engine : {"auto", "incremental", "full"}
@@ -27,10 +27,6 @@ def occlusion(model: keras.Model, images, targets, *, window: int = 11, stride: 
         (`mslib.explain.incremental`): exact, the maps are equal up to rounding (1e-4 of the largest value of the map,
         where full passes in float32 are that exact themselves). ``auto``: incremental for the nets that it can do, a
         chain of convolutions, ReLUs and pools with a dense end; else full.
-
-    Returns
-    -------
-    ndarray of float32, shape of `images`
 
     Raises
     ------

@@ -2,6 +2,12 @@
 
 A *coalition* says for every feature group whether it stays; what does not is replaced. Images that are predicted are
 made batch by batch, so that memory does not grow with the number of samples.
+
+Model, images, targets, `baseline`, `batch_size` and result as in `mslib.explain.gradient`; every member of a group has
+the group's value. `groups`: integers of the shape of `images` or of one image (`superpixels`, `window_groups`), -1 is
+never removed; default: `default_groups`. `seed`: of a noisy baseline and of what is drawn: the same draws for every
+image, so that its map is the same whatever other images stand beside it. Errors of sampling are therefore alike in all
+images.
 """
 
 from __future__ import annotations
@@ -59,29 +65,7 @@ def _explain_each(explain: Callable, images, targets, groups, baseline, seed, ch
 
 def feature_ablation(model: keras.Model, images, targets, *, groups=None, baseline="zero", seed: int = 0,
                      batch_size: int = 64) -> np.ndarray:
-    """What the score loses when one feature group is replaced by the baseline.
-
-    Parameters
-    ----------
-    model : keras.Model
-        Net with logit output.
-    images : ndarray of float32, (N, H, W, M) or (N, T, M)
-    targets : ndarray of int32, (N,)
-    groups : array-like of int, shape of `images` or of one image, optional
-        See `superpixels`, `window_groups`; -1 is never removed. Default: `default_groups`.
-    baseline : str, float or array-like
-        As in `baseline_images`.
-    seed : int
-        Of a noisy baseline and, in the methods below, of what is drawn: the same draws for every image, so that its map
-        is the same whatever other images stand beside it. Errors of sampling are therefore alike in all images.
-    batch_size : int
-        Images in one pass.
-
-    Returns
-    -------
-    ndarray of float32, shape of `images`
-        Every member of a group has the group's value.
-    """
+    """What the score loses when one feature group is replaced by the baseline (Kokhlikyan et al. 2020)."""
     def losses(image, base, own, n_groups, target, _):
         coalitions = np.concatenate([np.ones((1, n_groups), bool), ~np.eye(n_groups, dtype=bool)])
         scores = coalition_scores(model, image, base, own, coalitions, target, batch_size)
@@ -94,17 +78,11 @@ def feature_permutation(model: keras.Model, images, targets, *, groups=None, per
                         batch_size: int = 64) -> np.ndarray:
     """What the score loses when a feature group takes another image's values (Fisher et al. 2019).
 
-    The images are shifted cyclically by a random number of places, so that each one always gets values of another;
-    over all N - 1 shifts it gets those of every other image once. The maps depend on which images are given together.
-    Parameters and result as in `feature_ablation`; two images at least (else ValueError).
-
-    Parameters
-    ----------
-    groups : array-like of int, shape of one image, optional
-        The same for all images (else ValueError), because values change places between them. Default: `default_groups`
-        of their mean.
-    permutations : int
-        Over how many different shifts the loss is averaged; from N - 1 on over all of them, exactly.
+    The images, two at least (else ValueError), are shifted cyclically by a random number of places, so that each one
+    always gets values of another; over all N - 1 shifts it gets those of every other image once. The maps depend on
+    which images are given together. `groups` are the same for all images (else ValueError), because values change
+    places between them; default: `default_groups` of their mean. `permutations`: over how many different shifts the
+    loss is averaged; from N - 1 on over all of them, exactly.
     """
     if len(images) < 2:
         raise ValueError("feature_permutation: needs two images at least, because values change places between them")
@@ -132,15 +110,9 @@ def lime(model: keras.Model, images, targets, *, groups=None, samples: int = 500
          seed: int = 0, batch_size: int = 64) -> np.ndarray:
     """Weights of a linear model of the score in random coalitions, near ones counting more (Ribeiro et al. 2016).
 
-    Parameters and result as in `feature_ablation`.
-
-    Parameters
-    ----------
-    samples : int
-        Random coalitions, more than there are groups (else ValueError); several times as many for values that do not
-        hang on the seed.
-    width : float
-        Of the kernel ``exp(-d^2 / (2 width^2))``, d the cosine distance between the coalition and all groups; above 0.
+    `samples`: random coalitions, more than there are groups (else ValueError); several times as many for values that do
+    not hang on the seed. `width`, above 0: of the kernel ``exp(-d^2 / (2 width^2))``, d the cosine distance between the
+    coalition and all groups.
     """
     def weights(image, base, own, n_groups, target, rng):
         coalitions = rng.random((samples, n_groups)) < 0.5
@@ -158,8 +130,7 @@ def shapley_sampling(model: keras.Model, images, targets, *, groups=None, permut
                      seed: int = 0, batch_size: int = 64) -> np.ndarray:
     """Mean gain of a feature group over random orders in which groups join (Strumbelj and Kononenko 2010).
 
-    Parameters and result as in `feature_ablation`, and `permutations`, the number of random orders. Values of the
-    groups add up to the score minus that of the baseline.
+    `permutations`: random orders. Values of the groups add up to the score minus that of the baseline.
     """
     def gains(image, base, own, n_groups, target, rng):
         orders = rng.permuted(np.tile(np.arange(n_groups), (permutations, 1)), axis=1)
@@ -176,15 +147,10 @@ def kernel_shap(model: keras.Model, images, targets, *, groups=None, samples: in
                 batch_size: int = 64) -> np.ndarray:
     """Shapley values by weighted regression over random coalitions (Lundberg and Lee 2017, theorem 2).
 
-    Parameters and result as in `feature_ablation`. Values of the groups add up to the score minus that of the baseline
-    exactly.
-
-    Parameters
-    ----------
-    samples : int
-        Random coalitions, drawn in pairs of complements. Because a pair says one thing about n groups, there must be
-        ``2 (n - 1)`` at least (else ValueError), and more where some are drawn twice. 600 do for about 150 superpixels;
-        the published 300 were for superpixels that modalities shared.
+    Values of the groups add up to the score minus that of the baseline exactly. `samples`: random coalitions, drawn in
+    pairs of complements. Because a pair says one thing about n groups, there must be ``2 (n - 1)`` at least (else
+    ValueError), and more where some are drawn twice. 600 do for about 150 superpixels; the published 300 were for
+    superpixels that modalities shared.
     """
     def values(image, base, own, n_groups, target, rng):
         ends = np.array([np.zeros(n_groups, bool), np.ones(n_groups, bool)])

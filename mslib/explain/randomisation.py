@@ -15,32 +15,9 @@ def cascading_randomisation(model: keras.Model, lowest: Sequence[str], draws: in
     Layers with a kernel are drawn anew (He normal, bias 0); each stays random while the next follow. A map that
     explains what was learnt loses its likeness to that of the model.
 
-    Parameters
-    ----------
-    model : keras.Model
-        Stays untouched.
-    lowest : sequence of str
-        Last layer drawn in each step, deep to shallow.
-    draws : int
-    seed : int
-
-    Yields
-    ------
-    draw : int
-        From 1 on.
-    layer : str
-        Of `lowest`.
-    network : keras.Model
-        One and the same copy, traced once; its weights hold until the next step.
-
-    Raises
-    ------
-    ValueError
-        A layer that the model has not, or names that do not go from deep to shallow.
-
-    References
-    ----------
-    Adebayo et al. 2018, Sanity checks for saliency maps, section 3 (cascading randomisation).
+    `lowest` names the last layer drawn in each step, deep to shallow (else ValueError). Yielded are the number of the
+    draw, from 1 on, the name, and the network: one and the same copy of the model, traced once, whose weights hold
+    until the next step. Adebayo et al. 2018, Sanity checks for saliency maps, section 3.
     """
     names = [layer.name for layer in model.layers]
     places = [names.index(name) if name in names else len(names) for name in lowest]

@@ -1,8 +1,8 @@
 """How good are maps and classifiers, with what certainty? Arrays in, arrays and tables out."""
 
-from .classification import ClassificationReport, bootstrap_classification, classification_report, confusion_measures
+from .classification import ClassificationReport, classification_report, confusion_measures
 from .faithfulness import area_under_removal, removal_curve, shuffled_maps
-from .localisation import iou_at_median, measure_maps
+from .localisation import measure_maps
 from .mixed import mixed_effects
 from .modality import (
     correlation_by_chance,
@@ -15,12 +15,10 @@ from .modality import (
 )
 from .statistics import (
     MIN_SUBJECTS,
-    GroupComparison,
-    Interval,
     adjust_p_values,
     bootstrap_means,
-    bootstrap_subjects,
     compare_groups,
+    mean_by,
     mean_interval,
     percentile_interval,
     proportion_interval,
@@ -28,9 +26,8 @@ from .statistics import (
 )
 
 __all__ = [
-    "MIN_SUBJECTS", "ClassificationReport", "GroupComparison", "Interval", "adjust_p_values", "area_under_removal",
-    "bootstrap_classification", "bootstrap_means", "bootstrap_subjects", "classification_report", "compare_groups",
-    "confusion_measures", "correlation_by_chance", "feature_importance_score", "importance_correlation",
-    "iou_at_median", "map_similarity", "mean_interval", "measure_maps", "mixed_effects", "modality_totals",
-    "percentile_interval", "proportion_interval", "removal_curve", "resample_counts", "shapley_values",
-    "share_inside", "shuffled_maps"]
+    "MIN_SUBJECTS", "ClassificationReport", "adjust_p_values", "area_under_removal", "bootstrap_means",
+    "classification_report", "compare_groups", "confusion_measures", "correlation_by_chance",
+    "feature_importance_score", "importance_correlation", "map_similarity", "mean_by", "mean_interval", "measure_maps",
+    "mixed_effects", "modality_totals", "percentile_interval", "proportion_interval", "removal_curve",
+    "resample_counts", "shapley_values", "share_inside", "shuffled_maps"]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from .statistics import MIN_SUBJECTS, Interval, percentile_interval, proportion_interval, resample_counts
+from .statistics import MIN_SUBJECTS, percentile_interval, proportion_interval, resample_counts
 
 
 class ClassificationReport(NamedTuple):
@@ -40,9 +40,8 @@ def classification_report(logits, targets, subjects, groups, n: int = 2000, conf
     -------
     ClassificationReport
         ``measures``: one row per level (slice, subject), measure and group (empty for accuracy and balanced
-        accuracy) with estimate, low, high and n (slices or subjects). ``slice_confusion``,
-        ``subject_confusion``: rows true, columns predicted. ``subjects``: true and predicted class and mean
-        logits of each.
+        accuracy) with value, low, high and n (slices or subjects). ``slice_confusion``, ``subject_confusion``: rows
+        true, columns predicted. ``subjects``: true and predicted class, number of slices, mean logits of each.
 
     Raises
     ------
@@ -62,7 +61,7 @@ def classification_report(logits, targets, subjects, groups, n: int = 2000, conf
         confusions.append(pd.DataFrame(_confusion(predicted, true, ids, len(groups)).sum(axis=0),
                                        pd.Index(groups, name="true"), pd.Index(groups, name="predicted")))
         rows += [{"level": level, "measure": measure, "group": "" if group is None else groups[group],
-                  **interval._asdict(), "n": len(true)} for (measure, group), interval in intervals.items()]
+                  **interval, "n": len(true)} for (measure, group), interval in intervals.items()]
     table = pd.DataFrame({"subject": names, "true": np.take(groups, subject_targets),
                           "predicted": np.take(groups, mean_logits.argmax(axis=1)), "n_slices": sizes})
     return ClassificationReport(pd.DataFrame(rows), *confusions,
@@ -70,28 +69,14 @@ def classification_report(logits, targets, subjects, groups, n: int = 2000, conf
 
 
 def bootstrap_classification(predicted, targets, subjects, n_classes: int, n: int = 2000,
-                             confidence: float = 0.95, seed: int = 0,
-                             ) -> dict[tuple[str, int | None], Interval]:
-    """Intervals of every measure of a confusion matrix over subjects.
+                             confidence: float = 0.95, seed: int = 0) -> dict[tuple[str, int | None], dict]:
+    """Intervals of every measure of a confusion matrix over subjects, by (measure, class): ``value, low, high``.
 
+    `predicted`, `targets`: class ids, (N,); class is None for ``accuracy`` and ``balanced_accuracy``.
     Slices: whole subjects are resampled, within their class where each class has `MIN_SUBJECTS`, else over all.
     One prediction a subject: accuracy, recall and precision are proportions of subjects and get Wilson's interval,
     which has a width even where all are correct. No interval (NaN) below `MIN_SUBJECTS` subjects otherwise (for
     measures of one class: of that class), or where all resamples agree.
-
-    Parameters
-    ----------
-    predicted, targets : array-like of int, (N,)
-    subjects : array-like, (N,)
-    n_classes : int
-    n, confidence, seed
-        As in `bootstrap_subjects`.
-
-    Returns
-    -------
-    dict
-        (measure, class) to Interval; class is None for ``accuracy`` and ``balanced_accuracy``, a class id for
-        ``precision``, ``recall`` and ``f1``.
     """
     subject_ids = pd.factorize(np.asarray(subjects))[0]
     per_subject = _confusion(predicted, targets, subject_ids, n_classes)
@@ -105,13 +90,13 @@ def bootstrap_classification(predicted, targets, subjects, n_classes: int, n: in
                    "recall": lambda group: (total[group, group], total[group].sum()),
                    "precision": lambda group: (total[group, group], total[:, group].sum())}
     result = {}
-    for (measure, group), estimate in confusion_measures(total).items():
+    for (measure, group), value in confusion_measures(total).items():
         if single and measure in proportions:
             result[measure, group] = proportion_interval(*proportions[measure](group), confidence)
         else:
             enough = (len(of_class) if group is None else sizes[group]) >= MIN_SUBJECTS
             values = resampled[measure, group] if enough else np.array([])
-            result[measure, group] = percentile_interval(estimate, values, confidence)
+            result[measure, group] = percentile_interval(value, values, confidence)
     return result
 
 

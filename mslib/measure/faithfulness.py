@@ -1,4 +1,4 @@
-"""Does a net need what a map marks? Values are removed, the hottest first, and the net is asked again."""
+"""Does a network need what a map marks? Values are removed, the hottest first, and it is asked again."""
 
 from __future__ import annotations
 
@@ -10,27 +10,19 @@ import numpy as np
 LEVELS = tuple(np.round(np.linspace(1, 0, 11), 10))
 
 
-def removed_at(heat, level: float, inside=None) -> np.ndarray:
+def removed_at(heat: np.ndarray, level: float, inside: np.ndarray) -> np.ndarray:
     """Which values of a map are removed at a level: those inside that reach its quantile there and are positive.
 
-    Level 1 removes nothing, 0 all that is positive. ValueError: a map that is not finite, `inside` of another shape or
-    empty, a level outside 0 to 1.
+    Level 1 removes nothing, 0 all that is positive.
     """
-    heat = np.maximum(_finite("heat", heat), 0)
-    inside = np.ones(heat.shape, bool) if inside is None else np.asarray(inside, bool)
-    if inside.shape != heat.shape or not inside.any():
-        raise ValueError(f"inside: must have the shape of the map {heat.shape} and hold something (got {inside.shape}, "
-                         f"{inside.sum()} values)")
-    if not 0 <= level <= 1:
-        raise ValueError(f"level: must be from 0 to 1 (got {level})")
     if level == 1:
         return np.zeros(heat.shape, bool)
-    return inside & (heat > 0) & (heat >= np.quantile(heat[inside], level))
+    return inside & (heat > 0) & (heat >= np.quantile(np.maximum(heat[inside], 0), level))
 
 
 def removal_curve(performance: Callable[[np.ndarray], float], images, maps, baseline, inside=None,
                   levels=LEVELS) -> np.ndarray:
-    """Performance of a net while what the maps mark is replaced, the hottest first.
+    """Performance of a network while what the maps mark is replaced, the hottest first.
 
     Parameters
     ----------
@@ -60,6 +52,8 @@ def removal_curve(performance: Callable[[np.ndarray], float], images, maps, base
     for name, given in (("maps", maps), ("inside", within)):
         if given.shape != images.shape:
             raise ValueError(f"{name}: must have the shape of the images {images.shape} (got {given.shape})")
+    if not (held := within.any(tuple(range(1, within.ndim)))).all():
+        raise ValueError(f"inside: must hold something of every image (image {held.argmin()} has nothing)")
     curve = []
     for level in levels:
         removed = np.stack([removed_at(heat, level, one) for heat, one in zip(maps, within)])

@@ -62,12 +62,6 @@ def measure_maps(heat, lesion=None, brain=None) -> pd.DataFrame:
     return table
 
 
-def iou_at_median(heat, lesion, brain=None) -> tuple[np.ndarray, np.ndarray]:
-    """Columns ``iou`` and ``iou_chance`` of `measure_maps`, each (N,)."""
-    table = measure_maps(heat, lesion, brain)
-    return table["iou"].to_numpy(), table["iou_chance"].to_numpy()
-
-
 def _measures(values, hot):
     """All measures from the ascending heat of the brain (n) and of its lesions (L)."""
     n, lesions = len(values), len(hot)

@@ -50,12 +50,10 @@ def mixed_effects(table: pd.DataFrame, outcome: str, effects: Sequence[str], sub
     table : pandas.DataFrame
         One row per observation. Rows without outcome, subject or one of the effects are left out; ``n`` counts the
         others.
-    outcome : str
-        Column of numbers.
+    outcome, subject : str
+        Columns of numbers, and of whose observation it is.
     effects : sequence of str
         Columns of numbers; categories as 0/1 columns. An intercept is added.
-    subject : str
-        Column that says whose observation it is.
     confidence : float
         Between 0 and 1.
 

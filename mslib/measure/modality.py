@@ -16,13 +16,13 @@ def shapley_values(worths) -> np.ndarray:
 
     Parameters
     ----------
-    worths : array-like, (2 ** M,) or (2 ** M, ...)
+    worths : array-like, (2 ** M, ...)
         Value (accuracy, minus cross-entropy) with every subset of the modalities present, that of a subset at place
-        ``sum(2 ** m for m in subset)``; further axes (baselines, bootstrap draws) are kept.
+        ``sum(2 ** m for m in subset)``; further axes (images) are kept.
 
     Returns
     -------
-    ndarray of float, (M,) or (M, ...)
+    ndarray of float, (M, ...)
         Adds up to the worth of all minus that of nothing.
 
     Raises
@@ -53,23 +53,12 @@ def modality_totals(maps) -> np.ndarray:
 
 
 def importance_correlation(totals, importance) -> np.ndarray:
-    """Kendall's tau-b between the modalities' shares of a map and their importance (MI correlation).
+    """Kendall's tau-b, (N,), between the modalities' totals (N, M) of maps and their importance (M,): MI correlation.
 
-    With M modalities it takes few values (M = 3: -1, -1/3, 1/3, 1); the mean over many maps is what can be read.
-
-    Parameters
-    ----------
-    totals : array-like, (N, M)
-        As from `modality_totals`.
-    importance : array-like, (M,)
-        As from `shapley_values`.
-
-    Returns
-    -------
-    ndarray of float, (N,)
-        NaN where tau is not defined: all modalities of a map alike, as in a map that cannot tell them apart or in a
-        blank one; a total that is NaN; or all importances alike (then every row). Report how many rows are NaN beside
-        the mean of the others (`numpy.nanmean`); to leave them out in silence would favour maps that are often blank.
+    With M modalities it takes few values (M = 3: -1, -1/3, 1/3, 1); the mean over many maps is what can be read. NaN
+    where tau is not defined: all modalities of a map alike, as in a map that cannot tell them apart or in a blank one;
+    a total that is NaN; or all importances alike (then every row). Report how many rows are NaN: to leave them out in
+    silence would favour maps that are often blank. ValueError where shapes do not fit.
     """
     totals, importance = np.asarray(totals, float), np.asarray(importance, float)
     if totals.ndim != 2 or importance.shape != totals.shape[1:]:
@@ -118,20 +107,11 @@ def share_inside(maps, mask, brain=None) -> np.ndarray:
 
 
 def feature_importance_score(portions, importance) -> np.ndarray:
-    """MSFI: feature portions, each weighted by its modality's importance (Jin et al. 2022, eq. 2).
+    """MSFI, (N,): feature portions (N, M), each weighted by its modality's importance (Jin et al. 2022, eq. 2).
 
-    Parameters
-    ----------
-    portions : array-like, (N, M)
-        As from `share_inside`; a modality without attribution (NaN) counts as 0.
-    importance : array-like, (M,)
-        Negative values count as 0.
-
-    Returns
-    -------
-    ndarray of float, (N,)
-        1: all attribution of the modalities that matter lies in their features. NaN: a map without attribution, or
-        (then every row) no modality with a positive importance.
+    A modality without attribution (portion NaN, see `share_inside`) and a negative importance count as 0. 1: all
+    attribution of the modalities that matter lies in their features. NaN: a map without attribution, or (then every
+    row) no modality with a positive importance.
     """
     portions, weights = np.asarray(portions, float), np.clip(np.asarray(importance, float), 0, None)
     if not weights.sum() > 0:

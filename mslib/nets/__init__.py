@@ -1,35 +1,16 @@
-"""VGG16 and VGG19 with global average pooling: build, split, train, fold, predict."""
+"""VGG16 and VGG19 with global average pooling: build, split, train, fold, predict.
 
-from .data import SliceSet, channels_of, evenly, gather, predict
-from .heads import fit_head, fold_logits
-from .protocols import (
-    CAUSE_CLASSES,
-    CAUSE_SPLIT,
-    KINDS,
-    assign_parts,
-    cached,
-    fine_tune,
-    permuted,
-    plain_network,
-    prediction_table,
-    split_network,
-    start_network,
-)
-from .splits import refuse_leakage, split_subjects
-from .train import Recipe, choose_precision, fit
-from .vgg import (
-    build_classifier,
-    build_trainable,
-    convolution_names,
-    fold_batch_norm,
-    last_convolution,
-    load_half,
-    load_weights,
-    save_half,
-)
+Modules are imported when a name of theirs is used first: who only splits subjects does not wait for TensorFlow.
+"""
 
-__all__ = ["CAUSE_CLASSES", "CAUSE_SPLIT", "KINDS", "Recipe", "SliceSet", "assign_parts", "build_classifier",
-           "build_trainable", "cached", "channels_of", "choose_precision", "convolution_names", "evenly", "fine_tune",
-           "fit", "fit_head", "fold_batch_norm", "fold_logits", "gather", "last_convolution", "load_half",
-           "load_weights", "permuted", "plain_network", "predict", "prediction_table", "refuse_leakage", "save_half",
-           "split_network", "split_subjects", "start_network"]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
+    "data": ["SliceSet", "channels_of", "evenly", "gather", "predict"],
+    "heads": ["fit_head", "fold_logits"],
+    "protocols": ["cached", "fine_tune", "plain_network", "split_network", "start_network"],
+    "splits": ["CAUSE_CLASSES", "CAUSE_SPLIT", "KINDS", "assign_parts", "permuted", "prediction_table",
+               "refuse_leakage", "split_subjects"],
+    "train": ["Recipe", "choose_precision", "fit"],
+    "vgg": ["build_classifier", "build_trainable", "convolution_names", "fold_batch_norm", "last_convolution",
+            "load_half", "load_weights", "save_half"]})

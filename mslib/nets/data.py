@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import keras
 import numpy as np
 import pandas as pd
-import tensorflow as tf
 
-from mslib.study.config import Augmentation
 from mslib.study.progress import progress
+
+if TYPE_CHECKING:
+    import keras
 
 
 @dataclass(frozen=True)
@@ -117,38 +118,3 @@ def predict(model: keras.Model, slices: SliceSet, channels: list[int] | None = N
         batch = slices.batch(rows[start:start + 64], channels)
         outputs[start:start + 64] = np.asarray(model.predict_on_batch(batch)).astype("float32")
     return outputs
-
-
-def make_augmenter(settings: Augmentation):
-    """A traced function that moves, scales and re-tones a batch: (images, seed pair) to images.
-
-    Rotation, translation and scaling as in Hong and Zhang 2021 (ranges from the configuration), plus a gain and
-    a gamma per sequence, which stand for scanner differences. Bilinear; what comes in from outside is 0.
-    """
-
-    @tf.function(reduce_retracing=True)
-    def augment(images, seed):
-        shape = tf.shape(images)
-        n, height, width = shape[0], tf.cast(shape[1], tf.float32), tf.cast(shape[2], tf.float32)
-
-        def uniform(size, limit, salt):
-            return tf.random.stateless_uniform(size, seed + salt, -limit, limit)
-
-        angle = uniform((n,), np.deg2rad(settings.rotation_deg), 1)
-        zoom = tf.exp(uniform((n,), np.log1p(settings.scale), 2))
-        shift_x = uniform((n,), settings.translation, 3) * width
-        shift_y = uniform((n,), settings.translation, 4) * height
-        cos, sin = tf.cos(angle) / zoom, tf.sin(angle) / zoom
-        centre_x, centre_y = (width - 1) / 2, (height - 1) / 2
-        transform = tf.stack([cos, -sin, centre_x - cos * centre_x + sin * centre_y + shift_x,
-                              sin, cos, centre_y - sin * centre_x - cos * centre_y + shift_y,
-                              tf.zeros(n), tf.zeros(n)], axis=1)
-        moved = tf.raw_ops.ImageProjectiveTransformV3(
-            images=images, transforms=transform, output_shape=shape[1:3], interpolation="BILINEAR",
-            fill_mode="CONSTANT", fill_value=0.0)
-        per_sequence = (n, 1, 1, images.shape[-1])
-        gain = 1 + uniform(per_sequence, settings.gain, 5)
-        gamma = tf.exp(uniform(per_sequence, np.log1p(settings.gamma), 6))
-        return tf.clip_by_value(gain * tf.pow(tf.maximum(moved, 1e-6), gamma), 0.0, 1.0)
-
-    return augment

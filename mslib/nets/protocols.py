@@ -1,51 +1,19 @@
-"""The kinds of network of notebook 02: who trains and who is tested, from which weights, and what is cached."""
+"""Fine-tuning: from which weights a network starts, what frozen blocks compute once, and what is trained above them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import keras
 import numpy as np
 import pandas as pd
 
-from mslib.study.config import Split
-from mslib.study.errors import StudyError
-
 from .data import SliceSet, predict
 from .heads import Head, fit_head
-from .splits import split_subjects
 from .train import Recipe, fit
 from .vgg import build_classifier, build_trainable, fold_batch_norm, has_batch_norm, load_half
-
-#: Kind of network to the unit of its split.
-KINDS = {"published": "slice", "honest": "subject", "cause": "subject"}
-#: Classes of the ``cause`` networks, which see simulated patients' slices without and with their lesions.
-CAUSE_CLASSES = ("lesion-free", "lesions")
-#: Split of the people of ``cause``.
-CAUSE_SPLIT = Split(train=0.6, validation=0.1, test=0.3)
-
-
-def subject_groups(table: pd.DataFrame) -> pd.Series:
-    """Group of every subject of a table of slices."""
-    return table.groupby("subject")["group"].first()
-
-
-def assign_parts(kind: str, table: pd.DataFrame, split: Split, seed: int) -> pd.Series:
-    """Part of every slice in the table of a `SliceSet`, by `split_subjects` at the level of a kind of `KINDS`."""
-    if kind not in KINDS:
-        raise StudyError(f"kind: must be one of {list(KINDS)} (got {kind!r})")
-    if KINDS[kind] == "slice":
-        return split_subjects(table["group"], split, seed)
-    return table["subject"].map(split_subjects(subject_groups(table), split, seed))
-
-
-def permuted(table: pd.DataFrame, classes: Sequence[str], seed: int) -> pd.DataFrame:
-    """Table of slices with the groups of their subjects permuted at random: the leakage control."""
-    groups = subject_groups(table)
-    drawn = np.random.default_rng(seed).permutation(groups.to_numpy())
-    groups = table["subject"].map(dict(zip(groups.index, drawn)))
-    return table.assign(group=groups, target=groups.map({name: i for i, name in enumerate(classes)}).astype(int))
 
 
 def start_network(backbone: str, classes: Sequence[str], shape: tuple[int, int, int], weights: str | Path,
@@ -86,6 +54,7 @@ def plain_network(model: keras.Model) -> keras.Model:
     return plain
 
 
+@lru_cache(maxsize=2)
 def split_network(model: keras.Model, blocks: int) -> tuple[keras.Model, keras.Model]:
     """The network below and above the pool of a block (1 to 4), sharing layers: ``upper(lower(x))`` is ``model(x)``.
 
@@ -153,9 +122,3 @@ def fine_tune(model: keras.Model, blocks: int, slices: SliceSet, parts: pd.Serie
     plain = plain_network(model)
     logits = predict(split_network(plain, blocks)[1], slices, recipe.channels, f"{label}: predict")
     return plain, logits, history
-
-
-def prediction_table(table: pd.DataFrame, logits: np.ndarray, classes: Sequence[str]) -> pd.DataFrame:
-    """Table of slices with ``logit_<class>``."""
-    return table.reset_index(drop=True).join(
-        pd.DataFrame(np.asarray(logits, float).round(5), columns=[f"logit_{name}" for name in classes]))

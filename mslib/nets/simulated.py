@@ -85,7 +85,7 @@ def scan_slices(heads: Sequence[dict[str, np.ndarray]], brain: np.ndarray, perso
     slice_mm = mm * float(np.diff(chosen).mean()) if len(chosen) > 1 else mm
     channels = []
     for sequence in sequences:
-        scan, interpolated = getattr(person.nuisance, sequence), sequence != "T1w"
+        scan, interpolated = person.nuisance[sequence], sequence != "T1w"
         thick, in_voxel, in_pixel = scan.slice_mm > mm, *noise_left(interpolated, mm)
         field = bias_field(rng, brain, (mm, mm, slice_mm), BIAS_LEFT * scan.bias)
         noise = rng.standard_normal(brain.shape, dtype=np.float32)
@@ -187,7 +187,8 @@ def cause_slices(person, count: int, *, mm: float, size: tuple[int, int], n_slic
     index = evenly(index, count) if len(index) else index
     chosen, rng = window[index], np.random.default_rng([person.seed, 6])
     versions = scan_slices([rendered.images, rendered.lesion_free], rendered.brain, person, chosen, sequences, mm,
-                           percentiles, rng)
+                           percentiles, rng) if len(index) else [
+                               np.empty((*rendered.brain.shape[:2], 0, len(sequences)))] * 2
     lesions, brain = (cut(mask[:, :, chosen], rendered.brain, size) for mask in (rendered.lesions, rendered.brain))
     return {"images": np.stack([cut(images, rendered.brain, size).astype(np.float16) for images in versions[::-1]]),
             "lesions": lesions, "brain": brain, "slices": index, "areas_mm2": area[index]}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
@@ -9,6 +11,12 @@ from mslib.study.config import Split
 from mslib.study.errors import StudyError
 
 PARTS = ("train", "validation", "test")
+#: Kind of network to the unit of its split.
+KINDS = {"published": "slice", "honest": "subject", "cause": "subject"}
+#: Classes of the ``cause`` networks, which see simulated patients' slices without and with their lesions.
+CAUSE_CLASSES = ("lesion-free", "lesions")
+#: Split of the people of ``cause``.
+CAUSE_SPLIT = Split(train=0.6, validation=0.1, test=0.3)
 
 
 def _part_sizes(n: int, split: Split) -> np.ndarray:
@@ -59,3 +67,31 @@ def refuse_leakage(subjects, parts) -> None:
         if len(found) > 1:
             raise StudyError(f"sub-{subject}: is in {' and '.join(sorted(found))} at once; "
                              "a subject-level split must keep each subject in one part")
+
+
+def subject_groups(table: pd.DataFrame) -> pd.Series:
+    """Group of every subject of a table of slices."""
+    return table.groupby("subject")["group"].first()
+
+
+def assign_parts(kind: str, table: pd.DataFrame, split: Split, seed: int) -> pd.Series:
+    """Part of every slice in the table of a `SliceSet`, by `split_subjects` at the level of a kind of `KINDS`."""
+    if kind not in KINDS:
+        raise StudyError(f"kind: must be one of {list(KINDS)} (got {kind!r})")
+    if KINDS[kind] == "slice":
+        return split_subjects(table["group"], split, seed)
+    return table["subject"].map(split_subjects(subject_groups(table), split, seed))
+
+
+def permuted(table: pd.DataFrame, classes: Sequence[str], seed: int) -> pd.DataFrame:
+    """Table of slices with the groups of their subjects permuted at random: the leakage control."""
+    groups = subject_groups(table)
+    drawn = np.random.default_rng(seed).permutation(groups.to_numpy())
+    groups = table["subject"].map(dict(zip(groups.index, drawn)))
+    return table.assign(group=groups, target=groups.map({name: i for i, name in enumerate(classes)}).astype(int))
+
+
+def prediction_table(table: pd.DataFrame, logits: np.ndarray, classes: Sequence[str]) -> pd.DataFrame:
+    """Table of slices with ``logit_<class>``."""
+    return table.reset_index(drop=True).join(
+        pd.DataFrame(np.asarray(logits, float).round(5), columns=[f"logit_{name}" for name in classes]))

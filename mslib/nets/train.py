@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import keras
@@ -20,7 +21,7 @@ from mslib.study.errors import StudyError
 from mslib.study.files import write_table
 from mslib.study.progress import progress
 
-from .data import SliceSet, balanced_draw, make_augmenter
+from .data import SliceSet, balanced_draw
 from .vgg import has_batch_norm
 
 #: Batches that re-estimate the running statistics of batch norm before every validation.
@@ -94,6 +95,41 @@ def learning_rates(peak: float, steps: int) -> keras.optimizers.schedules.Learni
                                                   warmup_steps=warmup)
 
 
+def make_augmenter(settings: Augmentation):
+    """A traced function that moves, scales and re-tones a batch: (images, seed pair) to images.
+
+    Rotation, translation and scaling as in Hong and Zhang 2021 (ranges from the configuration), plus a gain and
+    a gamma per sequence, which stand for scanner differences. Bilinear; what comes in from outside is 0.
+    """
+
+    @tf.function(reduce_retracing=True)
+    def augment(images, seed):
+        shape = tf.shape(images)
+        n, height, width = shape[0], tf.cast(shape[1], tf.float32), tf.cast(shape[2], tf.float32)
+
+        def uniform(size, limit, salt):
+            return tf.random.stateless_uniform(size, seed + salt, -limit, limit)
+
+        angle = uniform((n,), np.deg2rad(settings.rotation_deg), 1)
+        zoom = tf.exp(uniform((n,), np.log1p(settings.scale), 2))
+        shift_x = uniform((n,), settings.translation, 3) * width
+        shift_y = uniform((n,), settings.translation, 4) * height
+        cos, sin = tf.cos(angle) / zoom, tf.sin(angle) / zoom
+        centre_x, centre_y = (width - 1) / 2, (height - 1) / 2
+        transform = tf.stack([cos, -sin, centre_x - cos * centre_x + sin * centre_y + shift_x,
+                              sin, cos, centre_y - sin * centre_x - cos * centre_y + shift_y,
+                              tf.zeros(n), tf.zeros(n)], axis=1)
+        moved = tf.raw_ops.ImageProjectiveTransformV3(
+            images=images, transforms=transform, output_shape=shape[1:3], interpolation="BILINEAR",
+            fill_mode="CONSTANT", fill_value=0.0)
+        per_sequence = (n, 1, 1, images.shape[-1])
+        gain = 1 + uniform(per_sequence, settings.gain, 5)
+        gamma = tf.exp(uniform(per_sequence, np.log1p(settings.gamma), 6))
+        return tf.clip_by_value(gain * tf.pow(tf.maximum(moved, 1e-6), gamma), 0.0, 1.0)
+
+    return augment
+
+
 class Batches(keras.utils.PyDataset):
     """Slices at `index` in that order, in batches, with their targets."""
 
@@ -148,18 +184,19 @@ class RefreshBatchNorm(keras.callbacks.Callback):
         super().__init__()
         self.slices, self.train, self.recipe = slices, train, recipe
 
-    def set_model(self, model):
-        """Hook of Keras."""
-        super().set_model(model)
-        self.forward = tf.function(lambda images: model(images, training=True), reduce_retracing=True)
-
     def on_test_begin(self, logs=None):
         """Hook of Keras."""
         rng = np.random.default_rng([self.recipe.seed, 77])
         classes = self.slices.table["target"].to_numpy()
         for _ in range(REFRESH_BATCHES):
             drawn = balanced_draw(classes, self.train, self.recipe.batch_size, rng)
-            self.forward(tf.constant(self.slices.batch(drawn, self.recipe.channels)))
+            _forward(self.model)(tf.constant(self.slices.batch(drawn, self.recipe.channels)))
+
+
+@lru_cache(maxsize=1)
+def _forward(model):
+    """A pass in training mode, traced once for all trainings of a network."""
+    return tf.function(lambda images: model(images, training=True), reduce_retracing=True)
 
 
 class Clock(keras.callbacks.Callback):
@@ -218,17 +255,25 @@ def _stopped(rows, patience):
 
 
 def _compiled(model, recipe, steps):
-    """A model that shares the layers of `model`, ready for `fit`."""
+    """A model that shares the layers of `model`, ready for `fit`; traced once for trainings that differ by seed."""
+    trainer = _trainer(model, recipe.learning_rate, recipe.weight_decay, recipe.area_weight, steps)
+    for variable in trainer.optimizer.variables:
+        variable.assign(tf.zeros_like(variable))
+    trainer._initial_epoch = None  # where `BackupAndRestore` notes the epoch that a resumed training begins with
+    return trainer
+
+
+@lru_cache(maxsize=1)
+def _trainer(model, learning_rate, weight_decay, area_weight, steps):
     add_in_order()
-    optimizer = keras.optimizers.AdamW(learning_rates(recipe.learning_rate, steps), weight_decay=recipe.weight_decay,
-                                       clipnorm=1.0)
+    optimizer = keras.optimizers.AdamW(learning_rates(learning_rate, steps), weight_decay=weight_decay, clipnorm=1.0)
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     trainer = keras.Model(model.input, model.output)
     if len(model.outputs) == 1:
         trainer.compile(optimizer, loss, metrics=["accuracy"], jit_compile=False)
     else:
-        trainer.compile(optimizer, [loss, "mse"], loss_weights=[1.0, recipe.area_weight],
+        trainer.compile(optimizer, [loss, "mse"], loss_weights=[1.0, area_weight],
                         metrics=[["accuracy"], []], jit_compile=False)
     optimizer.build(trainer.trainable_variables)
     return trainer

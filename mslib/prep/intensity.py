@@ -10,25 +10,11 @@ STEP = 2.0 ** -14
 
 
 def scale_intensity(image: np.ndarray, mask: np.ndarray, percentiles: tuple[float, float] = (0.5, 99.8)):
-    """Map two percentiles of the brain to 0 and 1, clip, and set everything outside the brain to 0.
+    """Map two percentiles (in percent) of `image` inside `mask`, both (X, Y, Z), to 0 and 1, and clip; 0 outside.
 
     Outside the brain nothing depends on disease, but noise, coil and field of view depend on sites and scanners:
-    a classifier must not see it. Values are rounded to multiples of 2**-14, far below the noise,
-    so that files compress.
-
-    Parameters
-    ----------
-    image : ndarray of shape (X, Y, Z)
-        Intensities in arbitrary units.
-    mask : ndarray of bool, shape (X, Y, Z)
-        The brain.
-    percentiles : (float, float), default (0.5, 99.8)
-        In percent, of the intensities inside `mask`.
-
-    Raises
-    ------
-    StudyError
-        Empty mask, or the two percentiles coincide (no contrast inside the brain).
+    a classifier must not see it. Values are rounded to multiples of 2**-14, far below the noise, so that files
+    compress. StudyError: mask empty, or no contrast inside it (the percentiles coincide).
     """
     mask = np.asarray(mask, dtype=bool)
     inside = np.asarray(image, dtype=np.float32)[mask]

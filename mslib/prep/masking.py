@@ -26,24 +26,11 @@ def _template() -> tuple[sitk.Image, sitk.Image]:
 
 
 def brain_mask(image) -> sitk.Image:
-    """Brain of a T1w image by affine registration of nilearn's ICBM152 template and its mask.
+    """Brain of a T1w image (path or SimpleITK image, whole head or skull-stripped) by the ICBM152 template's mask.
 
-    Coarse (4 mm) and meant for bias correction, registration and scaling, not for volumetry.
-
-    Parameters
-    ----------
-    image : path or SimpleITK.Image
-        T1-weighted, whole head or skull-stripped.
-
-    Returns
-    -------
-    SimpleITK.Image
-        uint8, 1 in the brain, on the image's grid.
-
-    Raises
-    ------
-    StudyError
-        Image unreadable or not overlapping the template under any start.
+    By affine registration of the template that nilearn ships. Coarse (4 mm) and meant for bias correction, registration
+    and scaling, not for volumetry. A uint8 image, 1 in the brain, on the image's grid; StudyError: image unreadable, or
+    not overlapping the template under any start.
     """
     image = as_image(image)
     template, mask = _template()

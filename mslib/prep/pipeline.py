@@ -33,13 +33,13 @@ RULES = {
 
 
 def output_paths(out: str | Path, subject: str, sequences, lesion: bool) -> dict[str, Path]:
-    """BIDS-derivative paths of a subject, by short name."""
+    """Paths of a subject's derivatives by short name: sequences, brain, lesion, xfm_<sequence>, bias_<sequence>, ..."""
     anat = Path(out) / f"sub-{subject}" / "anat"
     paths = {name: anat / f"sub-{subject}_space-T1w_desc-preproc_{name}.nii.gz" for name in sequences}
     paths["brain"] = anat / f"sub-{subject}_space-T1w_desc-brain_mask.nii.gz"
     if lesion:
         paths["lesion"] = anat / f"sub-{subject}_space-T1w_label-lesion_mask.nii.gz"
-    for name in sequences[1:]:
+    for name in list(sequences)[1:]:
         paths[f"xfm_{name}"] = anat / f"sub-{subject}_from-T1w_to-{name}_mode-points_xfm.tfm"
     for name in sequences:
         paths[f"bias_{name}"] = anat / f"sub-{subject}_space-T1w_desc-logbias_{name}.nii.gz"
@@ -58,29 +58,11 @@ def _mask_on(grid: sitk.Image, mask: sitk.Image, reordered: bool) -> np.ndarray:
 
 
 def align(images: dict, mask: sitk.Image) -> tuple[dict[str, Registration], dict[str, sitk.Image]]:
-    """Register every image to the first one and estimate the bias fields of all.
+    """Register every image to the first one, and estimate the log bias fields of all (`estimate_bias`).
 
     The first search uses the images as they are; the fields are estimated of all images together where that places
-    them, and the corrected images decide the end.
-
-    Parameters
-    ----------
-    images : dict of SimpleITK.Image
-        Sequence to image (3-D, float32); the first one is the reference.
-    mask : SimpleITK.Image
-        Brain, non-zero inside, on the grid of the first image.
-
-    Returns
-    -------
-    registrations : dict of Registration
-        Of all but the first.
-    log_fields : dict of SimpleITK.Image
-        Of all, on one grid in the space of the first (`estimate_bias`).
-
-    Raises
-    ------
-    StudyError
-        Mask empty or on another grid, images that do not overlap under any start.
+    them, and the corrected images decide the end. `images`: by sequence, 3-D, float32; `mask`: brain, non-zero inside,
+    on the grid of the first. StudyError: mask empty or on another grid, images that do not overlap under any start.
     """
     first, *others = images
     small = {name: reduce_to(image, FINE_MM[-1]) for name, image in images.items()}
@@ -104,14 +86,9 @@ def _on_grid(image: sitk.Image, transform: sitk.Transform, log_field: sitk.Image
     return values
 
 
-def _save_volume(path: Path, values: np.ndarray, affine: np.ndarray) -> None:
-    """Write multiples of `STEP` as the integers they are."""
-    save_nifti(path, np.rint(values / STEP).astype(np.int16), affine, STEP)
-
-
 def preprocess_subject(subject, out, prep: Prep | None = None, sequences=("T1w", "T2w", "FLAIR"),
                        image_size=(192, 168), pixel_mm=1.0) -> dict[str, Path]:
-    """Correct, register, scale and cut one subject; write BIDS derivatives, the quality numbers last.
+    """Correct, register, scale and cut one subject; write BIDS derivatives (`output_paths`), the quality numbers last.
 
     One thread; files are the same, byte for byte, on every run.
 
@@ -128,11 +105,6 @@ def preprocess_subject(subject, out, prep: Prep | None = None, sequences=("T1w",
     image_size, pixel_mm
         As in `slice_stack`.
 
-    Returns
-    -------
-    dict
-        Short name (sequence, brain, lesion, xfm_<sequence>, bias_<sequence>, slices, figure, qc) to path.
-
     Raises
     ------
     StudyError
@@ -146,6 +118,27 @@ def preprocess_subject(subject, out, prep: Prep | None = None, sequences=("T1w",
     except StudyError as error:
         raise StudyError(f"sub-{subject.id}: {error}") from error
     return paths
+
+
+def unscaled_images(subject, out) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, float]:
+    """What `preprocess_subject` left in `out`, before scaling: a voxel without signal is 0.
+
+    Returns
+    -------
+    images : dict of str to ndarray of float32, (X, Y, Z)
+        Bias-corrected and co-registered, by sequence.
+    brain, lesions : ndarray of bool, (X, Y, Z)
+        The subject must have a lesion mask.
+    voxel_mm3 : float
+    """
+    paths = output_paths(out, subject.id, subject.images, True)
+    brain, lesions = (sitk.ReadImage(str(paths[name])) for name in ("brain", "lesion"))
+    images = {}
+    for name, path in subject.images.items():
+        place = sitk.ReadTransform(str(paths[f"xfm_{name}"])) if f"xfm_{name}" in paths else sitk.Transform()
+        piece = sitk.Resample(as_image(path), brain, place, sitk.sitkLinear, 0.0)
+        images[name] = array_of(correct_bias(piece, sitk.ReadImage(str(paths[f"bias_{name}"]), sitk.sitkFloat32)))
+    return images, array_of(brain) > 0, array_of(lesions) > 0, float(np.prod(brain.GetSpacing()))
 
 
 def _make(subject, paths, prep, sequences, image_size, pixel_mm) -> None:
@@ -162,8 +155,9 @@ def _make(subject, paths, prep, sequences, image_size, pixel_mm) -> None:
         transform = registrations[name].transform if name in registrations else sitk.Transform()
         corrected = _on_grid(image, transform, log_fields[name], grid, brain)
         volumes[name] = scale_intensity(corrected, brain, prep.percentiles)
-        _save_volume(paths[name], volumes[name], affine)
-        _save_volume(paths[f"bias_{name}"], array_of(log_fields[name]), affine_of(log_fields[name]))
+        save_nifti(paths[name], np.rint(volumes[name] / STEP).astype(np.int16), affine, STEP)
+        bias = np.rint(array_of(log_fields[name]) / STEP).astype(np.int16)
+        save_nifti(paths[f"bias_{name}"], bias, affine_of(log_fields[name]), STEP)
     save_nifti(paths["brain"], brain.astype(np.uint8), affine)
     if lesion is not None:
         lesion = _mask_on(grid, lesion, reordered)

@@ -33,20 +33,10 @@ def _directions(values: np.ndarray, points: np.ndarray) -> np.ndarray:
 def edge_agreement(first: np.ndarray, second: np.ndarray, brain: np.ndarray) -> float:
     """How much better edges of two images run together than when one image is displaced.
 
-    Agreement is the mean squared cosine between intensity gradients at voxels spread over the brain (normalised
-    gradient fields; Haber and Modersitzki 2006). It is compared with the agreement after displacing the second image
-    by 6 voxels to either side along each axis.
-
-    Parameters
-    ----------
-    first, second : ndarray of shape (X, Y, Z), in [0, 1]
-    brain : ndarray of bool, shape (X, Y, Z)
-
-    Returns
-    -------
-    float
-        Agreement in place minus the mean of the six displaced ones, over their standard deviation: within about
-        +-3 for unrelated images, at most 9 for two persons' heads.
+    Agreement is the mean squared cosine between intensity gradients of the images, (X, Y, Z) in [0, 1], at voxels all
+    over the brain (normalised gradient fields; Haber and Modersitzki 2006). Given is the agreement in place minus the
+    mean of six displacements of the second image (by 6 voxels to either side along each axis), over their standard
+    deviation: within about +-3 for unrelated images, at most 9 for two persons' heads.
     """
     inside = np.flatnonzero(brain)
     points = np.stack(np.unravel_index(inside[:: max(1, len(inside) // POINTS)], brain.shape))

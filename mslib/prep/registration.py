@@ -24,20 +24,11 @@ IMPLAUSIBLE_DEG = 25.0
 class Registration:
     """Outcome of a rigid registration.
 
-    Attributes
-    ----------
-    transform : SimpleITK.Euler3DTransform
-        Maps points of the fixed image to points of the moving image (mm, LPS): what resampling the moving
-        image into the fixed grid uses.
-    metric_start, metric_end : float
-        Mattes mutual information (nats, larger is better) at header alignment and at the result, both at the
-        finest level. NaN at the start if the headers put the images apart.
-    motion_mm, motion_deg : float
-        Mean displacement of the mask's points and angle of the rotation.
-    overlap : float
-        Share of the mask's points that fall inside the moving image.
-    flags : list of str
-        Reasons to doubt the result; empty when there is none.
+    `transform`: points of the fixed image to points of the moving image (mm, LPS), as resampling the moving image
+    into the fixed grid uses; `metric_start`, `metric_end`: Mattes mutual information (nats, larger is better) at header
+    alignment (NaN where headers put the images apart) and at the result, at the finest level; `motion_mm`,
+    `motion_deg`: mean displacement of the mask's points, angle of the rotation; `overlap`: share of the mask's points
+    inside the moving image; `flags`: reasons to doubt the result.
     """
 
     transform: sitk.Euler3DTransform

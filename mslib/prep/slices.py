@@ -21,15 +21,8 @@ from mslib.study import StudyError, atomic_path, write_json
 class SliceStack:
     """The axial slices of one subject that the networks see.
 
-    Attributes
-    ----------
-    images : ndarray of float16, (n, H, W, M)
-        Intensities in [0, 1], 0 outside the brain.
-    brain, lesions : ndarray of bool, (n, H, W)
-    z_mm : ndarray of float32, (n,)
-        Height of the slices' centre in mm (RAS).
-    affine : ndarray of float64, (4, 4)
-        (column, row, slice) to mm (RAS).
+    `images`: float16, (n, H, W, M), intensities in [0, 1], 0 outside the brain; `brain`, `lesions`: bool, (n, H, W);
+    `z_mm`: float32, (n,), height of the slices' centre (RAS); `affine`: (4, 4), (column, row, slice) to mm (RAS).
     """
 
     images: np.ndarray
@@ -40,20 +33,10 @@ class SliceStack:
 
 
 def select_slices(mask: np.ndarray, n: int) -> np.ndarray:
-    """Choose the contiguous window of `n` axial slices that holds most brain.
+    """The contiguous window of `n` axial slices that holds most brain (the lowest of equal ones), ascending indices.
 
-    Parameters
-    ----------
-    mask : ndarray of bool, shape (X, Y, Z)
-        The brain; the last axis runs inferior to superior.
-    n : int
-        Slices wanted. Where fewer hold brain, all from the first to the last that do are taken. Of windows
-        with equal content the lowest is taken.
-
-    Returns
-    -------
-    ndarray of int, shape (<= n,)
-        Indices along the last axis, ascending; StudyError where the mask is empty.
+    `mask`: bool, (X, Y, Z), inferior to superior. Where fewer than `n` slices hold brain, all from the first to the
+    last that do are taken; StudyError where none does.
     """
     content = np.asarray(mask, dtype=bool).sum(axis=(0, 1))
     present = np.flatnonzero(content)
@@ -157,70 +140,32 @@ def load_stack(path: str | Path) -> SliceStack:
     return SliceStack(**stored | masks)
 
 
-def plane_to_volume(maps: np.ndarray, stack: SliceStack, reference) -> nib.Nifti1Image:
-    """Put one map per slice back into a volume.
+def plane_to_volume(maps: np.ndarray, stack: SliceStack, reference: nib.Nifti1Image) -> np.ndarray:
+    """Put one map per slice, (n, H, W), back into the grid of `reference`, for instance the preprocessed T1w image.
 
-    Parameters
-    ----------
-    maps : ndarray of shape (n, H, W)
-        On the stack's pixels, in its order.
-    stack : SliceStack
-    reference : path or nibabel image
-        Its grid is the volume's, for instance the preprocessed T1w image.
-
-    Returns
-    -------
-    nibabel.Nifti1Image
-        float32, linear between pixels, 0 outside the stack's field of view and slices.
-
-    Raises
-    ------
-    StudyError
-        Maps that are not three-dimensional, reference unreadable.
+    Float32 (X, Y, Z): linear between pixels, 0 outside the stack's field of view and slices.
     """
     maps = np.asarray(maps, np.float32)
     if maps.ndim != 3:
         raise StudyError(f"maps: must be (slice, row, column) (got {maps.ndim} dimensions)")
-    try:
-        reference = nib.load(reference) if isinstance(reference, str | Path) else reference
-    except (OSError, nib.filebasedimages.ImageFileError) as error:
-        raise StudyError(f"{reference}: is not a readable image") from error
     to_map = np.linalg.inv(stack.affine) @ reference.affine
-    volume = ndimage.affine_transform(
-        maps.transpose(2, 1, 0), to_map[:3, :3], to_map[:3, 3], output_shape=reference.shape[:3], order=1,
-        mode="grid-constant", cval=0.0)
-    header = nib.Nifti1Header()
-    header.set_xyzt_units("mm")
-    return nib.Nifti1Image(volume.astype(np.float32), reference.affine, header)
+    return ndimage.affine_transform(maps.transpose(2, 1, 0), to_map[:3, :3], to_map[:3, 3], reference.shape[:3],
+                                    order=1, mode="grid-constant", cval=0.0)
 
 
 def write_volume(path: str | Path, maps: dict[str, np.ndarray], stack: SliceStack, reference: str | Path, names: str,
                  facts: dict, dtype=np.float32) -> Path:
-    """Write maps of all slices as a 4-D volume, with a JSON file beside it that names them.
+    """Write maps (n, H, W) of all slices as a 4-D ``.nii.gz``, in the order of `maps`, with a JSON file beside it.
 
-    Parameters
-    ----------
-    path : path
-        Ends in ``.nii.gz``.
-    maps : dict of str to ndarray, (n, H, W)
-        By name, in the order of the last axis.
-    stack : SliceStack
-    reference : path
-        Image whose grid is the volume's, the preprocessed T1w image.
-    names : str
-        Entry of the JSON file that holds the names of the maps.
-    facts : dict
-        Further entries.
-    dtype : dtype
-        Of the file; integers are scaled.
+    `reference`: image whose grid is the volume's; the JSON file holds the names of the maps as entry `names` and
+    `facts`; `dtype` is that of the file (integers are scaled).
     """
-    path, reference = Path(path), Path(reference)
-    volumes = [plane_to_volume(one, stack, reference) for one in maps.values()]
-    data = np.stack([np.asarray(volume.dataobj, np.float32) for volume in volumes], axis=-1)
-    image = nib.Nifti1Image(data, volumes[0].affine)
+    path, grid = Path(path), nib.load(reference)
+    volumes = [plane_to_volume(one, stack, grid) for one in maps.values()]
+    image = nib.Nifti1Image(np.stack(volumes, axis=-1), grid.affine)
     image.header.set_data_dtype(dtype)
     with atomic_path(path) as temporary:
         image.to_filename(temporary)
     write_json(path.with_name(path.name.replace(".nii.gz", ".json")),
-               {**facts, names: list(maps), "Sources": [reference.name]})
+               {**facts, names: list(maps), "Sources": [Path(reference).name]})
     return path

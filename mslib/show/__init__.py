@@ -7,17 +7,16 @@ and raises a ValueError where its table lacks a column.
 from .attribution import plot_attributions, plot_importance, plot_localisation, plot_scores, plot_shares
 from .curves import plot_depth_curves, plot_size_map
 from .figure import save_figure
-from .maps import PUBLISHED_FIGURE_3, PUBLISHED_FIGURE_4, plot_layer_block, plot_layer_grid
+from .maps import PUBLISHED_LAYERS, plot_layer_grid
 from .relevance import plot_flow, plot_relations, plot_share_points
-from .sleep import plot_effects, plot_night, plot_relevant_epochs, plot_stage_shares
+from .sleep import plot_night, plot_relevant_epochs
 from .slices import plot_examples, plot_headline
 from .subjects import plot_cohort, plot_registration_errors
 from .training import plot_accuracies, plot_confusions, plot_learning_curves, plot_psychometric
 from .viewers import write_viewer
 
-__all__ = ["PUBLISHED_FIGURE_3", "PUBLISHED_FIGURE_4", "plot_accuracies", "plot_attributions", "plot_cohort",
-           "plot_confusions", "plot_depth_curves", "plot_effects", "plot_examples", "plot_flow", "plot_headline",
-           "plot_importance", "plot_layer_block", "plot_layer_grid", "plot_learning_curves", "plot_localisation",
-           "plot_night", "plot_psychometric", "plot_registration_errors", "plot_relations", "plot_relevant_epochs",
-           "plot_scores", "plot_share_points", "plot_shares", "plot_size_map", "plot_stage_shares", "save_figure",
-           "write_viewer"]
+__all__ = ["PUBLISHED_LAYERS", "plot_accuracies", "plot_attributions", "plot_cohort", "plot_confusions",
+           "plot_depth_curves", "plot_examples", "plot_flow", "plot_headline", "plot_importance", "plot_layer_grid",
+           "plot_learning_curves", "plot_localisation", "plot_night", "plot_psychometric", "plot_registration_errors",
+           "plot_relations", "plot_relevant_epochs", "plot_scores", "plot_share_points", "plot_shares", "plot_size_map",
+           "save_figure", "write_viewer"]

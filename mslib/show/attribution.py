@@ -9,39 +9,26 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from .figure import (
-    SIGNED_MAP,
     add_caption,
     colours_of,
     draw_slice,
+    full_colour,
     heat_bar,
     label_of,
-    mark_blank,
     outline,
+    overlay_heat,
     require_columns,
     styled,
 )
 
-#: Magnitude that is drawn in full colour, as a quantile of a method's map over all sequences.
-FULL = 0.995
-BLANK_BELOW = 1e-12
 FEATURE = "#00c853"
-
-
-def _draw_map(ax, background, values, top, feature):
-    draw_slice(ax, 0.6 * background)
-    if top > BLANK_BELOW:
-        share = np.clip(values / top, -1, 1)
-        ax.imshow(share, cmap=SIGNED_MAP, vmin=-1, vmax=1, alpha=np.clip(2 * np.abs(share), 0, 0.9),
-                  interpolation="nearest")
-    else:
-        mark_blank(ax)
-    if feature is not None:
-        outline(ax, feature, colour=FEATURE, width=0.6)
+#: Methods side by side.
+COLUMNS = 3
 
 
 @styled
 def plot_attributions(image, maps: Mapping[str, np.ndarray], sequences: Sequence[str], *, features=None,
-                      shared: Sequence[str] = (), columns: int = 3, caption: str = "") -> Figure:
+                      shared: Sequence[str] = (), caption: str = "") -> Figure:
     """Maps of many methods over one slice, each sequence on its own, methods side by side.
 
     Parameters
@@ -50,14 +37,12 @@ def plot_attributions(image, maps: Mapping[str, np.ndarray], sequences: Sequence
         In [0, 1], the first block.
     maps : mapping of method to (H, W, M) array
         Raw, signed: red speaks for the class, blue against it. One scale per method, shared by its sequences, so that
-        they can be compared.
+        they can be compared; full colour at the 99.5th percentile of the sizes.
     sequences : sequence of M str
     features : (H, W, M) bool array, optional
         What should be marked, drawn as outlines.
     shared : sequence of str
         Methods whose map is one for all sequences; their names carry a star.
-    columns : int
-        Methods side by side.
 
     Raises
     ------
@@ -69,29 +54,27 @@ def plot_attributions(image, maps: Mapping[str, np.ndarray], sequences: Sequence
         if np.shape(values) != image.shape or not np.isfinite(values).all():
             raise ValueError(f"{name}: must be finite, of the shape of the image {image.shape} "
                              f"(got {np.shape(values)})")
-    count, rows = len(sequences), -(-(len(maps) + 1) // columns)
-    widths = ([1] * count + [0.25]) * columns
+    count, rows = len(sequences), -(-(len(maps) + 1) // COLUMNS)
+    widths = ([1] * count + [0.25]) * COLUMNS
     fig, axes = plt.subplots(rows, len(widths), squeeze=False, width_ratios=widths,
                              figsize=(0.98 * sum(widths) + 0.7, 1.32 * rows + 0.7))
     fig.get_layout_engine().set(w_pad=0.005, h_pad=0.02, wspace=0.005, hspace=0.02)
     for ax in axes.ravel():
         ax.set_axis_off()
-    outlines = [None] * count if features is None else [features[..., m] for m in range(count)]
     for place, name in enumerate([None, *maps]):
-        row, first = place // columns, place % columns * (count + 1)
+        row, first = place // COLUMNS, place % COLUMNS * (count + 1)
         block = axes[row, first:first + count]
-        if name is None:
-            for m, ax in enumerate(block):
-                draw_slice(ax, image[..., m], sides=m == 0)
-                if outlines[m] is not None:
-                    outline(ax, outlines[m], colour=FEATURE, width=0.6)
-                ax.set_title(sequences[m], fontsize=7)
-            continue
-        values = np.asarray(maps[name], float)
-        top = float(np.quantile(np.abs(values), FULL)) or float(np.abs(values).max())
         for m, ax in enumerate(block):
-            _draw_map(ax, image[..., m], values[..., m], top, outlines[m])
-        block[count // 2].set_title(label_of(name) + " *" * (name in shared), fontsize=7, fontweight="bold")
+            if name is None:
+                draw_slice(ax, image[..., m], sides=m == 0)
+                ax.set_title(sequences[m], fontsize=7)
+            else:
+                draw_slice(ax, 0.6 * image[..., m])
+                overlay_heat(ax, maps[name][..., m], full_colour(maps[name]), signed=True)
+            if features is not None:
+                outline(ax, features[..., m], colour=FEATURE, width=0.6)
+        if name is not None:
+            block[count // 2].set_title(label_of(name) + " *" * (name in shared), fontsize=7, fontweight="bold")
     heat_bar(fig, list(axes.ravel()), "attribution, share of the method's full colour", signed=True)
     add_caption(fig, caption)
     return fig
@@ -146,24 +129,22 @@ def plot_scores(table, better: Mapping[str, str], *, unordered: Sequence[str] = 
 
 
 @styled
-def plot_importance(table, sequences: Sequence[str], *, panel: str = "network", caption: str = "") -> Figure:
+def plot_importance(table, sequences: Sequence[str], *, caption: str = "") -> Figure:
     """Importance of the sequences with intervals: one panel per network and value function, colours by baseline.
 
     Parameters
     ----------
     table : DataFrame
-        ``<panel>, baseline, worth, modality, value, low, high``.
+        ``network, baseline, worth, modality, value, low, high``.
     sequences : sequence of str
-    panel : str
-        Column whose values are the rows of panels.
     """
-    require_columns(table, [panel, "baseline", "worth", "modality", "value", "low", "high"], "importance")
-    rows, columns, baselines = (list(dict.fromkeys(table[name])) for name in (panel, "worth", "baseline"))
+    require_columns(table, ["network", "baseline", "worth", "modality", "value", "low", "high"], "importance")
+    rows, columns, baselines = (list(dict.fromkeys(table[name])) for name in ("network", "worth", "baseline"))
     colours = colours_of(baselines)
     fig, axes = plt.subplots(len(rows), len(columns), squeeze=False, sharex=True, sharey="col",
                              figsize=(3.1 * len(columns) + 0.6, 1.35 * len(rows) + 1.2))
     for (i, j), ax in np.ndenumerate(axes):
-        own = table[(table[panel] == rows[i]) & (table["worth"] == columns[j])]
+        own = table[(table["network"] == rows[i]) & (table["worth"] == columns[j])]
         for k, baseline in enumerate(baselines):
             part = own[own["baseline"] == baseline].set_index("modality").reindex(list(sequences))
             place = np.arange(len(sequences)) + (k - (len(baselines) - 1) / 2) * 0.8 / len(baselines)
@@ -210,16 +191,14 @@ def plot_shares(table, *, chance: float, unit: str, caption: str = "") -> Figure
 
 
 @styled
-def plot_localisation(table, *, unit: str = "AUPRC", caption: str = "") -> Figure:
+def plot_localisation(table, *, caption: str = "") -> Figure:
     """How well methods find what decided, one panel per backbone, best first; lines: what needs no network.
 
     Parameters
     ----------
     table : DataFrame
-        ``backbone, source, method, value, low, high, chance`` of one measure: filled dots for ``source`` network,
-        hollow ones for ``untrained``, dashed lines for ``comparator``, dotted for the mean ``chance``.
-    unit : str
-        Text of the axis.
+        ``backbone, source, method, value, low, high, chance`` of AUPRC: filled dots for ``source`` network, hollow
+        ones for ``untrained``, dashed lines for ``comparator``, dotted for the mean ``chance``.
     """
     require_columns(table, ["backbone", "source", "method", "value", "low", "high", "chance"], "localisation")
     backbones = list(dict.fromkeys(table["backbone"]))
@@ -240,7 +219,7 @@ def plot_localisation(table, *, unit: str = "AUPRC", caption: str = "") -> Figur
             ax.axvline(row["value"], color=colours[row["method"]], ls="--", lw=1, label=label_of(row["method"]))
         ax.axvline(part["chance"].mean(), color="#777777", ls=":", lw=1.2, label="chance")
         ax.set_title(label_of(backbone))
-        ax.set_xlabel(unit)
+        ax.set_xlabel("AUPRC")
         ax.grid(axis="x")
     axes[0, 0].set_yticks(place, [label_of(name) for name in order], fontsize=7.5)
     handles, names = axes[0, 0].get_legend_handles_labels()

@@ -45,7 +45,7 @@ def _draw_curve(ax, part, positions: Mapping[str, int], style: Mapping[str, str]
 
 @styled
 def plot_depth_curves(table, layers: Sequence[str], *, columns: str = "measure", measures: Sequence[str] | None = None,
-                      hue: str = "method", hues: Sequence[str] | None = None, rows: str | None = "backbone",
+                      hue: str = "method", hues: Sequence[str] | None = None, rows: str = "backbone",
                       labels: Mapping[str, str] | None = None, comparators=None, log: bool = False, ylabel: str = "",
                       caption: str = "") -> Figure:
     """Means over depth, shallow to deep, with interval bands and what they are to be held against.
@@ -65,28 +65,30 @@ def plot_depth_curves(table, layers: Sequence[str], *, columns: str = "measure",
         Column of the colours (method, backbone).
     hues : sequence of str, optional
         Order of its values.
-    rows : str or None
+    rows : str
         Column with one row of panels per value.
     labels : mapping of panel to title, optional
     comparators : DataFrame, optional
-        Columns as `table`, and ``comparator``, a name of `COMPARATORS`; drawn without markers.
+        Columns as `table`, and ``source``; drawn without markers. ``source`` names the comparator (`COMPARATORS`), or
+        where it is "comparator" the column ``method`` does.
     log : bool
         Logarithmic vertical axis.
     ylabel : str
     """
-    require_columns(table, [columns, "layer", "value", "low", "high", hue, *([rows] if rows else [])], "depth curves")
-    panels, hues = _present(table, columns, measures), _present(table, hue, hues)
-    row_names = _present(table, rows, None) if rows else [None]
+    require_columns(table, [columns, "layer", "value", "low", "high", hue, rows], "depth curves")
+    if comparators is not None:
+        source = comparators["source"]
+        comparators = comparators.assign(name=source.where(source != "comparator", comparators["method"]))
+    panels, hues, row_names = (_present(table, *known) for known in ((columns, measures), (hue, hues), (rows, None)))
     colours, positions = colours_of(hues), {layer: i for i, layer in enumerate(layers)}
     size = (max(2.6, 0.19 * len(layers)) * len(panels) + 0.9, 2.2 * len(row_names) + 1.5)
     fig, axes = plt.subplots(len(row_names), len(panels), squeeze=False, sharex=True, figsize=size,
                              sharey="col" if columns == "measure" else "all")
     for (i, j), ax in np.ndenumerate(axes):
-        part, others = (each if each is None else each[
-            (each[columns] == panels[j]) & (True if rows is None else each[rows] == row_names[i])]
-            for each in (table, comparators))
+        part, others = (each if each is None else each[(each[columns] == panels[j]) & (each[rows] == row_names[i])]
+                        for each in (table, comparators))
         for name, style in COMPARATORS.items() if others is not None else ():
-            _draw_curve(ax, others[others["comparator"] == name], positions, style, marker=None)
+            _draw_curve(ax, others[others["name"] == name], positions, style, marker=None)
         for name in hues:
             _draw_curve(ax, part[part[hue] == name], positions, {"color": colours[name], "ls": "-"})
         if "chance" in part and part["chance"].notna().any():
@@ -100,11 +102,11 @@ def plot_depth_curves(table, layers: Sequence[str], *, columns: str = "measure",
         ax.set_xticks(range(len(layers)), [layer.replace("_", " ") for layer in layers], rotation=60, ha="right",
                       rotation_mode="anchor", fontsize=7)
         ax.set_title((labels or {}).get(panels[j], str(panels[j]).replace("_", " ")) if i == 0 else "")
-        ax.set_ylabel(f"{label_of(row_names[i])}\n{ylabel}".strip() if rows and j == 0 else "", fontweight="bold")
+        ax.set_ylabel(f"{label_of(row_names[i])}\n{ylabel}".strip() if j == 0 else "", fontweight="bold")
     keys = [Line2D([], [], marker="o", ms=3.5, label=label_of(name), color=colours[name]) for name in hues]
     if comparators is not None:
         keys += [Line2D([], [], label=label_of(name), **style) for name, style in COMPARATORS.items()
-                 if name in set(comparators["comparator"])]
+                 if name in set(comparators["name"])]
     if "chance" in table.columns:
         keys.append(Line2D([], [], label="chance", **CHANCE))
     inches = 1.8  # an entry of the legend
@@ -114,25 +116,22 @@ def plot_depth_curves(table, layers: Sequence[str], *, columns: str = "measure",
 
 
 @styled
-def plot_size_map(table, layers: Sequence[str], sizes: Sequence[str], *, columns: str = "method",
-                  rows: str = "backbone", label: str = "AUPRC", caption: str = "") -> Figure:
-    """Which layer to read for lesions of a size: a value for every layer and size, the best of each size framed.
+def plot_size_map(table, layers: Sequence[str], sizes: Sequence[str], *, caption: str = "") -> Figure:
+    """Which layer to read for lesions of a size: AUPRC for every layer and size, the best of each size framed.
 
     Parameters
     ----------
     table : DataFrame
-        Columns ``layer, size, value`` and those named by `columns` and `rows`, of which each value has a panel.
+        Columns ``backbone, method, layer, size, value``: a row of panels per backbone, a column per method.
     layers, sizes : sequences of str
         Rows of a panel, shallow to deep, and its columns.
-    label : str
-        What the values are.
     """
-    require_columns(table, ["layer", "size", "value", columns, rows], "layers by lesion size")
-    names, row_names = _present(table, columns, None), _present(table, rows, None)
+    require_columns(table, ["backbone", "method", "layer", "size", "value"], "layers by lesion size")
+    names, row_names = _present(table, "method", None), _present(table, "backbone", None)
     fig, axes = plt.subplots(len(row_names), len(names), squeeze=False, sharey="row",
                              figsize=(1.3 + 0.65 * len(sizes) * len(names), 0.9 + 0.22 * len(layers) * len(row_names)))
     for (i, j), ax in np.ndenumerate(axes):
-        part = table[(table[columns] == names[j]) & (table[rows] == row_names[i])]
+        part = table[(table["method"] == names[j]) & (table["backbone"] == row_names[i])]
         wide = part.pivot_table(index="layer", columns="size", values="value")
         wide = wide.reindex(index=[layer for layer in layers if layer in wide.index], columns=list(sizes))
         sns.heatmap(wide, ax=ax, cmap="viridis", vmin=0, vmax=float(table["value"].max()), annot=True, fmt=".2f",
@@ -145,6 +144,6 @@ def plot_size_map(table, layers: Sequence[str], sizes: Sequence[str], *, columns
         ax.tick_params(axis="both", labelsize=7, rotation=0)
         if i == 0:
             ax.set_title(label_of(names[j]))
-    fig.suptitle(label, fontsize=9)
+    fig.suptitle("AUPRC", fontsize=9)
     add_caption(fig, caption)
     return fig

@@ -19,6 +19,7 @@ from PIL import Image
 from mslib.study import StudyError, atomic_path
 
 CAM_MAP = "inferno"
+BLANK_BELOW = 1e-12
 SIGNED_MAP = "RdBu_r"
 LESION = "#35d6f4"
 # Okabe and Ito's palette: told apart with any of the common colour-vision deficiencies.
@@ -59,24 +60,9 @@ def styled(plot: Callable[..., Figure]) -> Callable[..., Figure]:
 
 
 def save_figure(fig: Figure, path: str | Path, dpi: int = 130) -> Path:
-    """Save a figure as PNG in full colour whose bytes depend on nothing but the figure.
+    """Save a figure as PNG in full colour whose bytes depend on nothing but the figure and `dpi`; the path.
 
-    Parameters
-    ----------
-    fig : matplotlib.figure.Figure
-    path : str or Path
-        File ending in ``.png``; its folder is made, the writing is atomic.
-    dpi : int
-        Pixels per inch.
-
-    Returns
-    -------
-    Path
-
-    Raises
-    ------
-    StudyError
-        Another suffix, or a folder that cannot be written.
+    The folder is made, the writing is atomic. StudyError: another suffix, or a folder that cannot be written.
     """
     path = Path(path)
     if path.suffix != ".png":
@@ -166,17 +152,26 @@ def outline(ax: Axes, mask, colour: str = LESION, width: float = 0.8) -> None:
         ax.contour(mask, levels=[0.5], colors=[colour], linewidths=width)
 
 
-def mark_blank(ax: Axes) -> None:
-    """Say on a slice that its map holds nothing."""
-    ax.text(0.5, 0.5, "blank", transform=ax.transAxes, ha="center", va="center", color="white", fontweight="bold",
-            bbox={"facecolor": "#aa0000", "edgecolor": "none", "pad": 2})
+def overlay_heat(ax: Axes, heat, top: float, signed: bool = False) -> None:
+    """Lay a heat map over a slice: colour and opacity grow with heat / top; "blank" where nothing reaches 1e-12.
+
+    `signed`: red speaks for the class, blue against it; else values below 0 are not shown.
+    """
+    heat = slice_array(heat, "heat map")
+    if not (np.abs(heat).max() if signed else heat.max()) > BLANK_BELOW:
+        ax.text(0.5, 0.5, "blank", transform=ax.transAxes, ha="center", va="center", color="white", fontweight="bold",
+                bbox={"facecolor": "#aa0000", "edgecolor": "none", "pad": 2})
+        return
+    share = np.clip(heat / top, -1 if signed else 0, 1)
+    opacity = np.clip(2 * np.abs(share), 0, 0.85) if signed else np.clip(1.8 * share, 0, 0.8)
+    ax.imshow(share, cmap=SIGNED_MAP if signed else CAM_MAP, vmin=-1 if signed else 0, vmax=1, alpha=opacity,
+              interpolation="nearest")
 
 
-def overlay_heat(ax: Axes, heat, top: float) -> None:
-    """Lay a non-negative heat map over a slice: colour and opacity grow with heat / top."""
-    share = np.clip(slice_array(heat, "heat map") / top, 0, 1)
-    opacity = np.clip(1.8 * share, 0, 0.8)
-    ax.imshow(share, cmap=CAM_MAP, vmin=0, vmax=1, alpha=opacity, interpolation="nearest")
+def full_colour(values) -> float:
+    """Magnitude that signed maps show in full colour: the 99.5th percentile of theirs (the largest where that is 0)."""
+    sizes = np.abs(values)
+    return float(np.quantile(sizes, 0.995)) or float(sizes.max())
 
 
 def heat_bar(fig: Figure, axes, label: str, signed: bool = False) -> None:

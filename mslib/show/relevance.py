@@ -1,4 +1,4 @@
-"""Relevance of the sequences: shares with intervals, over depth, and what they are related to."""
+"""Relevance of sequences or signals: shares with intervals, over depth, and what they are related to."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 
 from .figure import add_caption, colours_of, label_of, require_columns, styled
@@ -30,25 +31,30 @@ def _legend(fig, ax, columns) -> None:
 
 
 @styled
-def plot_share_points(table, modalities: Sequence[str], *, row: str, column: str, group: str,
-                      unit: str = "share of relevance [%]", labels: Mapping | None = None, caption: str = "") -> Figure:
-    """Shares of the sequences as points with intervals, over what intensity alone would give (dotted).
+def plot_share_points(table, modalities: Sequence[str], *, row: str, group: str, column: str | None = None,
+                      groups: Sequence[str] | None = None, unit: str | Mapping[str, str] = "share of relevance [%]",
+                      labels: Mapping | None = None, caption: str = "") -> Figure:
+    """Values of the modalities as points with intervals, beside the level of chance (dotted).
 
     Parameters
     ----------
     table : DataFrame
-        Columns named by `row`, `column` and `group`, and ``modality, value, low, high, chance``.
+        Columns named by `row`, `column` and `group`, and ``modality, value, low, high``; ``chance``, where known. A
+        missing value is drawn as a dash.
     modalities : sequence of str
         Order of the points of a group.
     row, column, group : str
-        Columns whose values are the rows and columns of panels, and the groups along the axis.
-    unit : str
+        Columns whose values are the rows and columns of panels (None: one column), and the groups along the axis.
+    groups : sequence of str, optional
+        Order of the groups; default: those of a column of panels, as the table has them.
+    unit : str or mapping of a row's value to str
     labels : mapping of value to str, optional
         How values of `row`, `column` and `group` are written.
     """
-    require_columns(table, [row, column, group, "modality", "value", "low", "high", "chance"], "shares")
-    rows, columns = (list(dict.fromkeys(table[name])) for name in (row, column))
-    groups = {name: list(dict.fromkeys(table.loc[table[column] == name, group])) for name in columns}
+    require_columns(table, [row, *([column] if column else []), group, "modality", "value", "low", "high"], "shares")
+    rows, columns = list(dict.fromkeys(table[row])), list(dict.fromkeys(table[column])) if column else [None]
+    columns = {name: table if name is None else table[table[column] == name] for name in columns}
+    groups = {name: list(groups or dict.fromkeys(part[group])) for name, part in columns.items()}
     most, colours = max(map(len, groups.values())), colours_of(modalities)
 
     def text(value):
@@ -56,21 +62,29 @@ def plot_share_points(table, modalities: Sequence[str], *, row: str, column: str
 
     fig, axes = plt.subplots(len(rows), len(columns), squeeze=False, sharey="row", sharex="col",
                              figsize=(max(3.0, 0.62 * most + 0.6) * len(columns) + 0.6, 1.9 * len(rows) + 1.3))
-    for of_row, line in zip(rows, axes):
-        for of_column, ax in zip(columns, line):
-            part, names = table[(table[row] == of_row) & (table[column] == of_column)], groups[of_column]
+    for (name, part), line in zip(columns.items(), axes.T):
+        for of_row, ax in zip(rows, line):
+            wanted = pd.MultiIndex.from_product([modalities, groups[name]])
+            drawn = part[part[row] == of_row].set_index(["modality", group]).reindex(wanted)
             for k, modality in enumerate(modalities):
-                own = part[part["modality"] == modality].set_index(group).reindex(names)
-                place = np.arange(len(names)) + _offset(k, len(modalities))
-                ax.hlines(own["chance"], place - STEP / 2, place + STEP / 2, color="black", lw=1.2, ls=(0, (1.5, 1)))
+                own = drawn.loc[modality]
+                place = np.arange(len(own)) + _offset(k, len(modalities))
+                if "chance" in own:
+                    ax.hlines(own["chance"], place - STEP / 2, place + STEP / 2, color="black", lw=1.2,
+                              ls=(0, (1.5, 1)))
                 ax.vlines(place, own["low"], own["high"], color=colours[modality], lw=1.8)
                 _dots(ax, place, own["value"], colours[modality], np.full(len(own), True), label=modality)
-            ax.set_xticks(range(len(names)), map(text, names), rotation=30 if most > 4 else 0,
+                for x in place[own["value"].isna()]:
+                    ax.text(x, 0, "–", ha="center", color="#777777", transform=ax.get_xaxis_transform())
+            if (drawn["value"] < 0).any():
+                ax.axhline(0, color="#777777", lw=0.8)
+            ax.set_xticks(range(len(groups[name])), map(text, groups[name]), rotation=30 if most > 4 else 0,
                           ha="right" if most > 4 else "center", fontsize=7.5)
-            ax.set_xlim(-0.5, len(names) - 0.5)
-        line[0].set_ylabel(f"{text(of_row)}\n{unit}".strip(), fontsize=8)
-    for of_column, ax in zip(columns, axes[0]):
-        ax.set_title(text(of_column))
+            ax.set_xlim(-0.5, len(groups[name]) - 0.5)
+        line[0].set_title("" if name is None else text(name))
+    for of_row, ax in zip(rows, axes[:, 0]):
+        its_unit = unit if isinstance(unit, str) else unit[of_row]
+        ax.set_ylabel(f"{text(of_row)}\n{its_unit}".strip(), fontsize=8)
     _legend(fig, axes[0, 0], len(modalities))
     add_caption(fig, caption)
     return fig
@@ -118,35 +132,44 @@ def plot_flow(flow, shares, sequences: Sequence[str], *, caption: str = "") -> F
 
 @styled
 def plot_relations(table, *, row: str = "backbone", group: str = "label", colour: str = "modality", unit: str,
-                   level: float = 0.05, caption: str = "") -> Figure:
-    """Effects with intervals; filled where the false discovery rate is below `level`.
+                   groups: Sequence[str] | None = None, labels: Mapping[str, str] | None = None,
+                   caption: str = "") -> Figure:
+    """Effects with intervals; filled where the false discovery rate is at most 5 %.
 
     Parameters
     ----------
     table : DataFrame
-        ``estimate, low, high, q`` and the columns named by `row` (panels), `group` (lines) and `colour`.
+        ``estimate, low, high, q`` and the columns named by `row` (panels), `group` (lines) and `colour`; where known
+        ``detectable``, the smallest effect that a single test finds with a power of 80 % (a grey bar). A missing
+        estimate is drawn as a dash.
     row, group, colour : str
     unit : str
         Text of the axis.
-    level : float
+    groups : sequence of str, optional
+        Order of the lines; default: that of the table.
+    labels : mapping of panel to title, optional
     """
     require_columns(table, [row, group, colour, "estimate", "low", "high", "q"], "effects")
-    panels, groups, kinds = (list(dict.fromkeys(table[name])) for name in (row, group, colour))
-    colours = colours_of(kinds)
-    fig, axes = plt.subplots(1, len(panels), squeeze=False, sharey=True, sharex=True,
-                             figsize=(3.5 * len(panels) + 1, 0.22 * len(groups) * len(kinds) + 1.7))
+    panels, lines, kinds = (list(dict.fromkeys(table[name])) for name in (row, group, colour))
+    lines, colours = list(groups or lines), colours_of(kinds)
+    fig, axes = plt.subplots(1, len(panels), squeeze=False, sharey=True, sharex="detectable" not in table,
+                             figsize=(3.5 * len(panels) + 1, 0.22 * len(lines) * len(kinds) + 1.7))
     for ax, panel in zip(axes[0], panels):
         for k, kind in enumerate(kinds):
-            part = table[(table[row] == panel) & (table[colour] == kind)].set_index(group).reindex(groups)
-            place = np.arange(len(groups)) + _offset(k, len(kinds))
+            part = table[(table[row] == panel) & (table[colour] == kind)].set_index(group).reindex(lines)
+            place = np.arange(len(lines)) + _offset(k, len(kinds))
+            if "detectable" in part:
+                ax.hlines(place, -part["detectable"], part["detectable"], color="#e4e4e4", lw=5)
             ax.hlines(place, part["low"], part["high"], color=colours[kind], lw=1.5)
-            _dots(ax, part["estimate"], place, colours[kind], part["q"] < level)
+            _dots(ax, part["estimate"], place, colours[kind], part["q"] <= 0.05)
+            for y in place[part["estimate"].isna()]:
+                ax.text(0, y, "–", ha="center", va="center", color="#777777")
             ax.plot([], [], "o", color=colours[kind], label=label_of(kind))
         ax.axvline(0, color="#777777", ls=":", lw=1)
-        ax.set_yticks(range(len(groups)), groups)
-        ax.set_title(label_of(panel))
+        ax.set_yticks(range(len(lines)), lines)
+        ax.set_title((labels or {}).get(panel, label_of(panel)))
         ax.set_xlabel(unit)
-    axes[0, 0].invert_yaxis()
+    axes[0, 0].set_ylim(len(lines) - 0.5, -0.5)
     _legend(fig, axes[0, 0], len(kinds))
     add_caption(fig, caption)
     return fig

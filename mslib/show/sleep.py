@@ -1,6 +1,6 @@
-"""Figures of sleep staging: nights, epochs coloured by relevance, shares of the modalities with intervals.
+"""Figures of sleep staging: a night, and epochs coloured by relevance.
 
-`stages` and `modalities` are names in the order wanted. A table that lacks a column is refused with a ValueError.
+`stages` and `modalities` are names in the order wanted.
 """
 
 from __future__ import annotations
@@ -14,19 +14,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from .figure import SIGNED_MAP, add_caption, colours_of, heat_bar, require_columns, styled
+from .figure import SIGNED_MAP, add_caption, colours_of, heat_bar, styled
 
 #: Height of a stage in a hypnogram, from the top; stages of other names follow in their order.
 DEPTH = ("W", "REM", "N1", "N2", "N3")
 #: Relevance that is drawn in full colour, as a quantile of its size over an epoch, and the seconds it is summed over.
 FULL, SECONDS = 0.995, 0.1
 EPOCH_HOURS = 30 / 3600
-
-
-def _legend(fig, modalities, more=()) -> None:
-    colours = colours_of(list(modalities))
-    handles = [Patch(color=colours[modality], label=modality) for modality in modalities]
-    fig.legend(handles=[*handles, *more], loc="outside upper center", ncols=len(handles) + len(more))
 
 
 @styled
@@ -73,7 +67,9 @@ def plot_night(hours, scored, predicted, shares, stages: Sequence[str], modaliti
     band.set_xlabel("hours from the start of the recording")
     band.set_xlim(edges[0], edges[-1])
     top.set_title(title)
-    _legend(fig, modalities, [Line2D([], [], color="#D55E00", marker="|", ls="", label="wrongly classified epoch")])
+    keys = [Patch(color=colours[modality], label=modality) for modality in modalities]
+    keys.append(Line2D([], [], color="#D55E00", marker="|", ls="", label="wrongly classified epoch"))
+    fig.legend(handles=keys, loc="outside upper center", ncols=len(keys))
     add_caption(fig, caption)
     return fig
 
@@ -134,87 +130,5 @@ def plot_relevant_epochs(examples: Mapping[str, Mapping], stages: Sequence[str],
         ax.set_title(one.get("title", ""), fontsize=7.5, loc="left", fontweight="normal", pad=2)
     axes[-1, 0].set_xlabel("seconds")
     heat_bar(fig, list(axes[:, 0]), "relevance, share of the epoch's full colour", signed=True)
-    add_caption(fig, caption)
-    return fig
-
-
-@styled
-def plot_stage_shares(panels: Mapping[str, object], stages: Sequence[str], modalities: Sequence[str], *,
-                      units: Mapping[str, str] | None = None, chance: Mapping[str, float] | None = None,
-                      caption: str = "") -> Figure:
-    """One point with its interval per stage and modality, in panels one below the other.
-
-    Parameters
-    ----------
-    panels : mapping of title to DataFrame
-        ``stage, modality, value, low, high``; a missing value is drawn as a dash, a missing interval not at all.
-    units : mapping of title to str, optional
-        Text of the axes; default: share of the relevance in percent.
-    chance : mapping of title to float, optional
-        Height of a dotted line; default: a line at 0.
-    """
-    fig, axes = plt.subplots(len(panels), 1, sharex=True, squeeze=False, figsize=(7.2, 1.75 * len(panels) + 1.1))
-    colours = colours_of(list(modalities))
-    for ax, (title, table) in zip(axes[:, 0], panels.items()):
-        require_columns(table, ["stage", "modality", "value", "low", "high"], title)
-        level = (chance or {}).get(title, 0)
-        ax.axhline(level, color="#777777", ls=":" if level else "-", lw=1.0)
-        for k, modality in enumerate(modalities):
-            rows = table[table["modality"] == modality].set_index("stage").reindex(list(stages))
-            place = np.arange(len(rows)) + (k - (len(modalities) - 1) / 2) * 0.2
-            ax.vlines(place, rows["low"], rows["high"], color=colours[modality], lw=2)
-            ax.plot(place, rows["value"], "o", color=colours[modality], ms=4.5)
-            for x in place[rows["value"].isna()]:
-                ax.text(x, level, "–", ha="center", va="bottom", fontsize=7, color="#777777")
-        ax.set_xticks(range(len(stages)), stages)
-        ax.grid(axis="y")
-        ax.set_title(title)
-        ax.set_ylabel((units or {}).get(title, "share of relevance (%)"))
-    _legend(fig, modalities)
-    add_caption(fig, caption)
-    return fig
-
-
-@styled
-def plot_effects(table, effects: Mapping[str, str], stages: Sequence[str], modalities: Sequence[str], *,
-                 level: float = 0.05, caption: str = "") -> Figure:
-    """Estimates of mixed models with intervals: one panel per effect, stages and modalities below each other.
-
-    Parameters
-    ----------
-    table : DataFrame
-        ``stage, modality, term, value, low, high, p_fdr, detectable``.
-    effects : mapping of term to str
-        What a panel is called.
-    level : float
-        Estimates whose corrected p is at most this are filled.
-    """
-    require_columns(table, ["stage", "modality", "term", "value", "low", "high", "p_fdr", "detectable"], "effects")
-    colours, count = colours_of(list(modalities)), len(modalities) + 1
-    fig, axes = plt.subplots(1, max(1, len(effects)), squeeze=False, sharey=True,
-                             figsize=(2.9 * max(1, len(effects)) + 0.8, 0.75 * len(stages) + 1.6))
-    for ax, (term, title) in zip(axes[0], effects.items()):
-        part = table[table["term"] == term].set_index(["stage", "modality"])
-        for i, stage in enumerate(stages):
-            for k, modality in enumerate(modalities):
-                y = i * count + k
-                if (stage, modality) not in part.index or not np.isfinite(part.loc[(stage, modality), "value"]):
-                    ax.text(0, y, "–", ha="center", va="center", color="#777777")
-                    continue
-                row = part.loc[(stage, modality)]
-                ax.hlines(y, -row["detectable"], row["detectable"], color="#e4e4e4", lw=5)
-                ax.hlines(y, row["low"], row["high"], color=colours[modality], lw=1.5)
-                sure = row["p_fdr"] <= level
-                ax.plot(row["value"], y, "o", color=colours[modality], ms=5,
-                        markerfacecolor=colours[modality] if sure else "white")
-        ax.axvline(0, color="#777777", lw=0.8)
-        ax.set_title(title)
-        ax.set_xlabel("percentage points")
-    axes[0, 0].set_yticks([i * count + (len(modalities) - 1) / 2 for i in range(len(stages))], stages)
-    axes[0, 0].set_ylim(len(stages) * count - 1, -1)
-    _legend(fig, modalities, [
-        Line2D([], [], marker="o", color="#333333", ls="", label=f"corrected p up to {level:g}"),
-        Line2D([], [], marker="o", color="#333333", ls="", markerfacecolor="white", label="above"),
-        Patch(color="#e4e4e4", label="smaller than found with 80 % power")])
     add_caption(fig, caption)
     return fig

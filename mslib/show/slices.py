@@ -1,4 +1,4 @@
-"""Figures of scans: examples per group, the headline figure."""
+"""Figures of scans: examples per group; class activation maps and signed maps side by side."""
 
 from __future__ import annotations
 
@@ -8,17 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from .figure import (
-    SIGNED_MAP,
-    add_caption,
-    draw_slice,
-    heat_bar,
-    mark_blank,
-    outline,
-    overlay_heat,
-    slice_array,
-    styled,
-)
+from .figure import add_caption, draw_slice, full_colour, heat_bar, outline, overlay_heat, styled
 
 
 @styled
@@ -74,8 +64,8 @@ def plot_examples(slices, sequences: Sequence[str], groups: Sequence[str], *, le
 @styled
 def plot_headline(flair, maps: Mapping[str, np.ndarray], *, lesion=None,
                   extra: Sequence[tuple[str, np.ndarray, str]] = (), pixel_mm: float | None = None,
-                  title: str = "", caption: str = "") -> Figure:
-    """The wide first figure: a FLAIR slice with its lesions, Grad-CAM per layer, then optional panels.
+                  caption: str = "") -> Figure:
+    """A FLAIR slice with its lesions, Grad-CAM per layer, then optional panels, in one row.
 
     Parameters
     ----------
@@ -88,9 +78,7 @@ def plot_headline(flair, maps: Mapping[str, np.ndarray], *, lesion=None,
         Further panels; `kind` is ``sequential`` (>= 0) or ``diverging`` (signed, symmetric about 0; all of them share
         one scale, full colour at the 99.5th percentile of their magnitudes).
     pixel_mm : float, optional
-    title : str
     """
-    flair = slice_array(flair, "FLAIR slice")
     count = 1 + len(maps) + len(extra)
     height = 1.75 * flair.shape[0] / flair.shape[1]
     fig, axes = plt.subplots(1, count, squeeze=False, figsize=(1.75 * count + 0.5, height + 0.62))
@@ -98,27 +86,18 @@ def plot_headline(flair, maps: Mapping[str, np.ndarray], *, lesion=None,
     draw_slice(axes[0], flair, lesion=lesion, sides=True, pixel_mm=pixel_mm)
     axes[0].set_title("FLAIR" if lesion is None else "FLAIR, lesions outlined")
     panels = [(name, heat, "sequential") for name, heat in maps.items()] + list(extra)
-    signed = [np.abs(heat).ravel() for _, heat, kind in panels if kind == "diverging"]
-    full = (float(np.quantile(np.concatenate(signed), 0.995)) or float(np.concatenate(signed).max())) if signed else 0.0
+    signed = [heat for _, heat, kind in panels if kind == "diverging"]
     for ax, (name, heat, kind) in zip(axes[1:], panels, strict=True):
+        if kind not in ("sequential", "diverging"):
+            raise ValueError(f"kind of panel '{name}': must be 'sequential' or 'diverging' (got '{kind}')")
         draw_slice(ax, flair)
         ax.set_title(name)
-        top = float(np.abs(heat).max())
-        if not top > 0:
-            mark_blank(ax)
-        elif kind == "diverging":
-            share = np.clip(slice_array(heat, name) / full, -1, 1)
-            ax.imshow(share, cmap=SIGNED_MAP, vmin=-1, vmax=1, alpha=np.clip(2 * np.abs(share), 0, 0.85))
-        elif kind == "sequential":
-            overlay_heat(ax, heat, top)
-        else:
-            raise ValueError(f"kind of panel '{name}': must be 'sequential' or 'diverging' (got '{kind}')")
+        top = full_colour(signed) if kind == "diverging" else np.max(heat)
+        overlay_heat(ax, heat, top, signed=kind == "diverging")
         if lesion is not None:
             outline(ax, lesion, width=0.6)
-    if any(kind == "diverging" for _, _, kind in panels):
+    if signed:
         heat_bar(fig, list(axes), "signed: share of the full colour", signed=True)
     heat_bar(fig, list(axes), "share of the panel's maximum")
-    if title:
-        fig.suptitle(title, fontsize=10, fontweight="bold", x=0.01, ha="left")
     add_caption(fig, caption)
     return fig

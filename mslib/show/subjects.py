@@ -16,8 +16,8 @@ Reference = Mapping[str, Mapping[str, tuple[float, float, float]]]
 
 @styled
 def plot_cohort(table, groups: Sequence[str], measures: Mapping[str, str], *,
-                reference: Reference | None = None, log: Sequence[str] = ("lesion_load_ml",), columns: int = 5,
-                seed: int = 0, caption: str = "") -> Figure:
+                reference: Reference | None = None, log: Sequence[str] = ("lesion_load_ml",), seed: int = 0,
+                caption: str = "") -> Figure:
     """The cohort by group, one dot per subject, beside the statistics of real patients.
 
     Parameters
@@ -31,8 +31,6 @@ def plot_cohort(table, groups: Sequence[str], measures: Mapping[str, str], *,
         Real patients: median and range, drawn in black beside the dots.
     log : sequence of str
         Measures on a logarithmic axis (linear below 0.1, so that zeros show).
-    columns : int
-        Panels in a row.
     seed : int
         Sideways scatter of the dots.
     """
@@ -41,7 +39,7 @@ def plot_cohort(table, groups: Sequence[str], measures: Mapping[str, str], *,
     colours = colours_of(groups)
     reference = {measure: of_group for measure, of_group in (reference or {}).items()
                  if measure in measures and set(of_group) & set(groups)}
-    columns = min(columns, len(measures))
+    columns = min(5, len(measures))
     rows = -(-len(measures) // columns)
     size = (max(4.6, max(0.8 * len(groups), 1.6) * columns + 0.6), (3.3 if rows == 1 else 2.1) * rows)
     fig, axes = plt.subplots(rows, columns, squeeze=False, figsize=size)

@@ -76,7 +76,7 @@ def plot_confusions(matrices, classes: Sequence[str], titles: Sequence[str], *,
 
 
 @styled
-def plot_learning_curves(history, *, chance: float | None = None, caption: str = "") -> Figure:
+def plot_learning_curves(history, *, caption: str = "") -> Figure:
     """Loss and accuracy over the epochs, one column per protocol, one colour per network.
 
     Parameters
@@ -84,8 +84,6 @@ def plot_learning_curves(history, *, chance: float | None = None, caption: str =
     history : DataFrame
         Columns ``backbone, protocol, epoch, loss, val_loss, accuracy, val_accuracy``. Column ``best`` (bool),
         where present, marks the epoch whose weights were kept.
-    chance : float, optional
-        Dotted line in the accuracy panels.
     """
     wanted = ["backbone", "protocol", "epoch", "loss", "val_loss", "accuracy", "val_accuracy"]
     require_columns(history, wanted, "history")
@@ -103,8 +101,6 @@ def plot_learning_curves(history, *, chance: float | None = None, caption: str =
                 ax.plot(best["epoch"], best[f"val_{measure}"], "o", color=colours[net], mec="white")
     for protocol, (loss, accuracy) in zip(protocols, axes.T):
         loss.set_title(protocol.replace("_", " "))
-        if chance is not None:
-            accuracy.axhline(chance, **CHANCE)
         accuracy.set_xlabel("epoch")
         accuracy.xaxis.get_major_locator().set_params(integer=True)
     axes[0, 0].set(ylabel="loss (cross-entropy)", ylim=(0, None))
@@ -112,17 +108,15 @@ def plot_learning_curves(history, *, chance: float | None = None, caption: str =
     keys = [Line2D([], [], color=colours[net], label=label_of(net)) for net in nets]
     keys += [Line2D([], [], color="#444444", label="validation"),
              Line2D([], [], color="#444444", ls="--", lw=1.2, label="training")]
-    if chance is not None:
-        keys.append(Line2D([], [], label="chance", **CHANCE))
     fig.legend(handles=keys, loc="outside upper center", ncols=len(keys))
     add_caption(fig, caption)
     return fig
 
 
 @styled
-def plot_accuracies(table, *, protocols: Sequence[str] | None = None, levels: Sequence[str] = ("slice", "subject"),
-                    published: Mapping[str, float] | None = None, caption: str = "") -> Figure:
-    """Accuracy with its interval for every protocol, control and baseline model.
+def plot_accuracies(table, *, protocols: Sequence[str] | None = None, published: Mapping[str, float] | None = None,
+                    caption: str = "") -> Figure:
+    """Accuracy over slices and over subjects, with intervals, for every protocol, control and baseline model.
 
     Parameters
     ----------
@@ -132,8 +126,6 @@ def plot_accuracies(table, *, protocols: Sequence[str] | None = None, levels: Se
         (``logistic``).
     protocols : sequence of str, optional
         Rows from top to bottom.
-    levels : sequence of str
-        Panels: accuracy over slices, over subjects.
     published : mapping of backbone to accuracy, optional
         Dashed lines in the panel of slices: what Hong and Zhang report.
     """
@@ -141,9 +133,8 @@ def plot_accuracies(table, *, protocols: Sequence[str] | None = None, levels: Se
     protocols = list(protocols) if protocols else list(dict.fromkeys(table["protocol"]))
     nets = list(dict.fromkeys(table["backbone"]))
     colours = colours_of(nets)
-    fig, axes = plt.subplots(1, len(levels), squeeze=False, sharey=True,
-                             figsize=(3.5 * len(levels) + 1.4, (0.3 + 0.18 * len(nets)) * len(protocols) + 1.5))
-    for ax, level in zip(axes[0], levels):
+    fig, axes = plt.subplots(1, 2, sharey=True, figsize=(8.4, (0.3 + 0.18 * len(nets)) * len(protocols) + 1.5))
+    for ax, level in zip(axes, ("slice", "subject")):
         for row in table[table["level"] == level].itertuples():
             place = protocols.index(row.protocol)
             offset = (nets.index(row.backbone) - (len(nets) - 1) / 2) * 0.24
@@ -157,8 +148,8 @@ def plot_accuracies(table, *, protocols: Sequence[str] | None = None, levels: Se
             ax.axvline(value, color=colours.get(net, "#444444"), ls="--", lw=1)
         ax.set(title=f"by {level}", xlim=(0, 1.45), xticks=np.linspace(0, 1, 6), xlabel="accuracy")
         ax.grid(axis="x")
-    axes[0, 0].set_yticks(range(len(protocols)), [name.replace("_", " ") for name in protocols])
-    axes[0, 0].set_ylim(len(protocols) - 0.5, -0.5)
+    axes[0].set_yticks(range(len(protocols)), [name.replace("_", " ") for name in protocols])
+    axes[0].set_ylim(len(protocols) - 0.5, -0.5)
     keys = [Line2D([], [], marker="o", color=colours[net], label=label_of(net)) for net in nets]
     if published:
         keys.append(Line2D([], [], color="#444444", ls="--", lw=1, label="published (network's colour)"))

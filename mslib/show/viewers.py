@@ -1,93 +1,116 @@
-"""3-D viewers: one offline HTML file each, in which a reader scrolls through a heat map over the scan."""
+"""One offline page per patient: a slider goes through the layers of a network, over the scan, in three planes.
+
+The page holds NiiVue (`niivue/`), the scans on voxels of 1.5 mm and the maps on voxels of 4 mm, the cells of block 3;
+it loads nothing from elsewhere.
+"""
 
 from __future__ import annotations
 
-import re
+import base64
+import gzip
+import html
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from nilearn.image import resample_to_img
-from nilearn.image.resampling import resample_img
-from nilearn.plotting import view_img
+from nilearn.image import resample_img
+from scipy import ndimage
 
 from mslib.study import StudyError, write_text
 
-EXTERNAL = re.compile(
-    r"""<(?:script|img|link|iframe|source)\b[^>]*(?:src|href)\s*=\s*["']?\s*(?:https?:)?//""", re.IGNORECASE)
+HERE = Path(__file__).parent
+SCAN_MM, MAP_MM = 1.5, 4.0
 
 
-def _volume(path: str | Path, index: int | None, what: str) -> nib.Nifti1Image:
-    """Read a 3-D volume, or volume `index` of a 4-D file."""
+def _read(path: str | Path, dimensions: int) -> nib.Nifti1Image:
+    """A volume (3) or a series of volumes (4), as floats."""
     try:
         image = nib.load(path)
         data = np.asarray(image.dataobj, dtype=np.float32)
     except (OSError, EOFError, ValueError, nib.filebasedimages.ImageFileError) as error:
-        reason = " ".join(str(error).split())
-        raise StudyError(f"{path}: {what} cannot be read as NIfTI ({reason})") from error
-    if data.ndim == 4:
-        if index is None or not 0 <= index < data.shape[3]:
-            raise StudyError(f"{path}: {what} holds {data.shape[3]} volumes: index must be 0 to "
-                             f"{data.shape[3] - 1} (got {index})")
-        data = data[..., index]
-    if data.ndim != 3:
-        raise StudyError(f"{path}: {what} must be 3-D or 4-D (got {data.ndim}-D)")
-    if not np.isfinite(data).all():
-        raise StudyError(f"{path}: {what} holds values that are not finite")
+        raise StudyError(f"{path}: cannot be read as NIfTI ({' '.join(str(error).split())})") from error
+    if data.ndim != dimensions or not np.isfinite(data).all():
+        raise StudyError(f"{path}: must be a {dimensions}-D image of finite values (got {data.ndim}-D)")
     return nib.Nifti1Image(data, image.affine)
 
 
-def _stable_offline(page: str) -> str:
-    """Drop the page's remote icon and its random element names, so that one input gives one file."""
-    page = re.sub(r"""<link rel="icon"[^>]*>""", "", page)
-    drawn = re.search(r"div_viewer-([0-9a-f]{32})", page)
-    return page.replace(drawn.group(1), "map") if drawn else page
+def _packed(image: nib.Nifti1Image, box_mm: np.ndarray, mm: float, interpolation: str = "linear") -> str:
+    """The part in a box (2, 3) of RAS mm on voxels of `mm`, each volume scaled to 0 to 255; gzipped NIfTI in base64."""
+    affine = np.diag([mm, mm, mm, 1.0])
+    affine[:3, 3] = box_mm[0]
+    shape = np.ceil((box_mm[1] - box_mm[0]) / mm).astype(int) + 1
+    data = resample_img(image, affine, shape, interpolation=interpolation).get_fdata(dtype=np.float32).clip(0)
+    top = data.max((0, 1, 2), keepdims=True)
+    scaled = np.rint(255 * data / np.where(top > 0, top, 1)).astype(np.uint8)
+    stored = nib.Nifti1Image(scaled, affine).to_bytes()
+    return base64.b64encode(gzip.compress(stored, 9, mtime=0)).decode()
 
 
-def write_viewer(path: str | Path, background: str | Path, overlay: str | Path, *, index: int | None = None,
-                 title: str = "", resolution_mm: float = 2.0, threshold: float = 0.2) -> Path:
-    """Write a heat map over a scan as one HTML file that opens without a network.
+def write_viewer(path: str | Path, scans: Mapping[str, str | Path], maps: Mapping[str, str | Path],
+                 layers: Sequence[tuple[str, int, int]], *, lesions: str | Path | None = None, first: str = "",
+                 slices: Sequence[tuple[float, str]] = (), title: str = "", note: str = "",
+                 link: str = "../index.html") -> Path:
+    """Write heat maps of every layer over the scans of a patient as one HTML file that opens without a network.
 
-    The patient's right is at the left, as in all figures.
+    The patient's right is at the left, as in all figures. Every layer is scaled to its own maximum over the head.
+    ``#layer=NAME&method=NAME&scan=NAME&lesions=0`` after the page's address opens it there.
 
     Parameters
     ----------
-    path : str or Path
+    path : path
         The HTML file.
-    background, overlay : str or Path
-        NIfTI files in one world space (mm): scan, and non-negative heat map.
-    index : int, optional
-        Volume of a 4-D overlay (the layer).
-    title : str
-        Written into the viewer, ``<`` and ``>`` as ‹ and ›.
-    resolution_mm : float
-        Voxel size shown.
-    threshold : float
-        Share of the map's maximum below which nothing is drawn.
-
-    Returns
-    -------
-    Path
+    scans : mapping of str to path
+        3-D NIfTI images by sequence, in one world space (mm); the first is shown first.
+    maps : mapping of str to path
+        4-D NIfTI images by CAM method in the same space, one volume per layer; what is negative is not shown.
+    layers : sequence of (str, int, int)
+        Name, rows and columns of cells of every layer, in the order of the volumes.
+    lesions : path, optional
+        3-D mask, drawn as an outline.
+    first : str
+        Layer that is shown first.
+    slices : sequence of (float, str)
+        Height in mm (RAS) of slices, and what is said of each: the network's verdict.
+    title, note : str
+        Heading, and a sentence below it.
+    link : str
+        Address of the page to go back to.
 
     Raises
     ------
     StudyError
-        An unreadable file, an index out of range, a blank overlay, or a page that would load something
-        from elsewhere.
+        An image that cannot be read, is blank, or has another number of volumes than `layers`.
     """
-    scan = _volume(background, None, "background")
-    heat = _volume(overlay, index, "overlay")
-    top = float(heat.dataobj.max())
-    if not top > 0:
-        raise StudyError(f"{overlay}: overlay is blank (maximum {top:g}): there is nothing to view")
-    scan = resample_img(scan, target_affine=np.diag([resolution_mm] * 3), interpolation="linear")
-    heat = resample_to_img(nib.Nifti1Image(heat.get_fdata(dtype=np.float32) / top, heat.affine), scan,
-                           interpolation="linear")
-    view = view_img(heat, bg_img=scan, threshold=threshold, vmin=0, vmax=1, symmetric_cmap=False,
-                    cmap="inferno", colorbar=True, black_bg=True, dim=0, opacity=0.7,
-                    resampling_interpolation="continuous",
-                    radiological=True, title=title.replace("<", "‹").replace(">", "›"))
-    page = _stable_offline(view.get_standalone())
-    if EXTERNAL.search(page):
-        raise StudyError(f"{path}: the viewer would load something from elsewhere and is not written")
+    images = {name: _read(file, 3) for name, file in scans.items()}
+    head = next(iter(images.values()))
+    inside = np.argwhere(head.get_fdata() > 0)
+    if not len(inside):
+        raise StudyError(f"{next(iter(scans.values()))}: is blank")
+    corners = nib.affines.apply_affine(head.affine, [inside.min(0), inside.max(0)])
+    box = np.array([corners.min(0) - SCAN_MM, corners.max(0) + SCAN_MM])
+    data = {"scans": {name: _packed(image, box, SCAN_MM) for name, image in images.items()}, "maps": {}}
+    for name, file in maps.items():
+        image = _read(file, 4)
+        if image.shape[3] != len(layers):
+            raise StudyError(f"{file}: must hold {len(layers)} volumes, one per layer (got {image.shape[3]})")
+        data["maps"][name] = _packed(image, box, MAP_MM)
+    start = box.mean(0)
+    if lesions is not None:
+        mask = _read(lesions, 3)
+        solid = mask.get_fdata() > 0
+        edge = solid & ~ndimage.binary_erosion(solid, np.ones((3, 3, 1)))
+        if solid.any():
+            data["lesions"] = _packed(nib.Nifti1Image(edge.astype(np.float32), mask.affine), box, 1.0, "nearest")
+            row, column = np.nonzero(solid[..., (level := solid.sum((0, 1)).argmax())])
+            start = nib.affines.apply_affine(mask.affine, [row[len(row) // 2], column[len(row) // 2], level])
+    library = gzip.compress((HERE / "niivue" / "niivue.min.js").read_bytes(), 9, mtime=0)
+    data |= {"layers": [{"name": name, "rows": rows, "columns": columns} for name, rows, columns in layers],
+             "first": first, "slices": [{"z": float(z), "text": text} for z, text in slices],
+             "start": [float(value) for value in start], "library": base64.b64encode(library).decode()}
+    page = (HERE / "viewer.html").read_text(encoding="utf-8")
+    for word, text in (("TITLE", html.escape(title)), ("NOTE", html.escape(note)), ("LINK", html.escape(link)),
+                       ("DATA", json.dumps(data).replace("<", "\\u003c"))):
+        page = page.replace(word, text)
     return write_text(path, page)

@@ -1,13 +1,14 @@
-"""Many nights: a folder with a table becomes one set of epochs on disk, all faults reported together."""
+"""Many nights: a folder with a table becomes one set of epochs on disk; which subjects train, validate, are tested."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
+from typing import NamedTuple
 
 import mne
 import numpy as np
@@ -26,16 +27,9 @@ NAME_RULE = "1 to 64 letters, digits, - and _"
 class EpochSet:
     """Epochs of many recordings; the signals stay on disk until they are asked for.
 
-    Attributes
-    ----------
-    folder : Path
-        Holds ``<recording>.npy``, (N, T, M), for every recording.
-    table : pandas.DataFrame
-        One row per epoch, index 0..N-1: ``recording, subject, night, drug, age, sex, onset, stage, row``.
-    faults : tuple of str
-        One line for every recording that could not be used.
-    quality : dict
-        What the reader counted and measured, by recording (`Recording`).
+    ``folder`` holds ``<recording>.npy``, (N, T, M), for every recording. ``table`` has one row per epoch, index
+    0..N-1: ``recording, subject, night, drug, age, sex, onset, stage, row``. ``faults``: one line for every recording
+    that could not be used; ``quality``: what the reader counted and measured, by recording (`Recording`).
     """
 
     folder: Path
@@ -163,28 +157,57 @@ def read_cohort(folder: str | Path, store: str | Path, channels: Mapping[str, st
     return EpochSet(store, pd.concat(tables, ignore_index=True), tuple(faults), quality)
 
 
-def stage_shares(epochs: EpochSet) -> pd.DataFrame:
-    """Epochs per recording (rows) and stage (columns)."""
+def describe_nights(epochs: EpochSet) -> pd.DataFrame:
+    """One row per recording: whose it is, epochs of every stage, epochs ``trimmed`` and ``dropped`` (unscored)."""
     table = epochs.table
     counts = pd.crosstab(table["recording"], table["stage"]).reindex(columns=range(len(STAGES)), fill_value=0)
-    return counts.set_axis(list(STAGES), axis=1)
+    left_out = pd.DataFrame([{"recording": name, "trimmed": one["trimmed"], "dropped": sum(one["dropped"].values())}
+                             for name, one in epochs.quality.items()])
+    nights = table.drop_duplicates("recording")[["recording", "subject", *OPTIONAL]]
+    return nights.join(counts.set_axis(list(STAGES), axis=1), on="recording").merge(left_out, "left", "recording")
+
+
+class Fold(NamedTuple):
+    """Subjects of the three parts."""
+
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+    test: tuple[str, ...]
+
+
+def make_folds(subjects: Iterable[str], n_folds: int, seed: int = 0) -> tuple[Fold, ...]:
+    """Deal subjects (each counts once) into folds: each is tested once and validates once, in the fold before.
+
+    ValueError: fewer subjects than folds, or fewer than three folds (one subject alone cannot be cross-validated).
+    """
+    known = np.array(sorted(set(subjects)))
+    if not 3 <= n_folds <= len(known):
+        raise ValueError(f"n_folds: must lie in 3..{len(known)}, the number of subjects, of which training, validation "
+                         f"and test need one each (got {n_folds} folds and {len(known)} subjects)")
+    parts = np.array_split(np.random.default_rng([seed, 3]).permutation(known), n_folds)
+    folds = []
+    for number, test in enumerate(parts):
+        validation = parts[(number + 1) % n_folds]
+        train = np.setdiff1d(known, np.concatenate([test, validation]))
+        folds.append(Fold(*(tuple(np.sort(part).tolist()) for part in (train, validation, test))))
+    return tuple(folds)
+
+
+def refuse_leak(fold: Fold) -> None:
+    """Raise a ValueError that names the first subject who is in two parts of a fold."""
+    for first, second in (("train", "validation"), ("train", "test"), ("validation", "test")):
+        shared = set(getattr(fold, first)) & set(getattr(fold, second))
+        if shared:
+            raise ValueError(f"fold: subject {min(shared)!r} is in {first} and {second} at once; allowed: each subject "
+                             "in one part")
 
 
 def fetch_telemetry(folder: str | Path, subjects=range(22)) -> Path:
     """Download Sleep-EDF telemetry (Kemp et al. 2000; Goldberger et al. 2000) with MNE, and write its table.
 
-    Parameters
-    ----------
-    folder : str or Path
-        Receives ``physionet-sleep-data/ST*.edf`` (about 1 GB for all, checked by SHA-1; files already there are not
-        fetched again) and ``nights.tsv``; then ready for `read_cohort` with `CHANNELS`.
-    subjects : iterable of int
-        0 to 21, two nights each (placebo, temazepam).
-
-    Raises
-    ------
-    ValueError
-        The files cannot be had.
+    The folder, which is returned, receives ``physionet-sleep-data/ST*.edf`` (about 1 GB for all, checked by SHA-1;
+    files already there are not fetched again) and ``nights.tsv``; then it is ready for `read_cohort` with `CHANNELS`.
+    `subjects`: of 0 to 21, two nights each (placebo, temazepam). ValueError: the files cannot be had.
     """
     folder, subjects = Path(folder), list(subjects)
     try:

@@ -18,12 +18,9 @@ EDGES = (0.1, 0.5, 1.0, 2.0, 4.0, 7.0, 11.0, 13.0, 16.0, 22.0, 30.0, 45.0)
 
 
 def band_features(epochs: np.ndarray, rate: float = 100) -> np.ndarray:
-    """Logarithm of the power in 11 bands, and how large the swings of epochs (N, T, M) are beside their typical one.
+    """Log power of epochs (N, T, M) in 11 bands, and how large their swings are: float64, (N, M, 13).
 
-    Returns
-    -------
-    ndarray of float64, (N, M, 13)
-        11 log powers; log of the 90th percentile and of the largest of the ranges within 30 pieces of the epoch.
+    Swings: log of the 90th percentile and of the largest of the ranges within 30 pieces of the epoch.
     """
     epochs = np.moveaxis(np.asarray(epochs, np.float32), -1, 1)
     power = np.abs(np.fft.rfft(epochs * np.hanning(epochs.shape[-1]).astype(np.float32))) ** 2
@@ -39,31 +36,13 @@ def band_features(epochs: np.ndarray, rate: float = 100) -> np.ndarray:
 def modality_information(features: np.ndarray, stages, subjects, n_folds: int, seed: int = 0) -> pd.DataFrame:
     """Measure how well each modality alone, and all together, separate each stage in people not seen before.
 
-    Parameters
-    ----------
-    features : ndarray, (N, M, F)
-        Of `band_features`.
-    stages : array-like of int, (N,)
-    subjects : array-like, (N,)
-        No subject is in training and test at once.
-    n_folds : int
-        At most the number of subjects.
-
-    Returns
-    -------
-    pandas.DataFrame
-        One row per modality (and ``all``) and stage: ``auc`` (one stage against the rest, mean over folds), its SD
-        over folds, n. Rows with the stage ``overall`` hold ``balanced_accuracy`` and ``kappa`` of five stages.
-
-    Raises
-    ------
-    ValueError
-        Shapes differ, or fewer subjects than folds.
-
-    Notes
-    -----
     Extremely randomised trees with balanced class weights. This is a lower bound of what a modality holds: whatever the
     features do not see (wave shape, order within the epoch) is not counted.
+
+    From `band_features`, (N, M, F), stages as integers, (N,), and subjects, (N,), none of whom is in training and test
+    at once. One row per modality (and ``all``) and stage: ``auc`` (one stage against the rest, mean over folds), its SD
+    over folds, n. Rows with the stage ``overall`` hold ``balanced_accuracy`` and ``kappa`` of five stages. ValueError:
+    shapes differ, or fewer subjects than folds.
     """
     features, stages, subjects = np.asarray(features), np.asarray(stages), np.asarray(subjects)
     if features.shape[:2] != (len(stages), len(MODALITIES)) or len(subjects) != len(stages):

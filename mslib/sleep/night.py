@@ -183,28 +183,13 @@ def simulate_night(stages: np.ndarray, age: float, sex: str, drug: str, seed: tu
                    effects: sign.Effects | None = None) -> Night:
     """Simulate EEG, EOG and chin EMG of one night.
 
-    Parameters
-    ----------
-    stages : ndarray of int, (N,)
-        Stage of every 30-s epoch, indices into `STAGES`.
-    age : float
-        Years.
-    sex : {'F', 'M'}
-    drug : {'placebo', 'temazepam'}
-    seed : (study, subject, night)
-        Draws of the subject are shared by its nights.
-    effects : Effects, optional
-
-    Raises
-    ------
-    ValueError
-        No epoch, an unknown stage, sex or drug.
-
-    Notes
-    -----
     Rhythms are band-limited Gaussian noise whose strength follows the stage and wanders; spindles, K-complexes,
     saw-tooth waves, blinks, saccades, twitches and movements are laid on top at random times. Not simulated:
     breathing, heart beat, arousals, vertex waves, sweat, and any dependence of a stage's look on the time of night.
+
+    `stages`: of every 30-s epoch, (N,), indices into `STAGES`; `age` in years; `sex`: F or M; `drug`: placebo or
+    temazepam; `seed`: of the study, subject and night, draws of the subject being shared by its nights. ValueError: no
+    epoch, an unknown stage, sex or drug.
     """
     stages = np.asarray(stages)
     _check(stages, sex, drug)

@@ -73,7 +73,10 @@ def _open(path: Path, **options):
 
 
 def read_signals(path: str | Path, channels: Mapping[str, str], rate: float = 100) -> np.ndarray:
-    """Read channels of one EDF file, each at the rate it was recorded at.
+    """Read channels of one EDF file in microvolt, float32 (T, len(channels)), each at the rate it was recorded at.
+
+    MNE brings channels of several rates to the highest one when they are read together, without a word. Each is
+    therefore read alone.
 
     Parameters
     ----------
@@ -83,20 +86,10 @@ def read_signals(path: str | Path, channels: Mapping[str, str], rate: float = 10
     rate : float
         Samples per second that every channel must have.
 
-    Returns
-    -------
-    ndarray of float32, (T, len(channels))
-        Microvolt.
-
     Raises
     ------
     ValueError
         One line: empty, truncated or damaged file, a channel that is absent or has another rate.
-
-    Notes
-    -----
-    MNE brings channels of several rates to the highest one when they are read together, without a word. Each is
-    therefore read alone.
     """
     path = Path(path)
     _start_of(path)
@@ -119,10 +112,7 @@ def read_signals(path: str | Path, channels: Mapping[str, str], rate: float = 10
 def read_hypnogram(path: str | Path) -> list[Scored]:
     """Read an EDF+ hypnogram with the labels of Sleep-EDF (`LABELS`), in the order of time.
 
-    Raises
-    ------
-    ValueError
-        One line: empty or damaged file, no annotation, a label that is not in `LABELS`, overlap.
+    ValueError, one line: empty or damaged file, no annotation, a label that is not in `LABELS`, overlap.
     """
     path = Path(path)
     _start_of(path)

@@ -13,22 +13,11 @@ CLASSES = range(len(STAGES))
 
 
 def score(stages, predicted) -> pd.DataFrame:
-    """Precision, recall and F1 of every stage, accuracy, macro F1 and Cohen's kappa.
+    """Precision, recall and F1 of every stage, accuracy, macro F1 and Cohen's kappa, of stages as integers, (N,).
 
-    Parameters
-    ----------
-    stages, predicted : array-like of int, (N,)
-
-    Returns
-    -------
-    pandas.DataFrame
-        ``measure, stage`` (empty for those of all stages), ``value``: NaN where a measure is not defined (recall of
-        a stage that is absent, precision of one never predicted; F1 with both); macro F1 is over the defined ones.
-
-    Raises
-    ------
-    ValueError
-        No epoch, lengths differ, or stages that are none.
+    ``measure, stage`` ("all" for those of all stages), ``value``: NaN where a measure is not defined (recall of a stage
+    that is absent, precision of one never predicted; F1 with both); macro F1 is over the defined ones. ValueError: no
+    epoch, lengths differ, or stages that are none.
     """
     stages, predicted = np.asarray(stages), np.asarray(predicted)
     if not len(stages) or stages.shape != predicted.shape:
@@ -40,8 +29,8 @@ def score(stages, predicted) -> pd.DataFrame:
     rows = [(name, stage, value) for name, values in zip(("precision", "recall", "f1"), parts)
             for stage, value in zip(STAGES, values)]
     f1 = parts[2][~np.isnan(parts[2])]
-    rows += [("accuracy", "", np.mean(stages == predicted)), ("macro_f1", "", f1.mean()),
-             ("kappa", "", cohen_kappa_score(stages, predicted))]
+    rows += [("accuracy", "all", np.mean(stages == predicted)), ("macro_f1", "all", f1.mean()),
+             ("kappa", "all", cohen_kappa_score(stages, predicted))]
     return pd.DataFrame(rows, columns=["measure", "stage", "value"])
 
 
@@ -54,11 +43,8 @@ def score_folds(predictions: pd.DataFrame) -> pd.DataFrame:
 def summarise(scores: pd.DataFrame) -> pd.DataFrame:
     """Mean over folds of every measure of `score_folds`, with Student's 95 % interval.
 
-    Returns
-    -------
-    pandas.DataFrame
-        ``measure, stage, mean, low, high, n_folds``; no interval (NaN) with fewer than two folds. Folds share
-        training subjects, so the interval is somewhat too narrow.
+    ``measure, stage, mean, low, high, n_folds``; no interval (NaN) with fewer than two folds. Folds share training
+    subjects, so the interval is somewhat too narrow.
     """
     table = scores.groupby(["measure", "stage"], sort=False)["value"].agg(["mean", "sem", "count"]).reset_index()
     half = student.ppf(0.975, table["count"] - 1) * table["sem"]

@@ -51,18 +51,10 @@ class Effects:
 
     Signs follow the literature, sizes are ours: less slow-wave and spindle amplitude with age and more of both in
     women (Carrier et al. 2001); more spindle and beta activity and less slow-wave amplitude under a benzodiazepine
-    (Borbély et al. 1985), and fewer eye movements in REM.
-
-    Attributes
-    ----------
-    delta_per_decade, spindle_per_decade, eye_movement_per_decade : float
-        Amplitude of slow waves (`EEG`), spindles (`EEG`) and all eye movements (`EOG`), per ten years of age.
-    delta_women, spindle_women : float
-        Amplitude, women less men.
-    spindle_rate_drug, sigma_drug, beta_drug, delta_drug, eye_movement_rate_drug : float
-        Temazepam less placebo.
-    subject_sd, night_sd : float
-        Standard deviation between subjects, and between the nights of one, of every one of these logarithms.
+    (Borbély et al. 1985), and fewer eye movements in REM. ``..._per_decade``: amplitude of slow waves and spindles
+    (EEG) and of all eye movements (EOG), per ten years of age; ``..._women``: amplitude, women less men; ``..._drug``:
+    temazepam less placebo; ``..._sd``: standard deviation between subjects, and between the nights of one, of every
+    one of these logarithms.
     """
 
     delta_per_decade: float = -0.10
@@ -82,11 +74,8 @@ class Effects:
                   night_rng: np.random.Generator) -> dict[str, float]:
         """Logarithmic change of every component of one night; an age of 40 years changes nothing.
 
-        Returns
-        -------
-        dict of str to float
-            ``delta, sigma, beta, theta, alpha, spindle`` (amplitude), ``spindle_rate``, ``eye`` (amplitude of all eye
-            movements), ``eye_rate`` (of REM).
+        ``delta, sigma, beta, theta, alpha, spindle`` (amplitude), ``spindle_rate``, ``eye`` (amplitude of all eye
+        movements), ``eye_rate`` (of REM).
         """
         decades, woman, treated = (age - 40) / 10, sex == "F", drug == "temazepam"
         change = {"delta": self.delta_per_decade * decades + self.delta_women * woman + self.delta_drug * treated,

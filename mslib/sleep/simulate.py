@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import datetime
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 import edfio
 import joblib
@@ -22,8 +23,7 @@ START = datetime.datetime(2000, 1, 1, 23, 0)
 WOMEN, AGES = 15 / 22, (20, 75)
 
 
-@dataclass(frozen=True)
-class Sleeper:
+class Sleeper(NamedTuple):
     """One simulated subject: ``id`` (``SIM01``), number, age in years, sex, drug of the first and second night."""
 
     id: str
@@ -82,22 +82,10 @@ def _simulate_recording(folder, sleeper, night, n_epochs, seed) -> tuple[dict, d
 
 def simulate_cohort(folder: str | Path, n_subjects: int = 22, n_epochs: int = 960, seed: int = 0,
                     n_jobs: int = 1) -> pd.DataFrame:
-    """Simulate two nights of every subject, one under each drug.
+    """Simulate two nights of every subject, one under each drug; the table of nights is returned.
 
-    Parameters
-    ----------
-    folder : str or Path
-        Receives ``<recording>-PSG.edf``, ``<recording>-Hypnogram.edf``, ``participants.tsv``, ``nights.tsv`` and
-        ``simulation.json`` (settings, sizes of the effects, truth of every night).
-    n_subjects, n_epochs : int
-        960 epochs are 8 hours.
-    n_jobs : int
-        Threads.
-
-    Returns
-    -------
-    pandas.DataFrame
-        ``nights.tsv``.
+    The folder receives ``<recording>-PSG.edf``, ``<recording>-Hypnogram.edf``, ``nights.tsv`` and ``simulation.json``
+    (settings, sizes of the effects, truth of every night). 960 epochs are 8 hours; `n_jobs` are threads.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -106,8 +94,6 @@ def simulate_cohort(folder: str | Path, n_subjects: int = 22, n_epochs: int = 96
         joblib.delayed(_simulate_recording)(folder, sleeper, night, n_epochs, seed)
         for sleeper in sleepers for night in (1, 2))
     nights = pd.DataFrame([row for row, _ in made])
-    people = pd.DataFrame([{"participant_id": one.id, "age": one.age, "sex": one.sex} for one in sleepers])
-    people.to_csv(folder / "participants.tsv", sep="\t", index=False)
     nights.to_csv(folder / "nights.tsv", sep="\t", index=False)
     settings = {"n_subjects": n_subjects, "n_epochs": n_epochs, "seed": seed, "rate": RATE}
     described = {"settings": settings, "effects": asdict(Effects()),

@@ -22,20 +22,11 @@ TRANSITIONS = np.array([[15195, 2542, 251, 4, 89],
 
 
 def simulate_hypnogram(n_epochs: int, rng: np.random.Generator) -> np.ndarray:
-    """One night as a first-order chain with the transitions of real nights; it starts awake.
+    """One night as a first-order chain with the transitions of real nights: int8 (n_epochs,), indices into `STAGES`.
 
-    What the chain lacks: sleep cycles of about 90 minutes, N3 early and REM late in the night, and bouts whose
-    chance to end changes with their age. Shares of the stages and the mean length of their bouts are kept.
-
-    Returns
-    -------
-    ndarray of int8, (n_epochs,)
-        Indices into `STAGES`, one per 30-s epoch.
-
-    Raises
-    ------
-    ValueError
-        Fewer than one epoch.
+    It starts awake. What the chain lacks: sleep cycles of about 90 minutes, N3 early and REM late in the night, and
+    bouts whose chance to end changes with their age. Shares of the stages and the mean length of their bouts are kept.
+    ValueError: fewer than one epoch.
     """
     if n_epochs < 1:
         raise ValueError(f"n_epochs: must be at least 1 (got {n_epochs})")

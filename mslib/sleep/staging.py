@@ -12,8 +12,7 @@ import keras
 import numpy as np
 import pandas as pd
 
-from .cohort import EpochSet
-from .splits import Fold, refuse_leak
+from .cohort import EpochSet, Fold, refuse_leak
 from .stages import STAGES
 
 #: Filters and kernel of the four pairs of convolutions (CVxTz EEG base CNN).
@@ -21,28 +20,12 @@ BLOCKS = ((16, 5), (32, 3), (32, 3), (256, 3))
 
 
 def build_stager(n_samples: int = 3000, n_channels: int = 3, pool: int = 2) -> keras.Model:
-    """Build the network of Ellis et al. (2021), the public CVxTz base CNN, with a logit output.
+    """The network of Ellis et al. (2021), the public CVxTz base CNN: (N, n_samples, n_channels) to (N, 5) logits.
 
     Four pairs of convolutions (16 filters of 5 samples; 32, 32 and 256 of 3) with max-pooling between them, global
     max-pooling, two dense layers of 64, one logit per stage; ReLU throughout. Dropout of 1 % follows the pools (whole
-    channels), of 5 % the dense layers.
-
-    Parameters
-    ----------
-    n_samples, n_channels : int
-        Of an epoch.
-    pool : int
-        Width of the pools: 2 in the public code. 4 costs a fifth and lets the last layer see 4 s instead of 0.7 s.
-
-    Returns
-    -------
-    keras.Model
-        (N, n_samples, n_channels) to (N, 5) logits; flat, float32.
-
-    Raises
-    ------
-    ValueError
-        The epoch is too short for the pools.
+    channels), of 5 % the dense layers. `pool`, the width of the pools, is 2 in the public code; 4 costs a fifth and
+    lets the last layer see 4 s instead of 0.7 s. ValueError: the epoch is too short for the pools.
     """
     length = n_samples
     for block, (_, kernel) in enumerate(BLOCKS):
@@ -158,10 +141,8 @@ def fit_stager(model: keras.Model, epochs: EpochSet, train: Sequence[int], valid
     folder : path
         Of this training alone: ``backup/`` after every pass, ``best.weights.h5``, ``history.csv``. A call with the same
         arguments goes on after the last whole pass, and ends as an unbroken one would; to train anew, remove it.
-    passes : int
-        At most so many passes over the training rows.
-    patience : int
-        Stop after so many passes without a lower validation loss.
+    passes, patience : int
+        At most so many passes over the training rows, and so many without a lower validation loss.
     seed : int
         Of dropout and order (the initial weights are the caller's).
 
@@ -208,23 +189,10 @@ def fit_fold(epochs: EpochSet, fold: Fold, folder: str | Path, number: int = 0, 
              passes: int = 12, pool: int = 4, seed: int = 0, **training) -> tuple[keras.Model, pd.DataFrame]:
     """Train the network of one fold of `make_folds`; the network and the history of `fit_stager`.
 
-    Parameters
-    ----------
-    number : int
-        Of the fold: gives each its own weights at random.
-    per_recording : int or None
-        Epochs of every recording drawn for training and validation; None takes all.
-    pool : int
-        As in `build_stager`.
-    seed : int
-        Of the study.
-    folder, passes, **training
-        As in `fit_stager` (``batch_size, learning_rate, patience``).
-
-    Raises
-    ------
-    ValueError
-        A subject in two parts, or of whom there is no recording; or of `fit_stager`.
+    `number`, of the fold, gives each its own weights at random; `per_recording` epochs of every recording are drawn for
+    training and validation (None: all); `pool` as in `build_stager`, `folder`, `passes` and ``batch_size,
+    learning_rate, patience`` as in `fit_stager`. ValueError as there, or for a subject in two parts, or of whom there
+    is no recording.
     """
     refuse_leak(fold)
     subjects = epochs.table["subject"]
@@ -240,19 +208,15 @@ def fit_fold(epochs: EpochSet, fold: Fold, folder: str | Path, number: int = 0, 
     return model, fit_stager(model, epochs, train, validation, folder, passes, seed=own_seed, **training)
 
 
-def predict_logits(model: keras.Model, epochs: EpochSet, index: Sequence[int], batch_size: int = 128) -> np.ndarray:
-    """Logits (len(index), 5) float32 of the epochs at these rows, read batch by batch."""
-    return np.concatenate([np.asarray(model.predict_on_batch(epochs.batch(index[start:start + batch_size])))
-                           for start in range(0, len(index), batch_size)])
-
-
-def prediction_table(model: keras.Model, epochs: EpochSet, subjects: Sequence[str]) -> pd.DataFrame:
-    """Every epoch of some subjects as the network stages it.
+def prediction_table(model: keras.Model, epochs: EpochSet, subjects: Sequence[str],
+                     batch_size: int = 128) -> pd.DataFrame:
+    """Every epoch of some subjects as the network stages it, read batch by batch.
 
     Columns ``recording, subject, onset, stage, epoch`` (row of the set), ``predicted, logit_W ... logit_REM``.
     """
     index = np.flatnonzero(epochs.table["subject"].isin(subjects))
-    logits = predict_logits(model, epochs, index)
+    logits = np.concatenate([np.asarray(model.predict_on_batch(epochs.batch(index[start:start + batch_size])))
+                             for start in range(0, len(index), batch_size)])
     table = epochs.table.iloc[index][["recording", "subject", "onset", "stage"]]
     return table.assign(epoch=index, predicted=logits.argmax(axis=1),
                         **{f"logit_{stage}": logits[:, column] for column, stage in enumerate(STAGES)})

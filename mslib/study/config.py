@@ -13,6 +13,9 @@ Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 PositiveInt = Annotated[int, Field(ge=1)]
 Percent = Annotated[float, Field(ge=0, le=100)]
+Listed = Field(strict=False)  # YAML has no tuples
+Size = Annotated[tuple[PositiveInt, PositiveInt], Listed]
+Sequences = Annotated[tuple[Sequence, Sequence, Sequence], Listed]
 Rule = Literal["epsilon_plus", "epsilon", "alpha1_beta0", "alpha2_beta1", "gamma", "epsilon_gamma",
                "epsilon_alpha2_beta1"]
 #: Of images: also from each sequence's mean over the brain on.
@@ -67,7 +70,7 @@ class Prep(Section):
     """Bias correction, co-registration to T1w, intensity scaling and the choice of slices."""
 
     resample_mm: Positive | None = None
-    percentiles: tuple[Percent, Percent] = (0.5, 99.8)
+    percentiles: Annotated[tuple[Percent, Percent], Listed] = (0.5, 99.8)
     n_slices: PositiveInt = 135
 
     @model_validator(mode="after")
@@ -85,7 +88,7 @@ class Model(Section):
                                                                                             "cause"]
     weights: Weights = "scratch"
     input: Literal["fused", "T1w", "T2w", "FLAIR"] = "fused"
-    image_size: tuple[PositiveInt, PositiveInt] = (192, 168)
+    image_size: Size = (192, 168)
     pixel_mm: Positive = 1.0
     seeds: PositiveInt = 3
 
@@ -173,8 +176,8 @@ class Pretraining(Section):
 
     seed: Count = 3275
     groups: Annotated[list[Literal[SIMULATED_GROUPS]], Field(min_length=1)] = list(SIMULATED_GROUPS)
-    sequences: tuple[Sequence, Sequence, Sequence] = ("T1w", "T2w", "FLAIR")
-    image_size: tuple[PositiveInt, PositiveInt] = (192, 168)
+    sequences: Sequences = ("T1w", "T2w", "FLAIR")
+    image_size: Size = (192, 168)
     pixel_mm: Positive = 1.0
     prep: Prep = Prep()
     people: PositiveInt
@@ -292,14 +295,10 @@ class Sleep(Section):
     steps: PositiveInt = 20
 
     @model_validator(mode="after")
-    def _root_for_folder(self):
+    def _enough_nights(self):
         if self.source == "folder" and not self.root:
             raise ValueError("sleep.root: must name a folder with nights.tsv when sleep.source is 'folder' (got "
                              "nothing)")
-        return self
-
-    @model_validator(mode="after")
-    def _enough_subjects(self):
         if self.source != "folder" and self.folds > self.subjects:
             raise ValueError(f"sleep.folds: must be at most sleep.subjects, {self.subjects}, because nobody is in two "
                              f"folds (got {self.folds})")
@@ -315,7 +314,7 @@ class StudyConfig(Section):
     study: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
     seed: Count = 3275
     groups: Annotated[list[Group], Field(min_length=1)] = ["control", "RRMS", "SPMS"]
-    sequences: tuple[Sequence, Sequence, Sequence] = ("T1w", "T2w", "FLAIR")
+    sequences: Sequences = ("T1w", "T2w", "FLAIR")
     cohort: CohortSection = CohortSection()
     prep: Prep = Prep()
     model: Model = Model()
@@ -347,62 +346,34 @@ class StudyConfig(Section):
         return {"n": self.statistics.bootstrap, "confidence": self.statistics.confidence, "seed": self.seed}
 
     @model_validator(mode="after")
-    def _distinct(self):
+    def _consistent(self):
+        if fault := next(self._faults(), None):
+            raise ValueError(fault)
+        return self
+
+    def _faults(self):
+        """What does not fit together, a line each."""
+        simulated, model, training = self.cohort.source == "simulated", self.model, self.training
         for key in ("groups", "sequences"):
-            names = getattr(self, key)
-            if len(set(names)) < len(names):
-                raise ValueError(f"{key}: must be different from each other (got {list(names)})")
-        return self
-
-    @model_validator(mode="after")
-    def _groups_that_can_be_simulated(self):
-        unknown = [group for group in self.groups if group not in SIMULATED_GROUPS]
-        if not unknown:
-            return self
-        if self.cohort.source == "simulated":
-            known = f"of {list(SIMULATED_GROUPS)} where subjects are simulated"
-            raise ValueError(f"groups: must be {known} (got {unknown})")
-        return self
-
-    @model_validator(mode="after")
-    def _enough_subjects(self):
-        own = self.cohort.simulated.study
-        few = {group: own.get(group, 0) for group in self.groups if own.get(group, 0) < MIN_PER_GROUP}
-        if few and self.cohort.source == "simulated":
-            raise ValueError(f"cohort.simulated.study: must give every group at least {MIN_PER_GROUP} subjects (got "
-                             f"{few})")
-        return self
-
-    @model_validator(mode="after")
-    def _pixels_for_five_poolings(self):
-        if min(self.model.image_size) < MIN_PIXELS:
-            raise ValueError(f"model.image_size: must be at least {MIN_PIXELS} pixels a side, for five poolings (got "
-                             f"{list(self.model.image_size)})")
-        pixels = min(self.model.image_size) // self.attribution.known_rule.shrink
-        if pixels < MIN_PIXELS:
-            raise ValueError(f"attribution.known_rule.shrink: must leave at least {MIN_PIXELS} pixels a side (got "
-                             f"{pixels})")
-        return self
-
-    @model_validator(mode="after")
-    def _frozen_blocks_know_something(self):
-        for kind in self.model.kinds if self.model.weights == "scratch" else ():
-            if blocks := getattr(self.training, kind).frozen_blocks:
-                raise ValueError(f"training.{kind}: frozen_blocks must be 0 where weights start at random (got "
-                                 f"{blocks})")
-        return self
-
-    @model_validator(mode="after")
-    def _real_patients_need_shipped_networks(self):
-        if not self.trains and self.model.weights != "simulated":
-            raise ValueError("model.weights: must be 'simulated' where cohort.source is 'open_ms': the shipped "
-                             f"networks start from them (got {self.model.weights!r})")
-        return self
-
-    @model_validator(mode="after")
-    def _known_groups(self):
-        for part in ("study", "independent"):
-            unknown = set(getattr(self.cohort.simulated, part)) - set(self.groups)
-            if unknown and self.cohort.source == "simulated":
-                raise ValueError(f"cohort.simulated.{part}: must name groups in {self.groups} (got {sorted(unknown)})")
-        return self
+            if len(set(names := getattr(self, key))) < len(names):
+                yield f"{key}: must be different from each other (got {list(names)})"
+        if simulated and (unknown := [group for group in self.groups if group not in SIMULATED_GROUPS]):
+            yield f"groups: must be of {list(SIMULATED_GROUPS)} where subjects are simulated (got {unknown})"
+        for part in ("study", "independent") if simulated else ():
+            counts = getattr(self.cohort.simulated, part)
+            if unknown := sorted(set(counts) - set(self.groups)):
+                yield f"cohort.simulated.{part}: must name groups in {self.groups} (got {unknown})"
+            few = {group: counts.get(group, 0) for group in self.groups if counts.get(group, 0) < MIN_PER_GROUP}
+            if few and part == "study":
+                yield f"cohort.simulated.study: must give every group at least {MIN_PER_GROUP} subjects (got {few})"
+        if min(model.image_size) < MIN_PIXELS:
+            yield (f"model.image_size: must be at least {MIN_PIXELS} pixels a side, for five poolings (got "
+                   f"{list(model.image_size)})")
+        if (pixels := min(model.image_size) // self.attribution.known_rule.shrink) < MIN_PIXELS:
+            yield f"attribution.known_rule.shrink: must leave at least {MIN_PIXELS} pixels a side (got {pixels})"
+        for kind in model.kinds if model.weights == "scratch" else ():
+            if blocks := getattr(training, kind).frozen_blocks:
+                yield f"training.{kind}: frozen_blocks must be 0 where weights start at random (got {blocks})"
+        if not self.trains and model.weights != "simulated":
+            yield ("model.weights: must be 'simulated' where cohort.source is 'open_ms': the shipped networks start "
+                   f"from them (got {model.weights!r})")

@@ -31,6 +31,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     ------
     WriteError
         The folder cannot be written or the disk is full (one line naming the file).
+    StudyError
+        A file that the block reads is absent.
     """
     path = Path(path)
     temporary = path.with_name(f".tmp-{uuid.uuid4().hex[:8]}-{path.name}")
@@ -39,6 +41,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and error.filename not in (None, str(temporary)):
+            raise StudyError(f"{error.filename}: is absent") from error
         raise WriteError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
         with contextlib.suppress(OSError):

@@ -48,14 +48,6 @@ class _Loader(yaml.SafeLoader):
         return mapping
 
 
-def _tuples(value):
-    """YAML has no tuples; strict models want them where a length is fixed."""
-    if isinstance(value, dict):
-        fixed = {"sequences", "percentiles", "image_size"}
-        return {k: tuple(v) if k in fixed and isinstance(v, list) else _tuples(v) for k, v in value.items()}
-    return value
-
-
 def load_config(path: str | Path, model: type[Section] = StudyConfig) -> Section:
     """Read and check a study's YAML file, or another that holds the keys of `model`.
 
@@ -83,6 +75,6 @@ def load_config(path: str | Path, model: type[Section] = StudyConfig) -> Section
     if not isinstance(raw, dict):
         raise StudyError(f"{path}: must hold keys and values (got {type(raw).__name__})")
     try:
-        return model.model_validate(_tuples(raw))
+        return model.model_validate(raw)
     except ValidationError as error:
         raise StudyError("\n".join(fault_lines(path, error))) from error

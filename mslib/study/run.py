@@ -54,7 +54,7 @@ TABLES = {
     "registration_errors": "cohort/registration_errors.csv", "bias_fields": "cohort/bias_fields.csv",
     "appearance": "cohort/appearance.csv",
     "predictions": "nets/{network}/predictions.csv", "history": "nets/{network}/history.csv",
-    "permuted": "nets/{kind}/permuted.csv", "folds": "nets/{backbone}/folds.csv",
+    "permuted": "nets/{kind}/permuted.csv", "folds": "nets/{kind}/folds.csv",
     "maps": "maps/{network}/measures.csv", "randomisation": "maps/{first}/randomisation.csv",
     "dead": "maps/{first}/dead.csv",
     "attribution_scores": "attributions/{backbone}/scores.csv", "importance": "attributions/{backbone}/importance.csv",
