@@ -10,8 +10,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from .adapt import explainable, stacked
 from .maps import upsample_maps
-from .model import check_inputs, check_model, resolve_layers
+from .model import check_inputs, resolve_layers
 
 SPACE = (1, 2)
 #: Largest size of a score in Grad-CAM++'s exp(score), a factor of the whole map, so that it stays within float32.
@@ -98,8 +99,9 @@ def layer_cams(model: keras.Model, images, targets, layers: Sequence[str] | None
     Parameters
     ----------
     model : keras.Model
-        Flat net with logit output (see `check_model`).
+        Any that `explainable` can adapt.
     images : array-like, (N, H, W, M) or signals (N, T, M)
+        Of a network with several inputs: a list or mapping of them.
     targets : array-like of int, (N,)
         The class whose logit is explained.
     layers : sequence of str, optional
@@ -118,8 +120,9 @@ def layer_cams(model: keras.Model, images, targets, layers: Sequence[str] | None
     Raises
     ------
     ValueError
-        See `check_model`, `resolve_layers`, `check_inputs`; unknown method; a map that is not finite.
+        See `explainable`, `resolve_layers`, `check_inputs`; unknown method; a map that is not finite.
     """
+    images = stacked(images)
     cams = explain_layers(model, images, targets, layers, methods, batch_size).cams
     if upsample:
         size = (1, *np.shape(images)[1:-1])[-2:]
@@ -136,7 +139,7 @@ def explain_layers(model: keras.Model, images, targets, layers: Sequence[str] | 
 
     Parameters and errors as of `layer_cams`; `methods` may be of `CAM_VARIANTS` too.
     """
-    check_model(model)
+    model, images = explainable(model), stacked(images)
     layers, methods = resolve_layers(model, layers), (methods,) if isinstance(methods, str) else tuple(methods)
     unknown = [method for method in methods if method not in CAM_METHODS | CAM_VARIANTS]
     if unknown or not methods:

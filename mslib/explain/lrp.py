@@ -9,10 +9,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from .adapt import explainable, stacked
 from .baselines import baseline_images
 from .lrp_net import read_net
 from .lrp_rules import Composite, check_parameters, resolve_rule
-from .model import check_model, choose_targets
+from .model import choose_targets
 
 
 def lrp(model: keras.Model, inputs, targets=None, rule: str | Composite = "epsilon_plus", *, baseline="zero",
@@ -25,10 +26,10 @@ def lrp(model: keras.Model, inputs, targets=None, rule: str | Composite = "epsil
     Parameters
     ----------
     model : keras.Model
-        Flat net with logit output of convolutions, dense layers, pools, batch norm, dropout, flatten, add, concatenate
-        and activations like ReLU. Batch norm right after a convolution or dense layer without activation is folded
-        into it; elsewhere it shares relevance out as a layer of its own, by the epsilon rule. So do pools of the mean
-        and add. Relevance goes to the winner of a max-pool, and passes activations and dropout as it is.
+        Any that `explainable` can adapt, of convolutions, dense layers, pools, batch norm, dropout, flatten, add,
+        concatenate and activations like ReLU. Batch norm right after a convolution or dense layer without activation
+        is folded into it; elsewhere it shares relevance out as a layer of its own, by the epsilon rule. So do pools of
+        the mean and add. Relevance goes to the winner of a max-pool, and passes activations and dropout as it is.
     inputs : array-like, (N, H, W, M) or (N, T, M)
     targets : array-like of int, (N,), or int, optional
         Default: the class that the net predicts.
@@ -107,7 +108,7 @@ def _sums(relevance):
 
 def _explain(model, inputs, targets, rule, baseline, layers, batch_size, parameters) -> tuple[list[str], Iterator]:
     """Checks; then names of the wanted layers, and (relevance of the input, of the layers) batch by batch."""
-    check_model(model)
+    model, inputs = explainable(model), stacked(inputs)
     composite = resolve_rule(rule)
     parameters = check_parameters(composite, parameters)
     if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:

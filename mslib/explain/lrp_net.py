@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import keras
 import tensorflow as tf
 
+from .adapt import Channels
 from .lrp_rules import Composite, away_from_zero, parameters_of
 
 layers = keras.layers
@@ -20,7 +21,7 @@ CONVOLUTIONS = (layers.Conv1D, layers.Conv2D)
 LINEAR = (*CONVOLUTIONS, layers.Dense)
 MOVING = (layers.MaxPooling1D, layers.MaxPooling2D, layers.GlobalMaxPooling1D, layers.GlobalMaxPooling2D,
           layers.Flatten, layers.Reshape, layers.Permute, layers.Concatenate, layers.ZeroPadding1D,
-          layers.ZeroPadding2D, layers.Cropping1D, layers.Cropping2D)
+          layers.ZeroPadding2D, layers.Cropping1D, layers.Cropping2D, Channels)
 MEANS = (layers.AveragePooling1D, layers.AveragePooling2D, layers.GlobalAveragePooling1D,
          layers.GlobalAveragePooling2D)
 SUMMING = (*MEANS, layers.Add, layers.BatchNormalization)
@@ -120,7 +121,7 @@ class Step:
 
 
 def read_net(model: keras.Model) -> tuple[list[Step], int, int]:
-    """Steps of a net that has passed `check_model`, shallow to deep, and the ids of its input and output.
+    """Steps of a net that `explainable` has adapted, shallow to deep, and the ids of its input and output.
 
     ValueError, which says what is supported: a layer, or its activation, that relevance cannot be propagated through,
     or one that stands at several places.

@@ -13,7 +13,8 @@ import keras
 import numpy as np
 
 from . import gradient, perturbation
-from .model import batches_of, check_inputs, check_model, choose_targets, logits_of, predict_copy
+from .adapt import explainable, stacked
+from .model import batches_of, check_inputs, choose_targets, logits_of, predict_copy
 from .occlusion import occlusion
 
 #: Outputs that differ by less than this share of their size are equal in float32.
@@ -87,7 +88,7 @@ def attribute(method: str, model: keras.Model, images, targets=None, *, precisio
     method : str
         One of `METHODS`.
     model : keras.Model
-        Flat net with logit output, images (N, H, W, M) or signals (N, T, M) to (N, n_classes).
+        Any that `explainable` can adapt, images (N, H, W, M) or signals (N, T, M) to (N, n_classes).
     images : array-like, (N, H, W, M) or (N, T, M)
     targets : array-like of int, (N,), or int, optional
         Class whose score is explained, of every image or of all; default: the class that the net predicts.
@@ -107,8 +108,7 @@ def attribute(method: str, model: keras.Model, images, targets=None, *, precisio
         Unknown method or parameter (the allowed ones are named), a parameter outside its range, a net or an input that
         cannot be explained, a map that is not finite.
     """
-    chosen = _method(method)
-    check_model(model)
+    chosen, model, images = _method(method), explainable(model), stacked(images)
     _check_parameters(method, chosen, parameters)
     if precision not in ("float32", *(["bfloat16"] if chosen.family == "perturbation" else [])):
         raise ValueError(f"precision: must be float32, or bfloat16 for perturbation methods, which only predict (got "

@@ -9,40 +9,11 @@ from functools import lru_cache
 import keras
 import numpy as np
 
-PROBABILITY_HEADS = ("softmax", "sigmoid", "log_softmax", "hard_sigmoid")
 CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.SeparableConv1D, keras.layers.SeparableConv2D,
                 keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D, keras.layers.Conv1DTranspose,
                 keras.layers.Conv2DTranspose)
 #: The layers that the study explains: convolutions and pools of the two deepest blocks of a VGG.
 DEFAULT_LAYERS = re.compile(r"block[45]_(conv\d+|pool)")
-
-
-def check_model(model: keras.Model) -> None:
-    """ValueError that names fault and remedy unless a model is flat, float32, of one input and one logit output.
-
-    The input: images (N, H, W, M) or signals (N, T, M).
-    """
-    if not (isinstance(model, keras.Sequential) and model.built) and not hasattr(model, "operations"):
-        raise ValueError(f"model: must be a functional keras.Model or a built keras.Sequential "
-                         f"(got {type(model).__name__})")
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            raise ValueError(f"model: layer '{layer.name}' is a model in itself (nested) whose layers cannot "
-                             f"be explained; build it flat: keras.Model(base.input, head(base.output))")
-        if layer.compute_dtype != "float32":
-            raise ValueError(f"model: layer '{layer.name}' computes in {layer.compute_dtype}; explain a "
-                             f"float32 copy (same net built with dtype float32, same weights)")
-    if len(model.inputs) != 1 or len(model.outputs) != 1:
-        raise ValueError(f"model: must have one input and one output (got {len(model.inputs)} and "
-                         f"{len(model.outputs)}); build keras.Model(image, logits)")
-    if len(model.inputs[0].shape) not in (3, 4) or len(model.outputs[0].shape) != 2:
-        raise ValueError("model: must map images (N, H, W, M) or signals (N, T, M) to logits (N, n_classes) (got "
-                         f"{model.inputs[0].shape} to {model.outputs[0].shape})")
-    head = output_layer(model)
-    activation = getattr(getattr(head, "activation", None), "__name__", type(head).__name__).lower()
-    if activation in PROBABILITY_HEADS:
-        raise ValueError(f"model: output '{head.name}' is a {activation}, whose gradient vanishes where the "
-                         f"net is sure; explain logits: the same net and weights with a linear output")
 
 
 def predict_copy(model: keras.Model) -> keras.Model:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
+from .adapt import Channels
+
 MAX_POOLS = (keras.layers.MaxPooling1D, keras.layers.MaxPooling2D, keras.layers.GlobalMaxPooling1D,
              keras.layers.GlobalMaxPooling2D)
 #: Layers for which the rules are right: linear at inference but for their activation, ReLUs and max-pools.
@@ -15,7 +17,7 @@ ALLOWED = {getattr(keras.layers, name) for name in (
     "Activation", "ReLU", *(f"{kind}{n}D" for n in (1, 2) for kind in (
         "Conv", "SeparableConv", "DepthwiseConv", "MaxPooling", "AveragePooling", "GlobalMaxPooling",
         "GlobalAveragePooling", "SpatialDropout", "ZeroPadding", "Cropping")),
-    "Conv1DTranspose", "Conv2DTranspose")}
+    "Conv1DTranspose", "Conv2DTranspose")} | {Channels}
 #: Differences below which a ratio of differences is replaced by the derivative.
 TINY = 1e-6
 

@@ -1,0 +1,109 @@
+"""Networks as people have them (nested, softmax, several inputs or outputs) are explained as their flat equals are."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from mslib.explain import attribute, explainable, layer_cams, lrp, stacked
+
+RNG = np.random.default_rng(3)
+IMAGES = RNG.random((2, 12, 12, 3)).astype(np.float32)
+TARGETS = np.array([0, 2])
+
+
+def stem(channels=3, name="stem"):
+    return keras.Sequential([keras.Input((12, 12, channels)), layers.Conv2D(4, 3, activation="relu", name="conv"),
+                             layers.MaxPooling2D(name="pool")], name=name)
+
+
+def softmax_of(logits):
+    odds = np.exp(logits - logits.max(1, keepdims=True))
+    return odds / odds.sum(1, keepdims=True)
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """The commonest form of transfer learning, with a softmax, and its flat equal with logits."""
+    nested = keras.Sequential([keras.Input((12, 12, 3)), stem(), layers.GlobalAveragePooling2D(), layers.Dropout(0.2),
+                               layers.Dense(3, activation="softmax", name="head")])
+    equal = keras.Sequential([keras.Input((12, 12, 3)), layers.Conv2D(4, 3, activation="relu", name="conv"),
+                              layers.MaxPooling2D(name="pool"), layers.GlobalAveragePooling2D(), layers.Dense(3)])
+    equal.set_weights(nested.get_weights())
+    return nested, equal
+
+
+def test_nested_with_softmax_equals_flat_with_logits(pair):
+    nested, equal = pair
+    with pytest.warns(UserWarning, match="output 'head' is a softmax: the logits before it are explained"):
+        model = explainable(nested)
+    assert [layer.name for layer in model.layers][1:3] == ["conv", "pool"] and explainable(equal) is equal
+    odds = softmax_of(model.predict(IMAGES, verbose=0))
+    np.testing.assert_allclose(odds, nested.predict(IMAGES, verbose=0), atol=1e-6)
+    for found, expected in ((layer_cams(net, IMAGES, TARGETS, ["conv", "pool"])["gradcam"] for net in pair),
+                            ({"lrp": lrp(net, IMAGES, TARGETS)} for net in pair),
+                            ({name: attribute(name, net, IMAGES, TARGETS) for name in ("deeplift", "occlusion")}
+                             for net in pair)):
+        for name in found:
+            np.testing.assert_allclose(found[name], expected[name], atol=1e-6, err_msg=name)
+
+
+def test_weights_are_those_of_the_moment(pair):
+    nested, _ = pair
+    before, kept = explainable(nested), nested.get_weights()
+    nested.set_weights([2 * weight for weight in kept])
+    assert explainable(nested) is before
+    np.testing.assert_array_equal(before.get_layer("conv").kernel, nested.layers[0].get_layer("conv").kernel)
+    nested.set_weights(kept)
+
+
+def test_a_sigmoid_and_lower_precision():
+    image = keras.Input((12, 12, 3))
+    base = stem()
+    features = layers.GlobalAveragePooling2D()(base(image, training=False))
+    logit = layers.Dense(1, dtype="mixed_bfloat16")(features)
+    model = keras.Model(image, layers.Activation("sigmoid", name="p")(logit))
+    with pytest.warns(UserWarning, match="output 'p' is a sigmoid"):
+        found = explainable(model)
+    assert all(layer.compute_dtype == "float32" for layer in found.layers)
+    odds = 1 / (1 + np.exp(-found.predict(IMAGES, verbose=0)))
+    np.testing.assert_allclose(odds, model.predict(IMAGES, verbose=0), atol=4e-3)  # bfloat16 has 8 bits
+
+
+def test_one_input_per_modality_equals_stacked_channels():
+    """Towers that share layers, and towers of their own; each map belongs to its input."""
+    inputs = [keras.Input((12, 12, 1), name=name) for name in ("t1w", "t2w", "flair")]
+    tower = stem(1)
+    towers = [tower(inputs[0]), tower(inputs[1]), stem(1, "third")(inputs[2])]
+    pooled = layers.GlobalAveragePooling2D()(layers.Concatenate()(towers))
+    model = keras.Model(inputs, [layers.Dense(3, name="type")(pooled), layers.Dense(1, name="age")(pooled)])
+    images = {name: IMAGES[..., k:k + 1] for k, name in enumerate(("t1w", "t2w", "flair"))}
+    np.testing.assert_array_equal(stacked(images), IMAGES)
+    chosen = explainable(model, "type")
+    np.testing.assert_allclose(chosen.predict(IMAGES, verbose=0), model.predict(images, verbose=0)[0], atol=1e-6)
+    assert explainable(model, 1).output_shape == (None, 1) and "third_conv" in [one.name for one in chosen.layers]
+    gradients = attribute("gradient", chosen, images, TARGETS)
+    step = 1e-2 * np.eye(3)[2] * (np.indices((12, 12)).sum(0) == 10)[..., None]
+    change = np.diff([chosen.predict(IMAGES + sign * step, verbose=0)[[0, 1], TARGETS] for sign in (-1, 1)], axis=0)[0]
+    np.testing.assert_allclose(change / 2, (gradients * step).sum((1, 2, 3)), atol=2e-4)
+    pooled = layers.GlobalAveragePooling2D()(layers.Concatenate()([stem(1, f"{one.name}_stem")(one) for one in inputs]))
+    own = keras.Model(inputs, layers.Dense(3, use_bias=False)(pooled))  # no layer at several places, no bias but 0
+    relevance = lrp(own, list(images.values()), TARGETS, "epsilon", epsilon=1e-9)
+    assert relevance.shape == IMAGES.shape and np.abs(relevance).sum((0, 1, 2)).min() > 0
+    np.testing.assert_allclose(relevance.sum((1, 2, 3)), own.predict(images, verbose=0)[[0, 1], TARGETS], atol=1e-5)
+    with pytest.raises(ValueError, match=r"has the outputs type, age; choose one.*\(got None\)"):
+        attribute("gradient", model, images, TARGETS)
+
+
+@pytest.mark.parametrize("make,message", [
+    (lambda: explainable(keras.Model(*two((12, 12, 1), (6, 6, 1)))), r"its inputs must differ in nothing but their ch"),
+    (lambda: stacked([IMAGES, IMAGES[:, :6]]), r"images: must differ in nothing but their channels"),
+    (lambda: explainable(stem(), "absent"), r"has the outputs pool; choose one.*\(got 'absent'\)")])
+def test_what_cannot_be_adapted_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def two(*shapes):
+    inputs = [keras.Input(shape) for shape in shapes]
+    return inputs, layers.Concatenate()([layers.GlobalAveragePooling2D()(one) for one in inputs])
