@@ -103,7 +103,7 @@ def _of_row(claim: Claim, row: dict) -> tuple[str, str]:
     border = _border(claim, row)
     found = verdict(float(row["low"]), float(row["high"]), border, claim.direction)
     if row.get("subjects", LEAST_SUBJECTS) < LEAST_SUBJECTS:
-        return UNTESTABLE, f"{row['subjects']:.0f} subjects are too few for a verdict"
+        return UNTESTABLE, f"fewer than {LEAST_SUBJECTS} subjects ({row['subjects']:.0f})"
     if found[0] == HOLDS and abs(float(row["value"]) - border) < claim.least:
         return OPEN, f"less than {claim.least:g} from the border: next to nothing"
     return found

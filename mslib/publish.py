@@ -14,6 +14,7 @@ import nbformat
 import pandas as pd
 from jinja2 import DictLoader
 from nbconvert import HTMLExporter
+from nbconvert.preprocessors.sanitize import SanitizeHTML
 
 from mslib.study import Run, StudyError, read_json, read_table, write_json, write_table, write_text
 from mslib.study.provenance import ROOT, commit, file_sha256, versions
@@ -36,6 +37,11 @@ details{margin:.5rem 0}summary{cursor:pointer;color:#555}
 .card{display:grid;grid-template-columns:16rem 1fr;gap:1rem;margin:1.5rem 0}
 @media(max-width:600px){.card{grid-template-columns:1fr}}.note{background:#fff3cd;padding:.5rem 1rem}
 @media print{details:not([open]){display:none}}"""
+#: What markdown and tables may hold; any other tag is shown as text.
+TAGS = ("a abbr b blockquote br code dd del div dl dt em h1 h2 h3 h4 h5 h6 hr i li ol p pre span strong sub sup table "
+        "tbody td th thead tr ul").split()
+SANITIZER = SanitizeHTML(tags=TAGS, attributes={"*": ["class", "id"], "a": ["href"], "td": ["colspan", "rowspan"],
+                                                "th": ["colspan", "rowspan"]})
 #: The basic template of nbconvert with every input folded.
 TEMPLATE = """{% extends 'basic/index.html.j2' %}
 {% block input_group %}<details><summary>Code</summary>{{ super() }}</details>{% endblock %}"""
@@ -78,10 +84,15 @@ def page(title: str, body: str) -> str:
             f"<body><main>{body}</main></body></html>\n")
 
 
+def _clean_html(text: str) -> str:
+    """HTML of a cell with `TAGS` alone; nbconvert's own list lacks headings, paragraphs and heads of tables."""
+    return SANITIZER.sanitize_html_tags(re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL))
+
+
 def notebook_page(notebook: nbformat.NotebookNode, title: str, figures: Path) -> str:
     """HTML of a cleaned notebook: inputs folded, pictures that lie in `figures` linked instead of embedded."""
     exporter = HTMLExporter(template_file="folded.html.j2", extra_loaders=[DictLoader({"folded.html.j2": TEMPLATE})],
-                            sanitize_html=True)
+                            sanitize_html=True, filters={"clean_html": _clean_html})
     body, _ = exporter.from_notebook_node(notebook)
     body = re.sub(r"<script.*?</script>", "", body, flags=re.DOTALL)
     known = {hashlib.sha256(path.read_bytes()).digest(): path.stem for path in figures.glob("*.png")}

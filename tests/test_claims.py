@@ -93,7 +93,7 @@ def test_seeds_that_disagree_decide_nothing():
 def test_five_subjects_are_no_verdict():
     rows = ROWS.assign(subjects=[5, 6, 6, 6])
     assert judged({"rows": rows}.get) == {
-        "vgg16": (UNTESTABLE, "5 subjects are too few for a verdict"), "vgg19": (FAILS, "")}
+        "vgg16": (UNTESTABLE, "fewer than 6 subjects (5)"), "vgg19": (FAILS, "")}
 
 
 def test_words_for_what_was_planted_and_for_leaking_accuracy():

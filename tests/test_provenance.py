@@ -26,6 +26,7 @@ def other(study):
 def project(tmp_path, monkeypatch):
     """A project with two wings, two steps and a notebook."""
     for name, text in {"steps.py": STEPS, "prep/__init__.py": "", "prep/cut.py": "def cut():\n    return 1\n",
+                       "prep/README.md": "words", "prep/deep/page.html": "<p>page</p>",
                        "nets/__init__.py": "", "nets/vgg.py": "DEPTH = 5\n"}.items():
         path = tmp_path / "mslib" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,7 +46,8 @@ def edit(project, name, old, new):
 
 @pytest.mark.parametrize("name,old,new", [
     ("mslib/steps.py", "# twice", "# once more"), ("mslib/steps.py", '"""Twice."""', '"""Doubled."""'),
-    ("mslib/steps.py", "return 1", "return 7"), ("mslib/nets/vgg.py", "5", "6"), ("mslib/prep/cut.py", "\n", "\n\n")])
+    ("mslib/steps.py", "return 1", "return 7"), ("mslib/nets/vgg.py", "5", "6"), ("mslib/prep/cut.py", "\n", "\n\n"),
+    ("mslib/prep/README.md", "words", "other words")])
 def test_what_cannot_change_the_result_does_not_count(project, name, old, new):
     before = code_digest("measure", "prep")
     edit(project, name, old, new)
@@ -54,7 +56,7 @@ def test_what_cannot_change_the_result_does_not_count(project, name, old, new):
 
 @pytest.mark.parametrize("name,old,new", [
     ("mslib/steps.py", "2 * value", "3 * value"), ("mslib/steps.py", "_shared(study)", "_shared(study + 1)"),
-    ("mslib/prep/cut.py", "return 1", "return 2")])
+    ("mslib/prep/cut.py", "return 1", "return 2"), ("mslib/prep/deep/page.html", "page", "other page")])
 def test_what_a_step_runs_counts(project, name, old, new):
     before = code_digest("measure", "prep")
     edit(project, name, old, new)

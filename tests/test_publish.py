@@ -5,6 +5,7 @@ import json
 import re
 
 import nbformat
+import pandas as pd
 import pytest
 import yaml
 from repository import ROOT
@@ -28,7 +29,8 @@ def executed(name, seconds):
         nbformat.v4.new_output("stream", name="stdout", text="two"),
         nbformat.v4.new_output("display_data",
                                data={"application/vnd.jupyter.widget-view+json": {"model_id": str(seconds)}}),
-        nbformat.v4.new_output("display_data", data={"image/png": base64.b64encode(PIXEL).decode()})]
+        nbformat.v4.new_output("display_data", data={"image/png": base64.b64encode(PIXEL).decode()}),
+        nbformat.v4.new_output("display_data", data={"text/html": pd.DataFrame({"name": [EVIL]})._repr_html_() + EVIL})]
     cells = [nbformat.v4.new_markdown_cell(f"# {name}\n\n**Question.** What is {name}?"), code]
     return nbformat.v4.new_notebook(cells=cells, metadata={"papermill": {"duration": seconds}})
 
@@ -62,7 +64,7 @@ def test_a_cleaned_notebook_does_not_depend_on_the_clock(tmp_path):
     for seconds in (1.0, 2.0):
         nbformat.write(executed("a", seconds), tmp_path / "a.ipynb")
         notebook = clean_notebook(tmp_path / "a.ipynb")
-        assert [output.output_type for output in notebook.cells[1].outputs] == ["stream", "display_data"]
+        assert [output.output_type for output in notebook.cells[1].outputs] == ["stream", *["display_data"] * 2]
         assert notebook.cells[1].outputs[0]["text"] == "one two"
         texts.append(nbformat.writes(notebook))
     assert texts[0] == texts[1]
@@ -95,6 +97,10 @@ def test_pages_load_nothing_run_nothing_and_escape_what_files_say(run, tmp_path)
     notebook = (tmp_path / "results/notebooks/00_cohort.html").read_text(encoding="utf-8")
     assert "../figures/cohort.png" in notebook and "base64" not in notebook
     assert "<details><summary>Code</summary>" in notebook
+    assert re.search(r"<h1[^>]*>00_cohort", notebook) and "<p><strong>Question.</strong>" in notebook
+    assert "<thead>" in notebook and "<th>name</th>" in notebook and "<style scoped" not in notebook
+    escaped = set(re.findall(r"&lt;/?(\w+)", notebook))
+    assert escaped == {"script", "img"}, "markdown and tables are drawn, what files say is text"
 
 
 def test_the_gallery_shows_question_answer_and_figure(run, tmp_path):

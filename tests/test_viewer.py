@@ -18,7 +18,7 @@ from PIL import Image
 from mslib.show import write_viewer
 from mslib.study import StudyError
 
-EVIL = '<script>alert("sub-001")</script><img src=x onerror=alert(1)>'
+EVIL = 'DATA of LINK: <script>alert("sub-001")</script><img src=x onerror=alert(1)>'
 LAYERS = [("block4_conv1", 6, 5), ("block5_conv1", 3, 2), ("block5_pool", 1, 1)]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = ("--headless", "--no-sandbox", "--no-first-run", "--disable-quic", "--disable-background-networking",
@@ -69,6 +69,7 @@ def test_one_offline_page_in_which_text_stays_text(images, tmp_path):
     page = Page(text)
     assert page.addresses == ["../index.html"] and "link" not in page.tags and "img" not in page.tags
     assert EVIL not in text and "<script>alert" not in text
+    assert text.count("DATA of LINK: &lt;script&gt;") == 3, "title twice and note, as they are"
     data = json.loads(re.search('id="data">(.+)</script>', text)[1])
     assert [layer["name"] for layer in data["layers"]] == [name for name, *_ in LAYERS]
     np.testing.assert_allclose(data["start"], [10, 10, 6], atol=4), "it opens at the lesion"
@@ -160,7 +161,7 @@ def test_a_reader_moves_through_the_layers(images, tmp_path):
         around, inside = after(""), move("layer", 0)
         assert browser.run(label) == "block4_conv1: 6 × 5 cells"
         assert "layer=block4_conv1" in browser.run("location.hash")
-        assert browser.run("document.getElementById('slice').textContent").startswith("Slice 4: <script>")
+        assert browser.run("document.getElementById('slice').textContent").startswith(f"Slice 4: {EVIL}")
 
         def red(picture):
             """Pixels that are hot rather than grey."""

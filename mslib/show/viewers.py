@@ -10,6 +10,7 @@ import base64
 import gzip
 import html
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -109,8 +110,7 @@ def write_viewer(path: str | Path, scans: Mapping[str, str | Path], maps: Mappin
     data |= {"layers": [{"name": name, "rows": rows, "columns": columns} for name, rows, columns in layers],
              "first": first, "slices": [{"z": float(z), "text": text} for z, text in slices],
              "start": [float(value) for value in start], "library": base64.b64encode(library).decode()}
+    words = {"TITLE": html.escape(title), "NOTE": html.escape(note), "LINK": html.escape(link),
+             "DATA": json.dumps(data).replace("<", "\\u003c")}
     page = (HERE / "viewer.html").read_text(encoding="utf-8")
-    for word, text in (("TITLE", html.escape(title)), ("NOTE", html.escape(note)), ("LINK", html.escape(link)),
-                       ("DATA", json.dumps(data).replace("<", "\\u003c"))):
-        page = page.replace(word, text)
-    return write_text(path, page)
+    return write_text(path, re.sub("|".join(words), lambda place: words[place[0]], page))  # words in words stay

@@ -38,7 +38,7 @@ def _essence(source: str) -> str:
 
 
 def code_digest(step: str, *wings: str) -> str:
-    """Digest of a step and of the wings that it runs; comments, docstrings and layout do not count.
+    """Digest of a step and of the wings that it runs, with the files they read; comments and docstrings do not count.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ def code_digest(step: str, *wings: str) -> str:
         Folders or modules of mslib: ``prep``, ``analysis/depth``.
     """
     if step.endswith(".ipynb"):
-        sources = [notebook_code(ROOT / step)]
+        sources = [_essence(notebook_code(ROOT / step))]
     else:
         tree = ast.parse((ROOT / "mslib" / "steps.py").read_text(encoding="utf-8"))
         functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
@@ -56,12 +56,16 @@ def code_digest(step: str, *wings: str) -> str:
         for name in called:  # grows: the step, and the functions of steps.py that it reaches
             inside = {node.id for node in ast.walk(functions[name]) if isinstance(node, ast.Name)} & functions.keys()
             called += sorted(inside - set(called))
-        sources = [ast.unparse(functions[name]) for name in called]
+        sources = [_essence(ast.unparse(functions[name])) for name in called]
     for wing in wings:
         place = ROOT / "mslib" / wing
-        files = sorted(place.rglob("*.py")) if place.is_dir() else [place.with_suffix(".py")]
-        sources += [file.read_text(encoding="utf-8") for file in files]
-    return hashlib.sha256("\n".join(map(_essence, sources)).encode()).hexdigest()[:16]
+        files = sorted(place.rglob("*")) if place.is_dir() else [place.with_suffix(".py")]
+        for file in files:
+            if file.suffix == ".py":
+                sources.append(_essence(file.read_text(encoding="utf-8")))
+            elif file.suffix not in ("", ".md", ".pyc"):  # folders and licences, README, caches
+                sources.append(file_sha256(file))
+    return hashlib.sha256("\n".join(sources).encode()).hexdigest()[:16]
 
 
 def file_sha256(path: str | Path) -> str:
