@@ -139,15 +139,12 @@ NOTEBOOKS = {
         RELEVANCE_FILES, "analysis/relevance analysis/known_rule analysis/attribution explain measure show",
         "relevance"),
     "06_sleep_staging": (SLEEP_FILES, "analysis/sleep sleep explain measure show", "sleep")}
-for name, lacking in (("02_finetuning", not STUDY.trains), ("06_sleep_staging", not STUDY.sleep)):
-    if lacking:
-        del NOTEBOOKS[name]
-METRICS = [f"{RUN}/metrics/{name}.json" for name in NOTEBOOKS]
-NOTEBOOKS["07_summary"] = (METRICS, "claims show")
-# The run's own last file is asked for too: results/ is checked in, and must not pass for a run that never was.
-TARGETS = {"all": [f"{RESULTS}/provenance.json", f"{RUN}/metrics/07_summary.json"], "cohort": COHORT,
+METRICS = [f"{RUN}/metrics/{name}.json" for name in STUDY.run_notebooks]
+NOTEBOOKS["07_summary"] = ([file for file in METRICS if "07_summary" not in file], "claims show")
+# The run's own last files are asked for too: results/ is checked in, and must not pass for a run that never was.
+TARGETS = {"all": [f"{RESULTS}/provenance.json", *METRICS], "cohort": COHORT,
            "nets": [*NET_FILES, f"{RUN}/subjects.csv"], "maps": MAP_FILES, "attributions": ATTRIBUTION_FILES,
-           "relevance": RELEVANCE_FILES, "sleep": SLEEP_FILES, "report": METRICS}
+           "relevance": RELEVANCE_FILES, "sleep": SLEEP_FILES, "report": NOTEBOOKS["07_summary"][0]}
 for target, files in TARGETS.items():
     rule:
         name: target
@@ -389,9 +386,9 @@ rule notebook:
     shell: step("notebook", "name")
 
 rule publish:
-    input: METRICS, f"{RUN}/metrics/07_summary.json"
+    input: METRICS
     output: update(f"{RESULTS}/provenance.json")  # what is published stays until the new is whole
-    params: made("publish", "publish", *COMMON)
+    params: made("publish", "publish", "notebooks", *COMMON)
     message: "Publish the light part to {RESULTS}"
     shell: step("publish", f"--results {shlex.quote(RESULTS)}")
 

@@ -137,7 +137,7 @@ def publish(run: Run, results: Path) -> None:
     building, old = (results.with_name(f".{results.name}.{end}") for end in ("new", "old"))
     try:
         shutil.rmtree(building, ignore_errors=True)
-        names = [name for name in FIGURES if name in _notebooks(run)]
+        names = run.config.run_notebooks
         for file in sorted({file for name in names for file in read_json(run.folder / "made" / f"{name}.json")}):
             (building / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(run.folder / file, building / file)
@@ -166,12 +166,6 @@ def publish(run: Run, results: Path) -> None:
         raise StudyError(f"{error.filename}: is absent") from error
     except OSError as error:
         raise StudyError(f"{error.filename or results}: cannot be written ({error.strerror or error})") from error
-
-
-def _notebooks(run: Run) -> set[str]:
-    """Notebooks that a study has: no training with real patients, sleep only where it is asked for."""
-    absent = {"02_finetuning": not run.config.trains, "06_sleep_staging": run.config.sleep is None}
-    return {name for name in FIGURES if not absent.get(name, False)}
 
 
 def _gallery(run, folder, entries, metrics) -> None:

@@ -29,6 +29,9 @@ MIN_PIXELS = 32
 MIN_FOLDS = 3
 #: The class of people without the disease, by its name; a study without such a class has patients only.
 CONTROL = "control"
+#: Notebooks in the order in which they run; the last reads what the others have recorded.
+NOTEBOOKS = ("00_cohort", "01_coregistration", "02_finetuning", "03_gradcam_layers", "04_multimodal_attribution",
+             "05_modality_relevance", "06_sleep_staging", "07_summary")
 #: The groups that can be simulated.
 SIMULATED_GROUPS = (CONTROL, "RRMS", "SPMS")
 
@@ -312,6 +315,7 @@ class StudyConfig(Section):
     """All settings of one study."""
 
     study: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
+    notebooks: Annotated[list[Literal[NOTEBOOKS]], Field(min_length=1)] = list(NOTEBOOKS)
     seed: Count = 3275
     groups: Annotated[list[Group], Field(min_length=1)] = ["control", "RRMS", "SPMS"]
     sequences: Sequences = ("T1w", "T2w", "FLAIR")
@@ -324,6 +328,12 @@ class StudyConfig(Section):
     relevance: Relevance = Relevance()
     sleep: Sleep | None = None
     statistics: Statistics = Statistics()
+
+    @property
+    def run_notebooks(self) -> list[str]:
+        """Those of `notebooks` that the study has something for: a training, nights."""
+        lacking = {"02_finetuning": not self.trains, "06_sleep_staging": self.sleep is None}
+        return [name for name in NOTEBOOKS if name in self.notebooks and not lacking.get(name, False)]
 
     @property
     def trains(self) -> bool:
