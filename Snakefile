@@ -41,6 +41,7 @@ SOURCE, BACKBONES = STUDY.cohort.source, STUDY.model.backbones
 # Real patients are explained with shipped networks.
 FITTED = f"{RUN}/nets/{{network}}/weights.weights.h5" if STUDY.trains else "weights/{network}.h5"
 SHIPPED = [f"weights/{backbone}_simulated.h5" for backbone in BACKBONES] if STUDY.model.weights == "simulated" else []
+SHIPPED_START = f"weights/{BACKBONES[0]}_simulated.h5"
 EXPLAINED = explained_networks(STUDY)
 SEEDS = sorted({network.seed for network in EXPLAINED})
 # One machine: jobs side by side must fit into its memory. A cluster (no number of cores) looks after that itself.
@@ -84,7 +85,8 @@ def tell_faults_again():
         print(Path(FAULTS).read_text(encoding="utf-8"), end="", file=sys.stderr)
 
 if workflow.is_main_process:
-    for path in [*SHIPPED, *(FITTED.format(network=network) for network in EXPLAINED if not STUDY.trains)]:
+    compared = STUDY.comparison.weights.values() if STUDY.comparison else ()
+    for path in [*SHIPPED, *[SHIPPED_START][:"simulated" in compared], *(FITTED.format(network=network) for network in EXPLAINED if not STUDY.trains)]:
         if not Path(path).is_file():
             refuse(f"{path}: is absent; shipped weights lie in the folder weights (weights/README.md)")
     try:
@@ -101,7 +103,7 @@ if workflow.is_main_process:
 
 wildcard_constraints:
     subject="[A-Za-z0-9]+", backbone="vgg[0-9]+", number="[0-9]+", kind="[a-z]+",
-    of="study|cause", blocks="[1-4]", mm="[0-9.]+"
+    of="study|cause", start="[a-z]+", blocks="[1-4]", mm="[0-9.]+"
 
 # --- what can be asked for ----------------------------------------------------------------------------------------
 
@@ -125,6 +127,9 @@ ATTRIBUTION_FILES = [*of(BACKBONES, *(f"attributions/{{}}/{name}" for name in AT
 RELEVANCE_FILES = [*of(BACKBONES, "relevance/{}/shares.csv", "attributions/{}/importance.csv"), *KNOWN,
                    f"{RUN}/cohort/truth.csv"]
 SLEEP_FILES = [f"{RUN}/sleep/fold-{number}/relevance.csv" for number in range(STUDY.sleep.folds)] if STUDY.sleep else []
+STARTED = ("accuracy", "maps", "methods")
+COMPARED = [f"{RUN}/pretraining/{start}/{name}.csv" for start in STUDY.comparison.weights for name in STARTED
+            ] if STUDY.comparison else []
 # Notebook: files that it reads, wings whose code runs in its cells, settings that it uses beside those of all.
 COMMON = ["study", "seed", "groups", "sequences", "cohort", "statistics", "model"]
 NOTEBOOKS = {
@@ -138,13 +143,14 @@ NOTEBOOKS = {
     "05_modality_relevance": (
         RELEVANCE_FILES, "analysis/relevance analysis/known_rule analysis/attribution explain measure show",
         "relevance"),
-    "06_sleep_staging": (SLEEP_FILES, "analysis/sleep sleep explain measure show", "sleep")}
+    "06_sleep_staging": (SLEEP_FILES, "analysis/sleep sleep explain measure show", "sleep"),
+    "08_pretraining": (COMPARED, "analysis/depth measure show", "comparison")}
 METRICS = [f"{RUN}/metrics/{name}.json" for name in STUDY.run_notebooks]
 NOTEBOOKS["07_summary"] = ([file for file in METRICS if "07_summary" not in file], "claims show")
 # The run's own last files are asked for too: results/ is checked in, and must not pass for a run that never was.
 TARGETS = {"all": [f"{RESULTS}/provenance.json", *METRICS], "cohort": COHORT,
            "nets": [*NET_FILES, f"{RUN}/subjects.csv"], "maps": MAP_FILES, "attributions": ATTRIBUTION_FILES,
-           "relevance": RELEVANCE_FILES, "sleep": SLEEP_FILES, "report": NOTEBOOKS["07_summary"][0]}
+           "relevance": RELEVANCE_FILES, "sleep": SLEEP_FILES, "pretraining": COMPARED, "report": NOTEBOOKS["07_summary"][0]}
 for target, files in TARGETS.items():
     rule:
         name: target
@@ -286,6 +292,23 @@ if STUDY.trains:
         message: "Networks: train {wildcards.backbone}, {wildcards.kind}"
         shell: step("train", "backbone", "kind")
 
+METHODS = [f"attribution.{key}" for key in ("superpixels", "samples", "permutations", "steps")] + [
+    "training.precision", "relevance.compared"]
+
+if STUDY.comparison:
+    rule compare_start:
+        input:
+            CAUSE_FILES,
+            lambda wildcards: SHIPPED_START if STUDY.comparison.weights[wildcards.start] == "simulated" else []
+        output: expand(f"{RUN}/pretraining/{{start}}/{{name}}.csv", allow_missing=True, name=STARTED)
+        params:
+            made("compare_start", "nets analysis/depth analysis/attribution explain measure", "seed", "comparison",
+            "model", "training", *METHODS, "explain.slices_per_subject", "relevance.rule")
+        threads: WHOLE
+        resources: mem_mb=8000
+        message: "Start weights: {wildcards.start}"
+        shell: step("compare_start", "start")
+
 # --- maps ---------------------------------------------------------------------------------------------------------
 
 rule measure_maps:
@@ -303,9 +326,6 @@ rule measure_maps:
     shell: step("measure_maps", "backbone", "kind")
 
 # --- attributions, and networks with a known decision rule --------------------------------------------------------
-
-METHODS = [f"attribution.{key}" for key in ("superpixels", "samples", "permutations", "steps")] + [
-    "training.precision", "relevance.compared"]
 
 if STUDY.has_known_rule:
     rule known_rule:

@@ -24,7 +24,7 @@ FIGURES = {"00_cohort": ["cohort"], "01_coregistration": ["registration_errors",
            "02_finetuning": ["accuracy", "figure2_confusion"], "03_gradcam_layers": ["depth_curves", "layer_grid"],
            "04_multimodal_attribution": ["attribution_scores_known_rule", "attribution_patient"],
            "05_modality_relevance": ["relevance_shares"], "06_sleep_staging": ["sleep_night"],
-           "07_summary": ["headline_relevance"]}
+           "07_summary": ["headline_relevance"], "08_pretraining": ["pretraining_depth"]}
 SIMULATED = "Simulated data: every subject is made by this project's own phantom. No number here describes a person."
 LESJAK = ("Data: open_ms_data (Lesjak et al. 2016 and 2017), CC-BY; corrected for bias fields, aligned, masked to the "
           "brain, scaled and resampled by this project.")

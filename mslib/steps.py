@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import shutil
+import sys
 import zlib
 from collections.abc import Iterator
 from functools import cached_property
@@ -413,9 +414,8 @@ def truth(study: Study) -> None:
 # --- networks ----------------------------------------------------------------------------------------------------
 
 
-def _weights(config) -> str | Path:
-    """Origin of the weights as `mslib.nets.start_network` takes it; a path is relative to the project."""
-    weights = config.model.weights
+def _weights(weights) -> str | Path:
+    """Origin of weights as `mslib.nets.start_network` takes it; a path is relative to the project."""
     return weights if weights in ("scratch", "simulated", "imagenet") else ROOT / weights
 
 
@@ -423,14 +423,15 @@ def _shipped(name) -> Path:
     return ROOT / "weights" / f"{name}.h5"
 
 
-def _trainable(study, network, precision):
-    """A network before fine-tuning, with batch norm where it starts at random."""
+def _trainable(study, network, precision, weights=None):
+    """A network before fine-tuning (of the study's weights or others), with batch norm where it starts at random."""
     import keras
 
     from mslib.nets import start_network
     keras.utils.set_random_seed(study.config.seed + network.seed - 1)
     shape = (*study.config.model.image_size, len(study.config.sequences))
-    return start_network(network.backbone, study.classes(network.kind), shape, _weights(study.config), precision,
+    return start_network(network.backbone, study.classes(network.kind), shape,
+                         _weights(weights or study.config.model.weights), precision,
                          _shipped(f"{network.backbone}_simulated"))
 
 
@@ -691,6 +692,93 @@ def _training_folder(folder: Path, step: str, wing: str, *decisive) -> Path:
 def _save_weights(model, path):
     with atomic_path(path) as temporary:
         model.save_weights(str(temporary))
+
+
+# --- start weights compared --------------------------------------------------------------------------------------
+
+
+def compare_start(study: Study, start: str) -> None:
+    """Networks that lesions alone can decide, from one kind of start weights: accuracy and maps of all their trainings.
+
+    ``accuracy.csv``: a row per training and ``state``, ``best`` or ``equal`` (the first epoch that classifies so many
+    validation slices correctly; no row where none does); where the start weights cannot be had, one row with the
+    ``reason``. ``maps.csv``: rows of `measure_layers`; ``methods.csv``: rows of `localise`, of the first seed.
+    """
+    from mslib import nets
+    from mslib.analysis import depth
+    from mslib.explain import randomised_copy
+    config, own, schedule = study.config, study.config.comparison, study.config.training.cause
+    folder, backbone, training = study.folder / "pretraining" / start, config.model.backbones[0], config.training
+    precision, channels = nets.choose_precision(training.precision), nets.channels_of(config.model.input,
+                                                                                      config.sequences)
+    networks = [Network(backbone, "cause", seed + 1) for seed in range(config.model.seeds)]
+    try:
+        model = _trainable(study, networks[0], precision, own.weights[start])
+    except StudyError as error:
+        print(f"{start}: {error}; left out", file=sys.stderr)
+        write_table(folder / "accuracy.csv", pd.DataFrame([{"reason": str(error)}]))
+        for name in ("maps", "methods"):
+            write_table(folder / f"{name}.csv", pd.DataFrame(columns=["state"]))
+        return
+    slices = _slices(study, "cause")
+    below, features = nets.cached_below(model, own.frozen_blocks, slices, channels, f"{backbone}, {start}")
+    explained = depth.gather_slices(study.cases(networks[0]), config.explain.slices_per_subject, config.model.pixel_mm)
+    test = (slices.table["part"] == "test").to_numpy()
+    rows, tables, done, shown = [], {"maps": [], "methods": []}, [], None
+    for blocks, network in ((blocks, network) for blocks in own.frozen_blocks for network in networks):
+        recipe = nets.Recipe(schedule.epochs, schedule.slices_per_subject, schedule.learning_rate, training.batch_size,
+                             training.weight_decay, training.patience, config.seed + network.seed - 1)
+        label = f"{start}, {blocks} frozen blocks, seed {network.seed}"
+        done.append(_training_folder(folder / f"{blocks}-{network.seed}", "compare_start", "nets", recipe, own))
+        reached = nets.FirstReaching(done[-1] / "equal.weights.h5", own.accuracy)
+        model.set_weights(_trainable(study, network, precision, own.weights[start]).get_weights())
+        activations = nets.SliceSet(below[blocks], slices.table)
+        plain, _, history = nets.fine_tune(model, blocks, activations, slices.table["part"], recipe, done[-1], label,
+                                           None if own.weights[start] == "scratch" else features, [reached])
+        states = {"best": plain}
+        if reached.path.is_file():
+            upper = nets.split_network(model, blocks)[1]
+            upper.load_weights(str(reached.path))
+            states["equal"] = nets.plain_network(model)
+        for state, trained in states.items():
+            names = {"frozen_blocks": blocks, "seed": network.seed, "state": state}
+            logits = nets.predict(nets.split_network(trained, blocks)[1], activations, label=label,
+                                  rows=np.flatnonzero(test))
+            rows.append(names | {"accuracy": (logits.argmax(1) == slices.table["target"][test]).mean(),
+                                 "epochs": len(history)})
+            shown = shown or nets.plain_network(trained)  # one network, traced once
+            shown.set_weights(trained.get_weights())
+            for name, table in _compared_maps(study, shown, explained, network.seed == 1, label).items():
+                tables[name].append(table.assign(**names))
+    shown.set_weights(randomised_copy(plain, "block1_conv1", config.seed).get_weights())
+    for name, table in _compared_maps(study, shown, explained, True, f"{backbone}, untrained").items():
+        tables[name].append(table.assign(frozen_blocks=0, seed=1, state="untrained"))
+    write_table(folder / "accuracy.csv", pd.DataFrame(rows))
+    for name, parts in tables.items():
+        write_table(folder / f"{name}.csv", pd.concat(parts), float_format="%.5g")
+    for training_folder in done:
+        shutil.rmtree(training_folder.parent)
+
+
+def _compared_maps(study, network, slices, all_methods, label):
+    """Measures of the maps of a network of `compare_start`: of blocks 4 and 5, and of all methods."""
+    from mslib.analysis import attribution, depth
+    from mslib.explain import explain_layers
+    from mslib.nets import evenly
+    config, own = study.config, study.config.comparison
+    layers = [name for name in depth.explained_layers(network) if "block3" not in name]
+    found = explain_layers(network, slices.images, slices.table["target"], layers, ("gradcam", "layercam"), 8)
+    correct = found.logits.argmax(1) == slices.table["target"].to_numpy()
+    maps = depth.measure_layers(found, slices._replace(table=slices.table.assign(correct=correct)),
+                                config.sequences.index("FLAIR"))
+    if not all_methods:
+        return {"maps": maps}
+    rows = evenly(np.arange(len(correct)), own.slices)
+    few = _explained(slices.take(rows), config.model.pixel_mm, evenly(np.arange(len(rows)), own.perturbed_slices))
+    made, _ = attribution.attribute_all(network, few, [name for name in _methods(config) if not name.startswith(
+        attribution.LRP) or name == f"{attribution.LRP}{config.relevance.rule}"], label, **study.attribution_settings)
+    scores = attribution.localise(made, few, source="network")
+    return {"maps": maps, "methods": scores.assign(correct=correct[rows][scores["image"]])}
 
 
 # --- maps --------------------------------------------------------------------------------------------------------

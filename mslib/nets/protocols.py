@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -56,7 +56,7 @@ def plain_network(model: keras.Model) -> keras.Model:
 
 @lru_cache(maxsize=2)
 def split_network(model: keras.Model, blocks: int) -> tuple[keras.Model, keras.Model]:
-    """The network below and above the pool of a block (1 to 4), sharing layers: ``upper(lower(x))`` is ``model(x)``.
+    """The network below and above the pool of a block (1 to 5), sharing layers: ``upper(lower(x))`` is ``model(x)``.
 
     A slice that is not augmented gives the same activations in every epoch: those of frozen blocks are computed once
     (`predict` with the lower part), and the upper part is trained on them. Without frozen blocks (0) the lower part is
@@ -80,8 +80,20 @@ def cached(model: keras.Model, blocks: int, slices: SliceSet, channels: list[int
     return activations, predict(top, SliceSet(activations, slices.table), label=f"{label}, features")
 
 
+def cached_below(model: keras.Model, depths: Sequence[int], slices: SliceSet, channels: list[int] | None,
+                 label: str) -> tuple[dict[int, np.ndarray], np.ndarray]:
+    """As `cached`, below each of several numbers of frozen blocks (1 to 5), by one pass through the network."""
+    found, below, known = {}, model.input, slices
+    for blocks in sorted(depths):
+        border = model.get_layer(f"block{blocks}_pool").output
+        found[blocks] = predict(keras.Model(below, border), known, channels, f"{label}, block {blocks}", "float16")
+        below, known, channels = border, SliceSet(found[blocks], slices.table), None
+    return found, predict(keras.Model(below, model.get_layer("gap").output), known, label=f"{label}, features")
+
+
 def fine_tune(model: keras.Model, blocks: int, slices: SliceSet, parts: pd.Series, recipe: Recipe, folder: str | Path,
-              label: str, features: np.ndarray | None = None) -> tuple[keras.Model, np.ndarray, pd.DataFrame]:
+              label: str, features: np.ndarray | None = None,
+              callbacks: Iterable[keras.callbacks.Callback] = ()) -> tuple[keras.Model, np.ndarray, pd.DataFrame]:
     """Train a network above its frozen blocks.
 
     Parameters
@@ -93,7 +105,7 @@ def fine_tune(model: keras.Model, blocks: int, slices: SliceSet, parts: pd.Serie
     slices : SliceSet
     parts : pandas.Series
         Part of every slice; others than train and validation are only predicted.
-    recipe, folder, label
+    recipe, folder, label, callbacks
         As of `fit`.
     features : ndarray, (n, 512), optional
         Pooled features of the slices. With them the last layer starts as the best logistic regression on them
@@ -118,7 +130,7 @@ def fine_tune(model: keras.Model, blocks: int, slices: SliceSet, parts: pd.Serie
         given = Head(*(weight.astype("float64") for weight in model.get_layer("logits").get_weights()))
         head = fit_head(features, slices.table["target"].to_numpy(), train, validation, [given])
         model.get_layer("logits").set_weights(list(head))
-    history = fit(upper, slices, train, validation, recipe, folder, label)
+    history = fit(upper, slices, train, validation, recipe, folder, label, callbacks)
     plain = plain_network(model)
     logits = predict(split_network(plain, blocks)[1], slices, recipe.channels, f"{label}: predict")
     return plain, logits, history

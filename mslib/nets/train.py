@@ -199,6 +199,19 @@ def _forward(model):
     return tf.function(lambda images: model(images, training=True), reduce_retracing=True)
 
 
+class FirstReaching(keras.callbacks.Callback):
+    """Keeps the weights of the first epoch whose validation accuracy reaches a border; none where none does."""
+
+    def __init__(self, path: Path, border: float):
+        super().__init__()
+        self.path, self.border = path, border
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Hook of Keras."""
+        if not self.path.is_file() and logs["val_accuracy"] >= self.border:
+            self.model.save_weights(str(self.path))
+
+
 class Clock(keras.callbacks.Callback):
     """Appends the seconds of every epoch to a file."""
 

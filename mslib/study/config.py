@@ -31,7 +31,7 @@ MIN_FOLDS = 3
 CONTROL = "control"
 #: Notebooks in the order in which they run; the last reads what the others have recorded.
 NOTEBOOKS = ("00_cohort", "01_coregistration", "02_finetuning", "03_gradcam_layers", "04_multimodal_attribution",
-             "05_modality_relevance", "06_sleep_staging", "07_summary")
+             "05_modality_relevance", "06_sleep_staging", "07_summary", "08_pretraining")
 #: The groups that can be simulated.
 SIMULATED_GROUPS = (CONTROL, "RRMS", "SPMS")
 
@@ -260,6 +260,22 @@ class Relevance(Section):
     volumes: PositiveInt = 1
 
 
+class Comparison(Section):
+    """Notebook 08: networks that lesions alone can decide, the first backbone, trained as `training.cause` says.
+
+    From each of the start `weights` (by the name that figures give them), above each number of `frozen_blocks`, from
+    every seed; compared at their best and where they first classify `accuracy` of the validation slices correctly. The
+    first seed's explain `slices` by all methods (perturbation methods: `perturbed_slices`).
+    """
+
+    weights: Annotated[dict[Annotated[str, Field(pattern="^[a-z]+$")], Weights], Field(min_length=2)] = {
+        "scratch": "scratch", "simulated": "simulated", "imagenet": "imagenet"}
+    frozen_blocks: Annotated[list[Annotated[int, Field(ge=1, le=5)]], Field(min_length=1)] = [5, 4, 3]
+    accuracy: Share = 0.8
+    slices: Annotated[int, Field(ge=2)] = 4
+    perturbed_slices: Annotated[int, Field(ge=2)] = 2
+
+
 class Statistics(Section):
     """Intervals by bootstrap over subjects."""
 
@@ -327,12 +343,14 @@ class StudyConfig(Section):
     attribution: Attribution = Attribution()
     relevance: Relevance = Relevance()
     sleep: Sleep | None = None
+    comparison: Comparison | None = None
     statistics: Statistics = Statistics()
 
     @property
     def run_notebooks(self) -> list[str]:
         """Those of `notebooks` that the study has something for: a training, nights."""
-        lacking = {"02_finetuning": not self.trains, "06_sleep_staging": self.sleep is None}
+        lacking = {"02_finetuning": not self.trains, "06_sleep_staging": self.sleep is None,
+                   "08_pretraining": self.comparison is None}
         return [name for name in NOTEBOOKS if name in self.notebooks and not lacking.get(name, False)]
 
     @property

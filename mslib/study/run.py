@@ -48,7 +48,7 @@ def explained_networks(config: StudyConfig) -> list[Network]:
 
 
 #: Tables that steps leave, by the name under which they are read; ``{network}`` (explained), ``{first}`` (its first
-#: seed), ``{kind}`` (with its backbone), ``{backbone}`` and ``{fold}`` are looped over.
+#: seed), ``{kind}`` (with its backbone), ``{backbone}``, ``{fold}`` and ``{start}`` (weights) are looped over.
 TABLES = {
     "subjects": "subjects.csv", "truth": "cohort/truth.csv", "quality": "cohort/quality.csv",
     "registration_errors": "cohort/registration_errors.csv", "bias_fields": "cohort/bias_fields.csv",
@@ -63,6 +63,7 @@ TABLES = {
     "sleep_predictions": "sleep/fold-{fold}/predictions.csv", "sleep_history": "sleep/fold-{fold}/history.csv",
     "sleep_relevance": "sleep/fold-{fold}/relevance.csv", "sleep_ablation": "sleep/fold-{fold}/ablation.csv",
     "sleep_methods": "sleep/fold-{fold}/methods.csv",
+    **{f"pretraining_{name}": f"pretraining/{{start}}/{name}.csv" for name in ("accuracy", "maps", "methods")},
     **{f"known_rule_{name}": f"known_rule/{name}.csv" for name in (
         "use", "scores", "removal", "randomised", "repeated", "importance", "layers", "shortcut", "relevance")},
 }
@@ -105,7 +106,7 @@ class Run:
 
         Parameters
         ----------
-        target : {"cohort", "nets", "maps", "attributions", "relevance", "sleep", "report"}
+        target : {"cohort", "nets", "maps", "attributions", "relevance", "sleep", "pretraining", "report"}
 
         Raises
         ------
@@ -129,7 +130,8 @@ class Run:
         for key, values in (("network", explained_networks(config)), ("backbone", backbones),
                             ("kind", [f"{backbone}/{kind}" for backbone in backbones for kind in kinds]),
                             ("first", [one for one in explained_networks(config) if one.seed == 1]),
-                            ("fold", range(config.sleep.folds) if config.sleep else ())):
+                            ("fold", range(config.sleep.folds) if config.sleep else ()),
+                            ("start", config.comparison.weights if config.comparison else ())):
             if f"{{{key}}}" in pattern:
                 return {str(value): self.folder / pattern.format(**{key: value}) for value in values}
         return {"": self.folder / pattern}
@@ -164,7 +166,8 @@ class Run:
                 network = Network.parse(key)
                 table = table.assign(backbone=network.backbone, kind=network.kind, seed=network.seed)
             elif key:
-                table = table.assign(**{"fold": int(key)} if key.isdigit() else {"backbone": key.split("/")[0]})
+                column = "fold" if key.isdigit() else "start" if "{start}" in TABLES[name] else "backbone"
+                table = table.assign(**{column: int(key) if key.isdigit() else key.split("/")[0]})
             tables.append(table)
         return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
