@@ -207,7 +207,7 @@ rule simulate:
 checkpoint check:
     input: raw_cohort
     output: f"{RUN}/cohort.json"
-    params: made("check", "cohort", "groups", "sequences", "cohort")
+    params: made("check", "cohort", "groups", "group_values", "sequences", "cohort")
     message: "Cohort: check every subject"
     shell: step("check")
 

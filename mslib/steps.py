@@ -295,9 +295,12 @@ def check(study: Study) -> None:
     """Check the whole cohort and list its subjects and faults in ``cohort.json``."""
     from mslib.cohort import Cohort, write_listing
     config = study.config
-    cohort = Cohort.from_bids(study.bids_root, config.sequences, groups=config.groups if config.trains else None,
-                              group_column=config.cohort.group_column, min_per_group=3 if config.trains else 1,
-                              on_fault=config.cohort.on_fault)
+    own, groups = config.cohort, config.group_values or config.groups
+    cohort = Cohort.from_bids(study.bids_root, config.sequences, groups=groups if config.trains else None,
+                              group_column=own.group_column, session=own.session, entities=own.entities,
+                              min_per_group=3 if config.trains else 1, on_fault=own.on_fault)
+    for line in cohort.left_out:
+        print(line, flush=True)
     if not config.trains:
         faults = [*read_json(study.folder / "source_faults.json"), *cohort.faults]
         cohort = dataclasses.replace(cohort, faults=faults)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from mslib.cohort import Cohort, Fault, Subject, read_listing, write_listing
+from mslib.prep.images import as_image
 from mslib.study import StudyError
 
 GROUPS = ["control", "RRMS"]
@@ -108,6 +109,51 @@ def test_one_session_is_fine(root):
     assert next(iter(read(root))).images["T2w"] == root / "sub-001/ses-01/anat/sub-001_ses-01_T2w.nii.gz"
 
 
+def test_one_session_and_one_run_are_chosen(root):
+    """Numbers may be padded; who lacks the session, or has two images with the same entities, is a fault."""
+    for label in PEOPLE:
+        shutil.copytree(root / label / "anat", root / label / "ses-02" / "anat")
+        (root / label / "anat").rename(root / label / "anat.old")
+        (root / label / "ses-01").mkdir()
+        (root / label / "anat.old").rename(root / label / "ses-01" / "anat")
+        for path in root.glob(f"{label}/ses-*/anat/*"):
+            path.rename(path.with_name(path.name.replace(label, f"{label}_{path.parts[-3]}")))
+    place = root / "sub-001/ses-02/anat"
+    (place / "sub-001_ses-02_T1w.nii.gz").rename(place / "sub-001_ses-02_run-01_T1w.nii.gz")
+    shutil.copy(place / "sub-001_ses-02_run-01_T1w.nii.gz", place / "sub-001_ses-02_run-02_T1w.nii.gz")
+    first = next(iter(read(root, session="2", entities={"run": "2"})))
+    assert [path.name for path in first.images.values()] == [
+        f"sub-001_ses-02_{name}.nii.gz" for name in ("run-02_T1w", "T2w", "FLAIR")]
+    assert lines(root, session="02") == [
+        "sub-001: sub-001/ses-02/anat: has 2 T1w images (sub-001_ses-02_run-01_T1w.nii.gz, "
+        "sub-001_ses-02_run-02_T1w.nii.gz); allowed: exactly one sub-001_ses-02_T1w.nii[.gz], or entities of one as "
+        "cohort.entities"]
+    shutil.rmtree(root / "sub-003" / "ses-02")
+    expected = "sub-003: sub-003: has images in sessions ses-01; allowed: images in session '2'"
+    assert lines(root, session="2", entities={"run": "2"}) == [expected]
+
+
+def test_values_of_the_table_stand_for_classes(root):
+    """Whoever has another value, or none, is left out with folder, faults and all."""
+    write_table(root, [("sub-001", "0", "30"), ("sub-002", "RR-MS", "31"), ("sub-003", "CIS (first visit)", "old"),
+                       ("sub-004", "n/a", "40")], ("participant_id", "dx", "age"))
+    (root / "sub-003/anat/sub-003_T1w.nii.gz").unlink()
+    cohort = read(root, groups={"control": ["0"], "RRMS": ["1", "RR-MS"]}, group_column="dx", min_per_group=1)
+    assert [(one.id, one.group) for one in cohort] == [("001", "control"), ("002", "RRMS")] and cohort.faults == []
+    assert cohort.left_out == ["left out: 1 subject with dx 'CIS (first visit)', which is of no class",
+                               "left out: 1 subject with dx 'n/a', which is of no class"]
+    assert lines(root, groups={"control": ["HC"], "RRMS": ["RR-MS"]}, group_column="dx", min_per_group=1) == [
+        "group: participants.tsv: group 'control' has 0 usable subjects; allowed: at least 1, for the split"]
+
+
+def test_one_volume_may_be_four_dimensional(root):
+    nib.save(image(shape=(8, 8, 8, 1)), root / T1)
+    folder = root / "derivatives/brainmask/sub-001/anat"
+    folder.mkdir(parents=True)
+    nib.save(image(data=np.ones((8, 8, 8, 1), np.uint8)), folder / "sub-001_space-T1w_desc-brain_mask.nii.gz")
+    assert next(iter(read(root))).brain_mask and as_image(root / T1).GetSize() == (8, 8, 8)
+
+
 def test_valid_headers(root):
     for codes, dtype in zip([(1, 0), (0, 1), (1, 1), (2, 1)], [np.uint8, np.int16, ">i2", np.float64]):
         nib.save(image(dtype=dtype, qcode=codes[0], scode=codes[1]), root / T1)
@@ -144,18 +190,21 @@ def renamed_session(root):
     (root / "sub-001/anat").rename(root / "sub-001/ses-01/anat")
 
 
+SESSION = "allowed: one session, or the label of one as cohort.session"
+
+
 @pytest.mark.parametrize(("change", "line"), [
     (lambda root: (root / T1).rename(root / "sub-001/anat/sub-001_T1W.nii.gz"),
      "sub-001/anat: has no T1w image (sub-001_FLAIR.nii.gz, sub-001_T2w.nii.gz); "
      "allowed: exactly one sub-001_T1w.nii[.gz]"),
     (lambda root: shutil.copy(root / T1, root / "sub-001/anat/sub-001_run-2_T1w.nii.gz"),
      "sub-001/anat: has 2 T1w images (sub-001_T1w.nii.gz, sub-001_run-2_T1w.nii.gz); "
-     "allowed: exactly one sub-001_T1w.nii[.gz]"),
+     "allowed: exactly one sub-001_T1w.nii[.gz], or entities of one as cohort.entities"),
     (lambda root: (root / T1).rename(root / "sub-001/anat/sub-002_T1w.nii.gz"),
      "sub-001/anat/sub-002_T1w.nii.gz: is named for another subject or session; allowed: sub-001_..."),
     (lambda root: shutil.copytree(root / "sub-001/anat", root / "sub-001/ses-02/anat"),
-     "sub-001: has images in 2 sessions (none, ses-02); allowed: one session per subject"),
-    (renamed_session, "sub-001: has images in 2 sessions (ses-01, ses-02); allowed: one session per subject"),
+     f"sub-001: has images in 2 sessions (none, ses-02); {SESSION}"),
+    (renamed_session, f"sub-001: has images in 2 sessions (ses-01, ses-02); {SESSION}"),
     (into_a_folder, f"{T1}: is a folder; allowed: a NIfTI file"),
     (lambda root: write_table(root, [*PEOPLE.items(), ("sub-001", "RRMS")]),
      "participants.tsv: has 2 rows; allowed: one row per participant")])
@@ -357,8 +406,10 @@ IMAGE_FAULTS = [
     (lambda path: path.write_bytes(gzip.compress(b"")), "is empty; allowed: a NIfTI-1 or NIfTI-2 file"),
     (lambda path: path.write_bytes(gzip.decompress(path.read_bytes())),
      "is not gzip-compressed; allowed: a gzip-compressed NIfTI file, or the ending .nii"),
-    (save(shape=(8, 8, 8, 2)), "is 4-D with shape (8, 8, 8, 2); allowed: 3-D, at least 2 voxels along each axis"),
-    (save(shape=(8, 8, 1)), "is 3-D with shape (8, 8, 1)"),
+    (save(shape=(8, 8, 8, 2)),
+     "is 4-D with shape (8, 8, 8, 2); allowed: one 3-D volume, at least 8 voxels along each axis"),
+    (save(shape=(8, 8, 2)), "is 3-D with shape (8, 8, 2)"),
+    (save(shape=(4, 8, 8)), "is 3-D with shape (4, 8, 8)"),
     (save(shape=(8, 8)), "is 2-D with shape (8, 8)"),
     (save(dtype=np.complex64), "has data type complex64; allowed: real numbers"),
     (header(datatype=99), "has data type code 99; allowed: real numbers"),
@@ -366,6 +417,9 @@ IMAGE_FAULTS = [
     (voxel(-np.inf), "has 1 NaN or infinite voxels; allowed: finite values"),
     (header(scl_slope=np.inf), "has scaling factors inf, 0; allowed: finite factors"),
     (save(data=np.full((8, 8, 8), 7, np.int16)), "has zero variance (every voxel is 7)"),
+    (save(data=np.linspace(0, 1e300, 512).reshape(8, 8, 8)), "has values from 0 to 1e+300; allowed: values from -1e"),
+    (header(scl_slope=1e30), "has values from 0 to 9.9e+31; allowed: values from -1e+12 to 1e+12"),
+    (save(data=-1 - np.arange(512, dtype=np.float32).reshape(8, 8, 8)), "has values from -512 to -1; allowed: a sig"),
     (save(qcode=0, scode=0), "has neither qform nor sform (both codes are 0); allowed: a code above 0 for one of them"),
     (header(srow_x=0, qform_code=0), "has a broken sform (not finite, or a voxel size of 0); " + FORM),
     (header(srow_x=[0, 1, 0, 0], srow_y=[0, 1, 0, 0], srow_z=[1, 0, 2, 0]), "has a singular sform; " + FORM),

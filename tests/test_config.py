@@ -32,6 +32,11 @@ FAULTS = {  # text of the file, key, words that say what is allowed, what was gi
     "shares": ("study: a\ntraining: {split: {train: 0.9}}", "training.split", "must be 1", "1.15"),
     "percentiles": ("study: a\nprep: {percentiles: [99, 1]}", "prep.percentiles", "lower, then upper", "[99"),
     "groups": ("study: a\ngroups: [a, a]", "groups", "different", "['a', 'a']"),
+    "group of a mapping": ("study: a\ngroups: {control: no}", "groups.control", "must be a value of the tab", "False"),
+    "value of two groups": ("study: a\ngroups: {a: x, b: [y, x]}\ncohort: {source: bids, root: b}", "groups",
+                            "must stand for one class", "{'a': ['x'], 'b': ['y', 'x']}"),
+    "mapping of simulated people": ("study: a\ngroups: {control: a, RRMS: b, SPMS: c}", "groups",
+                                    "where cohort.source is 'bids'", "{'control': ['a']"),
     "group of nobody": ("study: a\ngroups: [control, SPMS]\ncohort: {simulated: {study: {control: 3, SPMS: 3}}}",
                         "cohort.simulated.independent", "['control', 'SPMS']", "['RRMS']"),
     "group that cannot be simulated": ("study: a\ngroups: [control, CIS]", "groups",
@@ -139,9 +144,21 @@ def test_every_key_is_explained():
     assert [key for key in keys(StudyConfig) if not re.search(rf"\b{key}\b", text)] == []
 
 
-def test_settings_outlive_writing_and_reading(tmp_path):
-    config = load_config(ROOT / "config" / "smoke.yaml")
+def test_groups_may_be_a_mapping_to_values_of_the_table(tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text("study: own\ngroups: {control: 0, RRMS: [1, 'RR-MS']}\n"
+                    "cohort: {source: bids, root: b, session: 01, entities: {run: 2}}", encoding="utf-8")
+    config = load_config(path)
+    assert (config.groups, config.group_values) == (["control", "RRMS"], {"control": ["0"], "RRMS": ["1", "RR-MS"]})
+    assert (config.cohort.session, config.cohort.entities) == ("1", {"run": "2"})
+
+
+@pytest.mark.parametrize("text", [(ROOT / "config" / "smoke.yaml").read_text(encoding="utf-8"),
+                                  "study: own\ngroups: {control: HC, MS: PwMS}\ncohort: {source: bids, root: b}"])
+def test_settings_outlive_writing_and_reading(tmp_path, text):
     path = tmp_path / "smoke.yaml"
+    path.write_text(text, encoding="utf-8")
+    config = load_config(path)
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")), encoding="utf-8")
     assert load_config(path) == config
 

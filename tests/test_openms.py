@@ -79,7 +79,7 @@ def database(tmp_path_factory):
     raw = root / "longitudinal/raw/patient01"
     for study in (1, 2):
         for name in ("T1W", "T2W", "FLAIR"):
-            save(raw / f"study{study}_{name}.nii.gz", rng.integers(0, 900, (8, 9, 4)).astype(np.uint16), (2, 1))
+            save(raw / f"study{study}_{name}.nii.gz", rng.integers(0, 900, (8, 9, 10)).astype(np.uint16), (2, 1))
         for seed, name in enumerate(("T1W", "T2W")):
             affine_file(raw / f"study{study}_{name}_intrastudy_to_FLAIR.txt", seed)
     return root

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -23,10 +23,14 @@ OUTSIDE, INSIDE = "links outside the cohort's folder", "files inside it"
 
 @dataclass(frozen=True)
 class Cohort:
-    """Checked subjects in the order of their ids (iterable, with a length) and the `faults` of all others."""
+    """Checked subjects in the order of their ids (iterable, with a length) and the `faults` of all others.
+
+    `left_out`: a line for every value of the group column that is of no class.
+    """
 
     subjects: tuple[Subject, ...]
     faults: list[Fault] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[Subject]:
         return iter(self.subjects)
@@ -36,18 +40,23 @@ class Cohort:
 
     @classmethod
     def from_bids(cls, root: str | Path, sequences: Sequence[str] = ("T1w", "T2w", "FLAIR"), *,
-                  groups: Sequence[str] | None = None, group_column: str = "group", min_per_group: int = 1,
+                  groups: Sequence[str] | Mapping[str, Sequence[str]] | None = None, group_column: str = "group",
+                  session: str | None = None, entities: Mapping[str, str] | None = None, min_per_group: int = 1,
                   on_fault: str = "stop") -> Cohort:
         """Read and check a BIDS folder: names, table, headers and every voxel.
 
         Parameters
         ----------
         root : path
-            Folder with ``participants.tsv`` and ``sub-*/[ses-*/]anat``; one session per subject.
+            Folder with ``participants.tsv`` and ``sub-*/[ses-*/]anat``.
         sequences : sequence of str
             BIDS suffixes; each subject needs exactly one image of each.
         groups, group_column
-            Allowed classes (None: those of the table), and their column.
+            Allowed classes (None: those of the table), and their column. A mapping gives the values of the column that
+            stand for each class; subjects of other values are left out.
+        session, entities
+            Label of the session where subjects have several; entities (``{"run": "2"}``) of the image where they have
+            several of a sequence. Numbers may be padded.
         min_per_group : int
             Subjects without a fault that every group needs in the study (not in its independent cohort).
         on_fault : {'stop', 'skip'}
@@ -66,12 +75,13 @@ class Cohort:
             folders, wrong = _folders(root)
         except OSError as error:
             raise StudyError(f"{root}: {error.strerror or error}; allowed: a readable BIDS folder") from error
-        rows, faults = read_participants(root, group_column, groups)
+        rows, faults, left_out = read_participants(root, group_column, groups)
+        folders -= left_out.keys()
         faults += wrong + (_unpaired(rows, folders) if rows is not None else [])
         outside = {fault.subject for fault in wrong}
         paired = [rows[label] for label in sorted(rows or ()) if label in folders - outside]
         jobs = Parallel(n_jobs=THREADS, prefer="threads", return_as="generator")(
-            delayed(_subject)(root, row, tuple(sequences)) for row in paired)
+            delayed(_subject)(root, row, tuple(sequences), session, entities or {}) for row in paired)
         results = list(progress(jobs, total=len(paired), desc="check images", unit="subject"))
         faults += [fault for _, wrong in results for fault in wrong]
         faulty = {fault.subject for fault in faults}
@@ -86,7 +96,9 @@ class Cohort:
                        if counts[group] < min_per_group]
         if any(on_fault == "stop" or fault.subject in (COHORT, GROUP) for fault in faults):
             raise StudyError("\n".join(map(str, faults)))
-        return cls(tuple(healthy), faults)
+        return cls(tuple(healthy), faults, [
+            f"left out: {count} subject{'s' * (count > 1)} with {group_column} {value!r}, which is of no class"
+            for value, count in Counter(left_out.values()).items()])
 
 
 def _folders(root: Path) -> tuple[set[str], list[Fault]]:
@@ -119,7 +131,19 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.name[0] != ".") if folder.is_dir() else []
 
 
-def _choose(root: Path, label: str, sequences: tuple[str, ...]) -> tuple[str, dict[str, Path], list[Fault]]:
+def _same(label: str, wanted: str) -> bool:
+    """Whether two labels are the same, numbers with and without leading zeros."""
+    return label == wanted or (label.isdigit() and wanted.isdigit() and int(label) == int(wanted))
+
+
+def _has(path: Path, entities: Mapping[str, str]) -> bool:
+    """Whether a file's name has all entities."""
+    own = dict(part.split("-", 1) for part in path.name.split("_") if "-" in part)
+    return all(_same(own.get(name, ""), label) for name, label in entities.items())
+
+
+def _choose(root: Path, label: str, sequences: tuple[str, ...], wanted: str | None, entities: Mapping[str, str]
+            ) -> tuple[str, dict[str, Path], list[Fault]]:
     """Session ('' where it has no folder of its own) and one image per sequence, by name alone."""
     ending = re.compile(rf"_({'|'.join(map(re.escape, sequences))})\.nii(\.gz)?")
     sessions = {}
@@ -130,9 +154,14 @@ def _choose(root: Path, label: str, sequences: tuple[str, ...]) -> tuple[str, di
     except OSError as error:
         found = f"cannot be read ({error.strerror or error})"
         return "", {}, [Fault(label, label, found, "a readable folder")]
+    listed = ", ".join(name or "none" for name in sessions)
+    if wanted is not None:
+        sessions = {name: images for name, images in sessions.items() if _same(name.removeprefix("ses-"), wanted)}
+        if not sessions:
+            return "", {}, [Fault(label, label, f"has images in sessions {listed}", f"images in session {wanted!r}")]
     if len(sessions) > 1:
-        found = f"has images in {len(sessions)} sessions ({', '.join(name or 'none' for name in sessions)})"
-        return "", {}, [Fault(label, label, found, "one session per subject")]
+        return "", {}, [Fault(label, label, f"has images in {len(sessions)} sessions ({listed})",
+                              "one session, or the label of one as cohort.session")]
     session, images = next(iter(sessions.items()), ("", []))
     place = "/".join(part for part in (label, session, "anat") if part)
     prefix = f"{label}_{session}_" if session else f"{label}_"
@@ -141,12 +170,16 @@ def _choose(root: Path, label: str, sequences: tuple[str, ...]) -> tuple[str, di
     chosen = {}
     for sequence in sequences:
         found = [path for path in images if path.name.split(".")[0].endswith(f"_{sequence}")]
+        if len(found) > 1 and entities:
+            found = [path for path in found if _has(path, entities)] or found
         if len(found) == 1:
             chosen[sequence] = found[0]
         else:
             listed = ", ".join(path.name for path in found or images) or "no image"
             count = f"{len(found)} {sequence} images" if found else f"no {sequence} image"
-            faults.append(Fault(label, place, f"has {count} ({listed})", f"exactly one {prefix}{sequence}.nii[.gz]"))
+            choice = ", or entities of one as cohort.entities" if found else ""
+            faults.append(Fault(label, place, f"has {count} ({listed})",
+                                f"exactly one {prefix}{sequence}.nii[.gz]{choice}"))
     return session, chosen, faults
 
 
@@ -161,10 +194,10 @@ def _mask(root: Path, kind: str, label: str, session: str, name: str) -> Path | 
     return None
 
 
-def _subject(root: Path, row: Subject, sequences: tuple[str, ...]) -> tuple[Subject | None, list[Fault]]:
-    """Find and check all files of one subject."""
+def _subject(root: Path, row: Subject, *choice) -> tuple[Subject | None, list[Fault]]:
+    """Find and check all files of one subject; `choice` as `_choose` takes it."""
     label = f"sub-{row.id}"
-    session, images, faults = _choose(root, label, sequences)
+    session, images, faults = _choose(root, label, *choice)
 
     def check(path, function):
         try:
@@ -203,7 +236,7 @@ def write_listing(path: str | Path, cohort: Cohort, root: str | Path) -> Path:
         return Path(file).resolve().relative_to(Path(root).resolve()).as_posix()
 
     return write_json(path, {"subjects": [asdict(_moved(one, relative)) for one in cohort],
-                             "faults": [str(fault) for fault in cohort.faults]})
+                             "faults": [str(fault) for fault in cohort.faults], "left_out": cohort.left_out})
 
 
 def read_listing(path: str | Path, root: str | Path) -> list[Subject]:

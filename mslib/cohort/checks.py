@@ -14,6 +14,8 @@ from nibabel.spatialimages import HeaderDataError
 
 FORM_TOLERANCE_MM = 1.0  # between the places that qform and sform give to a corner of the image
 VOXEL_TOLERANCE = 0.005  # relative, between the voxel sizes of the sform and of pixdim: 1 mm over a head
+MIN_VOXELS = 8           # along each axis: fewer are no scan of a head
+LARGEST = 1e12           # squares still fit into float32
 SKEW_TOLERANCE = 2e-4    # |R'R - 1| of an sform without a qform beside it: SimpleITK refuses to read more
 FORM, WHOLE = "an invertible qform or sform", "a whole NIfTI file"
 
@@ -72,8 +74,9 @@ def _header(content: bytes) -> nib.Nifti1Header:
 
 def _check_extent(header: nib.Nifti1Header) -> None:
     shape = tuple(int(n) for n in header["dim"][1:1 + min(max(int(header["dim"][0]), 0), 7)])
-    if len(shape) != 3 or min(shape) < 2:
-        raise ImageFault(f"is {len(shape)}-D with shape {shape}", "3-D, at least 2 voxels along each axis")
+    if len(shape) < 3 or min(shape[:3]) < MIN_VOXELS or max(shape[3:], default=1) > 1:
+        raise ImageFault(f"is {len(shape)}-D with shape {shape}",
+                         f"one 3-D volume, at least {MIN_VOXELS} voxels along each axis")
     try:
         kind = header.get_data_dtype()
     except (HeaderDataError, KeyError) as error:
@@ -125,7 +128,7 @@ def voxel_to_world(header: nib.Nifti1Header) -> np.ndarray:
         raise ImageFault(f"has voxel sizes {_numbers(sizes)} mm in the sform and {_numbers(pixdim)} mm in pixdim",
                          "the same sizes in both")
     if qform is not None:
-        gap = np.linalg.norm(((qform - sform) @ _corners(header.get_data_shape()))[:3], axis=0).max()
+        gap = np.linalg.norm(((qform - sform) @ _corners(header.get_data_shape()[:3]))[:3], axis=0).max()
         if gap > FORM_TOLERANCE_MM:
             raise ImageFault(f"has a qform and an sform {gap:.1f} mm apart",
                              f"at most {FORM_TOLERANCE_MM:g} mm, or one of them with code 0")
@@ -142,7 +145,7 @@ def _numbers(values: np.ndarray) -> str:
 
 
 def _read(path: Path) -> tuple[tuple[int, ...], np.ndarray, tuple[float, float]]:
-    """Shape, voxels to mm, lowest and highest value (as stored) of a file that is read wholly."""
+    """Shape, voxels to mm, lowest and highest value of a file that is read wholly."""
     content = _content(path)
     header = _header(content)
     _check_extent(header)
@@ -161,18 +164,24 @@ def _read(path: Path) -> tuple[tuple[int, ...], np.ndarray, tuple[float, float]]
         low, high = float(voxels.min()), float(voxels.max())
     if not np.isfinite([low, high]).all():
         raise ImageFault(f"has {np.count_nonzero(~np.isfinite(voxels))} NaN or infinite voxels", "finite values")
-    return tuple(shape), affine, (low, high)
+    if np.isfinite(slope) and slope != 0:
+        low, high = sorted(slope * value + intercept for value in (low, high))
+    if max(-low, high) > LARGEST:
+        raise ImageFault(f"has values from {low:g} to {high:g}", f"values from {-LARGEST:g} to {LARGEST:g}")
+    return tuple(shape[:3]), affine, (low, high)
 
 
 def check_image(path: str | Path) -> tuple[tuple[int, ...], np.ndarray]:
     """Read one ``.nii`` or ``.nii.gz`` file wholly and check it: shape, and voxels to mm (4 x 4, RAS+).
 
-    ImageFault: unreadable, truncated, not NIfTI, not 3-D, not real numbers, NaN or infinite values, zero variance, or
-    broken or conflicting qform and sform.
+    ImageFault: unreadable, truncated, not NIfTI, not one 3-D volume, not real numbers, NaN or infinite values, zero
+    variance, no value above 0, or broken or conflicting qform and sform.
     """
     shape, affine, (low, high) = _read(Path(path))
     if low == high:
         raise ImageFault(f"has zero variance (every voxel is {low:g})", "an image with contrast")
+    if high <= 0:
+        raise ImageFault(f"has values from {low:g} to {high:g}", "a signal above 0")
     return shape, affine
 
 

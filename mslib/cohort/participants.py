@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,10 +41,14 @@ class Subject:
     cohort: str = COHORTS[0]
 
 
+def _known(cells: dict[str, str]) -> dict[str, str]:
+    return {name: text for name, text in cells.items() if text.lower() not in ("", "n/a", "na", "nan")}
+
+
 def _subject(label: str, cells: dict[str, str], group_column: str, groups: Sequence[str] | None,
              fault: Callable[[str, str], None]) -> Subject:
     """One row, whose faults (found, allowed) are reported to `fault`."""
-    known = {name: text for name, text in cells.items() if text.lower() not in ("", "n/a", "na", "nan")}
+    known = _known(cells)
 
     def number(column, high):
         text = known.get(column)
@@ -98,14 +102,19 @@ def _table(path: Path, fault: Callable[[str, str], None]) -> tuple[list[str], li
     return columns, rows
 
 
-def read_participants(root: Path, group_column: str, groups: Sequence[str] | None
-                      ) -> tuple[dict[str, Subject] | None, list[Fault]]:
+def read_participants(root: Path, group_column: str, groups: Sequence[str] | Mapping[str, Sequence[str]] | None
+                      ) -> tuple[dict[str, Subject] | None, list[Fault], dict[str, str]]:
     """Read ``participants.tsv``: one `Subject` (without images) per usable label, in the table's order, and all faults.
 
-    `group_column` names the class; `groups` are the allowed ones (None: any). Rows are None where the table has no
-    participants; labels with path characters are left out. Faults of the table as a whole carry the subject ``cohort``.
+    `group_column` names the class; `groups` are the allowed ones (None: any), or classes and the values that stand for
+    them: then rows of other values are left out, and are the third that is given (label and value). Rows are None where
+    the table has no participants; labels with path characters are left out. Faults of the table as a whole carry the
+    subject ``cohort``.
     """
     faults: list[Fault] = []
+    mapped = isinstance(groups, Mapping)
+    classes = {value: name for name, values in groups.items() for value in values} if mapped else {}
+    left_out: dict[str, str] = {}
 
     def fault(found, allowed, subject=COHORT):
         faults.append(Fault(subject, TABLE, found, allowed))
@@ -116,7 +125,7 @@ def read_participants(root: Path, group_column: str, groups: Sequence[str] | Non
             fault(f"has no column {name!r} (but {', '.join(columns)})",
                   "a column participant_id and one with the group")
     if "participant_id" not in columns:
-        return None, faults
+        return None, faults, left_out
     rows: dict[str, Subject] = {}
     people = [dict.fromkeys(columns, "") | dict(zip(columns, cells)) for cells in lines]
     for label, count in Counter(cells["participant_id"] for cells in people).items():
@@ -125,10 +134,16 @@ def read_participants(root: Path, group_column: str, groups: Sequence[str] | Non
         elif count > 1:
             fault(f"has {count} rows", "one row per participant", label)
     for cells in people:
-        label = cells["participant_id"]
-        if LABEL.fullmatch(label) and label not in rows:
-            rows[label] = _subject(label, cells, group_column, groups, lambda *pair, label=label: fault(*pair, label))
-    return rows, faults
+        label, value = cells["participant_id"], _known(cells).get(group_column, "n/a")
+        if not LABEL.fullmatch(label) or label in rows:
+            continue
+        if mapped and group_column in columns:
+            if value not in classes:
+                left_out[label] = value
+                continue
+            cells[group_column] = classes[value]
+        rows[label] = _subject(label, cells, group_column, groups, lambda *pair, label=label: fault(*pair, label))
+    return rows, faults, left_out
 
 
 def write_description(root: str | Path, title: str, people: pd.DataFrame, levels: dict[str, str], readme: str,

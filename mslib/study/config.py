@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Sequence = Literal["T1w", "T2w", "FLAIR"]
 Group = Annotated[str, Field(pattern=r"^[A-Za-z0-9]+$")]
+#: Text that may look like a number in YAML, such as a run or a coded diagnosis.
+Text = Annotated[str, BeforeValidator(lambda given: str(given) if type(given) is int else given)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
@@ -54,11 +56,17 @@ class Simulated(Section):
 
 
 class CohortSection(Section):
-    """Where the patients come from and what happens when one of them is faulty."""
+    """Where the patients come from, which of their images are taken, and what happens when one of them is faulty.
+
+    `session`: the label of one session; `entities`: of several images of a sequence, the one whose name has these
+    (``{run: 2}``).
+    """
 
     source: Literal["simulated", "open_ms", "bids"] = "simulated"
     root: str | None = None
     group_column: str = "group"
+    session: Text | None = None
+    entities: dict[str, Text] = {}
     on_fault: Literal["stop", "skip"] = "stop"
     simulated: Simulated = Simulated()
 
@@ -334,6 +342,7 @@ class StudyConfig(Section):
     notebooks: Annotated[list[Literal[NOTEBOOKS]], Field(min_length=1)] = list(NOTEBOOKS)
     seed: Count = 3275
     groups: Annotated[list[Group], Field(min_length=1)] = ["control", "RRMS", "SPMS"]
+    group_values: dict[Group, list[Text]] = {}
     sequences: Sequences = ("T1w", "T2w", "FLAIR")
     cohort: CohortSection = CohortSection()
     prep: Prep = Prep()
@@ -373,6 +382,20 @@ class StudyConfig(Section):
         """Keyword arguments of every bootstrap: ``n, confidence, seed``."""
         return {"n": self.statistics.bootstrap, "confidence": self.statistics.confidence, "seed": self.seed}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _mapped(cls, given):
+        """`groups` as a mapping from classes to values of the table: the classes, and `group_values`."""
+        groups = given.get("groups") if isinstance(given, dict) else None
+        if not isinstance(groups, dict):
+            return given
+        values = {name: value if isinstance(value, list) else [value] for name, value in groups.items()}
+        for name, value in ((name, value) for name, every in values.items() for value in every):
+            if type(value) not in (str, int):
+                raise ValueError(f"groups.{name}: must be a value of the table or a list of them, in quotes where YAML "
+                                 f"takes it for something else (got {value!r})")
+        return given | {"groups": list(groups), "group_values": values}
+
     @model_validator(mode="after")
     def _consistent(self):
         if fault := next(self._faults(), None):
@@ -381,10 +404,20 @@ class StudyConfig(Section):
 
     def _faults(self):
         """What does not fit together, a line each."""
-        simulated, model, training = self.cohort.source == "simulated", self.model, self.training
+        yield from self._cohort_faults()
+        yield from self._network_faults()
+
+    def _cohort_faults(self):
+        simulated = self.cohort.source == "simulated"
+        values = [value for every in self.group_values.values() for value in every]
         for key in ("groups", "sequences"):
             if len(set(names := getattr(self, key))) < len(names):
                 yield f"{key}: must be different from each other (got {list(names)})"
+        if len(set(values)) < len(values):
+            yield f"groups: every value of the table must stand for one class (got {self.group_values})"
+        if self.group_values and (set(self.group_values) != set(self.groups) or self.cohort.source != "bids"):
+            yield ("groups: may be a mapping from every class to values of the table where cohort.source is 'bids' "
+                   f"(got {self.group_values})")
         if simulated and (unknown := [group for group in self.groups if group not in SIMULATED_GROUPS]):
             yield f"groups: must be of {list(SIMULATED_GROUPS)} where subjects are simulated (got {unknown})"
         for part in ("study", "independent") if simulated else ():
@@ -394,6 +427,9 @@ class StudyConfig(Section):
             few = {group: counts.get(group, 0) for group in self.groups if counts.get(group, 0) < MIN_PER_GROUP}
             if few and part == "study":
                 yield f"cohort.simulated.study: must give every group at least {MIN_PER_GROUP} subjects (got {few})"
+
+    def _network_faults(self):
+        model, training = self.model, self.training
         if min(model.image_size) < MIN_PIXELS:
             yield (f"model.image_size: must be at least {MIN_PIXELS} pixels a side, for five poolings (got "
                    f"{list(model.image_size)})")
