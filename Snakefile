@@ -207,9 +207,9 @@ rule simulate:
 checkpoint check:
     input: raw_cohort
     output: f"{RUN}/cohort.json"
-    params: made("check", "cohort", "groups", "group_values", "sequences", "cohort")
+    params: made("check_cohort", "cohort", "groups", "group_values", "sequences", "cohort")
     message: "Cohort: check every subject"
-    shell: step("check")
+    shell: step("check_cohort")
 
 rule preprocess:
     input: ancient(f"{RUN}/cohort.json"), raw_files  # another subject in the list changes nothing for this one

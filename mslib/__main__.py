@@ -1,4 +1,4 @@
-"""The steps that the Snakefile calls: ``python -m mslib STEP --config FILE --run-dir FOLDER``; and ``pretrain``."""
+"""The command line: the BIDS App, ``init`` and ``check`` for a cohort of one's own, and the steps of the Snakefile."""
 
 from __future__ import annotations
 
@@ -9,52 +9,105 @@ import os
 import sys
 from pathlib import Path
 
-from mslib import steps
+import mslib
 from mslib.study import Network, StudyError
+from mslib.study.provenance import ROOT
 
-STEPS = [name for name, step in vars(steps).items() if inspect.isfunction(step) and step.__module__ == steps.__name__
-         and next(iter(inspect.signature(step).parameters), "") == "study" and not name.startswith("_")]
-#: Commands that belong to no study.
-ALONE = ("pretrain",)
-DEFAULTS = {"recipe": steps.ROOT / "weights" / "pretraining.yaml"}
 #: How arguments of steps are read, where they are no plain text.
 KINDS = {"network": Network.parse, "number": int, "blocks": int, "mm": float, "results": Path, "folder": Path,
          "recipe": Path}
+#: Commands that are no step of a study, besides the BIDS App.
+COMMANDS = {"init": "look at a BIDS dataset and write the file of a study of it",
+            "check": "tell faults and suspicions of a BIDS dataset; exit status 1 on faults",
+            "steps": "list the steps of the Snakefile (mslib STEP --help)"}
 
 
-def _parser() -> argparse.ArgumentParser:
-    """One command per step: its docstring is the help, its arguments after the study are required options."""
-    parser = argparse.ArgumentParser(prog="python -m mslib", description=__doc__)
-    commands = parser.add_subparsers(dest="step", required=True)
-    for name in (*STEPS, *ALONE):
-        function = getattr(steps, name)
-        text = inspect.getdoc(function).splitlines()[0]
-        command = commands.add_parser(name, help=text, description=text)
-        arguments = list(inspect.signature(function).parameters)
-        if name in STEPS:
-            command.add_argument("--config", required=True, type=Path)
-            command.add_argument("--run-dir", required=True, type=Path)
-            arguments = arguments[1:]
-        for argument in arguments:
-            default = DEFAULTS.get(argument)
-            command.add_argument(f"--{argument}", required=default is None, default=default,
-                                 type=KINDS.get(argument, str))
+def _app() -> argparse.ArgumentParser:
+    """Options of the BIDS App."""
+    commands = "\n".join(f"  mslib {name:7}{text}" for name, text in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="mslib", formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Heat maps of networks that tell groups of patients apart by T1w, T2w and FLAIR MRI.",
+        epilog=f"other commands:\n{commands}\n\ndocs/your-cohort.md leads through a first study.")
+    parser.add_argument("bids_dir", type=Path, metavar="BIDS_DIR", help="dataset, with participants.tsv")
+    parser.add_argument("output_dir", type=Path, metavar="OUTPUT_DIR", help="folder of derivatives and results")
+    parser.add_argument("analysis_level", choices=("participant", "group"),
+                        help="preprocess participants, or everything: train and explain networks, report")
+    parser.add_argument("--participant-label", "--participant_label", nargs="+", metavar="LABEL",
+                        help="participants to preprocess, with or without sub- (default: all)")
+    parser.add_argument("--config", type=Path, help="file of the study (default: OUTPUT_DIR/config.yaml, made by init)")
+    parser.add_argument("--cores", type=int, help="cores (default: all)")
+    parser.add_argument("--skip-bids-validation", "--skip_bids_validation", action="store_true",
+                        help="do not run the official validator; images are checked in any case")
+    parser.add_argument("--version", action="version", version=f"mslib {mslib.__version__}")
     return parser
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run one step; bad input is told in one line and gives exit status 1."""
-    try:
-        given = vars(_parser().parse_args(arguments))
-        step = getattr(steps, given.pop("step"))
+def _command(name: str) -> argparse.ArgumentParser:
+    """Options of `init` and `check`."""
+    parser = argparse.ArgumentParser(prog=f"mslib {name}", description=COMMANDS[name])
+    if name != "steps":
+        parser.add_argument("bids_dir", type=Path, metavar="BIDS_DIR")
+    if name == "init":
+        parser.add_argument("--name", help="of the study (default: made of the folder's name)")
+        parser.add_argument("--group-column", help="column of participants.tsv with the group (default: the likeliest)")
+    if name == "check":
+        parser.add_argument("--config", type=Path, help="file of the study (default: what init would take)")
+    return parser
+
+
+def _steps() -> dict:
+    """Steps of the Snakefile by name; `pretrain` belongs to no study."""
+    from mslib import steps
+    of_study = {name: step for name, step in vars(steps).items()
+                if inspect.isfunction(step) and step.__module__ == steps.__name__ and not name.startswith("_")
+                and next(iter(inspect.signature(step).parameters), "") == "study"}
+    return of_study | {"pretrain": steps.pretrain}
+
+
+def _step(name: str, step) -> argparse.ArgumentParser:
+    """Options of a step: its docstring is the help, its arguments after the study are required options."""
+    parser = argparse.ArgumentParser(prog=f"mslib {name}", description=inspect.getdoc(step).splitlines()[0])
+    for argument in inspect.signature(step).parameters:
+        if argument == "study":
+            parser.add_argument("--config", required=True, type=Path)
+            parser.add_argument("--run-dir", required=True, type=Path)
+        else:
+            default = ROOT / "weights" / "pretraining.yaml" if argument == "recipe" else None
+            parser.add_argument(f"--{argument}", required=default is None, default=default,
+                                type=KINDS.get(argument, str))
+    return parser
+
+
+def _run(arguments: list[str]) -> int:
+    first = arguments[0] if arguments else ""
+    if first == "steps":
+        _command(first).parse_args(arguments[1:])
+        print(*(f"{name:15}{inspect.getdoc(step).splitlines()[0]}" for name, step in _steps().items()), sep="\n")
+        return 0
+    if first in COMMANDS:
+        from mslib import app
+        return getattr(app, first)(**vars(_command(first).parse_args(arguments[1:])))
+    if first.isidentifier() and first in (steps := _steps()):
+        given = vars(_step(first, steps[first]).parse_args(arguments[1:]))
         if "run_dir" in given:
-            given["study"] = steps.Study(given.pop("config"), given.pop("run_dir"))
-        step(**given)
+            from mslib.steps import Study
+            given["study"] = Study(given.pop("config"), given.pop("run_dir"))
+        steps[first](**given)
+        return 0
+    given = vars(_app().parse_args(arguments))
+    from mslib import app
+    return app.run(**given)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command or step; bad input is told in one line and gives exit status 1."""
+    try:
+        return _run(sys.argv[1:] if arguments is None else arguments)
     except StudyError as error:
         return _fault(str(error))
     except OSError as error:
         return _fault(f"{error.filename or 'file system'}: {error.strerror or error}")
-    return 0
 
 
 def _fault(line: str) -> int:

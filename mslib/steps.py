@@ -291,14 +291,11 @@ def simulate(study: Study, subject: str) -> None:
     simulate_subject(chosen[0], study.bids_root, mm, _template(study, mm))
 
 
-def check(study: Study) -> None:
+def check_cohort(study: Study) -> None:
     """Check the whole cohort and list its subjects and faults in ``cohort.json``."""
     from mslib.cohort import Cohort, write_listing
     config = study.config
-    own, groups = config.cohort, config.group_values or config.groups
-    cohort = Cohort.from_bids(study.bids_root, config.sequences, groups=groups if config.trains else None,
-                              group_column=own.group_column, session=own.session, entities=own.entities,
-                              min_per_group=3 if config.trains else 1, on_fault=own.on_fault)
+    cohort = Cohort.of_study(study.bids_root, config)
     for line in cohort.left_out:
         print(line, flush=True)
     if not config.trains:

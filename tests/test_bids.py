@@ -299,7 +299,8 @@ def test_values_of_the_table(root):
     (b"", "is empty; allowed: the columns participant_id and group"),
     (b"participant_id\tgroup\n", "names no usable participant; allowed: at least one"),
     (b"participant_id\tgroup\nsub-001\t\xff\n", "is not UTF-8 (byte 29); allowed: a tab-separated table in UTF-8"),
-    (b"participant_id,group\nsub-001,RRMS\n", "has no column 'participant_id' (but participant_id,group)"),
+    (b"participant_id,group\nsub-001,RRMS\n", "has its cells separated by ','; allowed: tabs between the cells"),
+    (b"participant_id;group\nsub-001;RRMS\n", "has its cells separated by ';'; allowed: tabs between the cells"),
     (b"id\tgroup\nsub-001\tRRMS\n", "has no column 'participant_id' (but id, group); "
                                     "allowed: a column participant_id and one with the group"),
     (b"participant_id\tdiagnosis\nsub-001\tRRMS\n", "has no column 'group' (but participant_id, diagnosis)"),

@@ -38,7 +38,7 @@ def check(healthy, tmp_path, capsys):
                   "cohort": {"source": "bids", "root": str(root), "on_fault": on_fault}}
         (tmp_path / "own.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
         capsys.readouterr()
-        status = main(["check", "--config", str(tmp_path / "own.yaml"), "--run-dir", str(tmp_path / "run")])
+        status = main(["check_cohort", "--config", str(tmp_path / "own.yaml"), "--run-dir", str(tmp_path / "run")])
         told = [line for line in capsys.readouterr().err.splitlines() if "check images" not in line and line.strip()]
         listing = tmp_path / "run" / "cohort.json"
         return status, told, json.loads(listing.read_text(encoding="utf-8")) if listing.exists() else None

@@ -169,7 +169,7 @@ def test_faults_of_the_source_are_kept(tmp_path, monkeypatch):
     of_image = Fault("sub-L01s1", "x.nii.gz", "is 4-D", "3-D")
     monkeypatch.setattr(Cohort, "from_bids", lambda *_, **__: Cohort((Subject("MNI26", "RRMS", {}),), [of_image]))
     steps.start(run)
-    steps.check(run)
+    steps.check_cohort(run)
     listing = read_json(run.folder / "cohort.json")
     assert [one["id"] for one in listing["subjects"]] == ["MNI26"]
     assert listing["faults"] == ["a.nii.gz: could not be had: no answer", str(of_image)]

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from joblib import Parallel, delayed
 
-from mslib.study import StudyError, progress, read_json, write_json
+from mslib.study import StudyConfig, StudyError, progress, read_json, write_json
+from mslib.study.config import MIN_PER_GROUP
 
 from .checks import Fault, ImageFault, check_image, check_mask
 from .participants import COHORT, COHORTS, LABEL, LABEL_RULE, TABLE, Subject, read_participants
@@ -100,6 +101,15 @@ class Cohort:
             f"left out: {count} subject{'s' * (count > 1)} with {group_column} {value!r}, which is of no class"
             for value, count in Counter(left_out.values()).items()])
 
+    @classmethod
+    def of_study(cls, root: str | Path, config: StudyConfig, **changes) -> Cohort:
+        """The cohort of a study's settings (`from_bids`); `changes` of its arguments."""
+        own = config.cohort
+        options = {"groups": (config.group_values or config.groups) if config.trains else None,
+                   "group_column": own.group_column, "session": own.session, "entities": own.entities,
+                   "min_per_group": MIN_PER_GROUP if config.trains else 1, "on_fault": own.on_fault}
+        return cls.from_bids(root, config.sequences, **options | changes)
+
 
 def _folders(root: Path) -> tuple[set[str], list[Fault]]:
     """Names of the subjects' folders that are valid, and faults of those that are not or lead outside."""
@@ -136,21 +146,26 @@ def _same(label: str, wanted: str) -> bool:
     return label == wanted or (label.isdigit() and wanted.isdigit() and int(label) == int(wanted))
 
 
-def _has(path: Path, entities: Mapping[str, str]) -> bool:
-    """Whether a file's name has all entities."""
-    own = dict(part.split("-", 1) for part in path.name.split("_") if "-" in part)
-    return all(_same(own.get(name, ""), label) for name, label in entities.items())
+def entities_of(path: Path) -> dict[str, str]:
+    """Entities in a file's name: ``{"sub": "001", "run": "2"}``."""
+    return dict(part.split("-", 1) for part in path.name.split(".")[0].split("_") if "-" in part)
+
+
+def sessions_of(folder: Path, sequences: Sequence[str]) -> dict[str, list[Path]]:
+    """Images of the sequences in a subject's folder, by session (``ses-...``, '' without one); OSError: unreadable."""
+    ending = re.compile(rf"_({'|'.join(map(re.escape, sequences))})\.nii(\.gz)?")
+    sessions = {}
+    for name in ("", *(path.name for path in _files(folder) if path.name.startswith("ses-"))):
+        images = [path for path in _files(folder / name / "anat") if ending.search(path.name)]
+        sessions |= {name: images} if images else {}
+    return sessions
 
 
 def _choose(root: Path, label: str, sequences: tuple[str, ...], wanted: str | None, entities: Mapping[str, str]
             ) -> tuple[str, dict[str, Path], list[Fault]]:
     """Session ('' where it has no folder of its own) and one image per sequence, by name alone."""
-    ending = re.compile(rf"_({'|'.join(map(re.escape, sequences))})\.nii(\.gz)?")
-    sessions = {}
     try:
-        for name in ("", *(path.name for path in _files(root / label) if path.name.startswith("ses-"))):
-            images = [path for path in _files(root / label / name / "anat") if ending.search(path.name)]
-            sessions |= {name: images} if images else {}
+        sessions = sessions_of(root / label, sequences)
     except OSError as error:
         found = f"cannot be read ({error.strerror or error})"
         return "", {}, [Fault(label, label, found, "a readable folder")]
@@ -158,7 +173,8 @@ def _choose(root: Path, label: str, sequences: tuple[str, ...], wanted: str | No
     if wanted is not None:
         sessions = {name: images for name, images in sessions.items() if _same(name.removeprefix("ses-"), wanted)}
         if not sessions:
-            return "", {}, [Fault(label, label, f"has images in sessions {listed}", f"images in session {wanted!r}")]
+            found = f"has images in sessions {listed}" if listed else "has no images"
+            return "", {}, [Fault(label, label, found, f"images in session {wanted!r}")]
     if len(sessions) > 1:
         return "", {}, [Fault(label, label, f"has images in {len(sessions)} sessions ({listed})",
                               "one session, or the label of one as cohort.session")]
@@ -171,7 +187,8 @@ def _choose(root: Path, label: str, sequences: tuple[str, ...], wanted: str | No
     for sequence in sequences:
         found = [path for path in images if path.name.split(".")[0].endswith(f"_{sequence}")]
         if len(found) > 1 and entities:
-            found = [path for path in found if _has(path, entities)] or found
+            found = [path for path in found if all(
+                _same(entities_of(path).get(name, ""), wish) for name, wish in entities.items())] or found
         if len(found) == 1:
             chosen[sequence] = found[0]
         else:

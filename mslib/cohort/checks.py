@@ -20,6 +20,11 @@ SKEW_TOLERANCE = 2e-4    # |R'R - 1| of an sform without a qform beside it: Simp
 FORM, WHOLE = "an invertible qform or sform", "a whole NIfTI file"
 
 
+def printable(text: str) -> str:
+    """A text of a dataset in one line: line breaks and control characters escaped."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 @dataclass(frozen=True)
 class Fault:
     """What is wrong with one subject: who, which file (relative to the cohort's root), found, allowed."""
@@ -30,8 +35,7 @@ class Fault:
     allowed: str
 
     def __str__(self) -> str:
-        line = f"{self.subject}: {self.file}: {self.found}; allowed: {self.allowed}"
-        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+        return printable(f"{self.subject}: {self.file}: {self.found}; allowed: {self.allowed}")
 
 
 class ImageFault(Exception):

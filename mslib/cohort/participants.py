@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from mslib.study import write_json, write_table, write_text
+from mslib.study import StudyError, write_json, write_table, write_text
 
 from .checks import Fault
 
@@ -41,14 +41,15 @@ class Subject:
     cohort: str = COHORTS[0]
 
 
-def _known(cells: dict[str, str]) -> dict[str, str]:
+def known_cells(cells: dict[str, str]) -> dict[str, str]:
+    """Cells of a row by column, without those that say that something is not known."""
     return {name: text for name, text in cells.items() if text.lower() not in ("", "n/a", "na", "nan")}
 
 
 def _subject(label: str, cells: dict[str, str], group_column: str, groups: Sequence[str] | None,
              fault: Callable[[str, str], None]) -> Subject:
     """One row, whose faults (found, allowed) are reported to `fault`."""
-    known = _known(cells)
+    known = known_cells(cells)
 
     def number(column, high):
         text = known.get(column)
@@ -93,6 +94,9 @@ def _table(path: Path, fault: Callable[[str, str], None]) -> tuple[list[str], li
         fault("is empty", "the columns participant_id and group")
         return [], []
     columns, *rows = table
+    if len(columns) == 1 and (other := re.search("[;,]", columns[0])):
+        fault(f"has its cells separated by {other[0]!r}", "tabs between the cells")
+        return [], []
     ragged = [str(number) for number, cells in enumerate(rows, 1) if len(cells) != len(columns)]
     if ragged:
         fault(f"has another number of cells in row {', '.join(ragged)}", f"{len(columns)} cells in every row")
@@ -100,6 +104,18 @@ def _table(path: Path, fault: Callable[[str, str], None]) -> tuple[list[str], li
     if repeated:
         fault(f"repeats column {', '.join(repeated)}", "every column once")
     return columns, rows
+
+
+def read_cells(root: Path) -> pd.DataFrame:
+    """``participants.tsv`` as texts, one row per line; StudyError where it cannot be read or has no ids."""
+    faults = []
+    columns, lines = _table(root / TABLE, lambda *pair: faults.append(str(Fault(COHORT, TABLE, *pair))))
+    if not faults and "participant_id" not in columns:
+        faults.append(str(Fault(COHORT, TABLE, f"has no column 'participant_id' (but {', '.join(columns)})",
+                                "a column participant_id and one with the group")))
+    if faults:
+        raise StudyError("\n".join(faults))
+    return pd.DataFrame(lines, columns=columns)
 
 
 def read_participants(root: Path, group_column: str, groups: Sequence[str] | Mapping[str, Sequence[str]] | None
@@ -134,7 +150,7 @@ def read_participants(root: Path, group_column: str, groups: Sequence[str] | Map
         elif count > 1:
             fault(f"has {count} rows", "one row per participant", label)
     for cells in people:
-        label, value = cells["participant_id"], _known(cells).get(group_column, "n/a")
+        label, value = cells["participant_id"], known_cells(cells).get(group_column, "n/a")
         if not LABEL.fullmatch(label) or label in rows:
             continue
         if mapped and group_column in columns:
