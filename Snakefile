@@ -11,6 +11,7 @@ from base64 import urlsafe_b64decode
 from functools import cache, reduce
 from math import prod
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from mslib.steps import simulated_people
 from mslib.study import StudyError, explained_networks, load_config
@@ -89,6 +90,11 @@ if workflow.is_main_process:
     for path in [*SHIPPED, *[SHIPPED_START][:"simulated" in compared], *(FITTED.format(network=network) for network in EXPLAINED if not STUDY.trains)]:
         if not Path(path).is_file():
             refuse(f"{path}: is absent; shipped weights lie in the folder weights (weights/README.md)")
+    try:  # now, not when all is done
+        there = next(place for place in (Path(RESULTS).resolve(), *Path(RESULTS).resolve().parents) if place.exists())
+        TemporaryFile(dir=there).close()
+    except OSError as error:
+        refuse(f"{RESULTS}: cannot be written ({error.strerror})")
     try:
         Path(RUN).mkdir(parents=True, exist_ok=True)
         LOCK = open(f"{RUN}/.lock", "w")

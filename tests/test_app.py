@@ -1,6 +1,7 @@
 """A cohort as a clinic would have it: looked at, checked, and given to the BIDS App."""
 
 import json
+import re
 import shutil
 import subprocess
 
@@ -10,7 +11,7 @@ import pytest
 import test_bids as bids
 
 from mslib import app
-from mslib.__main__ import main
+from mslib.__main__ import COMMANDS, _app, _command, main
 from mslib.cohort import draw_participants, simulate_subject
 from mslib.cohort.survey import class_names
 from mslib.study import load_config
@@ -225,6 +226,14 @@ def test_help_is_one_screen_and_steps_are_listed(capsys):
             assert done.code == 0
         out = capsys.readouterr().out
         assert told in out and len(out.splitlines()) <= 40
+
+
+def test_commands_of_the_page_can_be_typed():
+    page = (app.ROOT / "docs" / "your-cohort.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^\.venv/bin/mslib (.+?)(?:  +#.*)?$", page, re.MULTILINE)
+    assert [words.split()[0] for words in commands] == ["init", "check", "BIDS_DIR", "BIDS_DIR"]
+    for first, *words in map(str.split, commands):
+        (_command(first) if first in COMMANDS else _app()).parse_args(words if first in COMMANDS else [first, *words])
 
 
 def test_the_app_preprocesses_a_participant(tmp_path):

@@ -302,7 +302,7 @@ def test_values_of_the_table(root):
     (b"participant_id,group\nsub-001,RRMS\n", "has its cells separated by ','; allowed: tabs between the cells"),
     (b"participant_id;group\nsub-001;RRMS\n", "has its cells separated by ';'; allowed: tabs between the cells"),
     (b"id\tgroup\nsub-001\tRRMS\n", "has no column 'participant_id' (but id, group); "
-                                    "allowed: a column participant_id and one with the group"),
+                                    "allowed: a column participant_id and one with the group, named by cohort."),
     (b"participant_id\tdiagnosis\nsub-001\tRRMS\n", "has no column 'group' (but participant_id, diagnosis)"),
     (b"participant_id\tgroup\tgroup\nsub-001\tRRMS\tSPMS\n", "repeats column group; allowed: every column once"),
     (b"participant_id\tgroup\nsub-001\n", "has another number of cells in row 1; allowed: 2 cells in every row")])

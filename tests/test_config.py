@@ -15,19 +15,28 @@ from mslib.study.config import SIMULATED_GROUPS, Pretraining, StudyConfig
 CONFIGS = sorted((ROOT / "config").glob("*.yaml"))
 FAULTS = {  # text of the file, key, words that say what is allowed, what was given
     "missing": ("seed: 1", "study", "required", "nothing"),
-    "name": ("study: My Study", "study", "match pattern", "'My Study'"),
+    "name": ("study: My Study", "study", "must be small letters, digits and _", "'My Study'"),
     "unknown": ("study: a\nsede: 1", "sede", "is not a known key", "1"),
     "unknown below": ("study: a\nmodel: {wieghts: scratch}", "model.wieghts", "is not a known key", "'scratch'"),
     "word": ("study: a\nmodel: {backbones: [vgg61]}", "model.backbones.0", "'vgg16' or 'vgg19'", "'vgg61'"),
     "weights": ("study: a\nmodel: {weights: imagnet}", "model.weights", "imagenet", "'imagnet'"),
     "empty": ("study: a\nmodel: {backbones: []}", "model.backbones", "at least 1", "[]"),
     "type": ("study: a\nseed: eight", "seed", "valid integer", "'eight'"),
-    "text for number": ("study: a\ntraining: {weight_decay: '1e-3'}", "training.weight_decay", "valid number",
+    "text for number": ("study: a\ntraining: {weight_decay: 1e-3}", "training.weight_decay", "write 1.0e-3",
                         "'1e-3'"),
+    "endless pixels": ("study: a\nmodel: {pixel_mm: .inf}", "model.pixel_mm", "less than or equal to 10", "inf"),
+    "endless rate": ("study: a\ntraining: {honest: {learning_rate: .inf}}", "training.honest.learning_rate",
+                     "less than or equal to 1", "inf"),
+    "huge images": ("study: a\nmodel: {image_size: [100000, 168]}", "model.image_size.0", "less than or equal to 1024",
+                    "100000"),
+    "one backbone twice": ("study: a\nmodel: {backbones: [vgg16, vgg16]}", "model.backbones", "different", "['vgg16'"),
+    "one draw": ("study: a\nstatistics: {bootstrap: 1}", "statistics.bootstrap", "greater than or equal to 100", "1"),
+    "too few samples": ("study: a\nattribution: {superpixels: 50}", "attribution.samples",
+                        "must be at least 300 for 150 superpixels", "150"),
     "truth value": ("study: a\nseed: true", "seed", "valid integer", "True"),
     "range": ("study: a\ncohort: {simulated: {voxel_mm: 0.1}}", "cohort.simulated.voxel_mm", "0.5", "0.1"),
     "negative": ("study: a\nseed: -1", "seed", "greater than or equal to 0", "-1"),
-    "not a number": ("study: a\nmodel: {pixel_mm: .nan}", "model.pixel_mm", "greater than 0", "nan"),
+    "not a number": ("study: a\nmodel: {pixel_mm: .nan}", "model.pixel_mm", "less than or equal to 10", "nan"),
     "length": ("study: a\nmodel: {image_size: [48]}", "model.image_size.1", "required", "nothing"),
     "shares": ("study: a\ntraining: {split: {train: 0.9}}", "training.split", "must be 1", "1.15"),
     "percentiles": ("study: a\nprep: {percentiles: [99, 1]}", "prep.percentiles", "lower, then upper", "[99"),
@@ -181,25 +190,6 @@ def test_published_protocol():
     assert (config.training.augmentation.gain, config.training.augmentation.gamma) == (0, 0)
     own = config.attribution
     assert (own.superpixels, own.permutations, own.steps, own.levels) == (50, 25, 50, 11)
-
-
-def test_the_readers_steps_to_an_own_cohort_make_a_study(tmp_path):
-    """docs/your-cohort.md, steps 3 and 4."""
-    steps = (ROOT / "docs" / "your-cohort.md").read_text(encoding="utf-8").partition("\n## ")[0]
-    source = re.search(r"Copy `(config/\w+\.yaml)` to `config/mine\.yaml`", steps)[1]
-    settings = yaml.safe_load((ROOT / source).read_text(encoding="utf-8"))
-    settings |= {"study": "mine", "groups": ["control", "PPMS"], "cohort": {"source": "bids", "root": "path/to/bids"}}
-    assert "Delete its `sleep` block" in steps
-    del settings["sleep"]
-    path = tmp_path / "mine.yaml"
-    choices = re.findall(r"`(simulated|imagenet|scratch)`", steps.partition("4. Choose")[2].partition("5. ")[0])
-    assert choices == ["simulated", "imagenet", "scratch"]
-    for weights in choices:
-        settings["model"]["weights"] = weights
-        for kind in re.findall(r"`(published|honest|cause)`", steps) if weights == "scratch" else ():
-            del settings["training"][kind]
-        path.write_text(yaml.safe_dump(settings), encoding="utf-8")
-        assert load_config(path).model.weights == weights and load_config(path).sleep is None
 
 
 def test_the_recipe_of_pretraining_ends_on_the_pixels_of_the_study(tmp_path):

@@ -37,8 +37,8 @@ def called(words, root=ROOT, **options):
                           text=True, check=False, **options)
 
 
-def command(folder, more=(), run="run", study="study=smoke"):
-    return ["snakemake", *more, "--config", study, f"run_dir={folder / run}", f"results={folder / 'results'}"]
+def command(folder, more=(), run="run", study="study=smoke", results="results"):
+    return ["snakemake", *more, "--config", study, f"run_dir={folder / run}", f"results={folder / results}"]
 
 
 def start(folder, **options):
@@ -375,6 +375,7 @@ def test_a_second_run_of_the_same_study_is_refused(tmp_path):
 
 @pytest.mark.parametrize("options,line", [
     ({"run": "file/run"}, "file/run: cannot be written"),
+    ({"results": "file"}, "file: cannot be written (Not a directory)"),
     ({"study": "study=nowhere"}, "config/nowhere.yaml: cannot be read"),
     ({"study": "studdy=smoke"}, "--config: must be of file, results, run_dir, study (got studdy)"),
     ({"study": "study=open_ms"}, "vgg16_simulated.h5: is absent; shipped weights lie in the folder weights")])

@@ -139,7 +139,7 @@ def read_participants(root: Path, group_column: str, groups: Sequence[str] | Map
     for name in ("participant_id", group_column):
         if columns and name not in columns:
             fault(f"has no column {name!r} (but {', '.join(columns)})",
-                  "a column participant_id and one with the group")
+                  "a column participant_id and one with the group, named by cohort.group_column")
     if "participant_id" not in columns:
         return None, faults, left_out
     rows: dict[str, Subject] = {}

@@ -72,10 +72,11 @@ def fit_head(features: np.ndarray, targets: np.ndarray, train: np.ndarray, valid
 def fold_logits(features: np.ndarray, table: pd.DataFrame, folds: int, seed: int) -> np.ndarray:
     """Logits of every slice by a head that has seen no slice of its subject, (n, classes).
 
-    `table` has ``subject, group, target`` per slice. Subjects are dealt to `folds` folds, groups in equal shares; the
-    fold after the tested one validates.
+    `table` has ``subject, group, target`` per slice. Subjects are dealt to `folds` folds (at most as many as the
+    smallest group has people), groups in equal shares; the fold after the tested one validates.
     """
     people = table.groupby("subject")["group"].first()
+    folds = min(folds, people.value_counts().min())
     parts = [people.index[test] for _, test in StratifiedKFold(folds, shuffle=True, random_state=seed).split(
         people.index, people)]
     targets = table["target"].to_numpy()

@@ -7,22 +7,29 @@ from typing import Annotated, ClassVar, Literal, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Sequence = Literal["T1w", "T2w", "FLAIR"]
-Group = Annotated[str, Field(pattern=r"^[A-Za-z0-9]+$")]
+#: Patterns of texts, in words.
+PATTERNS = {r"^[A-Za-z0-9]+$": "letters and digits", r"^[a-z0-9_]+$": "small letters, digits and _",
+            r"^(scratch|simulated|imagenet|.+\.h5)$": "scratch, simulated, imagenet or the path of a .h5 file"}
+_WORD, _NAME, _WEIGHTS = PATTERNS
+Group = Annotated[str, Field(pattern=_WORD)]
 #: Text that may look like a number in YAML, such as a run or a coded diagnosis.
 Text = Annotated[str, BeforeValidator(lambda given: str(given) if type(given) is int else given)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0, le=1e6)]
+Millimetres = Annotated[float, Field(gt=0, le=10)]
+Rate = Annotated[float, Field(gt=0, le=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
 Percent = Annotated[float, Field(ge=0, le=100)]
 Listed = Field(strict=False)  # YAML has no tuples
-Size = Annotated[tuple[PositiveInt, PositiveInt], Listed]
+Side = Annotated[int, Field(ge=1, le=1024)]
+Size = Annotated[tuple[Side, Side], Listed]
 Sequences = Annotated[tuple[Sequence, Sequence, Sequence], Listed]
 Rule = Literal["epsilon_plus", "epsilon", "alpha1_beta0", "alpha2_beta1", "gamma", "epsilon_gamma",
                "epsilon_alpha2_beta1"]
 #: Of images: also from each sequence's mean over the brain on.
 ImageRule = Literal[(*get_args(Rule), *(f"{name}_centred" for name in get_args(Rule)))]
-Weights = Annotated[str, Field(pattern=r"^(scratch|simulated|imagenet|.+\.h5)$")]
+Weights = Annotated[str, Field(pattern=_WEIGHTS)]
 #: A group must have a subject in each of the three parts of the subject-wise split.
 MIN_PER_GROUP = 3
 #: Shortest side that five poolings leave a pixel of.
@@ -80,7 +87,7 @@ class CohortSection(Section):
 class Prep(Section):
     """Bias correction, co-registration to T1w, intensity scaling and the choice of slices."""
 
-    resample_mm: Positive | None = None
+    resample_mm: Millimetres | None = None
     percentiles: Annotated[tuple[Percent, Percent], Listed] = (0.5, 99.8)
     n_slices: PositiveInt = 135
 
@@ -100,7 +107,7 @@ class Model(Section):
     weights: Weights = "scratch"
     input: Literal["fused", "T1w", "T2w", "FLAIR"] = "fused"
     image_size: Size = (192, 168)
-    pixel_mm: Positive = 1.0
+    pixel_mm: Millimetres = 1.0
     seeds: PositiveInt = 3
 
 
@@ -137,7 +144,7 @@ class Schedule(Section):
 
     epochs: PositiveInt = 2
     slices_per_subject: PositiveInt = 16
-    learning_rate: Positive = 1e-4
+    learning_rate: Rate = 1e-4
     frozen_blocks: Annotated[int, Field(ge=0, le=4)] = 0
 
 
@@ -157,7 +164,7 @@ class Training(Section):
     augmentation: Augmentation = Augmentation()
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     batch_size: PositiveInt = 32
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 1e-4
     patience: PositiveInt = 4
     published: Schedule = Schedule()
     honest: Schedule = Schedule()
@@ -169,7 +176,7 @@ class Stage(Section):
 
     epochs: PositiveInt
     slices_per_subject: PositiveInt
-    learning_rate: Positive
+    learning_rate: Rate
     shrink: Annotated[int, Field(ge=1, le=8)] = 1
     batch_size: PositiveInt = 32
 
@@ -189,13 +196,13 @@ class Pretraining(Section):
     groups: Annotated[list[Literal[SIMULATED_GROUPS]], Field(min_length=1)] = list(SIMULATED_GROUPS)
     sequences: Sequences = ("T1w", "T2w", "FLAIR")
     image_size: Size = (192, 168)
-    pixel_mm: Positive = 1.0
+    pixel_mm: Millimetres = 1.0
     prep: Prep = Prep()
     people: PositiveInt
     slices_per_person: PositiveInt
     variation: Positive
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 1e-4
     area_weight: Positive
     augmentation: Augmentation = Augmentation()
     stages: Annotated[list[Stage], Field(min_length=1)]
@@ -225,7 +232,7 @@ class KnownRule(Section):
 
     slices_per_subject: PositiveInt = 24
     epochs: PositiveInt = 4
-    learning_rate: Positive = 2e-3
+    learning_rate: Rate = 2e-3
     narrow: Annotated[int, Field(ge=1, le=16)] = 8
     shrink: Annotated[int, Field(ge=1, le=4)] = 1
     test_slices: Annotated[int, Field(ge=8)] = 100
@@ -287,7 +294,7 @@ class Comparison(Section):
 class Statistics(Section):
     """Intervals by bootstrap over subjects."""
 
-    bootstrap: PositiveInt = 2000
+    bootstrap: Annotated[int, Field(ge=100)] = 2000
     confidence: Share = 0.95
 
 
@@ -313,7 +320,7 @@ class Sleep(Section):
     epochs_per_recording: PositiveInt | None = 100
     passes: PositiveInt = 12
     batch_size: PositiveInt = 32
-    learning_rate: Positive = 1e-3
+    learning_rate: Rate = 1e-3
     patience: PositiveInt = 5
     pool: Annotated[int, Field(ge=1, le=4)] = 4
     rule: Rule = "epsilon_plus"
@@ -338,7 +345,7 @@ class Sleep(Section):
 class StudyConfig(Section):
     """All settings of one study."""
 
-    study: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
+    study: Annotated[str, Field(pattern=_NAME)]
     notebooks: Annotated[list[Literal[NOTEBOOKS]], Field(min_length=1)] = list(NOTEBOOKS)
     seed: Count = 3275
     groups: Annotated[list[Group], Field(min_length=1)] = ["control", "RRMS", "SPMS"]
@@ -410,8 +417,11 @@ class StudyConfig(Section):
     def _cohort_faults(self):
         simulated = self.cohort.source == "simulated"
         values = [value for every in self.group_values.values() for value in every]
-        for key in ("groups", "sequences"):
-            if len(set(names := getattr(self, key))) < len(names):
+        lists = {"groups": self.groups, "sequences": self.sequences, "model.backbones": self.model.backbones,
+                 "model.kinds": self.model.kinds, "explain.methods": self.explain.methods,
+                 "attribution.baselines": self.attribution.baselines, "relevance.compared": self.relevance.compared}
+        for key, names in lists.items():
+            if len(set(names)) < len(names):
                 yield f"{key}: must be different from each other (got {list(names)})"
         if len(set(values)) < len(values):
             yield f"groups: every value of the table must stand for one class (got {self.group_values})"
@@ -435,6 +445,10 @@ class StudyConfig(Section):
                    f"{list(model.image_size)})")
         if (pixels := min(model.image_size) // self.attribution.known_rule.shrink) < MIN_PIXELS:
             yield f"attribution.known_rule.shrink: must leave at least {MIN_PIXELS} pixels a side (got {pixels})"
+        superpixels = len(self.sequences) * self.attribution.superpixels
+        if self.attribution.samples < 2 * superpixels:
+            yield (f"attribution.samples: must be at least {2 * superpixels} for {superpixels} superpixels, "
+                   f"{self.attribution.superpixels} a sequence (got {self.attribution.samples})")
         for kind in model.kinds if model.weights == "scratch" else ():
             if blocks := getattr(training, kind).frozen_blocks:
                 yield f"training.{kind}: frozen_blocks must be 0 where weights start at random (got {blocks})"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import yaml
 from pydantic import ValidationError
 
-from .config import Section, StudyConfig
+from .config import PATTERNS, Section, StudyConfig
 from .errors import StudyError
 
 
@@ -15,6 +16,11 @@ def _allowed(error: dict) -> str:
     kind, ctx = error["type"], error.get("ctx", {})
     if kind == "extra_forbidden":
         return "is not a known key"
+    if kind == "string_pattern_mismatch":
+        return f"must be {PATTERNS.get(ctx['pattern'], ctx['pattern'])}"
+    if kind == "float_type" and isinstance(error["input"], str) and re.fullmatch(r"-?\d+e[+-]?\d+", error["input"]):
+        mantissa, exponent = error["input"].split("e")
+        return f"must be a number: write {mantissa}.0e{exponent}, YAML takes {error['input']} for text"
     if kind == "literal_error":
         return f"must be {ctx['expected']}"
     if kind == "value_error":
