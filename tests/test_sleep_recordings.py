@@ -102,7 +102,7 @@ def test_hypnogram_longer_or_shorter_than_the_signal(tmp_path):
 
 
 @pytest.mark.parametrize(("content", "message"), [
-    (b"", "is empty"), (b"hello" * 300, "is no EDF file"), (b"0       " + b" " * 100, "is no EDF file"),
+    (b"", "is empty"), (b"hello" * 300, "is no EDF file"), (b"0       " + b" " * 100, r"is cut in its header \(108 "),
     (b"0       " + b" " * 400, "its header has no start time")])
 def test_files_that_are_no_edf(tmp_path, content, message):
     edf, hypnogram = write(tmp_path)
@@ -263,6 +263,8 @@ def test_cohort_that_cannot_be_used(tmp_path):
             tmp_path / "store", CHANNELS)
     table_of(tmp_path, [{"recording": "a", "psg": "a.edf"}])
     refused(sleep.read_cohort, "has no column subject, hypnogram", tmp_path, tmp_path / "store", CHANNELS)
+    (tmp_path / "nights.tsv").write_text("recording;subject;psg;hypnogram\n")
+    refused(sleep.read_cohort, "has its cells separated by ';'", tmp_path, tmp_path / "store", CHANNELS)
     table_of(tmp_path, rows_of("s1n1"))
     with pytest.raises(ValueError, match=r"no recording can be used\nnights.tsv: recording 's1n1': psg .* is absent"):
         sleep.read_cohort(tmp_path, tmp_path / "store", CHANNELS)

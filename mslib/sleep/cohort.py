@@ -99,6 +99,8 @@ def _read_table(folder: Path) -> tuple[pd.DataFrame, list[str]]:
                          f"known, {', '.join(OPTIONAL)}") from error
     except (ValueError, OSError) as error:
         raise ValueError(f"{path}: cannot be read as a tab-separated table ({error})") from error
+    if len(nights.columns) == 1 and (other := re.search("[;,]", nights.columns[0])):
+        raise ValueError(f"{path}: has its cells separated by {other[0]!r}; allowed: tabs between the cells")
     absent = [column for column in REQUIRED if column not in nights]
     if absent or not len(nights):
         raise ValueError(f"{path}: has no {'column ' + ', '.join(absent) if absent else 'row'}; allowed: one row per "

@@ -47,7 +47,9 @@ def _start_of(path: Path) -> datetime.datetime:
         raise ValueError(f"{path.name}: cannot be read ({error.strerror or error}); allowed: an EDF file") from error
     if not header:
         raise ValueError(f"{path.name}: is empty; allowed: an EDF file")
-    if len(header) < 256 or header[:8] != b"0       ":
+    if header[:8] == b"0       " and len(header) < 256:
+        raise ValueError(f"{path.name}: is cut in its header ({len(header)} bytes); allowed: a whole EDF or EDF+ file")
+    if header[:8] != b"0       ":
         raise ValueError(f"{path.name}: is no EDF file (starts with {header[:8]!r}); allowed: EDF or EDF+")
     if header[192:197] == b"EDF+D":
         raise ValueError(f"{path.name}: is EDF+D, a recording with gaps; allowed: EDF or EDF+C (continuous)")
