@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from mslib.measure import interval_text
+from mslib.show import label_of
+
 HOLDS, FAILS, OPEN, UNTESTABLE = "holds", "does not hold", "undecided", "not testable"
 #: Of a claim that the simulator has planted, and of an accuracy over people that the network has learnt from.
 RECOVERED, LOST = "recovered in simulation", "not recovered in simulation"
@@ -72,16 +75,6 @@ class Claim:
     planted: bool = False
     holds: str = HOLDS
     conjunction: bool = True
-
-
-def interval_text(value, low, high, digits: int = 2) -> str:
-    """``0.93 (0.88 to 0.97)``, or that there is no value or no interval."""
-    known = [math.nan if number is None else float(number) for number in (value, low, high)]
-    if math.isnan(known[0]):
-        return "not measured"
-    if math.isnan(known[1]) or math.isnan(known[2]):
-        return f"{known[0]:.{digits}f} (no interval)"
-    return f"{known[0]:.{digits}f} ({known[1]:.{digits}f} to {known[2]:.{digits}f})"
 
 
 def verdict(low: float, high: float, border: float = 0.0, direction: str = "above") -> tuple[str, str]:
@@ -166,7 +159,7 @@ def judge(claims: list[Claim], read: Callable[[str], pd.DataFrame], simulated: b
         groups = rows.groupby(claim.by, sort=False) if claim.by in rows else [("", rows)]
         for owner, part in groups:
             part = part.to_dict("records")
-            values = "; ".join(interval_text(row["value"], row["low"], row["high"]) for row in part)
+            values = "; ".join(map(interval_text, part))
             borders = ", ".join(sorted({f"{_border(claim, row):.3g}" for row in part}))
             decided, reason = _decide(claim, part, read, owner)
             words = {HOLDS: claim.holds} | ({HOLDS: RECOVERED, FAILS: LOST} if claim.planted and simulated else {})
@@ -248,7 +241,7 @@ CLAIMS: list[Claim] = [
           conjunction=False),
     Claim("An earlier layer repairs Grad-CAM", STUDY, CHECK, "gradcam_layer_gain", "method == 'gradcam'", 0.0,
           "gain in MSFI of the best layer over the last one and over chance", conjunction=False),
-    *(Claim(f"LRP ({rule}) gives the decisive sequence the largest share{beyond}", STUDY, CONTROL,
+    *(Claim(f"{label_of(rule)} gives the decisive sequence the largest share{beyond}", STUDY, CONTROL,
             "relevance_known_rule_margins", f"kind == '{kind}' and rule == '{rule}'", 0.0,
             "share of the decisive sequence minus the largest other, one network a sequence", conjunction=False)
       for rule in ("epsilon_plus", "epsilon_plus_centred", "epsilon", "epsilon_centred", "alpha2_beta1",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import base64
-import hashlib
+import copy
 import html
+import io
 import json
 import re
 import shutil
@@ -12,46 +13,64 @@ from pathlib import Path
 
 import nbformat
 import pandas as pd
-from jinja2 import DictLoader
+from jinja2 import DictLoader, Environment, FileSystemLoader
 from nbconvert import HTMLExporter
+from nbconvert.preprocessors import TagRemovePreprocessor
 from nbconvert.preprocessors.sanitize import SanitizeHTML
+from PIL import Image
 
+from mslib.show import label_of
 from mslib.study import Run, StudyError, read_json, read_table, write_json, write_table, write_text
 from mslib.study.provenance import ROOT, commit, file_sha256, versions
 
-#: Figure of every notebook in the gallery: the first that the study has drawn.
-FIGURES = {"00_cohort": ["cohort"], "01_coregistration": ["registration_errors", "figure1_examples"],
-           "02_finetuning": ["accuracy", "figure2_confusion"], "03_gradcam_layers": ["depth_curves", "layer_grid"],
-           "04_multimodal_attribution": ["attribution_scores_known_rule", "attribution_patient"],
-           "05_modality_relevance": ["relevance_shares"], "06_sleep_staging": ["sleep_night"],
-           "07_summary": ["headline_relevance"], "08_pretraining": ["pretraining_depth"]}
+#: What is published of every notebook, figures and tables; the first figure that a study has drawn stands in the
+#: gallery. All the rest stays in the run.
+PUBLISHED = {
+    "00_cohort": (["cohort", "appearance"], []),
+    "01_coregistration": (["figure1_examples"], []),
+    "02_finetuning": (["accuracy", "figure2_confusion"], ["accuracy"]),
+    "03_gradcam_layers": (
+        ["depth_curves", "cause_layers", "figure3_layers", "figure4_layers", "depth_by_size", "randomisation"],
+        ["depth_curves", "way_to_oracle", "depth_by_size", "depth_tests"]),
+    "04_multimodal_attribution": (["attribution_checks", "attribution_known_rule", "attribution_cause_auprc"],
+                                  ["attribution_known_rule", "attribution_cause", "attribution_checks"]),
+    "05_modality_relevance": (["relevance_known_rule", "relevance_shares"], ["relevance_shares"]),
+    "06_sleep_staging": (["sleep_shares", "sleep_night"], ["sleep_shares"]),
+    "07_summary": (["summary"], ["claims"]),
+    "08_pretraining": (["pretraining_depth", "pretraining_depth_equal", "pretraining_methods"],
+                       ["pretraining_accuracy", "pretraining_depth", "pretraining_methods"])}
+#: The same of real patients explained by networks of simulated ones: an example and maps, no accuracy.
+TRANSFER = dict.fromkeys(PUBLISHED, ([], [])) | {
+    "01_coregistration": (["figure1_examples"], []), "03_gradcam_layers": (["figure3_layers"], ["depth_curves"])}
 SIMULATED = "Simulated data: every subject is made by this project's own phantom. No number here describes a person."
 LESJAK = ("Data: open_ms_data (Lesjak et al. 2016 and 2017), CC-BY; corrected for bias fields, aligned, masked to the "
           "brain, scaled and resampled by this project.")
-#: Nothing is loaded from elsewhere and nothing runs.
-POLICY = "default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'"
-STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
-img{max-width:100%;height:auto}table{border-collapse:collapse;font-size:.85rem;display:block;overflow-x:auto}
-td,th{border:1px solid #ccc;padding:.2rem .5rem;text-align:left}pre{overflow-x:auto;background:#f6f6f6;padding:.5rem}
-details{margin:.5rem 0}summary{cursor:pointer;color:#555}
-.card{display:grid;grid-template-columns:16rem 1fr;gap:1rem;margin:1.5rem 0}
-@media(max-width:600px){.card{grid-template-columns:1fr}}.note{background:#fff3cd;padding:.5rem 1rem}
-@media print{details:not([open]){display:none}}"""
+#: Vector copies of figures are published where they hold no picture, and so stay below this size.
+LARGEST_SVG = 150_000
+PAGES = Environment(loader=FileSystemLoader(Path(__file__).parent / "show" / "pages"), trim_blocks=True,
+                    lstrip_blocks=True, keep_trailing_newline=True,
+                    autoescape=lambda name: ".html" in name)
+PAGES.filters |= {"label": label_of, "text": lambda text: html.escape(str(text), quote=False)}  # inside Markdown
 #: What markdown and tables may hold; any other tag is shown as text.
 TAGS = ("a abbr b blockquote br code dd del div dl dt em h1 h2 h3 h4 h5 h6 hr i li ol p pre span strong sub sup table "
         "tbody td th thead tr ul").split()
 SANITIZER = SanitizeHTML(tags=TAGS, attributes={"*": ["class", "id"], "a": ["href"], "td": ["colspan", "rowspan"],
                                                 "th": ["colspan", "rowspan"]})
 #: The basic template of nbconvert with every input folded.
-TEMPLATE = """{% extends 'basic/index.html.j2' %}
+FOLDED = """{% extends 'basic/index.html.j2' %}
 {% block input_group %}<details><summary>Code</summary>{{ super() }}</details>{% endblock %}"""
 
 
-def clean_notebook(path: Path) -> nbformat.NotebookNode:
-    """An executed notebook without timing, machine paths and progress bars: the same text for the same results."""
+def clean_notebook(path: Path, answer: str = "") -> nbformat.NotebookNode:
+    """An executed notebook without timing, machine paths and progress bars: the same text for the same results.
+
+    The answer stands below the question; pictures are JPEG in full colour where that is smaller.
+    """
     notebook = nbformat.read(path, as_version=4)
     for key in ("papermill", "widgets"):
         notebook.metadata.pop(key, None)
+    if answer:
+        notebook.cells.insert(1, nbformat.v4.new_markdown_cell(f"**Answer.** {html.escape(answer, quote=False)}"))
     for number, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{number:02d}"  # papermill gives the cell it adds a random one
         tags = cell.metadata.get("tags", [])
@@ -59,6 +78,7 @@ def clean_notebook(path: Path) -> nbformat.NotebookNode:
         if tags:
             cell.metadata["tags"] = tags
         if cell.cell_type == "code":
+            cell.metadata["jupyter"] = {"source_hidden": True}
             cell.outputs = _stable_outputs(cell.outputs)
     return notebook
 
@@ -73,15 +93,14 @@ def _stable_outputs(outputs):
             kept[-1]["text"] += output["text"]
         else:
             kept.append(output)
+        if "image/png" in output.get("data", {}):
+            drawn, stored = base64.b64decode(output["data"]["image/png"]), io.BytesIO()
+            Image.open(io.BytesIO(drawn)).convert("RGB").save(stored, "JPEG", quality=85, subsampling=0, optimize=True)
+            if len(stored.getvalue()) < len(drawn):
+                output["data"]["image/jpeg"] = base64.b64encode(stored.getvalue()).decode()
+                output["metadata"]["image/jpeg"] = output["metadata"].pop("image/png", {})
+                del output["data"]["image/png"]
     return kept
-
-
-def page(title: str, body: str) -> str:
-    """A whole HTML page that loads nothing from elsewhere and runs no script."""
-    return (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
-            f'<meta name="viewport" content="width=device-width,initial-scale=1">'
-            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}"><style>{STYLE}</style></head>'
-            f"<body><main>{body}</main></body></html>\n")
 
 
 def _clean_html(text: str) -> str:
@@ -91,18 +110,22 @@ def _clean_html(text: str) -> str:
 
 def notebook_page(notebook: nbformat.NotebookNode, title: str, figures: Path) -> str:
     """HTML of a cleaned notebook: inputs folded, pictures that lie in `figures` linked instead of embedded."""
-    exporter = HTMLExporter(template_file="folded.html.j2", extra_loaders=[DictLoader({"folded.html.j2": TEMPLATE})],
-                            sanitize_html=True, filters={"clean_html": _clean_html})
+    notebook = copy.deepcopy(notebook)
+    for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
+        for kind in ("image/png", "image/jpeg"):
+            file = figures / f"{output.get('metadata', {}).get(kind, {}).get('figure')}.png"
+            if file.is_file():
+                output["metadata"]["filenames"] = {kind: f"../figures/{file.name}"}
+    exporter = HTMLExporter(template_file="folded.html.j2", extra_loaders=[DictLoader({"folded.html.j2": FOLDED})],
+                            sanitize_html=True, filters={"clean_html": _clean_html}, exclude_input_prompt=True,
+                            exclude_output_prompt=True, exclude_anchor_links=True)
+    hidden = TagRemovePreprocessor(remove_cell_tags={"parameters", "injected-parameters"}, enabled=True)
+    exporter.register_preprocessor(hidden, enabled=True)
     body, _ = exporter.from_notebook_node(notebook)
     body = re.sub(r"<script.*?</script>", "", body, flags=re.DOTALL)
-    known = {hashlib.sha256(path.read_bytes()).digest(): path.stem for path in figures.glob("*.png")}
-
-    def linked(match):
-        name = known.get(hashlib.sha256(base64.b64decode(match[1])).digest())
-        return f'src="../figures/{name}.png" alt="{name}"' if name else match[0]
-
-    body = re.sub(r'(?:alt="[^"]*"\s*)?src="data:image/png;base64,([^"]+)"', linked, body)
-    return page(title, f'<p><a href="../index.html">All notebooks</a></p>{body}')
+    body = re.sub(r"<table.*?</table>", r'<div class="scroll" tabindex="0" role="group" aria-label="table">\g<0></div>',
+                  body, flags=re.DOTALL)  # wide tables scroll by themselves, also by keyboard
+    return PAGES.get_template("notebook.html.j2").render(title=title, body=body)
 
 
 def question_of(notebook: nbformat.NotebookNode) -> tuple[str, str]:
@@ -137,26 +160,7 @@ def publish(run: Run, results: Path) -> None:
     building, old = (results.with_name(f".{results.name}.{end}") for end in ("new", "old"))
     try:
         shutil.rmtree(building, ignore_errors=True)
-        names = run.config.run_notebooks
-        for file in sorted({file for name in names for file in read_json(run.folder / "made" / f"{name}.json")}):
-            (building / file).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(run.folder / file, building / file)
-        entries = []
-        for name in names:
-            notebook = clean_notebook(run.folder / "notebooks" / f"{name}.ipynb")
-            title, question = question_of(notebook)
-            write_text(building / "notebooks" / f"{name}.ipynb", nbformat.writes(notebook) + "\n")
-            write_text(building / "notebooks" / f"{name}.html", notebook_page(notebook, title, building / "figures"))
-            drawn = (f"figures/{figure}.png" for figure in FIGURES[name])
-            entries.append((name, title, question, next((file for file in drawn if (building / file).exists()), "")))
-        metrics = {name: read_json(run.folder / "metrics" / f"{name}.json") for name in names}
-        write_table(building / "tables" / "minutes.csv", minutes_by_rule(run.folder / "minutes"), float_format="%.3g")
-        write_json(building / "metrics.json", metrics)
-        write_json(building / "provenance.json", {
-            "study": run.config.study, "commit": commit(), "seed": run.config.seed, "config": run.config_path.name,
-            "settings": json.loads(run.config.model_dump_json()), "versions": versions(),
-            "lock": file_sha256(ROOT / "requirements.txt")})
-        _gallery(run, building, entries, metrics)
+        _build(run, building)
         shutil.rmtree(old, ignore_errors=True)
         if results.exists():
             results.rename(old)
@@ -168,26 +172,44 @@ def publish(run: Run, results: Path) -> None:
         raise StudyError(f"{error.filename or results}: cannot be written ({error.strerror or error})") from error
 
 
-def _gallery(run, folder, entries, metrics) -> None:
-    """``README.md`` and ``index.html``: question, answer and figure of every notebook."""
-    title = f"Results of study {run.config.study}"
-    notes = [SIMULATED] * (run.config.cohort.source == "simulated") + [LESJAK] * (run.config.cohort.source == "open_ms")
-    readme = [f"# {title}", *(f"> {note}" for note in notes),
-              f"Made by commit `{commit()}`; `provenance.json` holds settings and versions, `metrics.json` every "
-              "recorded number. Offline pages: `index.html`. Minutes by rule: `tables/minutes.csv`."]
-    cards = [f"<h1>{html.escape(title)}</h1>", *(f'<p class="note">{html.escape(note)}</p>' for note in notes)]
-    for name, heading, question, figure in entries:
-        answer = str(metrics[name].get("answer", ""))  # its numbers are computed, its names may come from data
-        picture = f'<img src="{figure}" alt="{html.escape(answer or question)}">' if figure else ""
-        readme += [f"## [{heading}](notebooks/{name}.ipynb)", question, html.escape(answer, quote=False),
-                   f"![{answer or question}]({figure})" if figure else ""]
-        cards.append(f'<section class="card"><a href="notebooks/{name}.html">{picture or html.escape(name)}</a><div>'
-                     f'<h2><a href="notebooks/{name}.html">{html.escape(heading)}</a></h2>'
-                     f"<p>{html.escape(question)}</p><p>{html.escape(answer)}</p></div></section>")
-    viewers = sorted(path.name for path in (folder / "viewers").glob("*.html"))
-    if viewers:
-        items = "".join(f'<li><a href="viewers/{name}">{name}</a></li>' for name in viewers)
-        cards.append(f"<h2>Viewers</h2><ul>{items}</ul>")
-        readme += ["## Viewers", "\n".join(f"- [{name}](viewers/{name})" for name in viewers)]
-    write_text(folder / "README.md", "\n\n".join(part for part in readme if part) + "\n")
-    write_text(folder / "index.html", page(title, "\n".join(cards)))
+def _build(run: Run, folder: Path) -> None:
+    """Everything that is published of a run, into a new folder."""
+    kept = TRANSFER if run.config.cohort.source == "open_ms" else PUBLISHED
+    notebooks, viewers = [], []
+    for name in run.config.run_notebooks:
+        made, metrics = (read_json(run.folder / place / f"{name}.json") for place in ("made", "metrics"))
+        figures = [figure for figure in kept[name][0] if f"figures/{figure}.png" in made]
+        tables = [f"tables/{table}.csv" for table in kept[name][1] if f"tables/{table}.csv" in made]
+        pages = [file for file in made if file.startswith("viewers/")]
+        for file in [*(f"figures/{figure}.png" for figure in figures), *tables, *pages]:
+            _copy(run.folder / file, folder / file)
+        for file in (f"figures/{figure}.svg" for figure in figures):
+            if (run.folder / file).is_file() and (run.folder / file).stat().st_size < LARGEST_SVG:
+                _copy(run.folder / file, folder / file)
+        answer = str(metrics.get("answer", ""))  # its numbers are computed, its names may come from data
+        notebook = clean_notebook(run.folder / "notebooks" / f"{name}.ipynb", answer)
+        title, question = question_of(notebook)
+        write_text(folder / "notebooks" / f"{name}.ipynb", nbformat.writes(notebook) + "\n")
+        write_text(folder / "notebooks" / f"{name}.html", notebook_page(notebook, title, folder / "figures"))
+        notebooks.append({"name": name, "title": title, "question": question, "answer": answer, "metrics": metrics,
+                          "figures": {figure: made[f"figures/{figure}.png"] for figure in figures}})
+        viewers += pages
+    metrics = {one["name"]: one.pop("metrics") for one in notebooks}
+    write_table(folder / "tables" / "minutes.csv", minutes_by_rule(run.folder / "minutes"), float_format="%.3g")
+    write_json(folder / "metrics.json", metrics)
+    provenance = {
+        "study": run.config.study, "commit": commit(), "seed": run.config.seed, "config": run.config_path.name,
+        "settings": json.loads(run.config.model_dump_json()), "versions": versions(),
+        "lock": file_sha256(ROOT / "requirements.txt")}
+    write_json(folder / "provenance.json", provenance)
+    note = {"simulated": SIMULATED, "open_ms": LESJAK}.get(run.config.cohort.source, "")
+    words = {"title": f"Results of study {run.config.study}", "note": note, "notebooks": notebooks, "viewers": viewers,
+             "verdicts": metrics.get("07_summary", {}).get("verdicts", {}), "provenance": provenance,
+             "metrics": metrics}
+    for name in ("README.md", "methods.md", "index.html"):
+        write_text(folder / name, PAGES.get_template(f"{name}.j2").render(words))
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)

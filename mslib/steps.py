@@ -216,14 +216,20 @@ class Study(Run):
         model.load_weights(path)
         return model
 
-    def show(self, name: str, figure):
-        """Save a figure to ``figures/<name>.png``, close it and return the picture, which a notebook then displays."""
-        from IPython.display import Image
+    def show(self, name: str, figure, here: str = "") -> None:
+        """Save a figure to ``figures/<name>.png`` and ``.svg`` and display it, below it what it shows `here`.
+
+        That sentence, with its numbers, is also what a screen reader says of the picture.
+        """
+        from IPython.display import Image, Markdown, display
 
         from mslib.show import save_figure
         path = save_figure(figure, self.folder / "figures" / f"{name}.png")
-        self._made.append(f"figures/{name}.png")
-        return Image(path)
+        save_figure(figure, path.with_suffix(".svg"))
+        self._made[f"figures/{name}.png"] = here
+        display(Image(path, alt=here or name.replace("_", " "), metadata={"figure": name}))
+        if here:
+            display(Markdown(f"**Here:** {here}"))
 
 
 # --- cohort ------------------------------------------------------------------------------------------------------
@@ -298,7 +304,7 @@ def check_cohort(study: Study) -> None:
     cohort = Cohort.of_study(study.bids_root, config)
     for line in cohort.left_out:
         print(line, flush=True)
-    if not config.trains:
+    if config.cohort.source == "open_ms":
         faults = [*read_json(study.folder / "source_faults.json"), *cohort.faults]
         cohort = dataclasses.replace(cohort, faults=faults)
     write_listing(study.folder / "cohort.json", cohort, study.bids_root)

@@ -15,10 +15,10 @@ from mslib.claims import (
     RECOVERED,
     UNTESTABLE,
     Claim,
-    interval_text,
     judge,
     verdict,
 )
+from mslib.measure import interval_text
 
 ROWS = pd.DataFrame([
     {"backbone": "vgg16", "name": "a", "value": 0.6, "low": 0.5, "high": 0.7, "chance": 0.3},
@@ -112,7 +112,7 @@ def test_what_was_not_measured_is_not_testable():
     ((0.93, 0.88, 0.97), "0.93 (0.88 to 0.97)"), ((0.5, None, None), "0.50 (no interval)"),
     ((float("nan"),) * 3, "not measured"), ((None,) * 3, "not measured")])
 def test_interval_in_words(numbers, text):
-    assert interval_text(*numbers) == text
+    assert interval_text(dict(zip(("value", "low", "high"), numbers))) == text
 
 
 def test_the_claims_of_the_study_are_whole():

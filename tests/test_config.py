@@ -50,6 +50,7 @@ FAULTS = {  # text of the file, key, words that say what is allowed, what was gi
                         "cohort.simulated.independent", "['control', 'SPMS']", "['RRMS']"),
     "group that cannot be simulated": ("study: a\ngroups: [control, CIS]", "groups",
                                        "must be of ['control', 'RRMS', 'SPMS']", "['CIS']"),
+    "shipped networks": ("study: a\nmodel: {shipped: true}", "model.weights", "model.shipped is true", "'scratch'"),
     "real patients": ("study: a\ncohort: {source: open_ms}", "model.weights", "must be 'simulated' where", "'scratch'"),
     "too few": ("study: a\ncohort: {simulated: {study: {control: 9, RRMS: 2}}}", "cohort.simulated.study",
                 "at least 3", "{'RRMS': 2, 'SPMS': 0}"),
@@ -170,6 +171,15 @@ def test_settings_outlive_writing_and_reading(tmp_path, text):
     config = load_config(path)
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")), encoding="utf-8")
     assert load_config(path) == config
+
+
+def test_the_demo_trains_nothing_and_takes_the_networks_of_the_default_study():
+    demo = load_config(ROOT / "config" / "demo.yaml")
+    assert not demo.trains and not demo.has_known_rule and demo.sleep is None
+    assert sum(demo.cohort.simulated.study.values()) == 3 and not demo.cohort.simulated.independent
+    default = load_config(ROOT / "config" / "simulated.yaml").model
+    assert [getattr(demo.model, key) for key in ("image_size", "pixel_mm", "input")] == [
+        getattr(default, key) for key in ("image_size", "pixel_mm", "input")]
 
 
 def test_real_patients_meet_the_input_of_the_nets_that_explain_them():

@@ -1,22 +1,25 @@
 """From a made-up finished run to results: clean, offline, escaped, whole or not at all."""
 
 import base64
+import io
 import json
 import re
 
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from PIL import Image
 from repository import ROOT
 
-from mslib.publish import FIGURES, clean_notebook, publish
+from mslib.publish import PUBLISHED, clean_notebook, publish
 from mslib.study import Run, StudyError, write_json
 
 EVIL = '<script>alert("sub-001")</script><img src=x onerror=alert(1)> & co'
 PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5E"
                          "rkJggg==")
-NAMES = [name for name in FIGURES if name != "06_sleep_staging"]
+NAMES = [name for name in PUBLISHED if name != "06_sleep_staging"]
 
 
 def executed(name, seconds):
@@ -29,7 +32,9 @@ def executed(name, seconds):
         nbformat.v4.new_output("stream", name="stdout", text="two"),
         nbformat.v4.new_output("display_data",
                                data={"application/vnd.jupyter.widget-view+json": {"model_id": str(seconds)}}),
-        nbformat.v4.new_output("display_data", data={"image/png": base64.b64encode(PIXEL).decode()}),
+        nbformat.v4.new_output("display_data", data={"image/png": base64.b64encode(PIXEL).decode()},
+                               metadata={"image/png": {"alt": EVIL, "figure": "cohort"}}),
+        nbformat.v4.new_output("display_data", data={"text/markdown": f"**Here:** {EVIL}"}),
         nbformat.v4.new_output("display_data", data={"text/html": pd.DataFrame({"name": [EVIL]})._repr_html_() + EVIL})]
     cells = [nbformat.v4.new_markdown_cell(f"# {name}\n\n**Question.** What is {name}?"), code]
     return nbformat.v4.new_notebook(cells=cells, metadata={"papermill": {"duration": seconds}})
@@ -43,6 +48,7 @@ def run(tmp_path):
     (run.folder / "notebooks").mkdir(parents=True)
     (run.folder / "figures").mkdir()
     (run.folder / "figures" / "cohort.png").write_bytes(PIXEL)
+    (run.folder / "figures" / "cohort.svg").write_text("<svg/>")
     (run.folder / "figures" / "left_by_another_run.png").write_bytes(b"old")
     (run.folder / "minutes").mkdir()
     for subject, seconds in (("001", 30), ("002", 60)):
@@ -50,8 +56,10 @@ def run(tmp_path):
             f"s\th:m:s\tmax_rss\tcpu_time\n{seconds}\t0:01\t{seconds * 10.24}\t15\n")
     for name in NAMES:
         nbformat.write(executed(name, 1.5), run.folder / "notebooks" / f"{name}.ipynb")
-        write_json(run.folder / "metrics" / f"{name}.json", {"answer": EVIL, "value": 1})
-        write_json(run.folder / "made" / f"{name}.json", ["figures/cohort.png"] * (name == "00_cohort"))
+        write_json(run.folder / "metrics" / f"{name}.json", {
+            "answer": EVIL, "subjects": 3, "faults": 0, "verdicts": {"published": {"holds": 2, EVIL: 1}}})
+        write_json(run.folder / "made" / f"{name}.json", {"figures/cohort.png": EVIL, "figures/supplement.png": "",
+                                                          "tables/supplement.csv": ""} if name == "00_cohort" else {})
     return run
 
 
@@ -64,17 +72,17 @@ def test_a_cleaned_notebook_does_not_depend_on_the_clock(tmp_path):
     for seconds in (1.0, 2.0):
         nbformat.write(executed("a", seconds), tmp_path / "a.ipynb")
         notebook = clean_notebook(tmp_path / "a.ipynb")
-        assert [output.output_type for output in notebook.cells[1].outputs] == ["stream", *["display_data"] * 2]
+        assert [output.output_type for output in notebook.cells[1].outputs] == ["stream", *["display_data"] * 3]
         assert notebook.cells[1].outputs[0]["text"] == "one two"
         texts.append(nbformat.writes(notebook))
     assert texts[0] == texts[1]
 
 
-def test_everything_of_the_run_is_published_and_nothing_else(run, tmp_path):
+def test_the_light_part_of_the_run_is_published_and_nothing_else(run, tmp_path):
     publish(run, tmp_path / "results")
     made = contents(tmp_path / "results")
-    assert set(made) == {"README.md", "index.html", "metrics.json", "provenance.json", "figures/cohort.png",
-                         "tables/minutes.csv",
+    assert set(made) == {"README.md", "index.html", "methods.md", "metrics.json", "provenance.json",
+                         "figures/cohort.png", "figures/cohort.svg", "tables/minutes.csv",
                          *(f"notebooks/{name}.{end}" for name in NAMES for end in ("ipynb", "html"))}
     assert made["tables/minutes.csv"].decode() == "rule,jobs,minutes,cpu_minutes,memory_gb\nsimulate,2,1.5,0.5,0.6\n"
     provenance = json.loads(made["provenance.json"])
@@ -101,6 +109,12 @@ def test_pages_load_nothing_run_nothing_and_escape_what_files_say(run, tmp_path)
     assert "<thead>" in notebook and "<th>name</th>" in notebook and "<style scoped" not in notebook
     escaped = set(re.findall(r"&lt;/?(\w+)", notebook))
     assert escaped == {"script", "img"}, "markdown and tables are drawn, what files say is text"
+    assert "<p><strong>Answer.</strong> &lt;script" in notebook and "¶" not in notebook and "Out[" not in notebook
+    assert '<div class="scroll" tabindex="0"' in notebook and "<strong>Here:</strong> &lt;script" in notebook
+    index = (tmp_path / "results/index.html").read_text(encoding="utf-8")
+    assert 'class="good">holds: 2' in index and index.count('alt="&lt;script') == 1
+    for name in ("README.md", "methods.md"):
+        assert "<script" not in (tmp_path / "results" / name).read_text(encoding="utf-8")
 
 
 def test_the_gallery_shows_question_answer_and_figure(run, tmp_path):
@@ -108,6 +122,23 @@ def test_the_gallery_shows_question_answer_and_figure(run, tmp_path):
     readme = (tmp_path / "results/README.md").read_text(encoding="utf-8")
     assert readme.startswith("# Results of study own\n\n> Simulated data")
     assert "What is 03_gradcam_layers?" in readme and "(figures/cohort.png)" in readme
+    methods = (tmp_path / "results/methods.md").read_text(encoding="utf-8")
+    assert "3 subjects were usable" in methods and "VGG16 and VGG19" in methods and "LRP ε, centred" in methods
+
+
+def test_pictures_lose_no_colour_and_weigh_less(tmp_path):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).resize((256, 256))
+    noise.save(drawn := io.BytesIO(), "PNG")
+    notebook = executed("a", 1.0)
+    notebook.cells[1].outputs[4]["data"]["image/png"] = base64.b64encode(drawn.getvalue()).decode()
+    nbformat.write(notebook, tmp_path / "a.ipynb")
+    output = clean_notebook(tmp_path / "a.ipynb").cells[1].outputs[1]
+    assert set(output["data"]) == {"image/jpeg"} and output["metadata"]["image/jpeg"]["figure"] == "cohort"
+    stored = Image.open(io.BytesIO(base64.b64decode(output["data"]["image/jpeg"])))
+    assert np.abs(np.asarray(stored, float) - np.asarray(noise, float)).mean() < 5
+    small = executed("b", 1.0)
+    nbformat.write(small, tmp_path / "b.ipynb")
+    assert "image/png" in clean_notebook(tmp_path / "b.ipynb").cells[1].outputs[1]["data"], "a pixel stays PNG"
 
 
 def test_a_notebook_that_has_not_run_is_told_of(run, tmp_path):
@@ -141,4 +172,4 @@ def test_results_that_cannot_be_written(run, tmp_path):
 
 
 def test_every_notebook_has_its_place():
-    assert {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")} == set(FIGURES)
+    assert {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")} == set(PUBLISHED)

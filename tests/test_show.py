@@ -67,11 +67,26 @@ def confusions():
                                 accuracies=[(0.9, 0.8, 1.0)] * 2, sizes=["36 slices, 4 subjects"] * 2)
 
 
+NET_MAPS = {"vgg16": dict.fromkeys(LAYERS, SLICES[:2]), "vgg19": {LAYERS[0]: 0 * SLICES[:2]}}
+SHOWN = {"slice_names": ["slice 57 of 135"] * 2, "lesions": LESIONS[:2], "pixel_mm": 8}
+
+
 @plot
-def layer_grid(layers=None):
-    maps = {"vgg16": dict.fromkeys(LAYERS, SLICES[:2]), "vgg19": {LAYERS[0]: 0 * SLICES[:2]}}
-    return show.plot_layer_grid(SLICES[:2], maps, layers=layers, slice_names=["slice 57 of 135"] * 2,
-                                lesions=LESIONS[:2], pixel_mm=8)
+def layer_grid():
+    return show.plot_layer_grid(SLICES[:2], NET_MAPS, **SHOWN)
+
+
+@plot
+def layer_columns():
+    return show.plot_layer_columns(SLICES[:2], NET_MAPS, **SHOWN)
+
+
+@plot
+def summary():
+    accuracy = interval_table(tested=["known", "new"], backbone=["vgg16"] * 2)
+    curves = interval_table(layer=[*LAYERS, "image"], backbone=["vgg16"] * 4, method=["gradcam"] * 3 + ["prior"])
+    return show.plot_summary(SLICES[0], {"Grad-CAM": SLICES[1]}, accuracy=accuracy, curves=curves, layers=LAYERS,
+                             lesion=LESIONS[0])
 
 
 @plot
@@ -139,10 +154,17 @@ def attributions():
 
 @plot
 def scores():
-    table = pd.DataFrame({"msfi": [0.9, 0.1, np.nan], "random": [-0.2, 0.8, -0.9], "delta": [4e-4, -2e-4, 1e-4]},
+    table = pd.DataFrame({"msfi": [0.9, 0.1, np.nan], "delta": [4e-4, -2e-4, 1e-4]},
                          index=["deeplift", "lime", "gradcam"])
-    return show.plot_scores(table, {"msfi": "high", "random": "near 0", "delta": "high"}, unordered=["delta"],
-                            chance={"msfi": 0.08}, labels={"msfi": "MSFI"})
+    table = table.assign(**{f"{name}{end}": table[name] + by for name in list(table)
+                            for end, by in (("_low", -0.1), ("_high", 0.1))})
+    return show.plot_scores(table, ["msfi", "delta"], silent=["delta"], chance={"msfi": 0.08}, labels={"msfi": "MSFI"})
+
+
+@plot
+def checks():
+    return show.plot_checks(pd.DataFrame({"randomisation": ["passes", "fails"], "shortcut exposed": "not testable"},
+                                         index=["deeplift", "lime"]))
 
 
 @plot
@@ -224,13 +246,24 @@ def test_figure_bytes_depend_on_the_figure_alone(draw, tmp_path):
     assert not list(tmp_path.rglob(".tmp-*"))
 
 
-def test_pictures_are_png_and_keep_all_colours(tmp_path):
+def test_pictures_keep_all_colours_and_vectors_their_bytes(tmp_path):
+    vectors = [show.save_figure(shares.__wrapped__(), tmp_path / f"{i}.svg").read_bytes() for i in range(2)]
+    assert vectors[0] == vectors[1] and b"chance" in vectors[0], "text stays text"
     paths = [show.save_figure(headline.__wrapped__(), tmp_path / f"{i}.png") for i in range(2)]
     assert paths[0].read_bytes() == paths[1].read_bytes()
     picture = Image.open(paths[0])
     assert picture.mode == "RGB" and len(np.unique(np.asarray(picture).reshape(-1, 3), axis=0)) > 256
-    with pytest.raises(StudyError, match=r"fig\.pdf: figures are saved as '\.png' \(got '\.pdf'\)"):
+    with pytest.raises(StudyError, match=r"fig\.pdf: figures are saved as '\.png' or '\.svg' \(got '\.pdf'\)"):
         show.save_figure(Figure(), tmp_path / "fig.pdf")
+
+
+def test_tables_of_readers_have_standard_names_and_dashes():
+    table = pd.DataFrame({"method": ["gradcam", "LRP epsilon_plus"], "value_low": [0.123, np.nan]},
+                         index=pd.MultiIndex.from_tuples([("vgg16", "block5_conv3"), ("cause", 3)]))
+    shown = show.readable(table, rows=2)
+    assert shown["method"].tolist() == ["Grad-CAM", "LRP ε-plus"] and shown["value low"].tolist() == [0.12, "–"]
+    assert shown.index.tolist() == [("VGG16+GAP", "block5_conv3"), ("only lesions can decide", 3)]
+    assert len(show.readable(table, rows=1)) == 1
 
 
 # What is drawn
@@ -244,16 +277,30 @@ def test_slices_are_drawn_with_the_patients_right_at_the_left():
     assert letters["R"] < letters["L"]
 
 
-def test_lettered_and_shared_rows_blank_maps_and_the_maximum_of_a_row():
+def test_lettered_rows_blank_maps_and_the_maximum_of_a_row():
     text = words(layer_grid())
     assert text.count("blank") == 2 and f"max {SLICES[:2].max():.2g}" in text and "max 0" in text
-    for told in ("VGG16+GAP", "VGG19+GAP", "slice 57 of 135", " R ", " L ", "50 mm", r"$\bf{C}$  block5_pool"):
+    for told in ("VGG16+GAP", "VGG19+GAP", "slice 57 of 135", " R ", " L ", "20 mm", r"$\bf{C}$  block5_pool"):
         assert told in f" {text} "
-    shared = words(layer_grid.__wrapped__(LAYERS[::-1]))
-    assert "bf{" not in shared and shared.index("block5_pool") < shared.index("block5_conv1")
     heat = SLICES.copy()
     heat[1] = 1e-31
     assert words(show.plot_layer_grid(SLICES, {"vgg16": {"block5_pool": heat}})).count("blank") == 1
+
+
+def test_layers_are_columns_without_holes():
+    figure = layer_columns()
+    panels = np.array(figure.axes[:-1]).reshape(4, 4)  # two networks of two slices; FLAIR and three layers
+    assert [[bool(ax.images) for ax in row] for row in panels] == [[True] * 4] * 2 + [[True] * 2 + [False] * 2] * 2
+    assert panels[0, 1].get_title().startswith("block5_conv1\nmax") and words(figure).count("blank") == 2
+
+
+def test_the_summary_draws_levels_over_all_layers_and_leaves_out_what_is_unknown():
+    accuracy, curves, flair, _ = summary().axes
+    assert [line.get_xdata().tolist() for line in accuracy.lines] == [[0, 1]]
+    level, = (line for line in curves.lines if line.get_linestyle() == ":")
+    assert list(level.get_xdata()) == [0, 1, 2] and set(level.get_ydata()) == {0.5}
+    assert flair.get_title() == "C  FLAIR, lesions"
+    assert [ax.get_title() for ax in show.plot_summary(SLICES[0], {"map": SLICES[1]}).axes] == ["A  FLAIR", "map"]
 
 
 def test_comparators_stand_beside_the_curves_and_those_without_a_layer_are_level():
@@ -291,12 +338,17 @@ def test_attributions_name_blank_maps_and_those_of_all_sequences():
     assert text.count("blank") == 3 and "Grad-CAM *" in text and "DeepLift *" not in text
 
 
-def test_scores_mark_best_and_worst_whatever_is_better():
-    texts = {text.get_text(): text for text in scores().findobj(Text)}
-    assert texts["0.90"].get_fontweight() == texts["-0.20"].get_fontweight() == "bold"
-    assert texts["0.10"].get_fontstyle() == texts["-0.90"].get_fontstyle() == "italic", "far below 0 is not near it"
-    assert {"–", "0.08", "chance", "MSFI", "delta\n(cannot judge here)"} <= set(texts)
-    assert texts["0.00"].get_fontweight() == texts["0.00"].get_fontstyle() == "normal", "nothing is ordered"
+def test_scores_are_ordered_dots_beside_chance_and_what_cannot_order_is_grey():
+    msfi, delta = scores().axes
+    assert [label.get_text() for label in msfi.get_yticklabels()] == ["Grad-CAM", "LIME", "DeepLift"], "best on top"
+    assert msfi.lines[1].get_xdata()[0] == 0.08 and msfi.get_title() == "MSFI" and len(delta.lines) == 1
+    assert (msfi.lines[0].get_color(), delta.lines[0].get_color()) == ("#0072B2", "#999999")
+    assert sorted(segment[0, 0] for segment in segments(msfi)) == pytest.approx([0.0, 0.8])
+
+
+def test_checks_are_marked():
+    text = words(checks())
+    assert text.count("✓") == text.count("✗") == 2 and "shortcut\nexposed" in text, "a panel and the legend each"
 
 
 def test_a_method_without_value_is_not_at_zero():
@@ -381,7 +433,7 @@ def test_epochs_are_coloured_where_relevance_is_and_nowhere_else():
     (lambda: show.plot_layer_grid(SLICES, {"vgg16": {"pool": SLICES * np.nan}}), "vgg16 pool: maps must be finite"),
     (lambda: show.plot_size_map(pd.DataFrame({"layer": []}), [], []), r"lesion size: the table lacks \['backbone'"),
     (lambda: show.plot_attributions(IMAGE, {"lime": SLICES}, SEQUENCES), "lime: must be finite, of the shape"),
-    (lambda: show.plot_scores(pd.DataFrame({"a": [1]}), {"msfi": "high"}), r"scores: the table lacks \['msfi'"),
+    (lambda: show.plot_scores(pd.DataFrame({"a": [1]}), ["msfi"]), r"scores: the table lacks \['msfi'"),
     (lambda: show.plot_shares(pd.DataFrame({"value": [1]}), chance=0, unit=""), r"shares: the table lacks \['low'"),
     (lambda: show.plot_share_points(pd.DataFrame({"a": []}), [], row="a", group="a"),
      r"shares: the table lacks \['modality'"),

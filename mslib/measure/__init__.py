@@ -18,6 +18,7 @@ from .statistics import (
     adjust_p_values,
     bootstrap_means,
     compare_groups,
+    interval_text,
     mean_by,
     mean_interval,
     percentile_interval,
@@ -28,6 +29,6 @@ from .statistics import (
 __all__ = [
     "MIN_SUBJECTS", "ClassificationReport", "adjust_p_values", "area_under_removal", "bootstrap_means",
     "classification_report", "compare_groups", "confusion_measures", "correlation_by_chance",
-    "feature_importance_score", "importance_correlation", "map_similarity", "mean_by", "mean_interval", "measure_maps",
-    "mixed_effects", "modality_totals", "percentile_interval", "proportion_interval", "removal_curve",
-    "resample_counts", "shapley_values", "share_inside", "shuffled_maps"]
+    "feature_importance_score", "importance_correlation", "interval_text", "map_similarity", "mean_by",
+    "mean_interval", "measure_maps", "mixed_effects", "modality_totals", "percentile_interval",
+    "proportion_interval", "removal_curve", "resample_counts", "shapley_values", "share_inside", "shuffled_maps"]

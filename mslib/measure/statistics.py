@@ -17,6 +17,16 @@ from statsmodels.stats.proportion import proportion_confint
 MIN_SUBJECTS = 5
 
 
+def interval_text(row, digits: int = 2) -> str:
+    """Text of a table row's ``value, low, high``: ``0.93 (0.88 to 0.97)``, or that there is no value or no interval."""
+    value, low, high = (float("nan") if row[name] is None else float(row[name]) for name in ("value", "low", "high"))
+    if np.isnan(value):
+        return "not measured"
+    if np.isnan(low) or np.isnan(high):
+        return f"{value:.{digits}f} (no interval)"
+    return f"{value:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
 def mean_interval(values, subjects, n: int = 2000, confidence: float = 0.95, seed: int = 0) -> dict[str, float]:
     """Mean of clustered values with its percentile interval, whole subjects drawn with replacement.
 

@@ -6,7 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
+import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from .figure import (
     add_caption,
@@ -54,15 +57,16 @@ def plot_attributions(image, maps: Mapping[str, np.ndarray], sequences: Sequence
         if np.shape(values) != image.shape or not np.isfinite(values).all():
             raise ValueError(f"{name}: must be finite, of the shape of the image {image.shape} "
                              f"(got {np.shape(values)})")
-    count, rows = len(sequences), -(-(len(maps) + 1) // COLUMNS)
-    widths = ([1] * count + [0.25]) * COLUMNS
+    columns = 2 if len(maps) < 4 else COLUMNS  # a wide strip of one row is small where it is read
+    count, rows = len(sequences), -(-(len(maps) + 1) // columns)
+    widths = ([1] * count + [0.25]) * columns
     fig, axes = plt.subplots(rows, len(widths), squeeze=False, width_ratios=widths,
                              figsize=(0.98 * sum(widths) + 0.7, 1.32 * rows + 0.7))
     fig.get_layout_engine().set(w_pad=0.005, h_pad=0.02, wspace=0.005, hspace=0.02)
     for ax in axes.ravel():
         ax.set_axis_off()
     for place, name in enumerate([None, *maps]):
-        row, first = place // COLUMNS, place % COLUMNS * (count + 1)
+        row, first = place // columns, place % columns * (count + 1)
         block = axes[row, first:first + count]
         for m, ax in enumerate(block):
             if name is None:
@@ -81,49 +85,63 @@ def plot_attributions(image, maps: Mapping[str, np.ndarray], sequences: Sequence
 
 
 @styled
-def plot_scores(table, better: Mapping[str, str], *, unordered: Sequence[str] = (),
+def plot_scores(table, measures: Sequence[str], *, silent: Sequence[str] = (),
                 chance: Mapping[str, float] | None = None, labels: Mapping[str, str] | None = None,
                 caption: str = "") -> Figure:
-    """The measures of methods as a figure: one row per method, one column per measure.
+    """The measures of methods as dots with intervals: one line per method, one panel per measure.
 
     Parameters
     ----------
     table : DataFrame
-        Index: method; one column per measure.
-    better : mapping of column to {"high", "near 0"}
-        Colour runs from the worst (dark) to the best (light) of a column; best and worst are written bold and in
-        italics.
-    unordered : sequence of str
-        Columns in which methods cannot be ordered: neither coloured nor marked, "cannot judge here" below their name.
-    chance : mapping of column to float, optional
-        A last row: what a map without knowledge reaches.
-    labels : mapping of column to str, optional
+        Index: method; columns `measures`, each with ``<measure>_low`` and ``<measure>_high``. Lines are ordered by the
+        first measure, the highest on top; what is not defined is missing.
+    measures : sequence of str
+    silent : sequence of str
+        Measures that cannot order the methods: drawn in grey.
+    chance : mapping of measure to float, optional
+        Dotted: what a map without knowledge reaches.
+    labels : mapping of measure to str, optional
     """
-    columns = list(better)
-    require_columns(table, columns, "scores")
-    names, chance = list(table.index), chance or {}
-    values = table[columns].to_numpy(float)
-    order = np.where([better[name] == "near 0" for name in columns], -np.abs(values), values)
-    order[:, [name in unordered for name in columns]] = np.nan
-    low, high = (limit.reduce(order, 0) for limit in (np.fmin, np.fmax))
-    share = (order - low) / np.where(high > low, high - low, 1)
-    fig, ax = plt.subplots(figsize=(1.0 * len(columns) + 2.2, 0.27 * (len(names) + 1) + 1.6))
-    ax.imshow(np.vstack([share, np.full((1, len(columns)), np.nan)]), cmap="cividis", vmin=-0.35, vmax=1, aspect="auto")
-    for i, row in enumerate(values):
-        for j, value in enumerate(row):
-            dark = share[i, j] <= 0.35
-            ax.text(j, i, "–" if np.isnan(value) else f"{value:z.2f}", ha="center", va="center", fontsize=7.5,
-                    color="white" if dark else "#777777" if np.isnan(share[i, j]) else "black",
-                    fontweight="bold" if share[i, j] == 1 else "normal",
-                    style="italic" if share[i, j] == 0 else "normal")
-    for j, name in enumerate(columns):
-        ax.text(j, len(names), f"{chance[name]:.2f}" if name in chance else "", ha="center", va="center", fontsize=7.5)
-    titles = [(labels or {}).get(name, name) + "\n(cannot judge here)" * (name in unordered) for name in columns]
-    ax.set_yticks(range(len(names) + 1), [label_of(name) for name in names] + ["chance"], fontsize=8)
-    ax.set_xticks(range(len(columns)), titles, fontsize=7.5, rotation=30, ha="left", rotation_mode="anchor")
+    require_columns(table, [f"{name}{end}" for name in measures for end in ("", "_low", "_high")], "scores")
+    table, place = table.sort_values(measures[0], na_position="first"), np.arange(len(table))
+    fig, axes = plt.subplots(1, len(measures), squeeze=False, sharey=True,
+                             figsize=(1.15 * len(measures) + 1.9, 0.22 * len(table) + 1.2))
+    for ax, name in zip(axes[0], measures):
+        colour = "#999999" if name in silent else "#0072B2"
+        ax.hlines(place, table[f"{name}_low"], table[f"{name}_high"], color=colour, lw=1.5)
+        ax.plot(table[name], place, "o", color=colour, ms=4)
+        if name in (chance or {}):
+            ax.axvline(chance[name], color="#777777", ls=":", lw=1.2)
+        ax.set_title((labels or {}).get(name, name).replace(" ", "\n", 1), fontsize=8)
+        ax.xaxis.set_major_locator(MaxNLocator(3))
+        ax.tick_params(axis="x", labelsize=7)
+        ax.grid(axis="y", lw=0.4)
+    axes[0, 0].set_yticks(place, [label_of(name) for name in table.index], fontsize=7.5)
+    add_caption(fig, caption)
+    return fig
+
+
+@styled
+def plot_checks(table, *, caption: str = "") -> Figure:
+    """Which methods pass which checks: green and a tick, red and a cross, or grey where it cannot be tested.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Index: method; one column per check, of "passes", "fails", "not testable".
+    """
+    kinds = {"fails": ("#d9826b", "✗"), "not testable": ("#e6e6e6", ""), "passes": ("#8cc9a1", "✓")}
+    found = table.map(list(kinds).index)
+    fig, ax = plt.subplots(figsize=(0.85 * table.shape[1] + 2.2, 0.24 * len(table) + 1.5))
+    sns.heatmap(found, ax=ax, cmap=[colour for colour, _ in kinds.values()], vmin=0, vmax=2, cbar=False, linewidths=1,
+                annot=table.map(lambda verdict: kinds[verdict][1]).to_numpy(), fmt="", annot_kws={"color": "#222222"})
+    ax.set_yticks(ax.get_yticks(), [label_of(name) for name in table.index], fontsize=8, rotation=0)
+    ax.set_xticks(ax.get_xticks(), [name.replace(" ", "\n", 1) for name in table.columns], fontsize=7.5, rotation=0)
     ax.xaxis.tick_top()
     ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
+    ax.set(xlabel="", ylabel="")
+    fig.legend(handles=[Patch(color=colour, label=f"{name} {mark}") for name, (colour, mark) in kinds.items()],
+               loc="outside lower center", ncols=3)
     add_caption(fig, caption)
     return fig
 

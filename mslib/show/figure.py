@@ -10,13 +10,14 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from PIL import Image
 
-from mslib.study import StudyError, atomic_path
+from mslib.study import StudyError, atomic_path, write_text
 
 CAM_MAP = "inferno"
 BLANK_BELOW = 1e-12
@@ -42,7 +43,14 @@ NAMES = {
     "gradcam_positive": "Grad-CAM, positive gradients", "activation": "activations alone",
     "prior": "location prior", "intensity": "FLAIR intensity", "edges": "Sobel edges",
     "untrained": "untrained network", "another patient": "another patient's map",
+    "cause": "only lesions can decide", "honest": "MS type, subject-level split",
+    "published": "MS type, slice-level split", "backbone": "network",
 }
+#: Rules of layer-wise relevance propagation, as zennit and the literature write them.
+RULES = {"epsilon": "ε", "alpha1_beta0": "α1β0", "alpha2_beta1": "α2β1", "gamma": "γ", "epsilon_plus": "ε-plus",
+         "epsilon_gamma": "ε-γ", "epsilon_alpha2_beta1": "ε-α2β1"}
+NAMES |= {f"{start}{rule}{end}": f"LRP {name}{', centred' * bool(end)}" for rule, name in RULES.items()
+          for start in ("", "LRP ") for end in ("", "_centred")}
 SPARE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555", "#8C6D1F")
 
 
@@ -60,14 +68,18 @@ def styled(plot: Callable[..., Figure]) -> Callable[..., Figure]:
 
 
 def save_figure(fig: Figure, path: str | Path, dpi: int = 130) -> Path:
-    """Save a figure as PNG in full colour whose bytes depend on nothing but the figure and `dpi`; the path.
+    """Save a figure as PNG in full colour or as SVG; its bytes depend on nothing but the figure and `dpi`. The path.
 
     The folder is made, the writing is atomic. StudyError: another suffix, or a folder that cannot be written.
     """
     path = Path(path)
-    if path.suffix != ".png":
-        raise StudyError(f"{path}: figures are saved as '.png' (got '{path.suffix}')")
-    fig.savefig(drawn := io.BytesIO(), format="png", dpi=dpi)
+    if path.suffix not in (".png", ".svg"):
+        raise StudyError(f"{path}: figures are saved as '.png' or '.svg' (got '{path.suffix}')")
+    with plt.style.context("mslib.show.mslib"):
+        fig.savefig(drawn := io.BytesIO(), format=path.suffix[1:], dpi=dpi,
+                    metadata={"Date": None, "Creator": None} if path.suffix == ".svg" else None)
+    if path.suffix == ".svg":
+        return write_text(path, drawn.getvalue().decode())
     with Image.open(drawn) as picture, atomic_path(path) as temporary:
         picture.convert("RGB").save(temporary, "PNG", optimize=True)  # pixels only: versions and dates stay behind
     return path
@@ -82,9 +94,19 @@ def colours_of(names: Sequence[str]) -> dict[str, str]:
     return {name: COLOURS.get(name) or given[name] for name in names}
 
 
-def label_of(name: str) -> str:
-    """Give the name as it is written in the field (``gradcam++`` is Grad-CAM++)."""
+def label_of(name):
+    """The name as it is written in the field (``gradcam++`` is Grad-CAM++); layers, sentences and numbers stay."""
+    if not isinstance(name, str) or name.startswith("block") or " " in name:
+        return NAMES.get(name, name)
     return NAMES.get(name, name.replace("_", " "))
+
+
+def readable(table: pd.DataFrame, digits: int = 2, rows: int = 12) -> pd.DataFrame:
+    """A table as readers see it: standard names, rounded numbers, a dash for what is unknown, so many rows at most."""
+    shown = table.head(rows).round(digits)
+    shown = shown.astype(object).where(shown.notna(), "–").map(label_of)
+    return shown.rename(index=label_of, columns=label_of).rename_axis(
+        index=[label_of(name) for name in shown.index.names], columns=[label_of(name) for name in shown.columns.names])
 
 
 def add_caption(fig: Figure, caption: str) -> None:
@@ -119,7 +141,7 @@ def draw_slice(ax: Axes, image, *, lesion=None, vmax: float = 1.0, sides: bool =
     sides : bool
         Write R and L at the patient's right and left.
     pixel_mm : float, optional
-        Pixel size: draws a 50 mm scale bar.
+        Pixel size: draws a scale bar of 20 mm, in the corner that a brain leaves free.
     z_mm : float, optional
         Height of the slice, written in the upper corner.
     """
@@ -136,11 +158,9 @@ def draw_slice(ax: Axes, image, *, lesion=None, vmax: float = 1.0, sides: bool =
     if z_mm is not None:
         ax.text(0.03, 0.97, f"z {z_mm:+.0f} mm", transform=ax.transAxes, va="top", **(text | {"fontsize": 6}))
     if pixel_mm:
-        bar = 50 / pixel_mm
-        ax.plot([width * 0.96 - bar, width * 0.96], [height * 0.965] * 2, color="white", lw=1.5,
-                solid_capstyle="butt")
-        ax.text(width * 0.96 - bar / 2, height * 0.945, "50 mm", color="white", fontsize=5.5, ha="center",
-                va="bottom")
+        bar = 20 / pixel_mm
+        ax.plot([width * 0.98 - bar, width * 0.98], [height * 0.97] * 2, color="white", lw=1.5, solid_capstyle="butt")
+        ax.text(width * 0.98, height * 0.955, "20 mm", color="white", fontsize=5, ha="right", va="bottom")
     ax.set_xlim(-0.5, width - 0.5)
     ax.set_ylim(height - 0.5, -0.5)
 

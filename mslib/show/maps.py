@@ -1,4 +1,4 @@
-"""Heat maps layer by layer: figures 3 and 4 of the published study and the full grid of both networks."""
+"""Heat maps layer by layer: figures 3 and 4 of the published study, and every layer of a network in a row."""
 
 from __future__ import annotations
 
@@ -25,11 +25,27 @@ def _row_label(ax, text: str, **style) -> None:
             in_layout=False, **style)
 
 
+def _check_shapes(slices, maps) -> None:
+    for name, of_layer in maps.items():
+        for layer, heat in of_layer.items():
+            if np.shape(heat) != slices.shape or not np.isfinite(heat).all():
+                raise ValueError(f"{name} {layer}: maps must be finite, of the slices' shape {slices.shape} (got "
+                                 f"{np.shape(heat)})")
+
+
+def _draw_map(ax, background, heat, top: float, lesion) -> None:
+    draw_slice(ax, background)
+    overlay_heat(ax, heat, top)
+    if lesion is not None:
+        outline(ax, lesion, width=0.6)
+
+
 @styled
-def plot_layer_grid(slices, maps: Mapping[str, Mapping[str, np.ndarray]], *, layers: Sequence[str] | None = None,
-                    slice_names: Sequence[str] | None = None, lesions=None, pixel_mm: float | None = None,
-                    caption: str = "") -> Figure:
-    """Heat maps of layers under their slices, networks (or methods) side by side.
+def plot_layer_grid(slices, maps: Mapping[str, Mapping[str, np.ndarray]], *, slice_names: Sequence[str] | None = None,
+                    lesions=None, pixel_mm: float | None = None, caption: str = "") -> Figure:
+    """Heat maps of a few layers under their slices, networks side by side, lettered A, B, C.
+
+    The layout of figures 3 and 4 of Hong and Zhang, ISMRM 2021, abstract 3275 (`PUBLISHED_LAYERS`).
 
     Parameters
     ----------
@@ -38,10 +54,6 @@ def plot_layer_grid(slices, maps: Mapping[str, Mapping[str, np.ndarray]], *, lay
     maps : mapping of network to mapping of layer to (S, H, W) array
         Raw, non-negative. Each row is normalised for display only, by its own maximum, which its label states; maps
         without heat are marked "blank".
-    layers : sequence of str, optional
-        Rows from top to bottom; a network without that layer leaves the row empty. Default: every network's own layers
-        in the order given, lettered A, B, C, the layout of figures 3 and 4 of Hong and Zhang, ISMRM 2021, abstract
-        3275 (`PUBLISHED_LAYERS`).
     slice_names : sequence of S str, optional
         Titles of the columns ("slice 57 of 135").
     lesions : (S, H, W) bool array, optional
@@ -53,13 +65,8 @@ def plot_layer_grid(slices, maps: Mapping[str, Mapping[str, np.ndarray]], *, lay
         A map that is not finite or not of the slices' shape.
     """
     slices = np.asarray(slices)
-    for net, of_layer in maps.items():
-        for layer, heat in of_layer.items():
-            if np.shape(heat) != slices.shape or not np.isfinite(heat).all():
-                raise ValueError(f"{net} {layer}: maps must be finite, of the slices' shape {slices.shape} (got "
-                                 f"{np.shape(heat)})")
-    lettered, (count, height, width) = layers is None, slices.shape
-    rows, size = (max(map(len, maps.values())), 1.25) if lettered else (len(layers), 1.05)
+    _check_shapes(slices, maps)
+    (count, height, width), rows, size = slices.shape, max(map(len, maps.values())), 1.25
     lesions = [None] * count if lesions is None else lesions
     names = [f"slice {i + 1}" for i in range(count)] if slice_names is None else slice_names
     fig, axes = plt.subplots(
@@ -74,17 +81,44 @@ def plot_layer_grid(slices, maps: Mapping[str, Mapping[str, np.ndarray]], *, lay
             draw_slice(ax, slices[i], lesion=lesions[i], sides=i == 0, pixel_mm=pixel_mm if i == count - 1 else None)
             ax.set_title(names[i], fontsize=8, fontweight="normal")
         _row_label(panels[0, 0], f"{label_of(net)}\n\nFLAIR", fontsize=8.5, fontweight="bold")
-        own = list(of_layer) if lettered else layers
-        for row, layer in enumerate(own):
-            if layer not in of_layer:
-                continue
-            heat, letter = np.asarray(of_layer[layer]), f"$\\bf{{{ascii_uppercase[row % 26]}}}$  " * lettered
-            _row_label(panels[row + 1, 0], f"{letter}{layer}\nmax {heat.max():.2g}", fontsize=7.5)
-            for ax, background, one, lesion in zip(panels[row + 1], slices, heat, lesions, strict=True):
-                draw_slice(ax, background)
-                overlay_heat(ax, one, heat.max())
-                if lesion is not None:
-                    outline(ax, lesion, width=0.6)
+        for row, (layer, heat) in enumerate(of_layer.items()):
+            letter = f"$\\bf{{{ascii_uppercase[row % 26]}}}$  "
+            _row_label(panels[row + 1, 0], f"{letter}{layer}\nmax {np.max(heat):.2g}", fontsize=7.5)
+            for ax, background, one, lesion in zip(panels[row + 1], slices, np.asarray(heat), lesions, strict=True):
+                _draw_map(ax, background, one, np.max(heat), lesion)
     heat_bar(fig, list(axes.ravel()), "map, share of the row's maximum")
+    add_caption(fig, caption)
+    return fig
+
+
+@styled
+def plot_layer_columns(slices, maps: Mapping[str, Mapping[str, np.ndarray]], *,
+                       slice_names: Sequence[str] | None = None, lesions=None, pixel_mm: float | None = None,
+                       caption: str = "") -> Figure:
+    """Every layer of a network (or every layer by a method) as a column, slices below each other.
+
+    Parameters are those of `plot_layer_grid`; each column is normalised by its own maximum, which its title states.
+    """
+    slices = np.asarray(slices)
+    _check_shapes(slices, maps)
+    (count, height, width), columns, size = slices.shape, max(map(len, maps.values())) + 1, 0.98
+    lesions = [None] * count if lesions is None else lesions
+    names = [f"slice {i + 1}" for i in range(count)] if slice_names is None else slice_names
+    fig, axes = plt.subplots(count * len(maps), columns, squeeze=False, figsize=(
+        size * columns + 1.6, (size * height / width + 0.1) * count * len(maps) + 0.35 * len(maps) + 0.4))
+    fig.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.01, hspace=0.01)
+    for ax in axes.ravel():
+        ax.set_axis_off()
+    for block, (name, of_layer) in enumerate(maps.items()):
+        panels = axes[block * count:(block + 1) * count]
+        panels[0, 0].set_title(label_of(name), fontsize=7.5)
+        for i, ax in enumerate(panels[:, 0]):
+            draw_slice(ax, slices[i], lesion=lesions[i], sides=i == 0, pixel_mm=pixel_mm if i == count - 1 else None)
+            ax.text(-0.05, 0.5, names[i], transform=ax.transAxes, rotation=90, ha="right", va="center", fontsize=6.5)
+        for column, (layer, heat) in enumerate(of_layer.items(), 1):
+            panels[0, column].set_title(f"{layer}\nmax {np.max(heat):.2g}", fontsize=6.5, fontweight="normal")
+            for ax, background, one, lesion in zip(panels[:, column], slices, np.asarray(heat), lesions, strict=True):
+                _draw_map(ax, background, one, np.max(heat), lesion)
+    heat_bar(fig, list(axes.ravel()), "map, share of the column's maximum")
     add_caption(fig, caption)
     return fig

@@ -78,8 +78,10 @@ def plot_share_points(table, modalities: Sequence[str], *, row: str, group: str,
                     ax.text(x, 0, "–", ha="center", color="#777777", transform=ax.get_xaxis_transform())
             if (drawn["value"] < 0).any():
                 ax.axhline(0, color="#777777", lw=0.8)
-            ax.set_xticks(range(len(groups[name])), map(text, groups[name]), rotation=30 if most > 4 else 0,
-                          ha="right" if most > 4 else "center", fontsize=7.5)
+            names = [text(one) for one in groups[name]]
+            crowded = most > 4 or max(map(len, names), default=0) > 10
+            ax.set_xticks(range(len(names)), names, rotation=30 if crowded else 0, ha="right" if crowded else "center",
+                          fontsize=7.5)
             ax.set_xlim(-0.5, len(groups[name]) - 0.5)
         line[0].set_title("" if name is None else text(name))
     for of_row, ax in zip(rows, axes[:, 0]):

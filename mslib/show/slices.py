@@ -8,7 +8,17 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from .figure import add_caption, draw_slice, full_colour, heat_bar, outline, overlay_heat, styled
+from .figure import (
+    add_caption,
+    colours_of,
+    draw_slice,
+    full_colour,
+    heat_bar,
+    label_of,
+    outline,
+    overlay_heat,
+    styled,
+)
 
 
 @styled
@@ -99,5 +109,73 @@ def plot_headline(flair, maps: Mapping[str, np.ndarray], *, lesion=None,
     if signed:
         heat_bar(fig, list(axes), "signed: share of the full colour", signed=True)
     heat_bar(fig, list(axes), "share of the panel's maximum")
+    add_caption(fig, caption)
+    return fig
+
+
+@styled
+def plot_summary(flair, maps: Mapping[str, np.ndarray], *, accuracy=None, curves=None, layers: Sequence[str] = (),
+                 lesion=None, pixel_mm: float | None = None, caption: str = "") -> Figure:
+    """The findings in three panels: accuracy of new people, localisation over depth, one slice.
+
+    Parameters
+    ----------
+    flair : (H, W) array
+        Intensities in [0, 1].
+    maps : mapping of title to (H, W) array
+        Raw maps of the slice, each relative to its own maximum.
+    accuracy : DataFrame, optional
+        ``tested, backbone, value, low, high``: points from left to right in the order of ``tested``.
+    curves : DataFrame, optional
+        ``layer, backbone, method, value, low, high``: AUPRC of methods (in colour), of the oracle, the location prior
+        and FLAIR intensity (in black); one line style per backbone.
+    layers : sequence of str
+        Of the horizontal axis, shallow to deep.
+    lesion : (H, W) bool array, optional
+    pixel_mm : float, optional
+    """
+    plots = [table for table in (accuracy, curves) if table is not None]
+    widths = [1.7 if table is accuracy else 2.6 for table in plots] + [1] * (1 + len(maps))
+    fig, axes = plt.subplots(1, len(widths), squeeze=False, width_ratios=widths,
+                             figsize=(1.55 * sum(widths) + 0.4, 2.9))
+    axes = list(axes[0])
+    if accuracy is not None:
+        ax, tested = axes.pop(0), list(dict.fromkeys(accuracy["tested"]))
+        colours = colours_of(list(dict.fromkeys(accuracy["backbone"])))
+        for number, (backbone, colour) in enumerate(colours.items()):
+            part = accuracy[accuracy["backbone"] == backbone]
+            place = np.array([tested.index(name) for name in part["tested"]]) + 0.14 * (number - (len(colours) - 1) / 2)
+            ax.vlines(place, part["low"], part["high"], color=colour, lw=1.8)
+            ax.plot(place, part["value"], "o", color=colour, ms=5, label=label_of(backbone))
+        ax.set(title="A  Accuracy", ylim=(0, 1.02), xlim=(-0.5, len(tested) - 0.5))
+        ax.set_xticks(range(len(tested)), tested, fontsize=6.5)
+        ax.grid(axis="y")
+        ax.legend(loc="best", fontsize=7)
+    if curves is not None:
+        ax = axes.pop(0)
+        styles = {"oracle": "-", "intensity": "--", "prior": ":"}
+        colours = colours_of([name for name in dict.fromkeys(curves["method"]) if name not in styles])
+        for (method, backbone), part in curves.groupby(["method", "backbone"], sort=False):
+            level = set(part["layer"]) == {"image"}
+            place = range(len(layers)) if level else part["layer"].map(list(layers).index)
+            values = np.repeat(part["value"].to_numpy(), len(layers) if level else 1)
+            ax.plot(place, values, color=colours.get(method, "black"), lw=1.2, ls=styles.get(method, "-"),
+                    marker=None if method in styles else "os"[backbone != curves["backbone"].iloc[0]], ms=3.5,
+                    label=label_of(method) + f", {label_of(backbone)}" * (method not in styles))
+        ax.set(title="B  AUPRC on lesions", ylim=(0, None))
+        ax.set_xticks(range(len(layers)), [layer.removeprefix("block") for layer in layers], rotation=60, ha="right",
+                      rotation_mode="anchor", fontsize=6)
+        ax.set_xlabel("block and layer, shallow to deep", fontsize=7)
+        ax.grid(axis="y")
+        handles = dict(zip(*ax.get_legend_handles_labels()[::-1]))
+        ax.legend(handles.values(), handles, fontsize=6, loc="best")
+    draw_slice(axes[0], flair, lesion=lesion, sides=True, pixel_mm=pixel_mm)
+    axes[0].set_title(f"{'ABC'[len(plots)]}  FLAIR" + ", lesions" * (lesion is not None), fontsize=8)
+    for ax, (name, heat) in zip(axes[1:], maps.items(), strict=True):
+        draw_slice(ax, flair)
+        overlay_heat(ax, heat, np.max(heat))
+        ax.set_title(name, fontsize=7, fontweight="normal")
+        if lesion is not None:
+            outline(ax, lesion, width=0.6)
     add_caption(fig, caption)
     return fig

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -62,13 +63,13 @@ def plot_confusions(matrices, classes: Sequence[str], titles: Sequence[str], *,
         sns.heatmap(shares, annot=np.array(written), fmt="", cmap="Blues", vmin=0, vmax=1, cbar=False, square=True,
                     xticklabels=classes, yticklabels=classes, ax=ax)
         ax.tick_params(length=0)
-        lines = [titles[i]]
+        lines = [textwrap.fill(titles[i], int(11 * inches))]
         if accuracies is not None:
             value, low, high = accuracies[i]
             lines.append(f"accuracy {value:.1%} " + (f"[{low:.1%}, {high:.1%}]" if low == low else "(no interval)"))
         if sizes is not None:
             lines.append(f"n = {sizes[i]}")
-        ax.set_title(lines[0], loc="left", pad=6 + 11 * (len(lines) - 1), fontsize=10)
+        ax.set_title(lines[0], loc="left", pad=6 + 11 * (len(lines) - 1), fontsize=9)
         ax.text(0, 1.02, "\n".join(lines[1:]), transform=ax.transAxes, fontsize=8, va="bottom", linespacing=1.3)
         ax.set(xlabel="predicted class", ylabel="" if i % columns else "true class")
     add_caption(fig, caption)
@@ -100,9 +101,11 @@ def plot_learning_curves(history, *, caption: str = "") -> Figure:
                 best = part[part["best"].astype(bool)]
                 ax.plot(best["epoch"], best[f"val_{measure}"], "o", color=colours[net], mec="white")
     for protocol, (loss, accuracy) in zip(protocols, axes.T):
-        loss.set_title(protocol.replace("_", " "))
+        loss.set_title(label_of(protocol), fontsize=8)
         accuracy.set_xlabel("epoch")
-        accuracy.xaxis.get_major_locator().set_params(integer=True)
+        last = history.loc[history["protocol"] == protocol, "epoch"].max()
+        accuracy.set_xticks(np.unique(np.linspace(1, last, 5).round()))
+        accuracy.set_xlim(0.5, last + 0.5)
     axes[0, 0].set(ylabel="loss (cross-entropy)", ylim=(0, None))
     axes[1, 0].set(ylabel="accuracy (slices)", ylim=(0, 1.02))
     keys = [Line2D([], [], color=colours[net], label=label_of(net)) for net in nets]

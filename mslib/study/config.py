@@ -99,12 +99,16 @@ class Prep(Section):
 
 
 class Model(Section):
-    """Which networks, with which weights, on which input; `seeds`: trainings of every kind."""
+    """Which networks, with which weights, on which input; `seeds`: trainings of every kind.
+
+    `shipped`: fitted networks are those of the folder weights, nothing is trained.
+    """
 
     backbones: Annotated[list[Literal["vgg16", "vgg19"]], Field(min_length=1)] = ["vgg16", "vgg19"]
     kinds: Annotated[list[Literal["published", "honest", "cause"]], Field(min_length=1)] = ["published", "honest",
                                                                                             "cause"]
     weights: Weights = "scratch"
+    shipped: bool = False
     input: Literal["fused", "T1w", "T2w", "FLAIR"] = "fused"
     image_size: Size = (192, 168)
     pixel_mm: Millimetres = 1.0
@@ -371,8 +375,8 @@ class StudyConfig(Section):
 
     @property
     def trains(self) -> bool:
-        """Whether networks are trained; real patients without controls are explained with those of another study."""
-        return self.cohort.source != "open_ms"
+        """Whether networks are trained; else shipped ones explain (real patients without controls, a demo)."""
+        return self.cohort.source != "open_ms" and not self.model.shipped
 
     @property
     def patient_groups(self) -> list[str]:
@@ -435,7 +439,7 @@ class StudyConfig(Section):
             if unknown := sorted(set(counts) - set(self.groups)):
                 yield f"cohort.simulated.{part}: must name groups in {self.groups} (got {unknown})"
             few = {group: counts.get(group, 0) for group in self.groups if counts.get(group, 0) < MIN_PER_GROUP}
-            if few and part == "study":
+            if few and part == "study" and self.trains:
                 yield f"cohort.simulated.study: must give every group at least {MIN_PER_GROUP} subjects (got {few})"
 
     def _network_faults(self):
@@ -453,5 +457,5 @@ class StudyConfig(Section):
             if blocks := getattr(training, kind).frozen_blocks:
                 yield f"training.{kind}: frozen_blocks must be 0 where weights start at random (got {blocks})"
         if not self.trains and model.weights != "simulated":
-            yield ("model.weights: must be 'simulated' where cohort.source is 'open_ms': the shipped networks start "
-                   f"from them (got {model.weights!r})")
+            yield ("model.weights: must be 'simulated' where cohort.source is 'open_ms' or model.shipped is true: the "
+                   f"shipped networks start from them (got {model.weights!r})")

@@ -90,7 +90,7 @@ class Run:
     def __init__(self, config: str | Path, run_dir: str | Path, notebook: str = ""):
         self.config_path, self.folder, self.notebook = Path(config), Path(run_dir), notebook
         self.config = load_config(self.config_path)
-        self._made: list[str] = []
+        self._made: dict[str, str] = {}  # files for readers, and what a figure says
 
     @property
     def bids_root(self) -> Path:
@@ -179,17 +179,20 @@ class Run:
     def save(self, name: str, table: pd.DataFrame, digits: int = 5) -> pd.DataFrame:
         """Write a table for readers to ``tables/<name>.csv`` (significant digits) and return it."""
         write_table(self.folder / "tables" / f"{name}.csv", table, float_format=f"%.{digits}g")
-        self._made.append(f"tables/{name}.csv")
+        self._made[f"tables/{name}.csv"] = ""
         return table
 
     def keep(self, path: Path) -> Path:
         """Have a file of the run folder published that is neither table nor figure, and return it."""
-        self._made.append(path.relative_to(self.folder).as_posix())
+        self._made[path.relative_to(self.folder).as_posix()] = ""
         return path
 
     def record(self, **numbers) -> None:
-        """Write a notebook's numbers to ``metrics/``, and which files it has made for readers to ``made/``."""
-        write_json(self.folder / "made" / f"{self.notebook}.json", sorted(set(self._made)))
+        """Write a notebook's numbers to ``metrics/``, and which files it has made for readers to ``made/``.
+
+        ``answer`` is the answer to the notebook's question, for the gallery.
+        """
+        write_json(self.folder / "made" / f"{self.notebook}.json", dict(sorted(self._made.items())))
         write_json(self.folder / "metrics" / f"{self.notebook}.json", _rounded(numbers))
 
 
