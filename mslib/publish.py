@@ -47,6 +47,8 @@ LESJAK = ("Data: open_ms_data (Lesjak et al. 2016 and 2017), CC-BY; corrected fo
           "brain, scaled and resampled by this project.")
 #: Vector copies of figures are published where they hold no picture, and so stay below this size.
 LARGEST_SVG = 150_000
+#: Pixels of the pictures inside notebooks; those of `PUBLISHED` are whole in ``figures``.
+WIDEST = 1000
 PAGES = Environment(loader=FileSystemLoader(Path(__file__).parent / "show" / "pages"), trim_blocks=True,
                     lstrip_blocks=True, keep_trailing_newline=True,
                     autoescape=lambda name: ".html" in name)
@@ -64,7 +66,7 @@ FOLDED = """{% extends 'basic/index.html.j2' %}
 def clean_notebook(path: Path, answer: str = "") -> nbformat.NotebookNode:
     """An executed notebook without timing, machine paths and progress bars: the same text for the same results.
 
-    The answer stands below the question; pictures are JPEG in full colour where that is smaller.
+    The answer stands below the question; pictures are small JPEG in full colour where that saves bytes.
     """
     notebook = nbformat.read(path, as_version=4)
     for key in ("papermill", "widgets"):
@@ -95,7 +97,9 @@ def _stable_outputs(outputs):
             kept.append(output)
         if "image/png" in output.get("data", {}):
             drawn, stored = base64.b64decode(output["data"]["image/png"]), io.BytesIO()
-            Image.open(io.BytesIO(drawn)).convert("RGB").save(stored, "JPEG", quality=85, subsampling=0, optimize=True)
+            picture = Image.open(io.BytesIO(drawn)).convert("RGB")
+            picture.thumbnail((WIDEST, WIDEST * 4))
+            picture.save(stored, "JPEG", quality=80, optimize=True)
             if len(stored.getvalue()) < len(drawn):
                 output["data"]["image/jpeg"] = base64.b64encode(stored.getvalue()).decode()
                 output["metadata"]["image/jpeg"] = output["metadata"].pop("image/png", {})

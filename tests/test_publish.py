@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 from repository import ROOT
 
-from mslib.publish import PUBLISHED, clean_notebook, publish
+from mslib.publish import PUBLISHED, WIDEST, clean_notebook, publish
 from mslib.study import Run, StudyError, write_json
 
 EVIL = '<script>alert("sub-001")</script><img src=x onerror=alert(1)> & co'
@@ -126,8 +126,8 @@ def test_the_gallery_shows_question_answer_and_figure(run, tmp_path):
     assert "3 subjects were usable" in methods and "VGG16 and VGG19" in methods and "LRP ε, centred" in methods
 
 
-def test_pictures_lose_no_colour_and_weigh_less(tmp_path):
-    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).resize((256, 256))
+def test_pictures_in_notebooks_keep_their_colours_and_weigh_less(tmp_path):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)).resize((2000, 2000))
     noise.save(drawn := io.BytesIO(), "PNG")
     notebook = executed("a", 1.0)
     notebook.cells[1].outputs[4]["data"]["image/png"] = base64.b64encode(drawn.getvalue()).decode()
@@ -135,7 +135,8 @@ def test_pictures_lose_no_colour_and_weigh_less(tmp_path):
     output = clean_notebook(tmp_path / "a.ipynb").cells[1].outputs[1]
     assert set(output["data"]) == {"image/jpeg"} and output["metadata"]["image/jpeg"]["figure"] == "cohort"
     stored = Image.open(io.BytesIO(base64.b64decode(output["data"]["image/jpeg"])))
-    assert np.abs(np.asarray(stored, float) - np.asarray(noise, float)).mean() < 5
+    assert stored.size == (WIDEST, WIDEST), "as wide as a page; whole pictures are in figures/"
+    assert np.abs(np.asarray(stored, float) - np.asarray(noise.resize(stored.size), float)).mean() < 5
     small = executed("b", 1.0)
     nbformat.write(small, tmp_path / "b.ipynb")
     assert "image/png" in clean_notebook(tmp_path / "b.ipynb").cells[1].outputs[1]["data"], "a pixel stays PNG"

@@ -23,8 +23,8 @@ def interval_text(row, digits: int = 2) -> str:
     if np.isnan(value):
         return "not measured"
     if np.isnan(low) or np.isnan(high):
-        return f"{value:.{digits}f} (no interval)"
-    return f"{value:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+        return f"{value:z.{digits}f} (no interval)"
+    return f"{value:z.{digits}f} ({low:z.{digits}f} to {high:z.{digits}f})"
 
 
 def mean_interval(values, subjects, n: int = 2000, confidence: float = 0.95, seed: int = 0) -> dict[str, float]:

@@ -141,7 +141,7 @@ def plot_checks(table, *, caption: str = "") -> Figure:
     ax.tick_params(length=0)
     ax.set(xlabel="", ylabel="")
     fig.legend(handles=[Patch(color=colour, label=f"{name} {mark}") for name, (colour, mark) in kinds.items()],
-               loc="outside lower center", ncols=3)
+               loc="outside upper center", ncols=3)
     add_caption(fig, caption)
     return fig
 

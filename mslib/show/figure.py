@@ -48,7 +48,8 @@ NAMES = {
 }
 #: Rules of layer-wise relevance propagation, as zennit and the literature write them.
 RULES = {"epsilon": "ε", "alpha1_beta0": "α1β0", "alpha2_beta1": "α2β1", "gamma": "γ", "epsilon_plus": "ε-plus",
-         "epsilon_gamma": "ε-γ", "epsilon_alpha2_beta1": "ε-α2β1"}
+         "epsilon_gamma": "ε-γ", "epsilon_alpha2_beta1": "ε-α2β1", "epsilon_0.01": "ε = 0.01",
+         "epsilon_100": "ε = 100"}
 NAMES |= {f"{start}{rule}{end}": f"LRP {name}{', centred' * bool(end)}" for rule, name in RULES.items()
           for start in ("", "LRP ") for end in ("", "_centred")}
 SPARE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555", "#8C6D1F")
@@ -105,6 +106,8 @@ def readable(table: pd.DataFrame, digits: int = 2, rows: int = 12) -> pd.DataFra
     """A table as readers see it: standard names, rounded numbers, a dash for what is unknown, so many rows at most."""
     shown = table.head(rows).round(digits)
     shown = shown.astype(object).where(shown.notna(), "–").map(label_of)
+    if shown.index.name is None and shown.index.inferred_type == "integer":
+        shown.index = [""] * len(shown)  # numbers of rows say nothing
     return shown.rename(index=label_of, columns=label_of).rename_axis(
         index=[label_of(name) for name in shown.index.names], columns=[label_of(name) for name in shown.columns.names])
 
