@@ -19,7 +19,7 @@ SETTINGS = {
     "attribution": {"superpixels": 2, "samples": 24, "permutations": 1, "steps": 2},
     "comparison": {"weights": {"scratch": "scratch", "imagenet": "absent.h5"}, "frozen_blocks": [4],
                    "accuracy": 0.5, "slices": 2, "perturbed_slices": 2},
-    "statistics": {"bootstrap": 50}}
+    "statistics": {"bootstrap": 100}}
 
 
 @pytest.fixture(scope="module")

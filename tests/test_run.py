@@ -89,7 +89,7 @@ def test_what_a_notebook_leaves(run):
     run.record(best=None, value=np.float64(1 / 3), missing=float("nan"), deep={"x": (1, 2.0)})
     assert (run.folder / "tables/shares.csv").read_text() == "subject,value\n001,0.333\n"
     assert run.saved("shares")["subject"][0] == "001" and run.saved("others").empty
-    assert json.loads((run.folder / "made/00_cohort.json").read_text()) == ["tables/shares.csv"]
+    assert json.loads((run.folder / "made/00_cohort.json").read_text()) == {"tables/shares.csv": ""}
     assert json.loads((run.folder / "metrics/00_cohort.json").read_text()) == {
         "best": None, "value": 0.33333, "missing": None, "deep": {"x": [1, 2.0]}}
 
