@@ -121,7 +121,7 @@ COHORT = [f"{RUN}/subjects.csv", f"{RUN}/faults.json"] + [
     f"{RUN}/cohort/{name}.csv" for name in ("truth", "quality", "registration_errors", "bias_fields", "appearance")]
 KINDS = [f"{backbone}/{kind}" for backbone in BACKBONES for kind in STUDY.model.kinds]
 NET_FILES = [*of(EXPLAINED, "nets/{}/weights.weights.h5", "nets/{}/predictions.csv"),
-             *of(KINDS, "nets/{}/permuted.csv", "nets/{}/folds.csv")] if STUDY.trains else []
+             *of(KINDS, "nets/{}/permuted.csv"), *of(BACKBONES, "nets/{}/honest/folds.csv")] if STUDY.trains else []
 MAP_FILES = [*of(EXPLAINED, "maps/{}/measures.csv", "maps/{}/cams.npz"),
              *of([one for one in EXPLAINED if one.seed == 1], "maps/{}/randomisation.csv", "maps/{}/volumes")]
 CAUSE = ["cause"] if STUDY.trains and "cause" in STUDY.model.kinds else []
@@ -241,7 +241,7 @@ rule truth:
 
 # --- networks -----------------------------------------------------------------------------------------------------
 
-GRID = ["groups", "sequences", "model.image_size", "model.pixel_mm", "model.input", "model.weights"]
+GRID = ["groups", "sequences", *(f"model.{key}" for key in ("image_size", "pixel_mm", "input", "weights", "narrow"))]
 TAKEN = ["training.slices", "training.independent_slices", "training.precision"]
 TRAINED = [f"training.{key}" for key in ("split", "augmentation", "batch_size", "weight_decay", "patience")]
 CAUSE_FILES = [f"{RUN}/nets/cause/{name}" for name in ("images.npy", "masks.npz", "slices.csv")]
@@ -288,15 +288,22 @@ if STUDY.trains:
         output:
             expand(f"{RUN}/nets/{{backbone}}/{{kind}}/seed{{seed}}/{{file}}", allow_missing=True, seed=SEEDS,
                    file=["weights.weights.h5", "history.csv", "predictions.csv"]),
-            f"{RUN}/nets/{{backbone}}/{{kind}}/permuted.csv", f"{RUN}/nets/{{backbone}}/{{kind}}/folds.csv"
+            f"{RUN}/nets/{{backbone}}/{{kind}}/permuted.csv", f"{RUN}/nets/{{backbone}}/{{kind}}/features.npz"
         params:
             made("train", "nets", "seed", *GRID, *TAKEN, *TRAINED),
-            lambda wildcards: settings(f"training.{wildcards.kind}"),
-            lambda wildcards: settings("training.folds") if wildcards.kind == "honest" else ""
+            lambda wildcards: settings(f"training.{wildcards.kind}")
         threads: WHOLE
         resources: mem_mb=9000
         message: "Networks: train {wildcards.backbone}, {wildcards.kind}"
         shell: step("train", "backbone", "kind")
+
+    rule folds:
+        input:
+            f"{RUN}/nets/{{backbone}}/honest/features.npz", f"{RUN}/nets/{{backbone}}/honest/seed1/predictions.csv"
+        output: f"{RUN}/nets/{{backbone}}/honest/folds.csv"
+        params: made("folds", "nets/heads nets/splits", "seed", "groups", "training.folds")
+        message: "Networks: every subject tested once on features of {wildcards.backbone}"
+        shell: step("folds", "backbone")
 
 METHODS = [f"attribution.{key}" for key in ("superpixels", "samples", "permutations", "steps")] + [
     "training.precision", "relevance.compared"]

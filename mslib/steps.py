@@ -56,6 +56,11 @@ class Study(Run):
     """A run with its subjects, slice stacks and networks: what notebooks and steps work with."""
 
     @property
+    def shape(self) -> tuple[int, int, int]:
+        """Rows, columns and channels of what the networks see."""
+        return *self.config.model.image_size, len(self.config.sequences)
+
+    @property
     def data(self) -> str:
         """Whose data it is, for captions."""
         return DATA[self.config.cohort.source]
@@ -126,8 +131,7 @@ class Study(Run):
         if not path.is_file():
             raise StudyError(f"{path}: no fitted {backbone}; run the study that trains it first "
                              f"(snakemake --config study={self.config.study})")
-        shape = (*self.config.model.image_size, len(self.config.sequences))
-        return build_classifier(backbone, len(self.classes(kind)), shape, path)
+        return build_classifier(backbone, len(self.classes(kind)), self.shape, path, narrow=self.config.model.narrow)
 
     def cases(self, network: Network) -> Iterator[Case]:
         """What a network is explained on, subject by subject, for the subject's own class.
@@ -191,13 +195,11 @@ class Study(Run):
 
     def known_rule_net(self, experiment: str) -> keras.Model:
         """A network with a known decision rule, of `mslib.nets.known_rule.experiments`."""
-        from mslib.nets import load_weights
-        from mslib.nets.known_rule import narrow_classifier
+        from mslib.nets import build_classifier
         own = self.config.attribution.known_rule
-        shape = (*(side // own.shrink for side in self.config.model.image_size), len(self.config.sequences))
-        model = narrow_classifier(shape, own.narrow)
-        load_weights(model, self.folder / "known_rule" / experiment / "weights.weights.h5")
-        return model
+        shape = *(side // own.shrink for side in self.shape[:2]), self.shape[2]
+        return build_classifier("vgg16", 2, shape, self.folder / "known_rule" / experiment / "weights.weights.h5",
+                                narrow=own.narrow)
 
     def epochs(self) -> EpochSet:
         """Sleep: the epochs of all nights that can be used; signals stay on disk until they are asked for."""
@@ -410,19 +412,13 @@ def truth(study: Study) -> None:
         if person in compared and person.lesion_mask:
             images = unscaled_images(person, derived.parents[1])
             looks.append({"subject": person.id, "group": person.group, **appearance(*images)})
-    for name, rows, columns in (("truth", persons, None), ("quality", quality, None),
-                                ("registration_errors", errors, ["subject", "group", "sequence", "before", "after"]),
-                                ("bias_fields", fields, ["subject", "sequence", "correlation"]),
-                                ("appearance", looks, None if looks else ["subject", "group"])):
-        write_table(study.folder / "cohort" / f"{name}.csv", pd.DataFrame(rows, columns=columns), float_format="%.6g")
+    _write_tables(study.folder / "cohort", 6, truth=pd.DataFrame(persons), quality=pd.DataFrame(quality),
+                  registration_errors=pd.DataFrame(errors, columns=["subject", "group", "sequence", "before", "after"]),
+                  bias_fields=pd.DataFrame(fields, columns=["subject", "sequence", "correlation"]),
+                  appearance=pd.DataFrame(looks, columns=None if looks else ["subject", "group"]))
 
 
 # --- networks ----------------------------------------------------------------------------------------------------
-
-
-def _weights(weights) -> str | Path:
-    """Origin of weights as `mslib.nets.start_network` takes it; a path is relative to the project."""
-    return weights if weights in ("scratch", "simulated", "imagenet") else ROOT / weights
 
 
 def _shipped(name) -> Path:
@@ -435,10 +431,11 @@ def _trainable(study, network, precision, weights=None):
 
     from mslib.nets import start_network
     keras.utils.set_random_seed(study.config.seed + network.seed - 1)
-    shape = (*study.config.model.image_size, len(study.config.sequences))
-    return start_network(network.backbone, study.classes(network.kind), shape,
-                         _weights(weights or study.config.model.weights), precision,
-                         _shipped(f"{network.backbone}_simulated"))
+    weights = weights or study.config.model.weights
+    if weights not in ("scratch", "simulated", "imagenet"):
+        weights = ROOT / weights  # a path is relative to the project
+    return start_network(network.backbone, study.classes(network.kind), study.shape, weights, precision,
+                         _shipped(f"{network.backbone}_simulated"), study.config.model.narrow)
 
 
 def _started(study, network):
@@ -536,9 +533,8 @@ def _parts(study, kind, table):
 def train(study: Study, backbone: str, kind: str) -> None:
     """Train a kind of network from every seed, and predict all slices: of its parts and of the independent cohort.
 
-    Then the controls, empty tables where a kind has none: ``permuted.csv``, the test part's predictions after a
-    training on permuted labels of the subjects (all but ``cause``); ``folds.csv``, every subject tested once, by a last
-    layer on the features of the start weights (``honest``).
+    Then ``permuted.csv``, the test part's predictions after a training on permuted labels of the subjects (empty for
+    ``cause``), and ``features.npz``, the pooled features of the start weights (empty where nothing reads them).
     """
     from mslib import nets
     if kind not in nets.KINDS:
@@ -547,6 +543,7 @@ def train(study: Study, backbone: str, kind: str) -> None:
     of, blocks, features = "cause" if kind == "cause" else "study", schedule.frozen_blocks, None
     given, precision = config.model.weights != "scratch", nets.choose_precision(training.precision)
     model = _trainable(study, Network(backbone, kind), precision)  # one for all trainings, traced once
+    start = model.get_weights()
     if blocks:
         path = _cached(study, backbone, of, blocks)
         stored = read_arrays(path.with_suffix(".npz"))
@@ -568,32 +565,40 @@ def train(study: Study, backbone: str, kind: str) -> None:
             nets.refuse_leakage(table["subject"], parts)
         table = table.assign(part=parts)
         done.append(_training_folder(folder, "train", "nets", recipe, schedule, table.to_csv()))
-        model.set_weights(_trainable(study, network, precision).get_weights())
+        model.set_weights(start if network.seed == 1 else _trainable(study, network, precision).get_weights())
         plain, logits, history = nets.fine_tune(
             model, blocks, nets.SliceSet(slices.images, table), parts, recipe, done[-1],
             folder.relative_to(study.folder / "nets").as_posix(), features if given else None)
         return plain, nets.prediction_table(table, logits, study.classes(kind)), history
 
-    for network in (one for one in explained_networks(config) if one[:2] == (backbone, kind)):
+    for network in explained_networks(config, backbone, kind):
         folder = study.folder / "nets" / str(network)
         plain, predictions, history = fitted(network, slices.table, folder)
         write_table(folder / "history.csv", history)
         write_table(folder / "predictions.csv", predictions)
         _save_weights(plain, folder / "weights.weights.h5")
-    control = tested = predictions[:0]
+    control = predictions[:0]
     if kind != "cause":
         own, table = slices.table["part"].isna(), slices.table.copy()
         table.loc[own, ["group", "target"]] = nets.permuted(table[own], config.groups, config.seed)[["group", "target"]]
         control = fitted(Network(backbone, kind), table, place / "permuted")[1].query("part == 'test'")
-    if kind == "honest":
-        known = slices.table[own]
-        logits = nets.fold_logits(features[own], known, training.folds, config.seed)
-        tested = nets.prediction_table(known, logits, config.groups)
     write_table(place / "permuted.csv", control.assign(kind=f"{kind}_permuted"))
-    write_table(place / "folds.csv", tested.drop(columns="part"))
+    write_arrays(place / "features.npz", features=np.empty((0, 0)) if features is None else features)
     for training_folder in done:  # not before: a job that is stopped finds what it had finished
         shutil.rmtree(training_folder)
     shutil.rmtree(place / "permuted", ignore_errors=True)
+
+
+def folds(study: Study, backbone: str) -> None:
+    """Every subject of the study tested once, by a last layer on the features of the start weights."""
+    from mslib.nets import fold_logits, prediction_table
+    config, place = study.config, study.folder / "nets" / backbone / "honest"
+    features = read_arrays(place / "features.npz")["features"]
+    table = read_table(place / "seed1" / "predictions.csv")
+    own = (table["part"] != "independent").to_numpy()
+    known = table[own].filter(regex="^(?!logit_|part$)").reset_index(drop=True)
+    logits = fold_logits(features[own], known, config.training.folds, config.seed)
+    write_table(place / "folds.csv", prediction_table(known, logits, config.groups))
 
 
 def export(study: Study, network: Network) -> None:
@@ -693,6 +698,12 @@ def _training_folder(folder: Path, step: str, wing: str, *decisive) -> Path:
     """Folder of an unfinished training, named by what decides it: none goes on under other settings or code."""
     facts = "\n".join([code_digest(step, wing), *map(repr, decisive)])
     return folder / f"training-{zlib.crc32(facts.encode()):08x}"
+
+
+def _write_tables(folder, digits, **tables):
+    """Tables with so many significant digits, each under its name."""
+    for name, table in tables.items():
+        write_table(folder / f"{name}.csv", table, float_format=f"%.{digits}g")
 
 
 def _save_weights(model, path):
@@ -797,7 +808,7 @@ def measure_maps(study: Study, backbone: str, kind: str) -> None:
     """
     from mslib.analysis import depth
     from mslib.explain import CAM_VARIANTS, explain_layers
-    config, networks = study.config, [one for one in explained_networks(study.config) if one[:2] == (backbone, kind)]
+    config, networks = study.config, explained_networks(study.config, backbone, kind)
     if not networks:
         raise StudyError(f"{backbone}/{kind}: is none of the networks that study {config.study} explains")
     settings, model = config.explain, study.net(backbone, kind, networks[0].seed)
@@ -821,15 +832,14 @@ def measure_maps(study: Study, backbone: str, kind: str) -> None:
             some = np.linspace(0, len(images) - 1, min(len(images), 24)).astype(int)
             start = depth.channel_peaks(_started(study, network), images[some], layers)
             dead = depth.dead_channels({layer: peaks[some] for layer, peaks in found.peaks.items()}, start)
-            write_table(folder / "dead.csv", dead, float_format="%.5g")
-            write_table(folder / "randomisation.csv", similarity, float_format="%.5g")
+            _write_tables(folder, 5, dead=dead, randomisation=similarity)
             _cam_volumes(study, network, model, folder / "volumes")
         maps = {f"{method}|{layer}": (raw / max(raw.max(), 1e-30)).astype(np.float16)  # of ranks alone use is made
                 for method, of_layer in found.cams.items() if method in ("gradcam", "layercam")
                 for layer, raw in of_layer.items()}
         write_arrays(folder / "cams.npz", brain=slices.brain, subject=right["subject"].to_numpy(str),
                      slice=right["slice"].to_numpy(), **maps)
-        write_table(folder / "measures.csv", pd.concat(tables), float_format="%.5g")
+        _write_tables(folder, 5, measures=pd.concat(tables))
 
 
 def _lobes(study, table):
@@ -903,8 +913,8 @@ def known_rule(study: Study) -> None:
     """
     from mslib.analysis import attribution, relevance
     from mslib.analysis import known_rule as known
-    from mslib.nets import Recipe, evenly
-    from mslib.nets.known_rule import experiments, narrow_classifier, spread, train_known_rules
+    from mslib.nets import Recipe, build_classifier, evenly
+    from mslib.nets.known_rule import experiments, spread, train_known_rules
     config, own, settings = study.config, study.config.attribution, study.attribution_settings
     sequences, folder, seed = config.sequences, study.folder / "known_rule", config.seed
     mm, rules = config.model.pixel_mm * own.known_rule.shrink, own.known_rule
@@ -917,7 +927,7 @@ def known_rule(study: Study) -> None:
              for experiment in experiments(sequences)
              for number in range(1, rules.seeds + 1 if experiment.name == shown else 2)}
     weights = train_known_rules(tasks, recipe, rules.narrow, training)
-    model = narrow_classifier(train.images.shape[1:], rules.narrow)  # one for all, traced once
+    model = build_classifier("vgg16", 2, train.images.shape[1:], narrow=rules.narrow)  # one for all, traced once
     test, many = spread(unmarked, rules.test_slices), spread(unmarked, 2 * rules.test_slices)
     tables = {name: [] for name in ("use", "scores", "importance", "layers", "relevance")}
     for experiment in experiments(sequences):
@@ -955,8 +965,7 @@ def known_rule(study: Study) -> None:
                 others, _ = attribution.attribute_all(model, slices, _methods(config), f"{name}, seed {number}",
                                                       **settings)
                 tables["repeated"].append(attribution.repeat_similarity(some, others, slices))
-    for key, found in tables.items():
-        write_table(folder / f"{key}.csv", pd.concat(found, ignore_index=True), float_format="%.7g")
+    _write_tables(folder, 7, **{key: pd.concat(found, ignore_index=True) for key, found in tables.items()})
     shutil.rmtree(training)
 
 
@@ -983,7 +992,7 @@ def attribute(study: Study, backbone: str) -> None:
     patients = depth.gather_slices(study.cases(network), config.attribution.shapley_slices, mm)
     importance = attribution.slice_importance(model, _explained(patients, mm), config.sequences, config.seed,
                                               str(network))
-    write_table(folder / "importance.csv", importance, float_format="%.7g")
+    _write_tables(folder, 7, importance=importance)
     shown, methods = study.shown_slices(model)[1], _methods(config, backbone == config.model.backbones[0])
     joint = [name for name in methods if name in attribution.JOINT]
     maps, _ = attribution.attribute_all(model, shown.at([0]), [name for name in methods if name not in joint],
@@ -991,8 +1000,8 @@ def attribute(study: Study, backbone: str) -> None:
     joint, _ = attribution.attribute_all(model, shown.at([0, 1, 2]), joint, str(network), **settings)
     _write_maps(folder / "honest.npz", shown.at([0]), maps | {name: raw[:1] for name, raw in joint.items()})
     if config.trains and "cause" in config.model.kinds:
-        scores = _score_cause(study, Network(backbone, "cause"), methods, settings, folder / "cause.npz")
-        write_table(folder / "scores.csv", scores, float_format="%.7g")
+        _write_tables(folder, 7, scores=_score_cause(study, Network(backbone, "cause"), methods, settings,
+                                                     folder / "cause.npz"))
 
 
 def _score_cause(study, network, methods, settings, path):
@@ -1056,7 +1065,7 @@ def relevance(study: Study, backbone: str) -> None:
     from mslib.analysis.relevance import flow_table, slice_shares
     from mslib.nets import evenly
     config, own, folder = study.config, study.config.relevance, study.folder / "relevance" / backbone
-    networks = [one for one in explained_networks(config) if one[:2] == (backbone, "honest")]
+    networks = explained_networks(config, backbone, "honest")
     model, (table, images, brain) = study.net(*networks[0]), _of_relevance(study, own.slices_per_subject)
 
     def shares(rule, rows):
@@ -1065,15 +1074,14 @@ def relevance(study: Study, backbone: str) -> None:
 
     every, some = np.arange(len(table)), evenly(np.arange(len(table)), own.compared_slices)
     rules = [shares(rule, some).assign(rule=rule) for rule in progress(own.compared, desc=f"{backbone}: rules")]
-    write_table(folder / "rules.csv", pd.concat(rules), float_format="%.7g")
-    write_table(folder / "flow.csv", flow_table(model, images[some], own.rule, brain[some]), float_format="%.7g")
+    flow = flow_table(model, images[some], own.rule, brain[some])
     _relevance_volumes(study, backbone, model, folder / "volumes")
     tables = []
     for network in progress(networks, desc=f"{backbone}: relevance", unit="network"):
         if network != networks[0]:
             model.set_weights(study.net(*network).get_weights())  # one network, traced once
         tables.append(shares(own.rule, every).assign(seed=network.seed))
-    write_table(folder / "shares.csv", pd.concat(tables), float_format="%.7g")
+    _write_tables(folder, 7, rules=pd.concat(rules), flow=flow, shares=pd.concat(tables))
 
 
 def _relevance_volumes(study, backbone, model, folder):
@@ -1155,11 +1163,9 @@ def fold(study: Study, number: int) -> None:
     write_table(place / "predictions.csv", predictions)
     _save_weights(model, place / "weights.weights.h5")
     given = model, epochs, predictions
-    for name, table in (
-            ("relevance", analysis.fold_relevance(*given, sleep.rule, sleep.explained_per_stage, few, seed)),
-            ("ablation", analysis.fold_ablation(*given, few, seed)),
-            ("methods", analysis.fold_methods(*given, few, sleep.steps, seed))):
-        write_table(place / f"{name}.csv", table, float_format="%.5g")
+    _write_tables(place, 5, relevance=analysis.fold_relevance(*given, sleep.rule, sleep.explained_per_stage, few, seed),
+                  ablation=analysis.fold_ablation(*given, few, seed),
+                  methods=analysis.fold_methods(*given, few, sleep.steps, seed))
     shutil.rmtree(training)
 
 

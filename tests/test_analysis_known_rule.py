@@ -181,10 +181,10 @@ def test_a_method_that_could_look_and_does_not_has_not_exposed_it():
 
 
 def test_layer_scores_of_a_real_network(shallow):
-    from mslib.nets.known_rule import narrow_classifier
+    from mslib.nets import build_classifier
     explained = known_rule.explained_marks(Experiment("FLAIR", 2).marked(head(6), MM, 0), MM)
     keras.utils.set_random_seed(0)
-    table = known_rule.layer_scores(narrow_classifier(SHAPE, 16), explained, np.array([0, 0, 1.0]))
+    table = known_rule.layer_scores(build_classifier("vgg16", 2, SHAPE, narrow=16), explained, np.array([0, 0, 1.0]))
     assert table["layer"].unique().tolist() == ["block3_conv1", "block4_conv1", "block5_conv1"]
     assert len(table) == 6 * 2 * 3 and table["chance"].between(0.01, 0.5).all()
     assert (table["msfi"].dropna().between(0, 1)).all() and (table["msfi"].isna() == table["blank"]).all()

@@ -56,6 +56,8 @@ FAULTS = {  # text of the file, key, words that say what is allowed, what was gi
                 "at least 3", "{'RRMS': 2, 'SPMS': 0}"),
     "few pixels": ("study: a\nmodel: {image_size: [64, 31]}", "model.image_size", "must be at least 32 pixels a side",
                    "[64, 31]"),
+    "narrow and given": ("study: a\nmodel: {narrow: 2, weights: imagenet}", "model.narrow",
+                         "must be 1 where weights do not start at random", "2"),
     "frozen from random": ("study: a\ntraining: {published: {frozen_blocks: 4}}", "training.published",
                            "frozen_blocks must be 0 where weights start at random", "4"),
     "no root": ("study: a\ncohort: {source: bids}", "cohort.root", "must name a BIDS folder", "nothing"),

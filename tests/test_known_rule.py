@@ -13,8 +13,6 @@ from mslib.nets.known_rule import (
     Experiment,
     draw_marks,
     experiments,
-    narrow_classifier,
-    narrowed,
     roles,
     shortcut_mask,
     train_known_rules,
@@ -101,15 +99,15 @@ def test_each_sequence_decides_once_and_one_network_has_a_shortcut():
 
 def test_a_narrow_network_has_the_layers_of_vgg16_and_is_folded_exactly(shallow):
     shape, rng = (32, 32, 3), np.random.default_rng(0)
-    wide, narrow = build_classifier("vgg16", 2, shape), narrow_classifier(shape, 4)
+    wide, narrow = (build_classifier("vgg16", 2, shape, narrow=divisor) for divisor in (1, 4))
     assert [layer.name for layer in narrow.layers] == [layer.name for layer in wide.layers]
     assert narrow.get_layer("block5_conv1").filters == 128 and narrow.get_layer("block1_conv1").filters == 16
-    trained = narrowed(build_trainable("vgg16", 2, shape, "float32"), 16)
+    trained = build_trainable("vgg16", 2, shape, "float32", 16)
     for layer in trained.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.set_weights([rng.uniform(0.5, 1.5, w.shape) for w in layer.get_weights()])
     images = rng.random((3, *shape)).astype(np.float32)
-    plain = fold_batch_norm(trained, narrow_classifier(shape, 16))
+    plain = fold_batch_norm(trained)
     expected = np.asarray(trained(images, training=False))
     np.testing.assert_allclose(np.asarray(plain(images)), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
@@ -122,7 +120,7 @@ def test_a_network_is_decided_by_its_seed_and_finished_ones_are_kept(tmp_path, s
         np.testing.assert_allclose(here, there, rtol=1e-4, atol=1e-5, err_msg="whatever was trained before")
     assert not np.allclose(found["one"][0], found["other"][0])
     keras.utils.set_random_seed(1)
-    start = narrowed(build_trainable("vgg16", 2, (32, 32, 3), "float32"), 16).get_layer("block1_conv1").get_weights()[0]
+    start = build_trainable("vgg16", 2, (32, 32, 3), "float32", 16).get_layer("block1_conv1").get_weights()[0]
     likeness = np.corrcoef([kernel.ravel() for kernel in (start, found["other"][0], found["one"][0])])[0, 1:]
     assert likeness[0] > 0.5 > abs(likeness[1]), "training went on from the weights of the seed"
     monkeypatch.setattr(known_rule, "build_trainable", None)

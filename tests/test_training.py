@@ -21,6 +21,7 @@ from mslib.nets.data import balanced_draw, predict
 from mslib.nets.heads import Head, fit_head, fold_logits
 from mslib.nets.protocols import cached, fine_tune, plain_network, split_network, start_network
 from mslib.nets.train import BalancedBatches, History, Recipe, RefreshBatchNorm, fit, learning_rates
+from mslib.nets.vgg import plain_twin
 from mslib.study import StudyError, write_json
 from mslib.study.config import Augmentation
 from mslib.study.provenance import file_sha256
@@ -462,7 +463,8 @@ def test_above_frozen_blocks_the_rest_learns_from_a_fitted_last_layer(tmp_path, 
     slices, start = make_slices(n=4, size=32), build_classifier("vgg16", 3, SHAPE)
     ship(start, tmp_path / "vgg16_simulated.h5", [layer.name for layer in start.layers if layer.weights])
     model = start_network("vgg16", GROUPS, SHAPE, "simulated", precision, tmp_path / "vgg16_simulated.h5")
-    before = plain_network(model)
+    before = plain_twin(model)
+    before.set_weights(plain_network(model).get_weights())
     activations, features = cached(model, 4, slices, [0, 0, 0], "cache")
     assert activations.dtype == np.float16 and activations.shape == (48, 2, 2, 512) and features.shape == (48, 512)
     parts = thirds(slices)

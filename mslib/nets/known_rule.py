@@ -166,22 +166,6 @@ def draw_marks(slices: SliceSet, decisive: int, pixel_mm: float, seed: int,
     return Marked(marked, marks & brain[..., None], shown, brain, corner)
 
 
-def narrowed(model: keras.Model, divisor: int) -> keras.Model:
-    """The same network with a fraction of the channels in every convolution, weights drawn anew."""
-    def narrow(layer):
-        config = layer.get_config()
-        if "filters" in config:
-            config["filters"] //= divisor
-        return type(layer).from_config(config)
-
-    return keras.models.clone_model(model, clone_function=narrow)
-
-
-def narrow_classifier(shape: tuple[int, int, int], divisor: int) -> keras.Model:
-    """A plain VGG16 with two logits and a fraction of the channels: what `train_known_rules` trains."""
-    return narrowed(build_classifier("vgg16", 2, shape), divisor)
-
-
 def train_known_rules(tasks: Mapping[str, tuple[Marked, int]], recipe: Recipe, narrow: int,
                       folder: str | Path) -> dict[str, list[np.ndarray]]:
     """Narrow VGG16s that tell the classes of marks apart, one after the other, traced once.
@@ -200,7 +184,7 @@ def train_known_rules(tasks: Mapping[str, tuple[Marked, int]], recipe: Recipe, n
     Returns
     -------
     dict of name to list of ndarray
-        Weights of `narrow_classifier`.
+        Weights of the plain network.
 
     Raises
     ------
@@ -208,7 +192,7 @@ def train_known_rules(tasks: Mapping[str, tuple[Marked, int]], recipe: Recipe, n
         Fewer slices than one batch, or a loss that is not a number.
     """
     shape, trainer, trained = next(iter(tasks.values()))[0].slices.images.shape[1:], None, {}
-    plain = narrow_classifier(shape, narrow)
+    plain = build_classifier("vgg16", 2, shape, narrow=narrow)
     for name, (marked, seed) in progress(tasks.items(), desc="known rule: train", unit="network"):
         path, slices = Path(folder) / f"{name}.weights.h5", marked.slices
         if path.is_file():
@@ -220,7 +204,7 @@ def train_known_rules(tasks: Mapping[str, tuple[Marked, int]], recipe: Recipe, n
                 raise StudyError(f"known rule: an epoch has about {batches.wanted} slices, fewer than "
                                  f"training.batch_size {recipe.batch_size}")
             keras.utils.set_random_seed(seed)
-            start = narrowed(build_trainable("vgg16", 2, shape, "float32"), narrow)
+            start = build_trainable("vgg16", 2, shape, "float32", narrow)
             if trainer is None:
                 trainer, refresh = start, RefreshBatchNorm(slices, batches.train, own)
                 add_in_order()

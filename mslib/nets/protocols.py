@@ -13,11 +13,11 @@ import pandas as pd
 from .data import SliceSet, predict
 from .heads import Head, fit_head
 from .train import Recipe, fit
-from .vgg import build_classifier, build_trainable, fold_batch_norm, has_batch_norm, load_half
+from .vgg import build_classifier, build_trainable, fold_batch_norm, has_batch_norm, load_half, plain_twin
 
 
 def start_network(backbone: str, classes: Sequence[str], shape: tuple[int, int, int], weights: str | Path,
-                  precision: str = "float32", shipped: Path | None = None) -> keras.Model:
+                  precision: str = "float32", shipped: Path | None = None, narrow: int = 1) -> keras.Model:
     """The network before fine-tuning.
 
     Parameters
@@ -31,6 +31,8 @@ def start_network(backbone: str, classes: Sequence[str], shape: tuple[int, int, 
         Of the convolutions.
     shipped : path
         With ``simulated``: file of `save_half`. Its last layer is taken where it knows the same classes.
+    narrow : int
+        Divisor of the channels, with ``scratch``.
 
     Raises
     ------
@@ -38,7 +40,7 @@ def start_network(backbone: str, classes: Sequence[str], shape: tuple[int, int, 
         Weights that cannot be had or do not fit.
     """
     if weights == "scratch":
-        return build_trainable(backbone, len(classes), shape, precision)
+        return build_trainable(backbone, len(classes), shape, precision, narrow)
     model = build_classifier(backbone, len(classes), shape, None if weights == "simulated" else weights, precision)
     if weights == "simulated":
         load_half(model, shipped, classes)
@@ -46,12 +48,15 @@ def start_network(backbone: str, classes: Sequence[str], shape: tuple[int, int, 
 
 
 def plain_network(model: keras.Model) -> keras.Model:
-    """The float32 network without batch norm that computes the same."""
+    """The float32 network without batch norm that computes the same, one for all calls with this `model`."""
+    plain = _plain(model)
     if has_batch_norm(model):
-        return fold_batch_norm(model)
-    plain = build_classifier(model.name, model.output_shape[-1], model.input_shape[1:])
+        return fold_batch_norm(model, plain)
     plain.set_weights(model.get_weights())
     return plain
+
+
+_plain = lru_cache(maxsize=1)(plain_twin)  # traced once for all trainings of a network
 
 
 @lru_cache(maxsize=2)
@@ -114,7 +119,7 @@ def fine_tune(model: keras.Model, blocks: int, slices: SliceSet, parts: pd.Serie
     Returns
     -------
     plain : keras.Model
-        All of the network, float32, batch norm folded.
+        All of the network, float32, batch norm folded; the next training of `model` has the same one.
     logits : ndarray, (n, classes)
         Of all slices.
     history : pandas.DataFrame

@@ -50,8 +50,19 @@ def _network(backbone, n_classes, input_shape, batch_norm, precision):
     return keras.Model(inputs, layers.Dense(n_classes, name="logits", dtype="float32")(x), name=backbone)
 
 
+def _narrowed(model, divisor):
+    """The same network with a fraction of the channels in every convolution, weights drawn anew."""
+    def narrow(layer):
+        config = layer.get_config()
+        if "filters" in config:
+            config["filters"] //= divisor
+        return type(layer).from_config(config)
+
+    return keras.models.clone_model(model, clone_function=narrow) if divisor > 1 else model
+
+
 def build_classifier(backbone: str, n_classes: int, input_shape: tuple[int | None, int | None, int],
-                     weights: str | Path | None = None, precision: str = "float32") -> keras.Model:
+                     weights: str | Path | None = None, precision: str = "float32", narrow: int = 1) -> keras.Model:
     """VGG + global average pooling + Dense with logit output: flat, plain, layer names of `keras.applications`.
 
     Parameters
@@ -66,6 +77,8 @@ def build_classifier(backbone: str, n_classes: int, input_shape: tuple[int | Non
         of this network, or a ``..._notop.h5`` file of `keras.applications` (then as ``imagenet``).
     precision : {"float32", "bfloat16"}
         Of the convolutions; weights, pooling and logits stay float32.
+    narrow : int
+        Divisor of the channels of every convolution.
 
     Returns
     -------
@@ -81,7 +94,7 @@ def build_classifier(backbone: str, n_classes: int, input_shape: tuple[int | Non
     ----------
     Simonyan and Zisserman 2015 (VGG); Lin et al. 2014 (global average pooling).
     """
-    model = _network(backbone, n_classes, input_shape, batch_norm=False, precision=precision)
+    model = _narrowed(_network(backbone, n_classes, input_shape, batch_norm=False, precision=precision), narrow)
     if weights is None:
         return model
     if str(weights).endswith(".weights.h5"):
@@ -94,17 +107,24 @@ def build_classifier(backbone: str, n_classes: int, input_shape: tuple[int | Non
     return model
 
 
-def build_trainable(backbone: str, n_classes: int, input_shape: tuple[int, int, int], precision: str) -> keras.Model:
+def build_trainable(backbone: str, n_classes: int, input_shape: tuple[int, int, int], precision: str,
+                    narrow: int = 1) -> keras.Model:
     """The network of `build_classifier` with batch norm after every convolution, to be trained from scratch.
 
     `precision`, float32 or bfloat16, is that of the convolutions; weights, pooling and logits stay float32.
     """
-    return _network(backbone, n_classes, input_shape, batch_norm=True, precision=precision)
+    return _narrowed(_network(backbone, n_classes, input_shape, batch_norm=True, precision=precision), narrow)
 
 
 def has_batch_norm(model: keras.Model) -> bool:
     """Whether batch norm is there to be re-estimated and folded."""
     return any(isinstance(layer, layers.BatchNormalization) for layer in model.layers)
+
+
+def plain_twin(model: keras.Model) -> keras.Model:
+    """A network of `build_classifier` in float32, as wide as `model`, with the same classes and other weights."""
+    return build_classifier(model.name, model.output_shape[-1], model.input_shape[1:],
+                            narrow=FILTERS[0] // model.get_layer("block1_conv1").filters)
 
 
 def fold_batch_norm(trained: keras.Model, plain: keras.Model | None = None) -> keras.Model:
@@ -118,9 +138,9 @@ def fold_batch_norm(trained: keras.Model, plain: keras.Model | None = None) -> k
     trained : keras.Model
         A network of `build_trainable`.
     plain : keras.Model, optional
-        The float32 network that takes the weights and is returned. Default: the one of `build_classifier`.
+        The float32 network that takes the weights and is returned. Default: a new one.
     """
-    plain = plain or build_classifier(trained.name, trained.output_shape[-1], trained.input_shape[1:])
+    plain = plain or plain_twin(trained)
     for name in convolution_names(trained.name):
         kernel, bias = (np.asarray(w, "float64") for w in trained.get_layer(name).get_weights())
         norm = trained.get_layer(f"{name}_bn")

@@ -102,6 +102,7 @@ class Model(Section):
     """Which networks, with which weights, on which input; `seeds`: trainings of every kind.
 
     `shipped`: fitted networks are those of the folder weights, nothing is trained.
+    `narrow` divides the channels of every convolution: for tests.
     """
 
     backbones: Annotated[list[Literal["vgg16", "vgg19"]], Field(min_length=1)] = ["vgg16", "vgg19"]
@@ -113,6 +114,13 @@ class Model(Section):
     image_size: Size = (192, 168)
     pixel_mm: Millimetres = 1.0
     seeds: PositiveInt = 3
+    narrow: Annotated[int, Field(ge=1, le=16)] = 1
+
+    @model_validator(mode="after")
+    def _given_weights_are_wide(self):
+        if self.narrow > 1 and self.weights != "scratch":
+            raise ValueError(f"model.narrow: must be 1 where weights do not start at random (got {self.narrow})")
+        return self
 
 
 class Split(Section):

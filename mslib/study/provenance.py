@@ -10,6 +10,7 @@ import platform
 import subprocess
 from functools import lru_cache
 from pathlib import Path
+from types import CodeType
 
 from .errors import StudyError
 from .files import read_json
@@ -26,15 +27,24 @@ def notebook_code(path: str | Path) -> str:
 
 
 @lru_cache(maxsize=1024)
-def _essence(source: str) -> str:
-    """A source's syntax tree without docstrings; comments and layout are not in it."""
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        first = body[0] if isinstance(body, list) and body else None
-        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
-            node.body = body[1:] or [ast.Pass()]
-    return ast.dump(tree)
+def _essence(source: str | ast.Module) -> str:
+    """What Python makes of a source: docstrings, comments and layout are not in it."""
+    def essence(part):
+        if isinstance(part, CodeType):
+            names = part.co_names, part.co_varnames, part.co_cellvars, part.co_freevars, part.co_exceptiontable
+            counts = part.co_argcount, part.co_posonlyargcount, part.co_kwonlyargcount, part.co_flags
+            return f"{part.co_code} {names} {counts} {[essence(constant) for constant in part.co_consts]}"
+        return str(sorted(map(repr, part))) if isinstance(part, frozenset) else repr(part)
+
+    return essence(compile(source, "", "exec", dont_inherit=True, optimize=2))
+
+
+@lru_cache(maxsize=4)
+def _functions(source: str) -> dict[str, tuple[str, set[str]]]:
+    """By name the functions of a module: their `_essence`, and the names that they use."""
+    functions = (node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef))
+    return {node.name: (_essence(ast.Module([node], [])), {one.id for one in ast.walk(node) if hasattr(one, "id")})
+            for node in functions}
 
 
 def code_digest(step: str, *wings: str) -> str:
@@ -50,13 +60,10 @@ def code_digest(step: str, *wings: str) -> str:
     if step.endswith(".ipynb"):
         sources = [_essence(notebook_code(ROOT / step))]
     else:
-        tree = ast.parse((ROOT / "mslib" / "steps.py").read_text(encoding="utf-8"))
-        functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
-        called = [step]
+        functions, called = _functions((ROOT / "mslib" / "steps.py").read_text(encoding="utf-8")), [step]
         for name in called:  # grows: the step, and the functions of steps.py that it reaches
-            inside = {node.id for node in ast.walk(functions[name]) if isinstance(node, ast.Name)} & functions.keys()
-            called += sorted(inside - set(called))
-        sources = [_essence(ast.unparse(functions[name])) for name in called]
+            called += sorted((functions[name][1] & functions.keys()) - set(called))
+        sources = [functions[name][0] for name in called]
     for wing in wings:
         place = ROOT / "mslib" / wing
         files = sorted(place.rglob("*")) if place.is_dir() else [place.with_suffix(".py")]

@@ -40,11 +40,15 @@ class Network(NamedTuple):
         return cls(parts[0], parts[1], int(parts[2][4:]))
 
 
-def explained_networks(config: StudyConfig) -> list[Network]:
-    """Networks that are explained: every kind, all seeds (of real patients, the first of ``honest``)."""
+def explained_networks(config: StudyConfig, *of: str) -> list[Network]:
+    """Networks that are explained: every kind, all seeds (of real patients, the first of ``honest``).
+
+    `of`: a backbone, or a backbone and a kind, whose networks alone are given.
+    """
     kinds, seeds = (config.model.kinds, config.model.seeds) if config.trains else (["honest"], 1)
-    return [Network(backbone, kind, seed) for backbone in config.model.backbones for kind in kinds
-            for seed in range(1, seeds + 1)]
+    networks = [Network(backbone, kind, seed) for backbone in config.model.backbones for kind in kinds
+                for seed in range(1, seeds + 1)]
+    return [network for network in networks if network[:len(of)] == of]
 
 
 #: Tables that steps leave, by the name under which they are read; ``{network}`` (explained), ``{first}`` (its first
@@ -54,7 +58,7 @@ TABLES = {
     "registration_errors": "cohort/registration_errors.csv", "bias_fields": "cohort/bias_fields.csv",
     "appearance": "cohort/appearance.csv",
     "predictions": "nets/{network}/predictions.csv", "history": "nets/{network}/history.csv",
-    "permuted": "nets/{kind}/permuted.csv", "folds": "nets/{kind}/folds.csv",
+    "permuted": "nets/{kind}/permuted.csv", "folds": "nets/{backbone}/honest/folds.csv",
     "maps": "maps/{network}/measures.csv", "randomisation": "maps/{first}/randomisation.csv",
     "dead": "maps/{first}/dead.csv",
     "attribution_scores": "attributions/{backbone}/scores.csv", "importance": "attributions/{backbone}/importance.csv",
