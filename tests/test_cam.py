@@ -252,6 +252,15 @@ def test_cells_stay_where_the_pools_of_an_odd_side_have_them():
     np.testing.assert_allclose(whole, 1)
 
 
+def test_maps_of_signals_and_volumes_are_resampled_axis_by_axis():
+    maps = np.random.default_rng(2).random((2, 3, 4, 5)).astype(np.float32)
+    ours = explain.upsample_maps(maps, (6, 12, 10))
+    planes = explain.upsample_maps(maps, (12, 10))
+    expected = np.stack([explain.upsample_maps(line, (6,)) for line in np.moveaxis(planes, 1, -1).reshape(-1, 3)])
+    np.testing.assert_allclose(ours, np.moveaxis(expected.reshape(2, 12, 10, 6), -1, 1), rtol=1e-5)
+    np.testing.assert_allclose(explain.average_cells(np.repeat(maps, 2, 1), (3, 4, 5)), maps, rtol=1e-6)
+
+
 def test_blank_maps_are_flagged():
     maps = np.zeros((4, 5, 5), np.float32)
     maps[1, 2, 2], maps[2], maps[3, 0, 0] = 1e-3, 1e-31, np.nan
@@ -274,7 +283,7 @@ class Subclassed(keras.Model):
 
 @pytest.mark.parametrize("make, message", [
     (lambda: tiny(outputs=2), r"has the outputs head0, head1; choose one: explainable\(model, output=...\)"),
-    (lambda: tiny(outputs=0), r"images \(N, H, W, M\) or signals \(N, T, M\) to logits \(N, n_classes\)"),
+    (lambda: tiny(outputs=0), r"volumes \(N, D, H, W, M\) to logits \(N, n_classes\)"),
     (lambda: Subclassed(), r"must be a functional keras.Model or a built keras.Sequential \(got Subclassed\)"),
     (lambda: keras.Sequential([keras.Input((8, 8, 3)), Subclassed()]), "its layer 'subclassed.*' must be a functional"),
     (tiny, "no block4_.*name some of only"),
@@ -344,6 +353,16 @@ def test_randomisation_goes_from_the_output_down_and_leaves_the_model(small):
     copy = explain.randomised_copy(model, "block5_conv1", seed=[3, 1])
     assert (copy.get_layer("block5_conv2").kernel.numpy() == kernels[1, names[0]]).all()
     assert kernels[1, names[0]].std() == pytest.approx(np.sqrt(2 / (9 * 512)), rel=0.01)
+
+
+def test_every_kernel_is_drawn_with_the_spread_of_what_an_output_reads():
+    layers = keras.layers
+    model = keras.Sequential([keras.Input((8, 8, 64)), layers.DepthwiseConv2D(3, name="lowest"),
+                              layers.SeparableConv2D(50, 3), layers.GlobalAveragePooling2D(), layers.Dense(40)])
+    found = explain.randomised_copy(model, "lowest").layers
+    read = [9, 9, 64, 50]  # values
+    kernels = [weight.numpy() for layer in found for weight in layer.weights if "kernel" in weight.name]
+    np.testing.assert_allclose([kernel.std() for kernel in kernels], np.sqrt(2 / np.array(read)), rtol=0.1)
 
 
 @pytest.mark.parametrize("lowest", [["block9_conv1"], ["block4_conv1", "block5_conv1"], []])

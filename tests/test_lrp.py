@@ -33,7 +33,7 @@ def randomise(model, seed, bias=0.2):
     weights = []
     for weight in model.weights:
         kind, shape = weight.path.split("/")[-1], weight.shape
-        weights.append(rng.normal(0, np.sqrt(2 / np.prod(shape[:-1])), shape) if kind == "kernel" else
+        weights.append(rng.normal(0, np.sqrt(2 / np.prod(shape[:-1])), shape) if kind.endswith("kernel") else
                        rng.uniform(0.5, 2, shape) if kind in ("gamma", "moving_variance") else
                        rng.normal(0, bias, shape) if bias else np.zeros(shape))
     model.set_weights(weights)
@@ -70,10 +70,12 @@ def eagerly():
 
 def peer_net(name, fused=False):
     """The nets of the fixture, ReLUs and batch norm in layers of their own or fused."""
-    stored, flat = np.load(FIXTURE), name == "1d"
-    conv, max_pool, mean_pool, last_pool = (
-        (layers.Conv1D, layers.MaxPooling1D, layers.AveragePooling1D, layers.GlobalMaxPooling1D) if flat else
-        (layers.Conv2D, layers.MaxPooling2D, layers.AveragePooling2D, layers.GlobalAveragePooling2D))
+    stored, flat = np.load(FIXTURE), name != "2d"
+    conv, max_pool, mean_pool, last_pool = {
+        1: (layers.Conv1D, layers.MaxPooling1D, layers.AveragePooling1D, layers.GlobalMaxPooling1D),
+        2: (layers.Conv2D, layers.MaxPooling2D, layers.AveragePooling2D, layers.GlobalAveragePooling2D),
+        3: (layers.Conv3D, layers.MaxPooling3D, layers.AveragePooling3D, layers.GlobalAveragePooling3D),
+    }[stored[f"{name} inputs"].ndim - 2]
 
     def weighted(x, kind, layer, relu=True, **more):
         kernel = stored[f"{name} {layer} kernel"]
@@ -81,6 +83,26 @@ def peer_net(name, fused=False):
         x = kind(kernel.shape[-1], *size, name=layer, activation="relu" if relu and fused else None, **more)(x)
         return layers.ReLU()(x) if relu and not fused else x
 
+    def depthwise(x):
+        """As in MobileNet."""
+        x = weighted(x, conv, "conv1", padding="same")
+        side = layers.BatchNormalization(name="norm")(layers.DepthwiseConv2D(3, padding="same", name="conv2")(x))
+        x = layers.Add()([x, weighted(layers.ReLU(6)(side), conv, "conv3", relu=False)])
+        x = layers.ReLU(6)(layers.DepthwiseConv2D(3, strides=2, depth_multiplier=2, name="conv4")(x))
+        x = last_pool()(layers.ReLU(6)(weighted(x, conv, "conv5", relu=False)))
+        return weighted(weighted(x, layers.Dense, "dense"), layers.Dense, "head", relu=False)
+
+    def with_weights(model):
+        for layer in model.layers:
+            if layer.name == "norm":
+                layer.set_weights(stored[f"{name} norm"])
+            elif layer.weights:
+                layer.set_weights([stored[f"{name} {layer.name} {key}"] for key in ("kernel", "bias")])
+        return model
+
+    if name == "depthwise":
+        inputs = keras.Input(stored["depthwise inputs"].shape[1:])
+        return with_weights(keras.Model(inputs, depthwise(inputs)))
     inputs = keras.Input(stored[f"{name} inputs"].shape[1:])
     x = weighted(inputs, conv, "conv1", padding="same")
     x = max_pool(2)(weighted(x, conv, "conv2", padding="same", dilation_rate=2))
@@ -90,16 +112,10 @@ def peer_net(name, fused=False):
         x = layers.Concatenate()([layers.Add()([x, side]), side])
     x = weighted(mean_pool(2, strides=1)(x), conv, "conv4" if flat else "conv5", relu=False)
     x = layers.Dropout(0.5)(weighted(last_pool()(layers.LeakyReLU(negative_slope=0.1)(x)), layers.Dense, "dense"))
-    model = keras.Model(inputs, weighted(x, layers.Dense, "head", relu=False))
-    for layer in model.layers:
-        if layer.name == "norm":
-            layer.set_weights(stored[f"{name} norm"])
-        elif layer.weights:
-            layer.set_weights([stored[f"{name} {layer.name} {key}"] for key in ("kernel", "bias")])
-    return model
+    return with_weights(keras.Model(inputs, weighted(x, layers.Dense, "head", relu=False)))
 
 
-@pytest.fixture(scope="module", params=["2d", "1d"])
+@pytest.fixture(scope="module", params=["2d", "1d", "3d", "depthwise"])
 def peer(request):
     model, stored = peer_net(request.param), np.load(FIXTURE)
     logits = model(stored[f"{request.param} inputs"])
@@ -145,36 +161,50 @@ def written_out(rule, x, w, b, relevance, epsilon=1e-6, gamma=0.25):
 
 def dense_matrix(layer, shape):
     """Matrix of a layer without bias and activation, from what it does to unit vectors, and its bias a unit."""
-    (kernel, bias), config = layer.get_weights(), layer.activation
+    (*kernels, bias), config = layer.get_weights(), layer.activation
     units = np.eye(np.prod(shape), dtype="float32").reshape(-1, *shape)
-    layer.set_weights([kernel, np.zeros_like(bias)])
+    layer.set_weights([*kernels, np.zeros_like(bias)])
     layer.activation = keras.activations.linear
     matrix = np.asarray(layer(units), np.float64).reshape(len(units), -1)
     layer.activation = config
-    layer.set_weights([kernel, bias])
+    layer.set_weights([*kernels, bias])
     return matrix, np.tile(bias.astype(np.float64), matrix.shape[1] // len(bias))
 
 
-def chain(axes):
-    """Convolutions of every geometry, then dense layers."""
-    conv, shape = (layers.Conv1D, (13, 3)) if axes == 1 else (layers.Conv2D, (7, 6, 2))
-    inputs = keras.Input(shape)
-    x = conv(4, 3, strides=2, padding="same", activation="relu")(inputs)
-    if axes == 1:
-        x = conv(4, 3, dilation_rate=2, padding="causal")(x)
-        x = conv(5, 2, strides=2, padding="valid", activation="relu")(x)
-    else:
-        x = conv(5, 2, dilation_rate=(1, 2), padding="same")(x)
-        x = conv(5, (2, 1), strides=(1, 2), padding="valid", activation="relu")(x)
+#: Convolutions of every kind and geometry, of one to three axes.
+CHAINS = {
+    1: ((13, 3), lambda: [layers.Conv1D(4, 3, strides=2, padding="same", activation="relu"),
+                          layers.Conv1D(4, 3, dilation_rate=2, padding="causal"),
+                          layers.Conv1D(5, 2, strides=2, padding="valid", activation="relu")]),
+    2: ((7, 6, 2), lambda: [layers.Conv2D(4, 3, strides=2, padding="same", activation="relu"),
+                            layers.Conv2D(5, 2, dilation_rate=(1, 2), padding="same"),
+                            layers.Conv2D(5, (2, 1), strides=(1, 2), padding="valid", activation="relu")]),
+    3: ((5, 4, 6, 2), lambda: [layers.Conv3D(3, 3, strides=2, padding="same", activation="relu"),
+                               layers.Conv3D(4, (1, 2, 2), padding="valid"),
+                               layers.Conv3DTranspose(2, 2, strides=(1, 2, 1), activation="relu")]),
+    "depthwise 1-D": ((9, 2), lambda: [layers.DepthwiseConv1D(3, depth_multiplier=2, activation="relu"),
+                                       layers.SeparableConv1D(3, 3, padding="same", depth_multiplier=2),
+                                       layers.Conv1DTranspose(3, 2, strides=2, activation="relu")]),
+    "depthwise 2-D": ((6, 7, 3), lambda: [layers.DepthwiseConv2D(3, 2, padding="same", depth_multiplier=2),
+                                          layers.SeparableConv2D(4, 2, depth_multiplier=3, activation="relu"),
+                                          layers.Conv2DTranspose(2, 3, strides=2, padding="same", activation="relu")])}
+
+
+def chain(kind):
+    """One of `CHAINS`, then dense layers."""
+    shape, make = CHAINS[kind]
+    inputs = x = keras.Input(shape)
+    for layer in make():
+        x = layer(x)
     x = layers.Dense(12, activation="relu")(layers.Flatten()(x))
-    return randomise(keras.Model(inputs, layers.Dense(3)(x)), axes, bias=0.5)
+    return randomise(keras.Model(inputs, layers.Dense(3)(x)), list(CHAINS).index(kind) + 1, bias=0.5)
 
 
 @pytest.mark.usefixtures("eagerly")
 @pytest.mark.parametrize("rule", LRP_RULES)
-@pytest.mark.parametrize("axes", [1, 2])
-def test_every_rule_written_out(axes, rule):
-    model = chain(axes)
+@pytest.mark.parametrize("kind", CHAINS)
+def test_every_rule_written_out(kind, rule):
+    model = chain(kind)
     x = np.random.default_rng(4).normal(0, 1, (1, *model.inputs[0].shape[1:])).astype("float32")
     given = {name: value for name, value in {"epsilon": 0.05, "gamma": 0.4}.items() if name in only(rule).parameters}
     _, found = lrp(model, x, None, only(rule), layers=True, **given)
@@ -281,6 +311,83 @@ def test_batch_norm_is_folded_exactly(images):
         assert relative(lrp(model, images, 0, rule), lrp(plain, images, 0, rule)) < 1e-5
     found = lrp(model, images, 0, layers=True)[1]
     np.testing.assert_array_equal(found[model.layers[1].name], found[model.layers[2].name])
+
+
+@pytest.mark.usefixtures("eagerly")
+def test_batch_norm_is_folded_into_every_kind_of_convolution(images):
+    """Beside a net whose kernels are scaled by hand, and which gives the same logits."""
+    def build(norm):
+        inputs = x = keras.Input((10, 8, 3))
+        for layer in (layers.DepthwiseConv2D(3, depth_multiplier=2, name="depthwise"),
+                      layers.SeparableConv2D(5, 3, name="separable"), layers.Conv2DTranspose(4, 2, name="transposed")):
+            x = layer(x)
+            x = layers.ReLU()(layers.BatchNormalization(name=f"{layer.name}_norm")(x) if norm else x)
+        return randomise(keras.Model(inputs, layers.Dense(3)(layers.Flatten()(x))), 6)
+
+    model, plain = build(True), build(False)
+    plain.layers[-1].set_weights(model.layers[-1].get_weights())
+    for name in ("depthwise", "separable", "transposed"):
+        *kernels, bias = model.get_layer(name).get_weights()
+        gamma, beta, mean, variance = model.get_layer(f"{name}_norm").get_weights()
+        scale = gamma / np.sqrt(variance + 1e-3)
+        kernels[-1] = kernels[-1] * (scale.reshape(3, 2) if name == "depthwise" else
+                                     scale[:, None] if name == "transposed" else scale)
+        plain.get_layer(name).set_weights([*kernels, (bias - mean) * scale + beta])
+    np.testing.assert_allclose(model(images), plain(images), rtol=1e-4, atol=1e-4)
+    for rule in ("epsilon_plus", "gamma"):
+        assert relative(lrp(model, images, 0, rule), lrp(plain, images, 0, rule)) < 1e-5
+
+
+@pytest.mark.usefixtures("eagerly")
+@pytest.mark.parametrize("name", ["ResNet50", "MobileNetV2", "DenseNet121"])
+def test_backbones_of_keras_conserve_relevance_and_equal_input_times_gradient(name):
+    """Add, concatenate, depthwise convolutions, and batch norm that can be folded or not; no biases.
+
+    The ceiling of ReLU6 is raised: beyond it the gradient ends and relevance does not.
+    """
+    model = getattr(keras.applications, name)(weights=None, input_shape=(32, 32, 3), classes=3,
+                                              classifier_activation=None)
+    rng = np.random.default_rng(1)
+    model.set_weights([rng.uniform(0.8, 1.2, weight.shape) if weight.path.endswith(("gamma", "moving_variance")) else
+                       rng.normal(0, np.sqrt(2 / np.prod(weight.shape[:2 if "depthwise" in layer.name else -1])),
+                                  weight.shape) if weight.path.endswith("kernel") else np.zeros(weight.shape)
+                       for layer in model.layers for weight in layer.weights])
+    for layer in model.layers:
+        if isinstance(layer, layers.ReLU):
+            layer.max_value = 1e6
+    image = tf.constant(rng.normal(0, 1, (1, 32, 32, 3)), tf.float32)
+    with tf.GradientTape() as tape:
+        tape.watch(image)
+        logit = model(image, training=False)[:, 1]
+    expected = image * tape.gradient(logit, image)
+    found = lrp(model, image, 1, "epsilon", epsilon=1e-9)
+    np.testing.assert_allclose(found.sum(), logit[0], rtol=1e-3)
+    assert relative(found, expected) < 1e-2  # the stabiliser of batch norm and add: 1e-6 of values that shrink
+
+
+@pytest.mark.usefixtures("eagerly")
+def test_three_axes_of_depth_one_are_two_axes():
+    """Whatever pools, pads or moves: a volume of one slice has the relevance of the image."""
+    def build(axes):
+        def kind(name, *given, **more):
+            return getattr(layers, f"{name}{axes}D")(*(one if axes == 2 else (1, *one) for one in given), **more)
+
+        pad = ((1, 0), (2, 1))
+        inputs = x = keras.Input((9, 8, 2) if axes == 2 else (1, 9, 8, 2))
+        for layer in (layers.Rescaling(0.5), kind("ZeroPadding", padding=pad if axes == 2 else ((0, 0), *pad)),
+                      getattr(layers, f"Conv{axes}D")(4, (3, 3) if axes == 2 else (1, 3, 3), activation="relu"),
+                      kind("MaxPooling", (2, 2)), kind("SpatialDropout", rate=0.2), kind("UpSampling", (2, 2)),
+                      kind("AveragePooling", (2, 2)), layers.Identity()):
+            x = layer(x)
+        pools = layers.Concatenate()([kind("GlobalAveragePooling")(x), kind("GlobalMaxPooling")(x)])
+        return keras.Model(inputs, layers.Dense(3)(pools))
+
+    flat, deep = randomise(build(2), 4), build(3)
+    deep.set_weights([weight.reshape(shape.shape) for weight, shape in zip(flat.get_weights(), deep.weights)])
+    images = np.random.default_rng(5).normal(0, 1, (3, 9, 8, 2)).astype("float32")
+    for rule in ("epsilon_plus", "gamma"):
+        ours, expected = lrp(deep, images[:, None], 1, rule), lrp(flat, images, 1, rule)
+        assert ours.shape == (3, 1, 9, 8, 2) and relative(ours[:, 0], expected) < 1e-5, rule
 
 
 @pytest.mark.usefixtures("eagerly")
@@ -392,11 +499,11 @@ SHARED = layers.Conv2D(3, 3, padding="same", name="twice")
 
 
 @pytest.mark.parametrize("chosen,message", [
-    ([layers.SeparableConv2D(3, 3, name="odd")], "'odd' is a SeparableConv2D.*supported: Conv1D, Conv2D, Dense"),
+    ([layers.UnitNormalization(name="odd")], r"'odd' is a UnitNorm.*layers in its place, of DepthwiseConv\*D, Conv"),
     ([layers.Conv2D(3, 3, activation="tanh", name="bent")], "layer 'bent' has the activation tanh.*supported: linear"),
     ([layers.Activation("softplus", name="bent")], "layer 'bent' has the activation softplus"),
     ([layers.LayerNormalization(name="odd")], "'odd' is a LayerNormalization"),
-    ([lambda x: x + x], "is a Add, which relevance cannot"),
+    ([lambda x: x + x], r"is a Add, which relevance cannot .* Add, .*; attribute\(\) explains any network"),
     ([SHARED, SHARED], "layer 'twice' stands at several places"),
     ([layers.MaxPooling2D(2, data_format="channels_first", name="turned")], "layer 'turned' has its channels first"),
 ])

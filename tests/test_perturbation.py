@@ -241,6 +241,15 @@ def test_superpixels_of_a_whole_image_are_those_of_scikit_image():
     assert np.mean(superpixels(image[None, ..., None], 12)[0, ..., 0] == peer) > 0.99
 
 
+def test_superpixels_of_volumes(brain):
+    volume = np.where(brain[None, ::4, ::4], np.random.default_rng(5).uniform(0.1, 1, (6, 16, 14)), 0)[None, ..., None]
+    groups = superpixels(volume, 8)
+    np.testing.assert_array_equal(groups >= 0, volume > 0)
+    assert 5 <= groups.max() + 1 <= 12
+    depths = [len(np.unique(np.argwhere(groups[0, ..., 0] == number)[:, 0])) for number in range(groups.max() + 1)]
+    assert max(depths) > 1, "they reach over slices"
+
+
 def test_windows():
     signals = np.zeros((2, 10, 3))
     windows = window_groups(signals, 4)

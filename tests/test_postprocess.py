@@ -70,7 +70,7 @@ def test_a_blank_map_stays_blank_and_one_value_becomes_one():
 
 
 @pytest.mark.parametrize("given,message", [
-    ({"maps": np.zeros((4, 4))}, "maps: must be finite, (N, H, W, M) or (N, T, M)"),
+    ({"maps": np.zeros((4, 4))}, "maps: must be finite, (N, H, W, M), (N, T, M) or (N, D, H, W, M)"),
     ({"maps": np.zeros((0, 4, 4, 3))}, "not empty"),
     ({"maps": np.full((1, 4, 4, 3), np.nan)}, "48 values not finite"),
     ({"sigma": -1}, "sigma must be from 0 on"),

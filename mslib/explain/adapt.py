@@ -51,7 +51,8 @@ def explainable(model: keras.Model, output: str | int | None = None) -> keras.Mo
     ------
     ValueError
         A subclassed model; several outputs and none chosen, or one that it does not have; inputs that differ in more
-        than their channels; anything but images (N, H, W, M) or signals (N, T, M) to logits (N, n_classes).
+        than their channels; anything but signals (N, T, M), images (N, H, W, M) or volumes (N, D, H, W, M) to logits
+        (N, n_classes).
     """
     _check_kind(model)
     names = [one.name for one in model.layers[-1:]] if isinstance(model, keras.Sequential) else list(model.output_names)
@@ -60,9 +61,9 @@ def explainable(model: keras.Model, output: str | int | None = None) -> keras.Mo
         raise ValueError(f"model: has the outputs {', '.join(names)}; choose one: explainable(model, output=...) (got "
                          f"{output!r})")
     flat = model if _fits(model) else _adapted(model, names.index(known[output]))
-    if len(flat.inputs[0].shape) not in (3, 4) or len(flat.outputs[0].shape) != 2:
-        raise ValueError("model: must map images (N, H, W, M) or signals (N, T, M) to logits (N, n_classes) (got "
-                         f"{flat.inputs[0].shape} to {flat.outputs[0].shape})")
+    if len(flat.inputs[0].shape) not in (3, 4, 5) or len(flat.outputs[0].shape) != 2:
+        raise ValueError("model: must map signals (N, T, M), images (N, H, W, M) or volumes (N, D, H, W, M) to logits "
+                         f"(N, n_classes) (got {flat.inputs[0].shape} to {flat.outputs[0].shape})")
     return flat
 
 

@@ -21,7 +21,7 @@ def baseline_images(images, baseline="zero", seed: int = 0) -> np.ndarray:
 
     Parameters
     ----------
-    images : array-like, (N, H, W, M) or (N, T, M)
+    images : array-like, (N, ..., M)
     baseline : {"zero", "mean", "blurred", "noise"}, float, or array-like
         ``mean``: each modality's mean over the image. ``blurred``: Gaussian, SD a tenth of the size. ``noise``: normal,
         with the mean and SD of each modality of the image; the draws (`seed`) are the same for every image. A number

@@ -14,7 +14,7 @@ from .adapt import explainable, stacked
 from .maps import upsample_maps
 from .model import check_inputs, resolve_layers
 
-SPACE = (1, 2)
+SPACE = (1, 2)  # signals and volumes are taken as images: see _as_image
 #: Largest size of a score in Grad-CAM++'s exp(score), a factor of the whole map, so that it stays within float32.
 SCORE_LIMIT = 60.0
 
@@ -76,7 +76,7 @@ CAM_VARIANTS = {"gradcam_absolute": _absolute, "gradcam_positive": _positive, "a
 class LayerPass(NamedTuple):
     """What one forward and one backward pass say of many layers (shallow to deep).
 
-    ``cams``: by method and layer, raw maps (N, h, w) of float32 at the layers' own resolution (of signals (N, 1, t));
+    ``cams``: by method and layer, raw maps of float32 at the layers' own resolution, (N, t), (N, h, w) or (N, d, h, w);
     ``logits``: (N, n_classes); ``peaks``: by layer, (N, channels), the largest activation of every channel, which is
     silent in an image where it is at most 0; ``kept``: by layer, (N,), the share of the gradients' size that is left
     when each channel's are averaged over its cells, as Grad-CAM does, ``sum_k |mean g_k| / sum_k mean |g_k|``.
@@ -100,7 +100,7 @@ def layer_cams(model: keras.Model, images, targets, layers: Sequence[str] | None
     ----------
     model : keras.Model
         Any that `explainable` can adapt.
-    images : array-like, (N, H, W, M) or signals (N, T, M)
+    images : array-like, (N, T, M), (N, H, W, M) or (N, D, H, W, M)
         Of a network with several inputs: a list or mapping of them.
     targets : array-like of int, (N,)
         The class whose logit is explained.
@@ -114,8 +114,8 @@ def layer_cams(model: keras.Model, images, targets, layers: Sequence[str] | None
 
     Returns
     -------
-    dict of method to dict of layer (shallow to deep) to ndarray of float32, (N, H, W) or (N, h, w)
-        Of signals (N, T) or (N, t).
+    dict of method to dict of layer (shallow to deep) to ndarray of float32
+        Of the images' axes (N, H, W), or of the layer's (N, h, w); of signals and volumes likewise.
 
     Raises
     ------
@@ -125,11 +125,9 @@ def layer_cams(model: keras.Model, images, targets, layers: Sequence[str] | None
     images = stacked(images)
     cams = explain_layers(model, images, targets, layers, methods, batch_size).cams
     if upsample:
-        size = (1, *np.shape(images)[1:-1])[-2:]
+        size = np.shape(images)[1:-1]
         cams = {method: {layer: upsample_maps(cam, size) for layer, cam in of_layer.items()}
                 for method, of_layer in cams.items()}
-    if np.ndim(images) == 3:
-        cams = {method: {layer: cam[:, 0] for layer, cam in of_layer.items()} for method, of_layer in cams.items()}
     return cams
 
 
@@ -174,6 +172,13 @@ def _pass(net, images, targets):
     return activations, tape.gradient(scores, activations), scores, logits
 
 
+def _as_image(values):
+    """(N, ..., w, channels) with two axes of space, over which alone methods add up: a signal becomes one row, slices
+    of a volume stand below each other."""
+    shape = tf.shape(values)
+    return values if len(values.shape) == 4 else tf.reshape(values, tf.concat([shape[:1], [-1], shape[-2:]], 0))
+
+
 @lru_cache(maxsize=4)
 def _traced(model, layers, methods):
     """One graph for all layers and methods, for any batch size; backward ends at the lowest layer."""
@@ -182,10 +187,10 @@ def _traced(model, layers, methods):
     @tf.function(input_signature=[tf.TensorSpec(model.inputs[0].shape), tf.TensorSpec((None,), tf.int32)])
     def run(images, targets):
         activations, gradients, scores, logits = _pass(net, images, targets)
-        if len(images.shape) == 3:  # a signal is an image of one row
-            activations, gradients = [a[:, None] for a in activations], [g[:, None] for g in gradients]
-        maps = [tf.nn.relu((CAM_METHODS | CAM_VARIANTS)[method](a, g, scores))
-                for method in methods for a, g in zip(activations, gradients)]
+        shapes = [tf.shape(a)[:-1] for a in activations]
+        activations, gradients = ([_as_image(one) for one in values] for values in (activations, gradients))
+        maps = [tf.reshape(tf.nn.relu((CAM_METHODS | CAM_VARIANTS)[method](a, g, scores)), shape)
+                for method in methods for a, g, shape in zip(activations, gradients, shapes)]
         kept = [tf.math.divide_no_nan(tf.reduce_sum(tf.abs(tf.reduce_mean(g, SPACE)), -1),
                                       tf.reduce_sum(tf.reduce_mean(tf.abs(g), SPACE), -1)) for g in gradients]
         return [*maps, *(tf.reduce_max(a, SPACE) for a in activations), *kept, logits]

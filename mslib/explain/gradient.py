@@ -1,9 +1,10 @@
 """Attributions from gradients in the input, and Grad-CAM as one map for all modalities or with Guided BackProp.
 
 Every function takes a net with logit output that has passed the checks of `mslib.explain.attribute`, images, float32
-(N, H, W, M) or (N, T, M), and target classes, int32 (N,). It returns raw values, float32 of the images' shape, one
-channel per modality. `batch_size`: images in one pass. `baseline`: as in `mslib.explain.baseline_images`. `seed`: of
-what is drawn, the same for every image, so that a map does not depend on the other images.
+(N, T, M), (N, H, W, M) or (N, D, H, W, M), and target classes, int32 (N,). It returns raw values, float32 of the
+images' shape, one channel per modality. `batch_size`: images in one pass. `baseline`: as in
+`mslib.explain.baseline_images`. `seed`: of what is drawn, the same for every image, so that a map does not depend on
+the other images.
 """
 
 from __future__ import annotations

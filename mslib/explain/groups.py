@@ -46,27 +46,27 @@ def superpixels(images, segments: int = 50, compactness: float = 0.1, sigma: flo
 
     Parameters
     ----------
-    images : array-like, (N, H, W, M)
+    images : array-like, (N, H, W, M), or volumes (N, D, H, W, M)
     segments : int
         About how many a modality.
     compactness, sigma : float
         As in `skimage.segmentation.slic`.
-    mask : array-like of bool, (N, H, W) or (H, W), optional
+    mask : array-like of bool, of the images' axes without modalities, or of one image, optional
         Where there are superpixels (the brain); outside is -1. Default: where any modality is not 0.
 
     Returns
     -------
-    ndarray of int64, (N, H, W, M)
+    ndarray of int64, shape of `images`
         No two modalities share a number.
     """
     images = np.asarray(images, np.float32)
-    if images.ndim != 4:
-        raise ValueError(f"superpixels: needs images (N, H, W, M) (got {images.shape})")
+    if images.ndim not in (4, 5):
+        raise ValueError(f"superpixels: needs images (N, H, W, M) or volumes (N, D, H, W, M) (got {images.shape})")
     inside = (images != 0).any(-1) if mask is None else np.asarray(mask, bool)
-    if inside.shape not in (images.shape[:3], images.shape[1:3]):
-        raise ValueError(f"mask: must be {images.shape[:3]} or {images.shape[1:3]} (got {inside.shape})")
-    inside = np.broadcast_to(inside, images.shape[:3])
-    empty = np.flatnonzero(~inside.any((1, 2)))
+    if inside.shape not in (images.shape[:-1], images.shape[1:-1]):
+        raise ValueError(f"mask: must be {images.shape[:-1]} or {images.shape[1:-1]} (got {inside.shape})")
+    inside = np.broadcast_to(inside, images.shape[:-1])
+    empty = np.flatnonzero(~inside.reshape(len(images), -1).any(1))
     if len(empty):
         raise ValueError(f"mask: nothing inside it in image {empty[0]}: no superpixels")
     groups = np.full(images.shape, -1, np.int64)
@@ -93,4 +93,4 @@ def _smoothed_inside(values, within, sigma):
 
 def default_groups(images) -> np.ndarray:
     """Groups where none are given: superpixels of images, 50 windows of signals at most; each modality's own."""
-    return superpixels(images) if images.ndim == 4 else window_groups(images, -(-images.shape[1] // 50))
+    return superpixels(images) if images.ndim > 3 else window_groups(images, -(-images.shape[1] // 50))

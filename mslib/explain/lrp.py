@@ -26,11 +26,12 @@ def lrp(model: keras.Model, inputs, targets=None, rule: str | Composite = "epsil
     Parameters
     ----------
     model : keras.Model
-        Any that `explainable` can adapt, of convolutions, dense layers, pools, batch norm, dropout, flatten, add,
-        concatenate and activations like ReLU. Batch norm right after a convolution or dense layer without activation
-        is folded into it; elsewhere it shares relevance out as a layer of its own, by the epsilon rule. So do pools of
-        the mean and add. Relevance goes to the winner of a max-pool, and passes activations and dropout as it is.
-    inputs : array-like, (N, H, W, M) or (N, T, M)
+        Any that `explainable` can adapt, of convolutions (depthwise, separable and transposed ones too), dense layers,
+        pools, batch norm, dropout, flatten, add, concatenate and activations like ReLU. Batch norm right after a
+        convolution or dense layer without activation is folded into it; elsewhere it shares relevance out as a layer
+        of its own, by the epsilon rule. So do pools of the mean and add. Relevance goes to the winner of a max-pool,
+        and passes activations and dropout as it is.
+    inputs : array-like, (N, T, M), (N, H, W, M) or (N, D, H, W, M)
     targets : array-like of int, (N,), or int, optional
         Default: the class that the net predicts.
     rule : str or Composite

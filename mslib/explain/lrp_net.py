@@ -15,19 +15,18 @@ import tensorflow as tf
 
 from .adapt import Channels
 from .lrp_rules import Composite, away_from_zero, parameters_of
+from .model import CONVOLUTIONS, DEPTHWISE, kinds, named
 
 layers = keras.layers
-CONVOLUTIONS = (layers.Conv1D, layers.Conv2D)
+SEPARABLE, TRANSPOSED = kinds("SeparableConv{}D"), kinds("Conv{}DTranspose")
 LINEAR = (*CONVOLUTIONS, layers.Dense)
-MOVING = (layers.MaxPooling1D, layers.MaxPooling2D, layers.GlobalMaxPooling1D, layers.GlobalMaxPooling2D,
-          layers.Flatten, layers.Reshape, layers.Permute, layers.Concatenate, layers.ZeroPadding1D,
-          layers.ZeroPadding2D, layers.Cropping1D, layers.Cropping2D, Channels)
-MEANS = (layers.AveragePooling1D, layers.AveragePooling2D, layers.GlobalAveragePooling1D,
-         layers.GlobalAveragePooling2D)
-SUMMING = (*MEANS, layers.Add, layers.BatchNormalization)
-IDLE = (layers.Dropout, layers.SpatialDropout1D, layers.SpatialDropout2D, layers.AlphaDropout, layers.GaussianDropout,
-        layers.GaussianNoise, layers.ActivityRegularization)
-BENDING = (layers.Activation, layers.ReLU, layers.LeakyReLU, layers.PReLU, layers.ELU)
+MOVING = (*kinds("MaxPooling{}D", "GlobalMaxPooling{}D", "Maximum", "Flatten", "Reshape", "Permute", "Concatenate",
+                 "ZeroPadding{}D", "Cropping{}D"), Channels)
+MEANS = kinds("AveragePooling{}D", "GlobalAveragePooling{}D", "UpSampling{}D", "Add", "Average")
+SUMMING = (*MEANS, *kinds("Subtract", "BatchNormalization", "Rescaling", "Normalization"))
+IDLE = kinds("Dropout", "SpatialDropout{}D", "AlphaDropout", "GaussianDropout", "GaussianNoise",
+             "ActivityRegularization", "Identity")
+BENDING = kinds("Activation", "ReLU", "LeakyReLU", "PReLU", "ELU")
 SUPPORTED = (*LINEAR, *MOVING, *SUMMING, *IDLE, *BENDING)
 #: Activations that are zero at zero; relevance passes through them as it is.
 ACTIVATIONS = ("linear", "relu", "relu6", "leaky_relu", "elu", "celu", "selu", "gelu", "silu")
@@ -38,16 +37,24 @@ class LinearMap:
 
     With batch norm ``g (x - mean) / s + beta``, ``s = sqrt(variance + epsilon)``, after the layer, the kernel is
     ``K g / s`` and the bias ``(b - mean) g / s + beta``. Both are as they are when the graph runs, so that the net may
-    learn in between. `nonnegative`: the input holds no negative value.
+    learn in between. A separable convolution is one map: its kernel is what its two make together. `nonnegative`: the
+    input holds no negative value.
     """
 
     def __init__(self, layer, norm=None, nonnegative=False):
         self.layer, self.nonnegative = layer, nonnegative
-        self.kernel = tf.convert_to_tensor(layer.kernel)
-        self.bias = tf.convert_to_tensor(layer.bias) if layer.use_bias else tf.zeros(self.kernel.shape[-1])
+        if isinstance(layer, SEPARABLE):
+            outputs_of_each = tf.reshape(layer.pointwise_kernel, (*layer.depthwise_kernel.shape[-2:], -1))
+            self.kernel = tf.einsum("...im,imo->...io", tf.convert_to_tensor(layer.depthwise_kernel), outputs_of_each)
+        else:
+            self.kernel = tf.convert_to_tensor(layer.kernel)
+        self.bias = tf.convert_to_tensor(layer.bias) if layer.use_bias else tf.zeros(layer.output.shape[-1])
         if norm is not None:
             scale = tf.math.rsqrt(norm.moving_variance + norm.epsilon) * (norm.gamma if norm.scale else 1.0)
-            self.kernel *= scale
+            if isinstance(layer, DEPTHWISE):  # several outputs of every input
+                self.kernel *= tf.reshape(scale, self.kernel.shape[-2:])
+            else:
+                self.kernel *= scale[:, None] if isinstance(layer, TRANSPOSED) else scale
             self.bias = (self.bias - norm.moving_mean) * scale + (norm.beta if norm.center else 0.0)
 
     def shifted(self, baseline) -> LinearMap:
@@ -61,12 +68,16 @@ class LinearMap:
         layer = self.layer
         if isinstance(layer, layers.Dense):
             return tf.matmul(x, kernel)
-        padding = layer.padding
-        if padding == "causal":
+        given = {"strides": layer.strides, "padding": layer.padding, "dilation_rate": layer.dilation_rate,
+                 "data_format": "channels_last"}
+        if isinstance(layer, TRANSPOSED):
+            return keras.ops.conv_transpose(x, kernel, output_padding=layer.output_padding, **given)
+        if isinstance(layer, DEPTHWISE):
+            return keras.ops.depthwise_conv(x, kernel, **given)
+        if layer.padding == "causal":
             x = tf.pad(x, [[0, 0], [layer.dilation_rate[0] * (layer.kernel_size[0] - 1), 0], [0, 0]])
-            padding = "valid"
-        return keras.ops.conv(x, kernel, strides=list(layer.strides), padding=padding,
-                              dilation_rate=layer.dilation_rate, data_format="channels_last")
+            given["padding"] = "valid"
+        return keras.ops.conv(x, kernel, **given)
 
 
 @dataclass(frozen=True)
@@ -158,7 +169,7 @@ def _folds(layer, norm):
 
 
 def _never_negative(layer, inputs_are_not):
-    if type(layer) in (*MOVING, *MEANS, *IDLE, layers.Add) and inputs_are_not:
+    if type(layer) in (*MOVING, *MEANS, *IDLE) and inputs_are_not:
         return True
     plain = type(layer) is layers.ReLU and not layer.negative_slope and layer.threshold >= 0
     return plain or activation_of(layer) in ("relu", "relu6")
@@ -171,15 +182,16 @@ def activation_of(layer: keras.layers.Layer) -> str:
 
 
 def _check_layers(found):
+    instead = "; attribute() explains any network"
     for layer in found:
         if type(layer) not in SUPPORTED:
             raise ValueError(f"lrp: '{layer.name}' is a {type(layer).__name__}, which relevance cannot be propagated "
-                             f"through; supported: {', '.join(one.__name__ for one in SUPPORTED)}")
+                             f"through; put layers in its place, of {named(SUPPORTED)}{instead}")
         if activation_of(layer) not in ACTIVATIONS:
             raise ValueError(f"lrp: layer '{layer.name}' has the activation {activation_of(layer)}, which relevance "
-                             f"cannot be propagated through; supported: {', '.join(ACTIVATIONS)}")
+                             f"cannot be propagated through; supported: {', '.join(ACTIVATIONS)}{instead}")
         if getattr(layer, "data_format", "channels_last") != "channels_last":
-            raise ValueError(f"lrp: layer '{layer.name}' has its channels first; supported: channels_last")
+            raise ValueError(f"lrp: layer '{layer.name}' has its channels first; supported: channels_last{instead}")
         if sum(layer is other for other in found) > 1:
             raise ValueError(f"lrp: layer '{layer.name}' stands at several places of the net; supported: layers that "
                              f"stand at one (give each place a layer of its own, with the same weights)")

@@ -88,8 +88,8 @@ def attribute(method: str, model: keras.Model, images, targets=None, *, precisio
     method : str
         One of `METHODS`.
     model : keras.Model
-        Any that `explainable` can adapt, images (N, H, W, M) or signals (N, T, M) to (N, n_classes).
-    images : array-like, (N, H, W, M) or (N, T, M)
+        Any that `explainable` can adapt.
+    images : array-like, (N, T, M), (N, H, W, M) or (N, D, H, W, M)
     targets : array-like of int, (N,), or int, optional
         Class whose score is explained, of every image or of all; default: the class that the net predicts.
     precision : {"float32", "bfloat16"}

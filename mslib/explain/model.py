@@ -9,9 +9,20 @@ from functools import lru_cache
 import keras
 import numpy as np
 
-CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.SeparableConv1D, keras.layers.SeparableConv2D,
-                keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D, keras.layers.Conv1DTranspose,
-                keras.layers.Conv2DTranspose)
+
+def kinds(*names: str) -> tuple[type, ...]:
+    """Layers of Keras by name; ``Conv{}D`` stands for those of one, two and three axes, as far as there are any."""
+    return tuple(getattr(keras.layers, name.format(axes)) for name in names
+                 for axes in ((1, 2, 3) if "{}" in name else (0,)) if hasattr(keras.layers, name.format(axes)))
+
+
+def named(layers: Iterable[type]) -> str:
+    """Names of layers for a message, those of one to three axes as one."""
+    return ", ".join(dict.fromkeys(re.sub("[123]D", "*D", layer.__name__) for layer in layers))
+
+
+DEPTHWISE = kinds("DepthwiseConv{}D")
+CONVOLUTIONS = (*DEPTHWISE, *kinds("Conv{}D", "SeparableConv{}D", "Conv{}DTranspose"))
 #: The layers that the study explains: convolutions and pools of the two deepest blocks of a VGG.
 DEFAULT_LAYERS = re.compile(r"block[45]_(conv\d+|pool)")
 
@@ -40,7 +51,7 @@ def _lowered(model):
 
 
 def spatial_layers(model: keras.Model) -> list[str]:
-    """Names of the layers with an output (N, h, w, channels), of signals (N, t, channels), shallow to deep."""
+    """Names of the layers with an output (N, ..., channels) of as many axes as the input, shallow to deep."""
     return [layer.name for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)
             and len(layer.output.shape) == len(model.inputs[0].shape)]
 
@@ -74,7 +85,7 @@ def resolve_layers(model: keras.Model, layers=None) -> tuple[str, ...]:
 
 
 def check_inputs(model: keras.Model, images, targets) -> tuple[np.ndarray, np.ndarray]:
-    """Check images, (N, H, W, M) or (N, T, M), and target classes, (N,), against a model; as float32 and int32.
+    """Check images, (N, ..., M), and target classes, (N,), against a model; as float32 and int32.
 
     ValueError: wrong shape or number of channels, no image at all, NaN or infinity, target not among the classes.
     """

@@ -16,7 +16,6 @@ from collections.abc import Callable
 
 import keras
 import numpy as np
-from sklearn.linear_model import LinearRegression
 
 from .baselines import baseline_images
 from .groups import default_groups, number_groups
@@ -114,6 +113,8 @@ def lime(model: keras.Model, images, targets, *, groups=None, samples: int = 500
     not hang on the seed. `width`, above 0: of the kernel ``exp(-d^2 / (2 width^2))``, d the cosine distance between the
     coalition and all groups.
     """
+    from sklearn.linear_model import LinearRegression  # takes longer to import than this whole wing
+
     def weights(image, base, own, n_groups, target, rng):
         coalitions = rng.random((samples, n_groups)) < 0.5
         _check_rank("lime", np.column_stack([coalitions, np.ones(samples)]), samples)

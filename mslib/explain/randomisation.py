@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 import keras
 import numpy as np
 
+from .model import DEPTHWISE
+
 
 def cascading_randomisation(model: keras.Model, lowest: Sequence[str], draws: int = 10,
                             seed: int = 0) -> Iterator[tuple[int, str, keras.Model]]:
@@ -55,8 +57,12 @@ def _copy(model):
 def _randomise(layers, rng):
     """Draw the kernels of layers, the deepest first."""
     for layer in reversed(layers):
-        if hasattr(layer, "kernel"):
-            shape = tuple(layer.kernel.shape)
-            layer.kernel.assign(rng.normal(0.0, np.sqrt(2.0 / np.prod(shape[:-1])), shape).astype(np.float32))
-            if layer.bias is not None:
-                layer.bias.assign(np.zeros(layer.bias.shape, np.float32))
+        kernels = [getattr(layer, name) for name in ("kernel", "depthwise_kernel", "pointwise_kernel")
+                   if getattr(layer, name, None) is not None]
+        for kernel in kernels:
+            shape = tuple(kernel.shape)
+            alone = isinstance(layer, DEPTHWISE) or kernel is getattr(layer, "depthwise_kernel", None)
+            read = np.prod(shape[:-2] if alone else shape[:-1])  # values that make up one output
+            kernel.assign(rng.normal(0.0, np.sqrt(2.0 / read), shape).astype(np.float32))
+        if kernels and layer.bias is not None:
+            layer.bias.assign(np.zeros(layer.bias.shape, np.float32))

@@ -8,16 +8,14 @@ import keras
 import tensorflow as tf
 
 from .adapt import Channels
+from .model import CONVOLUTIONS, kinds, named
 
-MAX_POOLS = (keras.layers.MaxPooling1D, keras.layers.MaxPooling2D, keras.layers.GlobalMaxPooling1D,
-             keras.layers.GlobalMaxPooling2D)
+MAX_POOLS = kinds("MaxPooling{}D", "GlobalMaxPooling{}D")
 #: Layers for which the rules are right: linear at inference but for their activation, ReLUs and max-pools.
-ALLOWED = {getattr(keras.layers, name) for name in (
-    "InputLayer", "Dense", "BatchNormalization", "Dropout", "Flatten", "Reshape", "Permute", "Add", "Concatenate",
-    "Activation", "ReLU", *(f"{kind}{n}D" for n in (1, 2) for kind in (
-        "Conv", "SeparableConv", "DepthwiseConv", "MaxPooling", "AveragePooling", "GlobalMaxPooling",
-        "GlobalAveragePooling", "SpatialDropout", "ZeroPadding", "Cropping")),
-    "Conv1DTranspose", "Conv2DTranspose")} | {Channels}
+ALLOWED = (*CONVOLUTIONS, *MAX_POOLS, Channels, *kinds(
+    "InputLayer", "Dense", "BatchNormalization", "Dropout", "SpatialDropout{}D", "Flatten", "Reshape", "Permute", "Add",
+    "Concatenate", "Activation", "ReLU", "AveragePooling{}D", "GlobalAveragePooling{}D", "ZeroPadding{}D",
+    "Cropping{}D", "Rescaling", "Identity"))
 #: Differences below which a ratio of differences is replaced by the derivative.
 TINY = 1e-6
 
@@ -115,9 +113,8 @@ def check_relu_net(model: keras.Model, method: str) -> None:
     """Raise a ValueError that names the first layer that is none of `ALLOWED`, linear or with a plain ReLU."""
     for operation in getattr(model, "operations", model.layers):
         if fault := _fault(operation):
-            names = ", ".join(sorted(layer.__name__ for layer in ALLOWED))
             raise ValueError(f"{method}: is defined for nets of ReLUs; layer '{operation.name}' uses {fault}; "
-                             f"supported are relu (or linear) in {names}")
+                             f"supported are relu (or linear) in {named(ALLOWED)}")
 
 
 def with_rules(model: keras.Model, relu: Callable, max_pool: Callable | None = None) -> keras.Model:
