@@ -5,7 +5,7 @@
 # The two folders must be writable by user 1000 (or add `--user "$(id -u):$(id -g)" -e HOME=/tmp`).
 FROM python:3.11-slim
 
-ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+ENV MSLIB_CONTAINER=mslib:0.1.0 PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 
 RUN apt-get update \
     && apt-get install -y --no-install-recommends git \

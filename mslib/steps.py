@@ -247,10 +247,9 @@ def simulated_people(config: StudyConfig) -> list:
             *draw_participants(own.independent, config.seed + 1, prefix="T", **laws)]
 
 
-def start(study: Study) -> None:
-    """Describe the simulated dataset, or fetch and convert the real patients; look at given weights first."""
-    from mslib.cohort import openms, openms_bids, write_dataset
-    config, root = study.config, study.bids_root
+def _look_at_weights(study):
+    """StudyError where weights cannot be had: before anything is computed."""
+    config = study.config
     if config.model.weights == "simulated":
         for backbone in config.model.backbones:
             verified(_shipped(f"{backbone}_simulated"))
@@ -259,6 +258,13 @@ def start(study: Study) -> None:
             _trainable(study, Network(backbone), "float32")
     for network in () if config.trains else explained_networks(config):
         verified(_shipped(network))
+
+
+def start(study: Study) -> None:
+    """Describe the simulated dataset, or fetch and convert the real patients; look at given weights first."""
+    from mslib.cohort import openms, openms_bids, write_dataset
+    config, root = study.config, study.bids_root
+    _look_at_weights(study)
     if config.cohort.source == "simulated":
         people = simulated_people(config)
         _drop_others(root, {person.id for person in people})
@@ -302,13 +308,17 @@ def simulate(study: Study, subject: str) -> None:
 def check_cohort(study: Study) -> None:
     """Check the whole cohort and list its subjects and faults in ``cohort.json``."""
     from mslib.cohort import Cohort, write_listing
+    from mslib.prep import describe_derivatives
     config = study.config
+    if config.cohort.source == "bids":
+        _look_at_weights(study)
     cohort = Cohort.of_study(study.bids_root, config)
     for line in cohort.left_out:
         print(line, flush=True)
     if config.cohort.source == "open_ms":
         faults = [*read_json(study.folder / "source_faults.json"), *cohort.faults]
         cohort = dataclasses.replace(cohort, faults=faults)
+    describe_derivatives(study.folder / "derivatives" / "mslib", study.bids_root)
     write_listing(study.folder / "cohort.json", cohort, study.bids_root)
 
 

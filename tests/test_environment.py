@@ -19,8 +19,9 @@ from repository import ROOT, modules, name, texts
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 CITATION = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
 EXTRAS = PYPROJECT.get("optional-dependencies", {})
-WANTED = [Requirement(line) for line in PYPROJECT["dependencies"]]
-OPTIONAL = [Requirement(line) for lines in EXTRAS.values() for line in lines]
+LOCKED = [PYPROJECT["dependencies"], EXTRAS["study"], EXTRAS["dev"]]
+WANTED = [Requirement(line) for lines in LOCKED for line in lines]
+OPTIONAL = [Requirement(line) for extra in ("bench", "cluster") for line in EXTRAS[extra]]
 
 
 def lock() -> dict[str, list[tuple[Version, int]]]:
@@ -64,12 +65,26 @@ def test_benchmark_peers_stay_out_of_the_lock():
 
 def test_every_dependency_says_what_it_is_for():
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    block = re.search(r"^dependencies = \[\n(.*?)^\]", text, flags=re.MULTILINE | re.DOTALL)[1]
-    lines = [line for line in block.splitlines() if line.strip()]
-    assert len(lines) == len(WANTED)
+    blocks = re.findall(r"^(?:dependencies|study|dev) = \[\n(.*?)^\]", text, flags=re.MULTILINE | re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines() if line.strip()]
+    assert len(blocks) == 3 and len(lines) == len(WANTED)
     assert [line for line in lines if not re.search(r'",\s*# \S.{3,}', line)] == []
-    for extra in EXTRAS:
+    for extra in ("bench", "cluster"):
         assert re.search(rf"^{extra} = \[.*\]\s+# \S", text, flags=re.MULTILINE), f"extra '{extra}' has no comment"
+
+
+def test_the_library_alone_needs_nothing_of_the_study():
+    """What its modules import is a dependency, but for the modules that run or publish a study."""
+    study = {canonicalize_name(Requirement(line).name) for extra in ("study", "dev") for line in EXTRAS[extra]}
+    packages, found = packages_distributions(), {}
+    for path in modules("mslib"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else (
+                [node.module] if isinstance(node, ast.ImportFrom) and not node.level else [])
+            for module in (one.split(".")[0] for one in names):
+                if study & {canonicalize_name(package) for package in packages.get(module, ())}:
+                    found.setdefault(name(path), []).append(module)
+    assert found.keys() <= {"mslib/publish.py", "mslib/show/pages.py"}, found
 
 
 def imported() -> set[str]:
@@ -90,7 +105,7 @@ def imported() -> set[str]:
 
 def test_every_dependency_is_used_and_every_used_package_is_a_dependency():
     """Programs are called instead of imported; what is not installed belongs to the tests or to an extra."""
-    programs = {"snakemake", "jupyterlab", "ipykernel", "pytest-xdist", "ruff"}
+    programs = {"snakemake", "jupyterlab", "ipykernel", "pytest-xdist", "ruff", "bids-validator-deno"}
     packages = packages_distributions()
     used = {canonicalize_name(packages[module][0]) for module in imported() if module in packages}
     declared = {canonicalize_name(wanted.name) for wanted in WANTED}

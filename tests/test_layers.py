@@ -18,7 +18,7 @@ BELOW = {
     "sleep": set(),
     "analysis": {"study", "cohort", "prep", "nets", "explain", "measure", "sleep"},
 }
-MEETING_PLACES = {f"mslib/{name}.py" for name in ("__main__", "__init__", "steps", "publish", "claims")}
+MEETING_PLACES = {f"mslib/{name}.py" for name in ("__main__", "__init__", "app", "steps", "publish", "claims")}
 IMAGING = {"nibabel", "nilearn", "SimpleITK", "ants"}
 NETWORKS = {"tensorflow", "keras", "tf_keras_vis"}
 STRANGERS = {

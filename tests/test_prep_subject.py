@@ -122,7 +122,7 @@ def test_two_runs_agree_byte_for_byte(done, tmp_path):
         if name.endswith(".json"):
             assert str(tmp_path).encode() not in content and str(out).encode() not in content
     sidecar = json.loads(first["sub-01/anat/sub-01_space-T1w_desc-preproc_FLAIR.json"])
-    assert sidecar["Sources"] == ["sub-01_FLAIR.nii.gz", "sub-01_T1w.nii.gz"]
+    assert sidecar["Sources"] == ["bids:raw:sub-01_FLAIR.nii.gz", "bids:raw:sub-01_T1w.nii.gz"]
     assert sidecar["parameters"]["n_slices"] == 40 and sidecar["versions"]["SimpleITK"]
 
 

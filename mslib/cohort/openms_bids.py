@@ -149,10 +149,10 @@ def _write_subject(patient: Patient, source: Path, root: Path) -> None:
         return {"SourceFile": name, "SourceURL": BASE + name, "SourceSHA256": file_sha256(source / name),
                 "License": LICENCE, "Citation": CITATION[part], "Note": NOTES[part]}
 
-    def copy(name, target):
+    def copy(name, target, **facts):
         with atomic_path(target.with_suffix(".nii.gz")) as temporary:
             shutil.copyfile(source / name, temporary)
-        write_json(target.with_suffix(".json"), origin(name))
+        write_json(target.with_suffix(".json"), origin(name) | facts)
 
     for sequence, name in patient.images.items():
         copy(name, root / label / "anat" / f"{label}_{sequence}")
@@ -160,11 +160,12 @@ def _write_subject(patient: Patient, source: Path, root: Path) -> None:
         lesions, t1w = nib.load(source / patient.lesions), nib.load(source / patient.images["T1w"])
         if lesions.shape != t1w.shape or not np.allclose(lesions.affine, t1w.affine, atol=1e-3):
             raise StudyError(f"{label}: {patient.lesions}: has another grid than the T1w image")
-        copy(patient.lesions, truth / f"{label}_space-T1w_label-lesion_mask")
+        space = {"SpatialReference": f"bids:raw:{label}/anat/{label}_T1w.nii.gz"}
+        copy(patient.lesions, truth / f"{label}_space-T1w_label-lesion_mask", Type="Lesion", **space)
         stem = root / "derivatives" / "brainmask" / label / "anat" / f"{label}_space-T1w_desc-brain_mask"
         with atomic_path(stem.with_suffix(".nii.gz")) as temporary:
             temporary.write_bytes(_brain_mask(patient, source))
-        write_json(stem.with_suffix(".json"), {"Type": "Brain", "Sources": list(patient.images.values()),
+        write_json(stem.with_suffix(".json"), {"Type": "Brain", **space, "Sources": list(patient.images.values()),
                                                "Description": "voxels that are not 0 in any skull-stripped image"})
     if patient.transforms:
         transforms = t1_to_others(*(source / patient.transforms[name] for name in ("T1w", "T2w")))

@@ -173,8 +173,12 @@ def write_description(root: str | Path, title: str, people: pd.DataFrame, levels
     root = Path(root)
     folders = {root: title} | {root / "derivatives" / name: f"{title}: {text}" for name, text in derived.items()}
     for folder, name in folders.items():
-        write_json(folder / "dataset_description.json", {
-            "Name": name, "BIDSVersion": "1.10.0", "DatasetType": "raw" if folder == root else "derivative", **facts})
+        kind = {"DatasetType": "raw"}
+        if folder != root:
+            kind = {"DatasetType": "derivative", "DatasetLinks": {"raw": "../.."}, "SourceDatasets": [{"URL": "../.."}]}
+            write_text(folder / ".bidsignore", "*_xfm.*\n*_truth.json\n*_biasfield.nii.gz\n")
+            write_text(folder / "README", f"{name}. The raw dataset lies two folders above.\n")
+        write_json(folder / "dataset_description.json", {"Name": name, "BIDSVersion": "1.10.0", **facts, **kind})
     columns = {"group": {"Description": "diagnosis", "Levels": levels},
                "age": {"Description": "age at the scan", "Units": "year"},
                "sex": {"Description": "sex", "Levels": {"F": "female", "M": "male"}},

@@ -140,8 +140,11 @@ def simulate_subject(participant: Participant, bids_root: str | Path, voxel_mm: 
     rendered = render(participant, voxel_mm, template(voxel_mm, cache))
     for name, rng in zip(SEQUENCES, _streams(participant)[3:]):
         _write_scan(files, name, participant, rendered, voxel_mm, rng)
-    for name, mask in (("lesion", rendered.lesions), ("black_hole", rendered.black_holes), ("brain", rendered.brain)):
+    space = {"SpatialReference": f"bids:raw:{files['T1w'].relative_to(bids_root).as_posix()}"}
+    for name, kind, mask in (("lesion", "Lesion", rendered.lesions), ("black_hole", "Lesion", rendered.black_holes),
+                             ("brain", "Brain", rendered.brain)):
         save_nifti(files[name], mask.astype(np.uint8), rendered.affine)
+        write_json(files[name].with_suffix("").with_suffix(".json"), {"Type": kind, "Sources": [], **space})
     shown = {"lesion": rendered.lesions, "black_hole": rendered.black_holes, "ventricle": rendered.ventricles}
     z_mm = rendered.affine[2, 3] + voxel_mm * np.arange(rendered.brain.shape[2])
     areas = {name: (mask.sum((0, 1)) * voxel_mm**2).round(2).tolist() for name, mask in shown.items()}

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import SimpleITK as sitk
 
 from mslib.cohort.phantom import save_nifti
-from mslib.study import StudyError, atomic_path, write_json
+from mslib.study import StudyError, atomic_path, write_json, write_table, write_text
 from mslib.study.config import Prep
 
 from .bias import correct_bias, estimate_bias
@@ -47,6 +49,48 @@ def output_paths(out: str | Path, subject: str, sequences, lesion: bool) -> dict
     paths["figure"] = anat.parent / "figures" / f"sub-{subject}_desc-registration_qc.png"
     paths["qc"] = anat / f"sub-{subject}_desc-qc.json"
     return paths
+
+
+#: What is meant by the names of files, for descriptions.tsv.
+DESCRIPTIONS = {
+    "preproc": "bias-corrected, on the grid of the output, scaled to 0 to 1 in the brain, 0 outside",
+    "brain": "voxels of the brain", "logbias": "natural logarithm of the bias field, on a thinned grid",
+    "slices": "slices as the networks see them (NumPy arrays)", "qc": "numbers and flags of quality control",
+    "registration": "edges of T1w over the other sequences before and after registration"}
+#: Files that BIDS has no names for.
+IGNORED = "*_xfm.tfm\n*_desc-logbias_*\n*_desc-slices.npz\n*_desc-qc.json\nsub-*/figures\n"
+
+
+def describe_derivatives(out: str | Path, raw: str | Path) -> Path:
+    """Write what the derivative dataset `out` holds beside its subjects; gives its description.
+
+    `raw`: the BIDS dataset that it is made of. The variable MSLIB_CONTAINER names the container's image, if any.
+    """
+    out = Path(out)
+    near = Path(raw).is_relative_to(out.parents[1])  # both move together
+    link = os.path.relpath(raw, out) if near else Path(raw).resolve().as_uri()
+    container = os.environ.get("MSLIB_CONTAINER")
+    maker = {"Name": "mslib", "Version": version("mslib")}
+    if container:
+        maker["Container"] = {"Type": "docker", "Tag": container}
+    write_text(out / ".bidsignore", IGNORED)
+    write_text(out / "README", "Derivatives of mslib.prep in the T1w space of each subject. Where they come from says "
+                               "dataset_description.json, what desc- means descriptions.tsv.\n")
+    rows = [(f"desc-{name}", text) for name, text in DESCRIPTIONS.items()]
+    write_table(out / "descriptions.tsv", pd.DataFrame(rows, columns=["desc_id", "description"]))
+    return write_json(out / "dataset_description.json", {
+        "Name": "mslib preprocessing", "BIDSVersion": "1.10.0", "DatasetType": "derivative", "GeneratedBy": [maker],
+        "SourceDatasets": [{"URL": link}], "DatasetLinks": {"raw": link}})
+
+
+def _raw_uri(path: str | Path, subject: str) -> str:
+    """BIDS URI of an image of the raw dataset."""
+    parts = Path(path).parts
+    return "bids:raw:" + "/".join(parts[parts.index(f"sub-{subject}"):] if f"sub-{subject}" in parts else parts[-1:])
+
+
+def _sidecar(path: Path, facts: dict) -> None:
+    write_json(path.with_name(path.name.replace(".nii.gz", ".json")), facts)
 
 
 def _mask_on(grid: sitk.Image, mask: sitk.Image, reordered: bool) -> np.ndarray:
@@ -158,20 +202,24 @@ def _make(subject, paths, prep, sequences, image_size, pixel_mm) -> None:
         save_nifti(paths[name], np.rint(volumes[name] / STEP).astype(np.int16), affine, STEP)
         bias = np.rint(array_of(log_fields[name]) / STEP).astype(np.int16)
         save_nifti(paths[f"bias_{name}"], bias, affine_of(log_fields[name]), STEP)
+    space = {"SpatialReference": _raw_uri(subject.images[sequences[0]], subject.id)}
     save_nifti(paths["brain"], brain.astype(np.uint8), affine)
+    _sidecar(paths["brain"], {"Type": "Brain", **space, "Sources": [
+        _raw_uri(subject.brain_mask if given else subject.images[sequences[0]], subject.id)]})
     if lesion is not None:
         lesion = _mask_on(grid, lesion, reordered)
         save_nifti(paths["lesion"], lesion.astype(np.uint8), affine)
+        _sidecar(paths["lesion"], {"Type": "Lesion", **space, "Sources": [_raw_uri(subject.lesion_mask, subject.id)]})
     stack = slice_stack(list(volumes.values()), brain, affine, lesion, n_slices=prep.n_slices, image_size=image_size,
                         pixel_mm=pixel_mm)
     save_stack(paths["slices"], stack)
     parameters = {**prep.model_dump(mode="json"), "sequences": list(sequences), "image_size": list(image_size),
                   "pixel_mm": pixel_mm, "levels_mm": [*COARSE_MM, *FINE_MM]}
     for name in sequences:
-        sources = dict.fromkeys(Path(subject.images[one]).name for one in (name, sequences[0]))
-        write_json(paths[name].with_name(paths[name].name.replace(".nii.gz", ".json")),
-                   {"Sources": list(sources), "SkullStripped": True, "SpatialReference": "T1w", **RULES,
-                    "parameters": parameters, "versions": {package: version(package) for package in PACKAGES}})
+        sources = dict.fromkeys(_raw_uri(subject.images[one], subject.id) for one in (name, sequences[0]))
+        _sidecar(paths[name], {"Sources": list(sources), "SkullStripped": True, **space, **RULES,
+                               "parameters": parameters,
+                               "versions": {package: version(package) for package in PACKAGES}})
     for name, found in registrations.items():
         with atomic_path(paths[f"xfm_{name}"]) as temporary:
             sitk.WriteTransform(found.transform, str(temporary))

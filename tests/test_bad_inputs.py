@@ -1,0 +1,117 @@
+"""Bad inputs through public commands: one clear line each, exit status 1, no traceback; their table in tests/README.md.
+
+``python tests/test_bad_inputs.py`` writes the table anew.
+"""
+
+import contextlib
+import gzip
+import io
+import re
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import test_bids as bids
+import test_config
+import yaml
+
+from mslib.__main__ import main
+
+PAGE = Path(__file__).parent / "README.md"
+MARKS = "<!-- bad inputs -->", "<!-- end of bad inputs -->"
+#: What is done to the T1w image of one person each, in the order of `test_bids.IMAGE_FAULTS`.
+IMAGES = (
+    "gzip file cut", "a bit flipped in a gzip file", "voxels cut", "HTML page named as image", "empty file",
+    "gzip file of nothing", "plain file named .nii.gz", "4-D, two volumes", "two slices", "four voxels along an axis",
+    "2-D", "complex numbers", "unknown data type", "NaN", "infinite value", "infinite scaling factor", "one value only",
+    "values of 1e300", "scaling factor of 1e30", "all values negative", "no qform, no sform",
+    "sform with a row of zeros", "singular sform", "NaN in the sform", "impossible quaternion", "voxel size 0",
+    "sizes of sform and pixdim differ", "qform and sform 5 mm apart", "sform flipped left to right", "skewed sform",
+    "sizes in micrometres", "wrong magic", "voxels inside the header")
+TABLES = {
+    "participants.tsv separated by commas": b"participant_id,group\nsub-001,RRMS\n",
+    "participants.tsv separated by semicolons": b"participant_id;group\nsub-001;RRMS\n",
+    "participants.tsv without ids": b"id\tgroup\nsub-001\tRRMS\n",
+    "participants.tsv not in UTF-8": b"participant_id\tgroup\nsub-001\t\xff\n",
+    "participants.tsv empty": b"", "participants.tsv with a short row": b"participant_id\tgroup\nsub-001\n",
+    "participants.tsv with a column twice": b"participant_id\tgroup\tgroup\nsub-001\tA\tB\n",
+    "path as participant_id": b"participant_id\tgroup\n../../etc\tRRMS\n",
+    "a person twice": b"participant_id\tgroup\nsub-001\tRRMS\nsub-001\tRRMS\n",
+    "age in words": b"participant_id\tage\nsub-001\told\n"}
+
+
+def told(*words):
+    """Exit status and lines on the terminal of a command."""
+    with contextlib.redirect_stderr(io.StringIO()) as text, contextlib.redirect_stdout(io.StringIO()):
+        status = main(list(map(str, words)))
+    return status, [line.removeprefix("fault: ") for line in re.split("[\r\n]", text.getvalue())
+                    if line.strip() and "check images" not in line]
+
+
+def rows(folder):
+    """Input, command, message and exit status of every case; paths of this machine are replaced."""
+    root, file = folder / "bids", folder / "FILE"
+    people = {f"sub-{number:03d}": "RRMS" for number in range(len(IMAGES) + 1)}
+    bids.write_cohort(root, people)
+    for label, (break_it, _) in zip(people, bids.IMAGE_FAULTS):
+        break_it(root / label / "anat" / f"{label}_T1w.nii.gz")
+    status, lines = told("check", root)
+    for name, line in zip(IMAGES, lines, strict=True):
+        yield name, "mslib check", line, status
+    shutil.rmtree(root)
+    bids.write_cohort(root, {"sub-001": "RRMS"})
+    for name, content in TABLES.items():
+        (root / "participants.tsv").write_bytes(content)
+        status, lines = told("check", root)
+        yield name, "mslib check", lines[0], status
+    shutil.rmtree(root)
+    bids.write_cohort(root, {"sub-001": "RRMS"})
+    anat = root / "sub-001" / "anat"
+    (anat / "sub-001_T1w.nii").write_bytes(gzip.decompress((anat / "sub-001_T1w.nii.gz").read_bytes()))
+    (anat / "sub-001_T2w.nii.gz").rename(anat / "sub-002_T2w.nii.gz")
+    (anat / "sub-001_FLAIR.nii.gz").unlink()
+    status, lines = told("check", root)
+    for name, line in zip(("image named for another person", "a sequence twice", "a sequence is missing"), lines,
+                          strict=True):
+        yield name, "mslib check", line, status
+    for name, (text, *_) in test_config.FAULTS.items():
+        file.write_text(text)
+        status, lines = told("check_cohort", "--config", file, "--run-dir", folder / "run")
+        shown = text.removeprefix("study: a\n").replace("\n", ", ")
+        yield f"settings, {name}: `{shown}`", "mslib check_cohort", lines[0], status
+    new = folder / "out"
+    for words in (["init", folder / "none"], ["init", root, "--name", "A b"], ["check", folder / "none"],
+                  ["init", root, "--group-column", "colour", "--name", "new"], [folder / "none", new, "group"],
+                  [root, folder / "{out}", "group"], [root, new, "participant", "--participant-label", "7"],
+                  [root, new, "group", "--participant-label", "001"],
+                  [root, new, "group", "--skip-bids-validation", "--config", folder / "none.yaml"]):
+        status, lines = told(*words)
+        yield "arguments", f"mslib {' '.join(map(str, words))}", lines[0], status
+    file.write_text(yaml.safe_dump({"study": "mine", "cohort": {"source": "bids", "root": str(folder / "other")}}))
+    status, lines = told(root, folder / "out", "group", "--skip-bids-validation", "--config", file)
+    yield "settings of another dataset", "mslib BIDS_DIR OUTPUT_DIR group --config FILE", lines[0], status
+
+
+def table(found, folder):
+    lines = ["| input | command | message | exit |", "|---|---|---|---|"]
+    for row in found:
+        cells = [str(cell).replace(str(folder), "").replace("|", "\\|").replace("\n", " ") for cell in row]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def test_every_bad_input_is_told_in_a_line_and_the_page_lists_them(tmp_path):
+    found = list(rows(tmp_path))
+    assert len(found) >= 60 and all(status == 1 for *_, status in found)
+    assert all(message and "Traceback" not in message for _, _, message, _ in found)
+    page = PAGE.read_text(encoding="utf-8")
+    assert table(found, tmp_path) == page.partition(MARKS[0])[2].partition(MARKS[1])[0].strip()
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as made:
+        text = table(rows(Path(made)), Path(made))
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(MARKS[0])
+    PAGE.write_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{rest.partition(MARKS[1])[2]}", encoding="utf-8")
+    sys.exit(0)
