@@ -210,7 +210,8 @@ def _build(run: Run, folder: Path) -> None:
     words = {"title": f"Results of study {run.config.study}", "note": note, "notebooks": notebooks, "viewers": viewers,
              "verdicts": metrics.get("07_summary", {}).get("verdicts", {}), "provenance": provenance,
              "metrics": metrics}
-    for name in ("README.md", "methods.md", "index.html"):
+    described = ["methods.md"] * ("03_gradcam_layers" in metrics)  # a study of patients, not of start weights
+    for name in ("README.md", "index.html", *described):
         write_text(folder / name, PAGES.get_template(f"{name}.j2").render(words))
 
 
