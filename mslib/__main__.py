@@ -15,10 +15,12 @@ from mslib.study.provenance import ROOT
 
 #: How arguments of steps are read, where they are no plain text.
 KINDS = {"network": Network.parse, "number": int, "blocks": int, "mm": float, "results": Path, "folder": Path,
-         "recipe": Path}
+         "recipe": Path, "networks": Path}
+DEFAULTS = {"recipe": ROOT / "weights" / "pretraining.yaml", "networks": ROOT / "weights" / "bench"}
 #: Commands that are no step of a study, besides the BIDS App.
 COMMANDS = {"init": "look at a BIDS dataset and write the file of a study of it",
             "check": "tell faults and suspicions of a BIDS dataset; exit status 1 on faults",
+            "bench": "score your own attribution method, MODULE:FUNCTION, beside the built-in ones (docs/bench.md)",
             "steps": "list the steps of the Snakefile (mslib STEP --help)"}
 
 
@@ -57,12 +59,12 @@ def _command(name: str) -> argparse.ArgumentParser:
 
 
 def _steps() -> dict:
-    """Steps of the Snakefile by name; `pretrain` belongs to no study."""
+    """Steps of the Snakefile by name; `pretrain` and `bench` belong to no study."""
     from mslib import steps
     of_study = {name: step for name, step in vars(steps).items()
                 if inspect.isfunction(step) and step.__module__ == steps.__name__ and not name.startswith("_")
                 and next(iter(inspect.signature(step).parameters), "") == "study"}
-    return of_study | {"pretrain": steps.pretrain}
+    return of_study | {"pretrain": steps.pretrain, "bench": steps.bench}
 
 
 def _step(name: str, step) -> argparse.ArgumentParser:
@@ -72,8 +74,10 @@ def _step(name: str, step) -> argparse.ArgumentParser:
         if argument == "study":
             parser.add_argument("--config", required=True, type=Path)
             parser.add_argument("--run-dir", required=True, type=Path)
+        elif argument == "method":
+            parser.add_argument(argument, metavar="MODULE:FUNCTION")
         else:
-            default = ROOT / "weights" / "pretraining.yaml" if argument == "recipe" else None
+            default = DEFAULTS.get(argument)
             parser.add_argument(f"--{argument}", required=default is None, default=default,
                                 type=KINDS.get(argument, str))
     return parser
@@ -85,7 +89,7 @@ def _run(arguments: list[str]) -> int:
         _command(first).parse_args(arguments[1:])
         print(*(f"{name:15}{inspect.getdoc(step).splitlines()[0]}" for name, step in _steps().items()), sep="\n")
         return 0
-    if first in COMMANDS:
+    if first in COMMANDS and first != "bench":
         from mslib import app
         return getattr(app, first)(**vars(_command(first).parse_args(arguments[1:])))
     if first.isidentifier() and first in (steps := _steps()):

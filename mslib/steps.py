@@ -979,6 +979,90 @@ def known_rule(study: Study) -> None:
     shutil.rmtree(training)
 
 
+def export_bench(study: Study, folder: Path) -> None:
+    """Write the networks of a finished study whose cause is known, and the built-in methods' table, for ``bench``.
+
+    A network with a known decision rule is left out where it does not follow its rule.
+    """
+    from mslib.analysis import bench
+    from mslib.analysis import known_rule as known
+    from mslib.nets import evenly
+    from mslib.nets.known_rule import experiments, spread
+    from mslib.study.provenance import commit
+    config, rules, sequences = study.config, study.config.attribution.known_rule, study.config.sequences
+    use = known.accuracy_by_cue(read_table(study.folder / "known_rule" / "use.csv"))
+    learnt = known.learnt_rules(use) + (["shortcut"] if known.learnt_shortcut(use) else [])
+    if not learnt:
+        raise StudyError(f"{study.folder / 'known_rule'}: no network follows its rule, so that none has a known cause; "
+                         "train longer (attribution.known_rule.epochs)")
+    test, folder = spread(_controls(study, "test"), rules.test_slices), Path(folder)
+    for experiment in [one for one in experiments(sequences) if one.name in learnt]:
+        marked = experiment.marked(test, config.model.pixel_mm * rules.shrink, config.seed + 1)
+        explained = known.explained_marks(marked, config.model.pixel_mm * rules.shrink,
+                                          evenly(np.arange(len(test.table)), rules.perturbed_slices))
+        cause = {"corner": marked.corner} if experiment.shortcut else {"decisive": experiment.decisive}
+        _write_known(folder, bench.Known(experiment.name, study.known_rule_net(experiment.name), explained, **cause))
+    if "cause" in config.model.kinds:
+        network = Network(config.model.backbones[0], "cause")
+        _write_known(folder, bench.Known("lesions", model := study.net(*network),
+                                         _of_cause(study, network, model)[2]))
+    settings = study.attribution_settings
+    write_json(folder / "bench.json", {"study": config.study, "commit": commit(), "sequences": list(sequences),
+                                       "settings": settings})
+    table = bench.bench(_known_networks(folder), _methods(config), sequences, **settings)
+    write_table(folder / "methods.csv", table.reset_index(), float_format="%.4g")
+
+
+def bench(method: str, networks: Path) -> None:
+    """Print what an attribution method (MODULE:FUNCTION) finds of causes that are known, beside the built-in ones."""
+    import importlib
+    import os
+    import sys
+
+    from mslib.analysis import bench as of
+    module, _, name = method.partition(":")
+    if not (networks / "bench.json").is_file():
+        raise StudyError(f"{networks}: holds no networks whose cause is known; write them from a finished study "
+                         "(python -m mslib export_bench) and name their folder (--networks)")
+    sys.path.insert(0, os.getcwd())
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise StudyError(f"bench: {method!r} must be MODULE:FUNCTION, to be imported from here ({error})") from error
+    if not callable(function):
+        raise StudyError(f"bench: {method!r} must be a function of model, images and targets")
+    facts = read_json(networks / "bench.json")
+    with of.registered(name, function):
+        own = of.bench(_known_networks(networks), [name], facts["sequences"], **facts["settings"])
+    others = read_table(networks / "methods.csv").set_index("method")
+    both = pd.concat([own.astype(object), others.drop(of.CHANCE).astype(object)])
+    print(both.to_string(float_format="{:.3f}".format, na_rep="-"))
+
+
+def _write_known(folder, known):
+    """One file of a network whose cause is known: architecture, weights as float16, slices."""
+    cause = {name: value for name in ("decisive", "corner") if (value := getattr(known, name)) is not None}
+    weights = {f"weight {i:03}": weight.astype(np.float16) for i, weight in enumerate(known.model.get_weights())}
+    _write_maps(folder / f"{known.name}.npz", known.explained,
+                {"architecture": np.array(known.model.to_json()), **weights, **cause})
+
+
+def _known_networks(folder):
+    """Networks of `_write_known`, one at a time."""
+    import keras
+
+    from mslib.analysis.attribution import Explained
+    from mslib.analysis.bench import Known
+    for path in sorted(folder.glob("*.npz")):
+        stored = read_arrays(path)
+        model = keras.models.model_from_json(str(stored["architecture"]))
+        model.set_weights([stored[name].astype(np.float32) for name in sorted(stored) if name.startswith("weight ")])
+        slices = {name.removeprefix("slices "): stored[name] for name in stored if name.startswith("slices ")}
+        decisive = int(stored["decisive"]) if "decisive" in stored else None
+        yield Known(path.stem, model, Explained(**slices | {"pixel_mm": float(slices["pixel_mm"])}), decisive,
+                    stored.get("corner"))
+
+
 # --- attributions ------------------------------------------------------------------------------------------------
 
 
@@ -1022,15 +1106,10 @@ def _score_cause(study, network, methods, settings, path):
     """
     from skimage.filters import sobel
 
-    from mslib.analysis import attribution, depth
-    from mslib.explain import batches_of, logits_of, randomised_copy
-    from mslib.nets import evenly
-    config, own, model = study.config, study.config.attribution, study.net(*network)
-    slices = depth.gather_slices(study.cases(network), 3, config.model.pixel_mm)
-    correct = logits_of(model, batches_of(slices.images, 16)).argmax(1) == slices.table["target"].to_numpy()
-    rows = evenly(np.flatnonzero(correct | (correct.sum() < 2)), own.slices)
-    slices = slices.take(rows)
-    explained = _explained(slices, config.model.pixel_mm, evenly(np.arange(len(rows)), own.perturbed_slices))
+    from mslib.analysis import attribution
+    from mslib.explain import randomised_copy
+    config, model = study.config, study.net(*network)
+    slices, correct, explained = _of_cause(study, network, model)
     maps, seconds = attribution.attribute_all(model, explained, methods, str(network), **settings)
     some, few = attribution.of_few(maps, explained)
     largest = few.features.sum((1, 2, 3)).argmax()
@@ -1044,7 +1123,20 @@ def _score_cause(study, network, methods, settings, path):
         attribution.localise(maps, explained, source="network"),
         untrained.assign(image=explained.rows()[untrained["image"]]),
         attribution.localise(beside, explained, source="comparator")], ignore_index=True)
-    return table.assign(correct=correct[rows][table["image"]], seconds=table["method"].map(seconds))
+    return table.assign(correct=correct[table["image"]], seconds=table["method"].map(seconds))
+
+
+def _of_cause(study, network, model):
+    """Slices that a ``cause`` network classifies correctly (any, below two), whether it does, and as explained."""
+    from mslib.analysis import depth
+    from mslib.explain import batches_of, logits_of
+    from mslib.nets import evenly
+    own, mm = study.config.attribution, study.config.model.pixel_mm
+    slices = depth.gather_slices(study.cases(network), 3, mm)
+    correct = logits_of(model, batches_of(slices.images, 16)).argmax(1) == slices.table["target"].to_numpy()
+    rows = evenly(np.flatnonzero(correct | (correct.sum() < 2)), own.slices)
+    slices = slices.take(rows)
+    return slices, correct[rows], _explained(slices, mm, evenly(np.arange(len(rows)), own.perturbed_slices))
 
 
 # --- relevance ---------------------------------------------------------------------------------------------------

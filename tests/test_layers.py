@@ -102,8 +102,7 @@ WITHOUT_NETWORKS += ", mslib.nets.splits, mslib.nets.data, mslib.nets.heads, msl
 
 
 @pytest.mark.parametrize("module,absent", [("mslib.publish", "tensorflow"), ("mslib.steps", "mslib.prep"),
-                                           (WITHOUT_NETWORKS, "tensorflow"),
-                                           ("mslib.explain", "nibabel snakemake")])
+                                           (WITHOUT_NETWORKS, "tensorflow")])
 def test_light_steps_start_without_what_loads_slowly(module, absent):
     code = f"import sys, {module}; sys.exit(bool({set(absent.split())!r} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
