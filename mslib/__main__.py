@@ -20,13 +20,14 @@ DEFAULTS = {"recipe": ROOT / "weights" / "pretraining.yaml", "networks": ROOT / 
 #: Commands that are no step of a study, besides the BIDS App.
 COMMANDS = {"init": "look at a BIDS dataset and write the file of a study of it",
             "check": "tell faults and suspicions of a BIDS dataset; exit status 1 on faults",
+            "explain": "explain patients by the shipped networks, without training",
             "bench": "score your own attribution method, MODULE:FUNCTION, beside the built-in ones (docs/bench.md)",
             "steps": "list the steps of the Snakefile (mslib STEP --help)"}
 
 
 def _app() -> argparse.ArgumentParser:
     """Options of the BIDS App."""
-    commands = "\n".join(f"  mslib {name:7}{text}" for name, text in COMMANDS.items())
+    commands = "\n".join(f"  mslib {name:9}{text}" for name, text in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="mslib", formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Heat maps of networks that tell groups of patients apart by T1w, T2w and FLAIR MRI.",
@@ -46,12 +47,16 @@ def _app() -> argparse.ArgumentParser:
 
 
 def _command(name: str) -> argparse.ArgumentParser:
-    """Options of `init` and `check`."""
+    """Options of a command of `COMMANDS`."""
     parser = argparse.ArgumentParser(prog=f"mslib {name}", description=COMMANDS[name])
     if name != "steps":
         parser.add_argument("bids_dir", type=Path, metavar="BIDS_DIR")
+    if name == "explain":
+        parser.add_argument("output_dir", type=Path, metavar="OUTPUT_DIR")
+        parser.add_argument("--cores", type=int, help="cores (default: all)")
     if name == "init":
         parser.add_argument("--name", help="of the study (default: made of the folder's name)")
+    if name in ("init", "explain"):
         parser.add_argument("--group-column", help="column of participants.tsv with the group (default: the likeliest)")
     if name == "check":
         parser.add_argument("--config", type=Path, help="file of the study (default: what init would take)")

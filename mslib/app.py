@@ -93,6 +93,48 @@ def _told(found: Survey) -> list[str]:
     return [printable(line) for line in lines]
 
 
+def explain(bids_dir: Path, output_dir: Path, group_column: str | None = None, cores: int | None = None) -> int:
+    """Explain a dataset's patients by the shipped networks; nothing is trained.
+
+    Explained are people whose value in the group column is a class of patients that the networks know (where some of
+    them have a lesion mask, those alone): maps of every layer, relevance of the sequences, viewers, pages. Settings are
+    written to ``config.yaml`` of `output_dir`, where there are none yet.
+
+    Returns
+    -------
+    int
+        Exit status.
+
+    Raises
+    ------
+    StudyError
+        No shipped network, or nobody of a class that they know.
+    """
+    usual = load_config(ROOT / "config" / "simulated.yaml")
+    shipped = [one for one in usual.model.backbones if (ROOT / "weights" / one / "honest" / "seed1.h5").is_file()]
+    if not shipped:
+        raise StudyError(f"{ROOT / 'weights'}: holds no fitted network; shipped weights lie there (weights/README.md)")
+    file = Path(output_dir).resolve() / "config.yaml"
+    if not file.exists():
+        found = survey(bids_dir, group_column)
+        print("\n".join(_told(found)))
+        values = {name: found.classes.get(name, []) for name in usual.groups}
+        count = sum(found.usable.get(name, 0) for name in usual.patient_groups)
+        if not count:
+            raise StudyError(f"{bids_dir}: has no usable patient of the networks' classes {usual.patient_groups} "
+                             f"(column {found.column}: {', '.join(found.classes) or 'no class'}); --group-column "
+                             "chooses another column")
+        cohort = {"source": "bids", "root": str(Path(bids_dir).resolve()), "group_column": found.column,
+                  "session": found.session, "entities": found.entities, "on_fault": "skip"}
+        model = {"backbones": shipped, "weights": "simulated", "shipped": True, "input": usual.model.input,
+                 "image_size": list(usual.model.image_size), "pixel_mm": usual.model.pixel_mm}
+        write_text(file, yaml.safe_dump({
+            "study": "explained", "groups": values, "cohort": cohort, "model": model,
+            "prep": {"resample_mm": None if found.fine else 1.0}, "relevance": {"volumes": count},
+            "explain": {"nifti_subjects": count, "viewer_subjects": count}}, sort_keys=False))
+    return run(bids_dir, output_dir, "group", config=file, cores=cores, skip_bids_validation=True)
+
+
 #: Preprocessing of a subject at 1 mm on one core: seconds, MB of memory at the peak, MB of files. Measured on two real
 #: patients (1 mm with a brain mask; 39 slices without one): 7 and 11 s of processor time and 4 s to start, 633 and
 #: 663 MB, 31.6 and 31.4 MB.

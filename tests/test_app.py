@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import test_bids as bids
 
-from mslib import app
+from mslib import app, steps
 from mslib.__main__ import COMMANDS, _app, _command, main
-from mslib.cohort import draw_participants, simulate_subject
+from mslib.cohort import Cohort, draw_participants, simulate_subject
 from mslib.cohort.survey import class_names
 from mslib.study import load_config
 
@@ -61,6 +61,7 @@ def project(tmp_path, monkeypatch):
     (tmp_path / "config").mkdir()
     shutil.copy(app.ROOT / "config" / "simulated.yaml", tmp_path / "config")
     monkeypatch.setattr(app, "ROOT", tmp_path)
+    monkeypatch.setattr(steps, "_look_at_weights", lambda study: None)  # of ImageNet, which would be downloaded
     return tmp_path
 
 
@@ -216,6 +217,29 @@ def test_errors_of_the_official_validator_stop_the_app(root, monkeypatch, tmp_pa
     program.write_text("#!/bin/sh\necho no deno >&2; exit 2\n")
     assert main([str(root), str(tmp_path / "out"), "participant"]) == 1
     assert "has failed (no deno)" in capsys.readouterr().err
+
+
+def test_patients_are_explained_by_shipped_networks(root, project, snakemake, tmp_path, capsys):
+    """Empty files stand for the networks here: what is asked of Snakemake, and whom the cohort then holds."""
+    out = tmp_path / "out"
+    assert main(["explain", str(root), str(out)]) == 1 and "holds no fitted network" in capsys.readouterr().err
+    (project / "weights" / "vgg19" / "honest").mkdir(parents=True)
+    (project / "weights" / "vgg19" / "honest" / "seed1.h5").touch()
+    table = root / "participants.tsv"
+    rows = table.read_text()
+    table.write_text(rows.replace("HC", "ON").replace("SP MS", "NMO"))
+    assert main(["explain", str(root), str(out), "--cores", "2"]) == 0
+    assert snakemake[0][3:6] == ["all", "--cores", "2"] and f"file={out}/config.yaml" in snakemake[0]
+    config = load_config(out / "config.yaml")
+    assert not config.trains and config.groups == ["control", "RRMS", "SPMS"] and config.model.backbones == ["vgg19"]
+    assert config.explain.viewer_subjects == 4 == config.relevance.volumes
+    cohort = Cohort.of_study(root, config)
+    assert [one.group for one in cohort] == ["RRMS"] * 4
+    assert [line.split(" with ")[1] for line in cohort.left_out] == [
+        f"dx {value!r}, which is of no class" for value in ("ON", "NMO", "CIS")]
+    table.write_text(rows.replace("RR-MS", "NMO").replace("SP MS", "CIS"))
+    assert main(["explain", str(root), str(tmp_path / "other")]) == 1
+    assert "has no usable patient of the networks' classes ['RRMS', 'SPMS']" in capsys.readouterr().err
 
 
 def test_help_is_one_screen_and_steps_are_listed(capsys):

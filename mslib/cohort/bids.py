@@ -104,10 +104,10 @@ class Cohort:
     @classmethod
     def of_study(cls, root: str | Path, config: StudyConfig, **changes) -> Cohort:
         """The cohort of a study's settings (`from_bids`); `changes` of its arguments."""
-        own = config.cohort
-        options = {"groups": (config.group_values or config.groups) if config.trains else None,
+        own, few = config.cohort, 0 if config.group_values else 1  # shipped networks may know classes that nobody is of
+        options = {"groups": config.group_values or (config.groups if config.trains else None),
                    "group_column": own.group_column, "session": own.session, "entities": own.entities,
-                   "min_per_group": MIN_PER_GROUP if config.trains else 1, "on_fault": own.on_fault}
+                   "min_per_group": MIN_PER_GROUP if config.trains else few, "on_fault": own.on_fault}
         return cls.from_bids(root, config.sequences, **options | changes)
 
 

@@ -7,7 +7,7 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from textwrap import indent
 
@@ -41,9 +41,9 @@ class Survey:
     """What was found in a dataset, and what a study would take of it.
 
     `columns`: columns of the table that could be the group, to values and counts; `column`: the one taken (None: left
-    open); `groups`: classes to its values; `small`: values of too few usable people; `sessions`: labels to numbers of
-    subjects; `voxel_mm`: size of every T1w image's voxels, (n, 3); `masks`: numbers of subjects by kind; `usable`:
-    people without a fault by class (the study's own cohort).
+    open); `classes`: to its values; `usable`: people without a fault by class (the study's own cohort); `sessions`:
+    labels to numbers of subjects; `voxel_mm`: size of every T1w image's voxels, (n, 3); `masks`: numbers of subjects by
+    kind.
     """
 
     root: Path
@@ -51,14 +51,29 @@ class Survey:
     faults: list[str]
     columns: dict[str, dict[str, int]]
     column: str | None
-    groups: dict[str, list[str]]
-    small: dict[str, int]
+    classes: dict[str, list[str]]
+    usable: dict[str, int]
     sessions: dict[str, int]
     session: str | None
     entities: dict[str, str]
     voxel_mm: np.ndarray
     masks: dict[str, int]
-    usable: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def groups(self) -> dict[str, list[str]]:
+        """Classes of enough usable people to train on."""
+        return {name: values for name, values in self.classes.items() if self.usable[name] >= MIN_PER_GROUP}
+
+    @property
+    def small(self) -> dict[str, int]:
+        """Values of the column that stand for classes of too few people, with their numbers."""
+        return {value: self.columns.get(self.column, {}).get(value, 0) for name, values in self.classes.items()
+                if name not in self.groups for value in values}
+
+    @property
+    def fine(self) -> bool:
+        """Whether slices may be cut from the T1w images' own grids: all voxels are about 1 mm."""
+        return bool(len(self.voxel_mm)) and bool((abs(self.voxel_mm - 1) <= 0.1).all())
 
     @property
     def left_open(self) -> list[str]:
@@ -166,13 +181,11 @@ def survey(root: str | Path, column: str | None = None) -> Survey:
         cohort, faults = None, str(error).splitlines()
     people = [] if cohort is None or column is None else list(cohort)
     usable = Counter(one.group for one in people if one.cohort == COHORTS[0])
-    large = {name: own for name, own in groups.items() if usable[name] >= MIN_PER_GROUP}
-    small = {value: values.get(value, 0) for name, own in groups.items() if name not in large for value in own}
     masks = {kind: sum(getattr(one, f"{kind}_mask") is not None for one in cohort or ())
              for kind in ("brain", "lesion")}
     sizes = [nib.load(one.images["T1w"]).header.get_zooms()[:3] for one in cohort or ()]
-    return Survey(root, cohort, faults, columns, column, large, small, sessions, session, entities,
-                  np.reshape(sizes, (-1, 3)).round(3), masks, {name: usable[name] for name in large})
+    return Survey(root, cohort, faults, columns, column, groups, {name: usable[name] for name in groups}, sessions,
+                  session, entities, np.reshape(sizes, (-1, 3)).round(3), masks)
 
 
 # --- suspicions --------------------------------------------------------------------------------------------------
@@ -262,7 +275,6 @@ def study_text(found: Survey, name: str, weights: str, training: Mapping) -> str
     values = found.columns.get(found.column, {})
     small = f"; left out, fewer than {MIN_PER_GROUP} usable: {_counts(found.small)}" if found.small else ""
     others = [f"{key!r} ({_counts(own)})" for key, own in found.columns.items() if key != found.column]
-    fine = bool(len(found.voxel_mm)) and bool((abs(found.voxel_mm - 1) <= 0.1).all())
     low, high = (found.voxel_mm.min(0), found.voxel_mm.max(0)) if len(found.voxel_mm) else ([], [])
     lines = [
         note(f"Written by mslib init from {found.root.resolve()}. Every key is explained in config/README.md."),
@@ -283,8 +295,8 @@ def study_text(found: Survey, name: str, weights: str, training: Mapping) -> str
                           "would refuse the study." if found.faults else "No fault was found; a later one stops."),
               f"  on_fault: {'skip' if found.faults else 'stop'}",
               "prep:", "  " + note(f"Voxels of T1w: {_by(low)} to {_by(high)} mm." + (
-                  "" if fine else " Slices are cut from cubic voxels.")),
-              f"  resample_mm: {'null' if fine else '1.0'}",
+                  "" if found.fine else " Slices are cut from cubic voxels.")),
+              f"  resample_mm: {'null' if found.fine else '1.0'}",
               "model:",
               "  " + note("Where networks start: simulated (shipped), imagenet (downloaded), scratch, a .h5 file."),
               f"  weights: {weights}",
