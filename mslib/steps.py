@@ -65,6 +65,11 @@ class Study(Run):
         """Whose data it is, for captions."""
         return DATA[self.config.cohort.source]
 
+    @property
+    def controls(self) -> str:
+        """Whose controls carry marks, for captions."""
+        return {"simulated": "simulated controls"}.get(self.config.cohort.source, "controls of the study's own cohort")
+
     @cached_property
     def subjects(self) -> pd.DataFrame:
         """By id: ``group, cohort, part, age, sex, edss, lesion_mask, explained, volume``."""
