@@ -1,5 +1,7 @@
 """Steps up to the slice stacks: who is left out and why, who is explained, what is known of everybody."""
 
+import dataclasses
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -190,3 +192,29 @@ def test_a_subject_is_simulated_into_the_dataset(tmp_path):
     assert facts["recipe"]["voxel_mm"] == 8 and facts["recipe"]["participant"]["group"] == "RRMS"
     with pytest.raises(StudyError, match="sub-X: is not a subject of the simulated cohorts of study small"):
         steps.simulate(run, "X")
+
+
+@pytest.mark.parametrize("masked", [(), ("one unseen",), ("seen",), ("controls",), ("everybody",)], ids=str)
+@pytest.mark.parametrize("independent", [(), ("control",), ("RRMS",), ("control", "RRMS", "SPMS")], ids=str)
+@pytest.mark.parametrize("groups", [["control", "RRMS", "SPMS"], ["RRMS", "SPMS"], ["control", "SPMS"]], ids=str)
+def test_three_of_a_class_have_somebody_to_explain(study, tmp_path, groups, independent, masked):
+    """Whatever masks and independent cohorts there are: unseen patients, all of them or those with a mask."""
+    people = [Subject(f"{number:02d}", group, {}) for number, group in enumerate(groups * 3)]
+    people += [Subject(f"T{number}", group, {}, cohort="independent") for number, group in enumerate(independent)]
+    people = [one for one in people if one.group in groups]
+    run = study(people, groups=groups)
+    prepared(run, people)
+    steps.subjects(run)
+    parts = run.subjects["part"]
+    unseen = [one.id for one in people if one.group != "control" and parts[one.id] not in ("train", "validation")]
+    having = {"one unseen": unseen[:1], "seen": [one.id for one in people if one.id not in unseen and
+                                                 one.group != "control"],
+              "controls": [one.id for one in people if one.group == "control"], "everybody": [one.id for one in people]}
+    people = [dataclasses.replace(one, lesion_mask=tmp_path / "bids" / "m.nii.gz" if any(
+        one.id in having[name] for name in masked) else None) for one in people]
+    run = study(people, groups=groups)
+    steps.subjects(run)
+    own = [name for name in unseen if any(name in having[which] for which in masked)]
+    assert run.explained() == (own or unseen) and run.example() in run.explained()
+    assert {(group, part) for group, part in zip(run.subjects["group"], run.subjects["part"])} >= {
+        (group, part) for group in groups for part in ("train", "validation", "test")}
