@@ -45,8 +45,6 @@ TRANSFER = dict.fromkeys(PUBLISHED, ([], [])) | {
 SIMULATED = "Simulated data: every subject is made by this project's own phantom. No number here describes a person."
 LESJAK = ("Data: open_ms_data (Lesjak et al. 2016 and 2017), CC-BY; corrected for bias fields, aligned, masked to the "
           "brain, scaled and resampled by this project.")
-#: Vector copies of figures are published where they hold no picture, and so stay below this size.
-LARGEST_SVG = 150_000
 #: Pixels of the pictures inside notebooks; those of `PUBLISHED` are whole in ``figures``.
 WIDEST = 1000
 PAGES = Environment(loader=FileSystemLoader(Path(__file__).parent / "show" / "pages"), trim_blocks=True,
@@ -188,7 +186,7 @@ def _build(run: Run, folder: Path) -> None:
         for file in [*(f"figures/{figure}.png" for figure in figures), *tables, *pages]:
             _copy(run.folder / file, folder / file)
         for file in (f"figures/{figure}.svg" for figure in figures):
-            if (run.folder / file).is_file() and (run.folder / file).stat().st_size < LARGEST_SVG:
+            if (run.folder / file).is_file():
                 _copy(run.folder / file, folder / file)
         answer = str(metrics.get("answer", ""))  # its numbers are computed, its names may come from data
         notebook = clean_notebook(run.folder / "notebooks" / f"{name}.ipynb", answer)

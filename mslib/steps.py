@@ -224,15 +224,16 @@ class Study(Run):
         return model
 
     def show(self, name: str, figure, here: str = "") -> None:
-        """Save a figure to ``figures/<name>.png`` and ``.svg`` and display it, below it what it shows `here`.
+        """Save a figure to ``figures/<name>.png`` (``.svg`` too, if no scan is in it) and display it.
 
-        That sentence, with its numbers, is also what a screen reader says of the picture.
+        Below it stands what it shows `here`, with its numbers; a screen reader says that of the picture.
         """
         from IPython.display import Image, Markdown, display
 
         from mslib.show import save_figure
         path = save_figure(figure, self.folder / "figures" / f"{name}.png")
-        save_figure(figure, path.with_suffix(".svg"))
+        if not any(ax.images for ax in figure.axes):
+            save_figure(figure, path.with_suffix(".svg"))
         self._made[f"figures/{name}.png"] = here
         display(Image(path, alt=here or name.replace("_", " "), metadata={"figure": name}))
         if here:

@@ -90,12 +90,6 @@ def summary():
 
 
 @plot
-def headline():
-    return show.plot_headline(SLICES[0], {"block5_pool": SLICES[1]}, lesion=LESIONS[0],
-                              extra=[("signed", SLICES[1] - 0.5, "diverging"), ("none", 0 * SLICES[1], "sequential")])
-
-
-@plot
 def learning_curves():
     rows = [{"backbone": net, "protocol": protocol, "epoch": epoch, "loss": 1.0, "val_loss": 1.1, "accuracy": 0.5,
              "val_accuracy": 0.4, "best": epoch == 2}
@@ -249,7 +243,7 @@ def test_figure_bytes_depend_on_the_figure_alone(draw, tmp_path):
 def test_pictures_keep_all_colours_and_vectors_their_bytes(tmp_path):
     vectors = [show.save_figure(shares.__wrapped__(), tmp_path / f"{i}.svg").read_bytes() for i in range(2)]
     assert vectors[0] == vectors[1] and b"chance" in vectors[0], "text stays text"
-    paths = [show.save_figure(headline.__wrapped__(), tmp_path / f"{i}.png") for i in range(2)]
+    paths = [show.save_figure(attributions.__wrapped__(), tmp_path / f"{i}.png") for i in range(2)]
     assert paths[0].read_bytes() == paths[1].read_bytes()
     picture = Image.open(paths[0])
     assert picture.mode == "RGB" and len(np.unique(np.asarray(picture).reshape(-1, 3), axis=0)) > 256
@@ -440,7 +434,6 @@ def test_epochs_are_coloured_where_relevance_is_and_nowhere_else():
     (lambda: show.plot_localisation(pd.DataFrame({"method": []})), r"localisation: the table lacks \[.backbone."),
     (lambda: show.plot_flow(pd.DataFrame({"layer": []}), None, []), r"flow: the table lacks \['backbone'"),
     (lambda: show.plot_relations(pd.DataFrame({"q": []}), unit=""), r"effects: the table lacks \['backbone'"),
-    (lambda: show.plot_headline(SLICES[0], {}, extra=[("x", SLICES[0], "odd")]), r"must be 'sequential' or 'diverg"),
     (lambda: night.__wrapped__(predicted=np.zeros(3, int)), r"one length, with 3 shares \(got 20, 20, 3 and \(20, 3"),
     (lambda: night.__wrapped__(shares=np.ones((20, 2))), "with 3 shares"),
     (lambda: relevant_epochs.__wrapped__(RELEVANCE[:5]), r"N2: signal and relevance must be finite, \(T, 3\)"),
