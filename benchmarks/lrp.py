@@ -1,6 +1,7 @@
-"""Relevance propagation through VGG16 beside one forward and backward pass, and beside zennit on the same weights.
+"""Relevance propagation beside one forward and backward pass, and (VGG16) beside zennit on the same weights.
 
     python benchmarks/lrp.py [--zennit-python zennit/bin/python]
+    python benchmarks/lrp.py --backbone MobileNetV2 --size 64
 
 zennit needs torch, which is in no lock of the study: ``python3.11 -m venv zennit && zennit/bin/pip install torch
 torchvision zennit``. Its process is started once, holds the same weights and images, and takes turns with ours: one
@@ -32,13 +33,19 @@ PASS = "one forward and backward pass"
 RULES = ("epsilon_plus", "epsilon", "epsilon_alpha2_beta1", "gamma")
 
 
-def build(size):
-    """VGG16 with global average pooling, random weights, small biases."""
-    base = keras.applications.VGG16(weights=None, include_top=False, input_shape=(size, size, 3))
+def build(name, size):
+    """A network of `keras.applications` with global average pooling, random weights, small biases."""
+    base = getattr(keras.applications, name)(weights=None, include_top=False, input_shape=(size, size, 3))
     model = keras.Model(base.input, keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(base.output)))
     rng = np.random.default_rng(0)
-    model.set_weights([rng.normal(0, np.sqrt(2 / np.prod(weight.shape[:-1])) if weight.ndim > 1 else 0.01, weight.shape)
-                       for weight in model.get_weights()])
+
+    def drawn(layer, weight):
+        if weight.path.endswith(("gamma", "moving_variance")):
+            return np.ones(weight.shape)
+        read = np.prod(weight.shape[:2 if isinstance(layer, keras.layers.DepthwiseConv2D) else -1])
+        return rng.normal(0, np.sqrt(2 / read) if len(weight.shape) > 1 else 0.01, weight.shape)
+
+    model.set_weights([drawn(layer, weight) for layer in model.layers for weight in layer.weights])
     return model
 
 
@@ -99,7 +106,7 @@ def table(seconds, n_images):
     for name, values in seconds.items():
         side, _, rule = name.partition(", ")
         own, beside = np.median(seconds[f"{side}, {PASS}"]), seconds.get(f"zennit, {rule}", [np.nan])
-        rows.append({"VGG16": name, "s per image": np.median(values) / n_images, "fastest": min(values) / n_images,
+        rows.append({"what": name, "s per image": np.median(values) / n_images, "fastest": min(values) / n_images,
                      "x own pass": np.median(values) / own, "x zennit": np.median(values) / np.median(beside)})
     return pd.DataFrame(rows)
 
@@ -107,6 +114,7 @@ def table(seconds, n_images):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--zennit-python")
+    parser.add_argument("--backbone", default="VGG16", choices=["VGG16", "ResNet50", "MobileNetV2", "DenseNet121"])
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--images", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=7)
@@ -114,7 +122,9 @@ def main():
     parser.add_argument("--rules", nargs="+", default=RULES, choices=RULES)
     arguments = parser.parse_args()
     tf.config.threading.set_intra_op_parallelism_threads(arguments.threads)
-    model = build(arguments.size)
+    if arguments.zennit_python and arguments.backbone != "VGG16":
+        parser.error("zennit's side builds VGG16 alone")
+    model = build(arguments.backbone, arguments.size)
     images = np.random.default_rng(1).random((arguments.images, arguments.size, arguments.size, 3), dtype=np.float32)
     targets, bare, before = np.zeros(arguments.images, np.int32), bare_passes(model), os.getloadavg()[1]
     tasks = {f"ours, {PASS}": lambda: bare(images, targets).numpy()}

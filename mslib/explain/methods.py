@@ -27,14 +27,16 @@ class Method:
 
     ``function`` takes (model, images, targets, *, parameters) to maps of the images' shape; ``family`` is ``gradient``,
     ``activation`` or ``perturbation``; ``per_modality`` says whether every modality has a map of its own, else one map
-    stands for all. Feature Permutation has one here, unlike in Jin et al. 2022, because its default groups are each
-    modality's own superpixels (or windows), the same for all images.
+    stands for all; ``complete`` whether a map adds up to the score minus that of the baseline. Feature Permutation has
+    a map of each modality here, unlike in Jin et al. 2022, because its default groups are each modality's own
+    superpixels (or windows), the same for all images.
     """
 
     function: Callable
     family: str
     citation: str
     per_modality: bool = True
+    complete: bool = False
 
     @property
     def parameters(self) -> dict:
@@ -49,17 +51,19 @@ METHODS = {
     "smoothgrad": Method(gradient.smoothgrad, "gradient", "Smilkov et al. 2017"),
     "guided_backprop": Method(gradient.guided_backprop, "gradient", "Springenberg et al. 2015"),
     "deconvolution": Method(gradient.deconvolution, "gradient", "Zeiler and Fergus 2014"),
-    "deeplift": Method(gradient.deeplift, "gradient", "Shrikumar et al. 2017"),
-    "integrated_gradients": Method(gradient.integrated_gradients, "gradient", "Sundararajan et al. 2017"),
-    "gradient_shap": Method(gradient.gradient_shap, "gradient", "Lundberg and Lee 2017"),
+    "deeplift": Method(gradient.deeplift, "gradient", "Shrikumar et al. 2017", complete=True),
+    "integrated_gradients": Method(gradient.integrated_gradients, "gradient", "Sundararajan et al. 2017",
+                                   complete=True),
+    "gradient_shap": Method(gradient.gradient_shap, "gradient", "Lundberg and Lee 2017", complete=True),
     "gradcam": Method(gradient.gradcam, "activation", "Selvaraju et al. 2017", per_modality=False),
     "guided_gradcam": Method(gradient.guided_gradcam, "activation", "Selvaraju et al. 2017"),
     "occlusion": Method(occlusion, "perturbation", "Zeiler and Fergus 2014"),
     "feature_ablation": Method(perturbation.feature_ablation, "perturbation", "Kokhlikyan et al. 2020"),
     "feature_permutation": Method(perturbation.feature_permutation, "perturbation", "Fisher et al. 2019"),
     "lime": Method(perturbation.lime, "perturbation", "Ribeiro et al. 2016"),
-    "shapley_sampling": Method(perturbation.shapley_sampling, "perturbation", "Strumbelj and Kononenko 2010"),
-    "kernel_shap": Method(perturbation.kernel_shap, "perturbation", "Lundberg and Lee 2017"),
+    "shapley_sampling": Method(perturbation.shapley_sampling, "perturbation", "Strumbelj and Kononenko 2010",
+                               complete=True),
+    "kernel_shap": Method(perturbation.kernel_shap, "perturbation", "Lundberg and Lee 2017", complete=True),
 }
 
 
