@@ -757,7 +757,7 @@ def compare_start(study: Study, start: str) -> None:
     below, features = nets.cached_below(model, own.frozen_blocks, slices, channels, f"{backbone}, {start}")
     explained = depth.gather_slices(study.cases(networks[0]), config.explain.slices_per_subject, config.model.pixel_mm)
     test = (slices.table["part"] == "test").to_numpy()
-    rows, tables, done, shown = [], {"maps": [], "methods": []}, [], None
+    rows, tables, done = [], {"maps": [], "methods": []}, []
     for blocks, network in ((blocks, network) for blocks in own.frozen_blocks for network in networks):
         recipe = nets.Recipe(schedule.epochs, schedule.slices_per_subject, schedule.learning_rate, training.batch_size,
                              training.weight_decay, training.patience, config.seed + network.seed - 1)
@@ -768,23 +768,22 @@ def compare_start(study: Study, start: str) -> None:
         activations = nets.SliceSet(below[blocks], slices.table)
         plain, _, history = nets.fine_tune(model, blocks, activations, slices.table["part"], recipe, done[-1], label,
                                            None if own.weights[start] == "scratch" else features, [reached])
-        states = {"best": plain}
+        epochs = {"best": int(history["val_loss"].idxmin()) + 1}
         if reached.path.is_file():
-            upper = nets.split_network(model, blocks)[1]
-            upper.load_weights(str(reached.path))
-            states["equal"] = nets.plain_network(model)
-        for state, trained in states.items():
+            epochs["equal"] = int((history["val_accuracy"] >= own.accuracy).idxmax()) + 1
+        for state, epoch in epochs.items():
+            if state == "equal":  # `plain` is one network for all trainings: what was best has been measured
+                nets.split_network(model, blocks)[1].load_weights(str(reached.path))
+                plain = nets.plain_network(model)
             names = {"frozen_blocks": blocks, "seed": network.seed, "state": state}
-            logits = nets.predict(nets.split_network(trained, blocks)[1], activations, label=label,
+            logits = nets.predict(nets.split_network(plain, blocks)[1], activations, label=label,
                                   rows=np.flatnonzero(test))
-            rows.append(names | {"accuracy": (logits.argmax(1) == slices.table["target"][test]).mean(),
-                                 "epochs": len(history)})
-            shown = shown or nets.plain_network(trained)  # one network, traced once
-            shown.set_weights(trained.get_weights())
-            for name, table in _compared_maps(study, shown, explained, network.seed == 1, label).items():
+            right = logits.argmax(1) == slices.table["target"][test]
+            rows.append(names | {"epoch": epoch, "accuracy": right.mean()})
+            for name, table in _compared_maps(study, plain, explained, network.seed == 1, label).items():
                 tables[name].append(table.assign(**names))
-    shown.set_weights(randomised_copy(plain, "block1_conv1", config.seed).get_weights())
-    for name, table in _compared_maps(study, shown, explained, True, f"{backbone}, untrained").items():
+    plain.set_weights(randomised_copy(plain, "block1_conv1", config.seed).get_weights())
+    for name, table in _compared_maps(study, plain, explained, True, f"{backbone}, untrained").items():
         tables[name].append(table.assign(frozen_blocks=0, seed=1, state="untrained"))
     write_table(folder / "accuracy.csv", pd.DataFrame(rows))
     for name, parts in tables.items():

@@ -14,7 +14,7 @@ SETTINGS = {
     "study": "pretraining", "notebooks": ["08_pretraining"],
     "model": {"backbones": ["vgg16"], "kinds": ["cause"], "image_size": [32, 32], "pixel_mm": 6.0, "seeds": 2},
     "training": {"batch_size": 8, "precision": "float32",
-                 "cause": {"epochs": 2, "slices_per_subject": 4, "learning_rate": 1e-3}},
+                 "cause": {"epochs": 3, "slices_per_subject": 4, "learning_rate": 1e-3}},
     "explain": {"slices_per_subject": 1},
     "attribution": {"superpixels": 2, "samples": 24, "permutations": 1, "steps": 2},
     "comparison": {"weights": {"scratch": "scratch", "imagenet": "absent.h5"}, "frozen_blocks": [4],
@@ -55,6 +55,11 @@ def test_every_training_is_compared_at_its_best_and_at_equal_accuracy(study):
     assert set(zip(own["frozen_blocks"], own["seed"], own["state"])) >= {
         (4, seed, "best") for seed in (1, 2)}
     assert own["accuracy"].between(0, 1).all() and "equal" in set(own["state"])
+    epochs = own.pivot_table("epoch", "seed", "state")
+    other = epochs.index[(epochs["equal"] < epochs["best"])]
+    maps = study.read("pretraining_maps").query("source == 'network' and seed in @other and method == 'layercam'")
+    means = maps.pivot_table("auprc", ["seed", "subject", "slice", "layer"], "state")
+    assert len(other) and not np.allclose(means["best"], means["equal"], equal_nan=True)  # another epoch's maps
     assert not list((study.folder / "pretraining").rglob("*.weights.h5"))  # trainings are cleared away
 
 
