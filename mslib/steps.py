@@ -1008,12 +1008,12 @@ def export_bench(study: Study, folder: Path) -> None:
         cause = {"corner": marked.corner} if experiment.shortcut else {"decisive": experiment.decisive}
         _write_known(folder, bench.Known(experiment.name, study.known_rule_net(experiment.name), explained, **cause))
     if "cause" in config.model.kinds:
-        network = Network(config.model.backbones[0], "cause")
+        network, learnt = Network(config.model.backbones[0], "cause"), [*learnt, "lesions"]
         _write_known(folder, bench.Known("lesions", model := study.net(*network),
                                          _of_cause(study, network, model)[2]))
     settings = study.attribution_settings
-    write_json(folder / "bench.json", {"study": config.study, "commit": commit(), "sequences": list(sequences),
-                                       "settings": settings})
+    write_json(folder / "bench.json", {"study": config.study, "commit": commit(), "networks": learnt,
+                                       "sequences": list(sequences), "settings": settings})
     table = bench.bench(_known_networks(folder), _methods(config), sequences, **settings)
     write_table(folder / "methods.csv", table.reset_index(), float_format="%.4g")
 
@@ -1058,13 +1058,13 @@ def _known_networks(folder):
 
     from mslib.analysis.attribution import Explained
     from mslib.analysis.bench import Known
-    for path in sorted(folder.glob("*.npz")):
-        stored = read_arrays(path)
+    for name in read_json(folder / "bench.json")["networks"]:
+        stored = read_arrays(folder / f"{name}.npz")
         model = keras.models.model_from_json(str(stored["architecture"]))
-        model.set_weights([stored[name].astype(np.float32) for name in sorted(stored) if name.startswith("weight ")])
-        slices = {name.removeprefix("slices "): stored[name] for name in stored if name.startswith("slices ")}
+        model.set_weights([stored[key].astype(np.float32) for key in sorted(stored) if key.startswith("weight ")])
+        slices = {key.removeprefix("slices "): stored[key] for key in stored if key.startswith("slices ")}
         decisive = int(stored["decisive"]) if "decisive" in stored else None
-        yield Known(path.stem, model, Explained(**slices | {"pixel_mm": float(slices["pixel_mm"])}), decisive,
+        yield Known(name, model, Explained(**slices | {"pixel_mm": float(slices["pixel_mm"])}), decisive,
                     stored.get("corner"))
 
 
