@@ -1041,7 +1041,7 @@ def bench(method: str, networks: Path) -> None:
         own = of.bench(_known_networks(networks), [name], facts["sequences"], **facts["settings"])
     others = read_table(networks / "methods.csv").set_index("method")
     both = pd.concat([own.astype(object), others.drop(of.CHANCE).astype(object)])
-    print(both.to_string(float_format="{:.3f}".format, na_rep="-"))
+    print(both.where(both.notna(), "-").to_string(float_format="{:.3f}".format))
 
 
 def _write_known(folder, known):
