@@ -15,6 +15,7 @@ import yaml
 from mslib.cohort import Cohort
 from mslib.cohort.checks import printable
 from mslib.cohort.survey import Survey, study_text, survey, suspicions
+from mslib.steps import Study, look_at_weights
 from mslib.study import StudyConfig, StudyError, load_config, write_text
 from mslib.study.provenance import ROOT
 from mslib.study.run import DRIVEN
@@ -224,6 +225,8 @@ def run(bids_dir: Path, output_dir: Path, analysis_level: str, participant_label
     if study.cohort.source != "bids" or (ROOT / study.cohort.root).resolve() != root:
         raise StudyError(f"{file}: cohort: must be of source bids with root {root} (got {study.cohort.source}, "
                          f"{study.cohort.root})")
+    if analysis_level == "group":
+        look_at_weights(Study(file, output))
     anat = "derivatives/mslib/sub-{0}/anat/sub-{0}_desc-qc.json"
     targets = {"group": ["all"], "participant": [str(output / anat.format(label)) for label in labels] or ["cohort"]}
     words = [sys.executable, "-m", "snakemake", *targets[analysis_level], *(["--cores", str(cores)] if cores else []),

@@ -253,15 +253,15 @@ def simulated_people(config: StudyConfig) -> list:
             *draw_participants(own.independent, config.seed + 1, prefix="T", **laws)]
 
 
-def _look_at_weights(study):
+def look_at_weights(run: Study) -> None:
     """StudyError where weights cannot be had: before anything is computed."""
-    config = study.config
+    config = run.config
     if config.model.weights == "simulated":
         for backbone in config.model.backbones:
             verified(_shipped(f"{backbone}_simulated"))
     elif config.model.weights != "scratch":
         for backbone in config.model.backbones:
-            _trainable(study, Network(backbone), "float32")
+            _trainable(run, Network(backbone), "float32")
     for network in () if config.trains else explained_networks(config):
         verified(_shipped(network))
 
@@ -270,7 +270,7 @@ def start(study: Study) -> None:
     """Describe the simulated dataset, or fetch and convert the real patients; look at given weights first."""
     from mslib.cohort import openms, openms_bids, write_dataset
     config, root = study.config, study.bids_root
-    _look_at_weights(study)
+    look_at_weights(study)
     if config.cohort.source == "simulated":
         people = simulated_people(config)
         _drop_others(root, {person.id for person in people})
@@ -316,8 +316,6 @@ def check_cohort(study: Study) -> None:
     from mslib.cohort import Cohort, write_listing
     from mslib.prep import describe_derivatives
     config = study.config
-    if config.cohort.source == "bids":
-        _look_at_weights(study)
     cohort = Cohort.of_study(study.bids_root, config)
     for line in cohort.left_out:
         print(line, flush=True)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import test_bids as bids
 
-from mslib import app, steps
+from mslib import app
 from mslib.__main__ import COMMANDS, _app, _command, main
 from mslib.cohort import Cohort, draw_participants, simulate_subject
 from mslib.cohort.survey import class_names
@@ -61,7 +61,6 @@ def project(tmp_path, monkeypatch):
     (tmp_path / "config").mkdir()
     shutil.copy(app.ROOT / "config" / "simulated.yaml", tmp_path / "config")
     monkeypatch.setattr(app, "ROOT", tmp_path)
-    monkeypatch.setattr(steps, "_look_at_weights", lambda study: None)  # of ImageNet, which would be downloaded
     return tmp_path
 
 
@@ -171,6 +170,7 @@ def snakemake(monkeypatch):
 
     monkeypatch.setattr(app.subprocess, "run", run)
     monkeypatch.setattr(app, "validate", lambda root: None)
+    monkeypatch.setattr(app, "look_at_weights", lambda study: None)  # of ImageNet, which would be downloaded
     return called
 
 
