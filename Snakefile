@@ -86,8 +86,10 @@ def tell_faults_again():
         print(Path(FAULTS).read_text(encoding="utf-8"), end="", file=sys.stderr)
 
 if workflow.is_main_process:
-    compared = STUDY.comparison.weights.values() if STUDY.comparison else ()
-    for path in [*SHIPPED, *[SHIPPED_START][:"simulated" in compared], *(FITTED.format(network=network) for network in EXPLAINED if not STUDY.trains)]:
+    needed = [*SHIPPED, *(FITTED.format(network=network) for network in EXPLAINED if not STUDY.trains)]
+    if STUDY.comparison and "simulated" in STUDY.comparison.weights.values():
+        needed.append(SHIPPED_START)
+    for path in needed:
         if not Path(path).is_file():
             refuse(f"{path}: is absent; shipped weights lie in the folder weights (weights/README.md)")
     try:  # now, not when all is done
@@ -152,11 +154,12 @@ NOTEBOOKS = {
     "06_sleep_staging": (SLEEP_FILES, "analysis/sleep sleep explain measure show", "sleep"),
     "08_pretraining": (COMPARED, "analysis/depth measure show", "comparison")}
 METRICS = [f"{RUN}/metrics/{name}.json" for name in STUDY.run_notebooks]
-NOTEBOOKS["07_summary"] = ([file for file in METRICS if "07_summary" not in file], "claims analysis/depth explain measure nets show")
+RECORDED = [file for file in METRICS if "07_summary" not in file]
+NOTEBOOKS["07_summary"] = (RECORDED, "claims analysis/depth explain measure nets show")
 # The run's own last files are asked for too: results/ is checked in, and must not pass for a run that never was.
 TARGETS = {"all": [f"{RESULTS}/provenance.json", *METRICS], "cohort": COHORT,
            "nets": [*NET_FILES, f"{RUN}/subjects.csv"], "maps": MAP_FILES, "attributions": ATTRIBUTION_FILES,
-           "relevance": RELEVANCE_FILES, "sleep": SLEEP_FILES, "pretraining": COMPARED, "report": NOTEBOOKS["07_summary"][0]}
+           "relevance": RELEVANCE_FILES, "sleep": SLEEP_FILES, "pretraining": COMPARED, "report": RECORDED}
 for target, files in TARGETS.items():
     rule:
         name: target
