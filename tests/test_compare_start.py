@@ -12,7 +12,8 @@ from mslib.study import read_json, write_arrays, write_table
 
 SETTINGS = {
     "study": "pretraining", "notebooks": ["08_pretraining"],
-    "model": {"backbones": ["vgg16"], "kinds": ["cause"], "image_size": [32, 32], "pixel_mm": 6.0, "seeds": 2},
+    "model": {"backbones": ["vgg16"], "kinds": ["cause"], "image_size": [32, 32], "pixel_mm": 6.0, "seeds": 2,
+              "narrow": 16},
     "training": {"batch_size": 8, "precision": "float32",
                  "cause": {"epochs": 3, "slices_per_subject": 4, "learning_rate": 1e-3}},
     "explain": {"slices_per_subject": 1},
