@@ -526,12 +526,12 @@ def activations(study: Study, backbone: str, of: str, blocks: int) -> None:
     from mslib.nets import cached, channels_of, choose_precision
     config, slices = study.config, _slices(study, of)
     model = _trainable(study, Network(backbone), choose_precision(config.training.precision))
-    made, features = cached(model, blocks, slices, channels_of(config.model.input, config.sequences),
+    made, features = cached(model, [blocks], slices, channels_of(config.model.input, config.sequences),
                             f"{backbone} blocks 1 to {blocks}, {of}")
     path = _cached(study, backbone, of, blocks)
     write_table(path.with_suffix(".csv"), slices.table)
     with atomic_path(path.with_suffix(".npz")) as temporary:
-        np.savez(temporary, features=features, activations=made)
+        np.savez(temporary, features=features, activations=made[blocks])
 
 
 def _parts(study, kind, table):
@@ -566,7 +566,7 @@ def train(study: Study, backbone: str, kind: str) -> None:
     else:
         slices, channels = _slices(study, of), nets.channels_of(config.model.input, config.sequences)
         if given or kind == "honest":
-            features = nets.cached(model, 0, slices, channels, f"{backbone} features")[1]
+            features = nets.cached(model, [], slices, channels, f"{backbone} features")[1]
     place, done = study.folder / "nets" / backbone / kind, []
 
     def fitted(network, table, folder):
@@ -744,15 +744,16 @@ def compare_start(study: Study, start: str) -> None:
                                                                                       config.sequences)
     networks = [Network(backbone, "cause", seed + 1) for seed in range(config.model.seeds)]
     try:
-        model = _trainable(study, networks[0], precision, own.weights[start])
+        model, *others = (_trainable(study, network, precision, own.weights[start]) for network in networks)
     except StudyError as error:
         print(f"{start}: {error}; left out", file=sys.stderr)
         write_table(folder / "accuracy.csv", pd.DataFrame([{"reason": str(error)}]))
         for name in ("maps", "methods"):
             write_table(folder / f"{name}.csv", pd.DataFrame(columns=["state"]))
         return
+    starts = [network.get_weights() for network in (model, *others)]
     slices = _slices(study, "cause")
-    below, features = nets.cached_below(model, own.frozen_blocks, slices, channels, f"{backbone}, {start}")
+    below, features = nets.cached(model, own.frozen_blocks, slices, channels, f"{backbone}, {start}")
     explained = depth.gather_slices(study.cases(networks[0]), config.explain.slices_per_subject, config.model.pixel_mm)
     test = (slices.table["part"] == "test").to_numpy()
     rows, tables, done = [], {"maps": [], "methods": []}, []
@@ -762,7 +763,11 @@ def compare_start(study: Study, start: str) -> None:
         label = f"{start}, {blocks} frozen blocks, seed {network.seed}"
         done.append(_training_folder(folder / f"{blocks}-{network.seed}", "compare_start", "nets", recipe, own))
         reached = nets.FirstReaching(done[-1] / "equal.weights.h5", own.accuracy)
-        model.set_weights(_trainable(study, network, precision, own.weights[start]).get_weights())
+        lower, upper = nets.split_network(model, blocks)
+        model.set_weights(starts[0])
+        frozen = lower.get_weights()  # what the activations were made with, whatever the seed draws
+        model.set_weights(starts[network.seed - 1])
+        lower.set_weights(frozen)
         activations = nets.SliceSet(below[blocks], slices.table)
         plain, _, history = nets.fine_tune(model, blocks, activations, slices.table["part"], recipe, done[-1], label,
                                            None if own.weights[start] == "scratch" else features, [reached])
@@ -771,7 +776,7 @@ def compare_start(study: Study, start: str) -> None:
             epochs["equal"] = int((history["val_accuracy"] >= own.accuracy).idxmax()) + 1
         for state, epoch in epochs.items():
             if state == "equal":  # `plain` is one network for all trainings: what was best has been measured
-                nets.split_network(model, blocks)[1].load_weights(str(reached.path))
+                upper.load_weights(str(reached.path))
                 plain = nets.plain_network(model)
             names = {"frozen_blocks": blocks, "seed": network.seed, "state": state}
             logits = nets.predict(nets.split_network(plain, blocks)[1], activations, label=label,
@@ -1020,7 +1025,6 @@ def bench(method: str, networks: Path) -> None:
     """Print what an attribution method (MODULE:FUNCTION) finds of causes that are known, beside the built-in ones."""
     import importlib
     import os
-    import sys
 
     from mslib.analysis import bench as of
     module, _, name = method.partition(":")

@@ -1,5 +1,7 @@
 """Notebook 08: networks from several start weights, on slices in which a bright square is the lesion."""
 
+from collections import defaultdict
+
 import keras
 import numpy as np
 import pandas as pd
@@ -23,6 +25,9 @@ SETTINGS = {
     "statistics": {"bootstrap": 100}}
 
 
+kernels = defaultdict(list)
+
+
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     """A run whose slices are noise, with a bright square or without, and what `compare_start` makes of them."""
@@ -44,9 +49,16 @@ def study(tmp_path_factory):
     np.save(cause / "images.npy", images)
     write_arrays(cause / "masks.npz", lesions=lesions, brain=np.ones_like(lesions))
     write_table(cause / "slices.csv", table)
-    study = steps.Study(folder / "pretraining.yaml", folder / "run")
-    for start in SETTINGS["comparison"]["weights"]:
-        steps.compare_start(study, start)
+    study, measure = steps.Study(folder / "pretraining.yaml", folder / "run"), steps._compared_maps
+
+    def measured(study, network, slices, all_methods, label):
+        kernels[label].append(network.get_layer("block1_conv1").get_weights()[0])
+        return measure(study, network, slices, all_methods, label)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(steps, "_compared_maps", measured)
+        for start in SETTINGS["comparison"]["weights"]:
+            steps.compare_start(study, start)
     return study
 
 
@@ -62,6 +74,12 @@ def test_every_training_is_compared_at_its_best_and_at_equal_accuracy(study):
     means = maps.pivot_table("auprc", ["seed", "subject", "slice", "layer"], "state")
     assert len(other) and not np.allclose(means["best"], means["equal"], equal_nan=True)  # another epoch's maps
     assert not list((study.folder / "pretraining").rglob("*.weights.h5"))  # trainings are cleared away
+
+
+def test_frozen_blocks_are_those_that_the_activations_were_made_with(study):
+    first, second = (kernels[f"scratch, 4 frozen blocks, seed {seed}"] for seed in (1, 2))
+    assert all(np.array_equal(first[0], kernel) for kernel in (*first, *second))
+    assert not np.array_equal(first[0], kernels["vgg16, untrained"][0])
 
 
 def test_weights_that_cannot_be_had_are_a_row_with_the_reason(study):

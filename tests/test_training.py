@@ -465,7 +465,8 @@ def test_above_frozen_blocks_the_rest_learns_from_a_fitted_last_layer(tmp_path, 
     model = start_network("vgg16", GROUPS, SHAPE, "simulated", precision, tmp_path / "vgg16_simulated.h5")
     before = plain_twin(model)
     before.set_weights(plain_network(model).get_weights())
-    activations, features = cached(model, 4, slices, [0, 0, 0], "cache")
+    activations, features = cached(model, [4], slices, [0, 0, 0], "cache")
+    activations = activations[4]
     assert activations.dtype == np.float16 and activations.shape == (48, 2, 2, 512) and features.shape == (48, 512)
     parts = thirds(slices)
     after, logits, _ = fine_tune(model, 4, SliceSet(activations, slices.table), parts, QUICK, tmp_path / "net", "net",

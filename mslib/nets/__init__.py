@@ -8,7 +8,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "data": ["SliceSet", "channels_of", "evenly", "gather", "predict"],
     "heads": ["fit_head", "fold_logits"],
-    "protocols": ["cached", "cached_below", "fine_tune", "plain_network", "split_network", "start_network"],
+    "protocols": ["cached", "fine_tune", "plain_network", "split_network", "start_network"],
     "splits": ["CAUSE_CLASSES", "CAUSE_SPLIT", "KINDS", "assign_parts", "permuted", "prediction_table",
                "refuse_leakage", "split_subjects"],
     "train": ["FirstReaching", "Recipe", "choose_precision", "fit"],

@@ -73,27 +73,19 @@ def split_network(model: keras.Model, blocks: int) -> tuple[keras.Model, keras.M
     return keras.Model(model.input, border), keras.Model(border, model.output, name=f"{model.name}_upper")
 
 
-def cached(model: keras.Model, blocks: int, slices: SliceSet, channels: list[int] | None,
-           label: str) -> tuple[np.ndarray | None, np.ndarray]:
-    """What frozen blocks make of slices, float16, and the pooled features of all blocks, float32 (n, 512), at once."""
-    lower, _ = split_network(model, blocks)
-    features = keras.Model(model.input, model.get_layer("gap").output)
-    if lower is None:
-        return None, predict(features, slices, channels, label)
-    activations = predict(lower, slices, channels, label, "float16")
-    top = keras.Model(lower.output, features.output)
-    return activations, predict(top, SliceSet(activations, slices.table), label=f"{label}, features")
+def cached(model: keras.Model, depths: Sequence[int], slices: SliceSet, channels: list[int] | None,
+           label: str) -> tuple[dict[int, np.ndarray], np.ndarray]:
+    """What frozen blocks make of slices, for each number of them (1 to 5), and the pooled features of all blocks.
 
-
-def cached_below(model: keras.Model, depths: Sequence[int], slices: SliceSet, channels: list[int] | None,
-                 label: str) -> tuple[dict[int, np.ndarray], np.ndarray]:
-    """As `cached`, below each of several numbers of frozen blocks (1 to 5), by one pass through the network."""
+    One pass through the network: float16 activations by number of frozen blocks, and float32 features (n, 512).
+    """
     found, below, known = {}, model.input, slices
     for blocks in sorted(depths):
         border = model.get_layer(f"block{blocks}_pool").output
         found[blocks] = predict(keras.Model(below, border), known, channels, f"{label}, block {blocks}", "float16")
         below, known, channels = border, SliceSet(found[blocks], slices.table), None
-    return found, predict(keras.Model(below, model.get_layer("gap").output), known, label=f"{label}, features")
+    top = keras.Model(below, model.get_layer("gap").output)
+    return found, predict(top, known, channels, f"{label}, features")
 
 
 def fine_tune(model: keras.Model, blocks: int, slices: SliceSet, parts: pd.Series, recipe: Recipe, folder: str | Path,
