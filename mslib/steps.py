@@ -11,6 +11,7 @@ import shutil
 import sys
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -464,8 +465,6 @@ def cause_cohort(study: Study) -> None:
     The patients are in no cohort. ``images.npy`` (2, n, H, W, M), without lesions first; ``masks.npz``, lesions and
     brain (n, H, W); ``slices.csv``, 2 n rows in that order, with the part of the subject-level split.
     """
-    from joblib import Parallel, delayed
-
     from mslib.cohort import draw_participants, template
     from mslib.nets import CAUSE_CLASSES, CAUSE_SPLIT, assign_parts
     from mslib.nets.simulated import CAUSE_SEED, cause_slices
@@ -475,9 +474,9 @@ def cause_cohort(study: Study) -> None:
     grid = {"mm": mm, "size": config.model.image_size, "n_slices": config.prep.n_slices,
             "percentiles": config.prep.percentiles, "sequences": config.sequences,
             "template": template(mm, _template(study, mm))}
-    made = list(progress(Parallel(n_jobs=2, prefer="threads", return_as="generator")(
-        delayed(cause_slices)(person, config.training.cause_slices, **grid) for person in people),
-        total=len(people), desc="patients with and without their lesions", unit="person"))
+    with ThreadPoolExecutor(2) as pool:
+        jobs = pool.map(lambda person: cause_slices(person, config.training.cause_slices, **grid), people)
+        made = list(progress(jobs, total=len(people), desc="patients with and without their lesions", unit="person"))
     table = pd.concat([pd.DataFrame({"subject": person.id, "slice": one["slices"], "group": person.group,
                                      "lesion_mm2": one["areas_mm2"]}) for person, one in zip(people, made)],
                       ignore_index=True)

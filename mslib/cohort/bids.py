@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-
-from joblib import Parallel, delayed
 
 from mslib.study import StudyConfig, StudyError, progress, read_json, write_json
 from mslib.study.config import MIN_PER_GROUP
@@ -81,9 +80,9 @@ class Cohort:
         faults += wrong + (_unpaired(rows, folders) if rows is not None else [])
         outside = {fault.subject for fault in wrong}
         paired = [rows[label] for label in sorted(rows or ()) if label in folders - outside]
-        jobs = Parallel(n_jobs=THREADS, prefer="threads", return_as="generator")(
-            delayed(_subject)(root, row, tuple(sequences), session, entities or {}) for row in paired)
-        results = list(progress(jobs, total=len(paired), desc="check images", unit="subject"))
+        with ThreadPoolExecutor(THREADS) as pool:
+            jobs = pool.map(lambda row: _subject(root, row, tuple(sequences), session, entities or {}), paired)
+            results = list(progress(jobs, total=len(paired), desc="check images", unit="subject"))
         faults += [fault for _, wrong in results for fault in wrong]
         faulty = {fault.subject for fault in faults}
         healthy = [subject for subject, _ in results if subject and f"sub-{subject.id}" not in faulty]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import datetime
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
 import edfio
-import joblib
 import numpy as np
 import pandas as pd
 
@@ -90,9 +90,9 @@ def simulate_cohort(folder: str | Path, n_subjects: int = 22, n_epochs: int = 96
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     sleepers = simulate_sleepers(n_subjects, seed)
-    made = joblib.Parallel(n_jobs, prefer="threads")(
-        joblib.delayed(_simulate_recording)(folder, sleeper, night, n_epochs, seed)
-        for sleeper in sleepers for night in (1, 2))
+    with ThreadPoolExecutor(n_jobs) as pool:  # waits for its threads after a fault too; joblib leaves them running
+        made = list(pool.map(lambda one: _simulate_recording(folder, *one, n_epochs, seed),
+                             [(sleeper, night) for sleeper in sleepers for night in (1, 2)]))
     nights = pd.DataFrame([row for row, _ in made])
     nights.to_csv(folder / "nights.tsv", sep="\t", index=False)
     settings = {"n_subjects": n_subjects, "n_epochs": n_epochs, "seed": seed, "rate": RATE}
