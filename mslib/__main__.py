@@ -65,11 +65,8 @@ def _command(name: str) -> argparse.ArgumentParser:
 
 def _steps() -> dict:
     """Steps of the Snakefile by name; `pretrain` and `bench` belong to no study."""
-    from mslib import steps
-    of_study = {name: step for name, step in vars(steps).items()
-                if inspect.isfunction(step) and step.__module__ == steps.__name__ and not name.startswith("_")
-                and next(iter(inspect.signature(step).parameters), "") == "study"}
-    return of_study | {"pretrain": steps.pretrain, "bench": steps.bench}
+    from mslib.steps import STEPS, bench, pretrain
+    return STEPS | {"pretrain": pretrain, "bench": bench}
 
 
 def _step(name: str, step) -> argparse.ArgumentParser:

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from mslib import steps
 from mslib.__main__ import main
 from mslib.analysis.attribution import Explained
 from mslib.analysis.bench import CHANCE, Known, bench, registered
 from mslib.explain import METHODS
 from mslib.nets.known_rule import shortcut_mask
+from mslib.steps import known_networks
 from mslib.study import StudyError
 from mslib.study.files import write_json, write_table
 
@@ -106,11 +106,11 @@ def test_the_command_beside_built_in_methods(networks, tmp_path, monkeypatch, ca
     assert main(command) == 1 and "holds no networks whose cause is known; write them" in capsys.readouterr().err
     folder.mkdir()
     for known in networks:
-        steps._write_known(folder, known)
+        known_networks._write_known(folder, known)
     (folder / ".tmp-killed.npz").write_bytes(b"")  # what a killed export leaves
     write_json(folder / "bench.json", {"networks": [known.name for known in networks], "sequences": list(SEQUENCES),
                                        "settings": SETTINGS})
-    found = {known.name: known for known in steps._known_networks(folder)}
+    found = {known.name: known for known in known_networks._known_networks(folder)}
     for known in networks:
         again = found[known.name]
         assert again.decisive == known.decisive and np.array_equal(again.corner, known.corner)

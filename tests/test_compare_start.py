@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 import yaml
 
-from mslib import steps
 from mslib.nets import CAUSE_SPLIT, FirstReaching, assign_parts
+from mslib.steps import Study, pretraining
+from mslib.steps.results import notebook
 from mslib.study import read_json, write_arrays, write_table
 
 SETTINGS = {
@@ -49,16 +50,16 @@ def study(tmp_path_factory):
     np.save(cause / "images.npy", images)
     write_arrays(cause / "masks.npz", lesions=lesions, brain=np.ones_like(lesions))
     write_table(cause / "slices.csv", table)
-    study, measure = steps.Study(folder / "pretraining.yaml", folder / "run"), steps._compared_maps
+    study, measure = Study(folder / "pretraining.yaml", folder / "run"), pretraining._compared_maps
 
     def measured(study, network, slices, all_methods, label):
         kernels[label].append(network.get_layer("block1_conv1").get_weights()[0])
         return measure(study, network, slices, all_methods, label)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(steps, "_compared_maps", measured)
+        patch.setattr(pretraining, "_compared_maps", measured)
         for start in SETTINGS["comparison"]["weights"]:
-            steps.compare_start(study, start)
+            pretraining.compare_start(study, start)
     return study
 
 
@@ -102,7 +103,7 @@ def test_maps_stand_beside_their_comparators(study):
 
 def test_the_notebook_runs_on_them(study, monkeypatch):
     monkeypatch.setenv("MSLIB_DRIVEN", "1")
-    steps.notebook(study, "08_pretraining")
+    notebook(study, "08_pretraining")
     record = read_json(study.folder / "metrics" / "08_pretraining.json")
     assert record["answer"].startswith("Best AUPRC") and "absent.h5" in record["absent"]["imagenet"]
     assert (study.folder / "figures" / "pretraining_depth.png").is_file()

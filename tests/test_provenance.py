@@ -1,5 +1,6 @@
 """A rule's digest changes with the code that it runs, and with nothing else; checksums and versions."""
 
+import ast
 import hashlib
 import json
 
@@ -16,16 +17,21 @@ def _shared(value):
     return 2 * value  # twice
 def measure(study):
     """Measure."""
-    return _shared(study)
+    return _shared(study), study.images()
 def other(study):
     return 1
+class Study:
+    def images(self):
+        return 4
+    def groups(self):
+        return 8
 '''
 
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """A project with two wings, two steps and a notebook."""
-    for name, text in {"steps.py": STEPS, "prep/__init__.py": "", "prep/cut.py": "def cut():\n    return 1\n",
+    for name, text in {"steps/all.py": STEPS, "prep/__init__.py": "", "prep/cut.py": "def cut():\n    return 1\n",
                        "prep/README.md": "words", "prep/deep/page.html": "<p>page</p>",
                        "nets/__init__.py": "", "nets/vgg.py": "DEPTH = 5\n"}.items():
         path = tmp_path / "mslib" / name
@@ -45,8 +51,9 @@ def edit(project, name, old, new):
 
 
 @pytest.mark.parametrize("name,old,new", [
-    ("mslib/steps.py", "# twice", "# once more"), ("mslib/steps.py", '"""Twice."""', '"""Doubled."""'),
-    ("mslib/steps.py", "return 1", "return 7"), ("mslib/nets/vgg.py", "5", "6"), ("mslib/prep/cut.py", "\n", "\n\n"),
+    ("mslib/steps/all.py", "# twice", "# once more"), ("mslib/steps/all.py", '"""Twice."""', '"""Doubled."""'),
+    ("mslib/steps/all.py", "return 1", "return 7"), ("mslib/steps/all.py", "return 8", "return 9"),
+    ("mslib/nets/vgg.py", "5", "6"), ("mslib/prep/cut.py", "\n", "\n\n"),
     ("mslib/prep/README.md", "words", "other words")])
 def test_what_cannot_change_the_result_does_not_count(project, name, old, new):
     before = code_digest("measure", "prep")
@@ -55,7 +62,8 @@ def test_what_cannot_change_the_result_does_not_count(project, name, old, new):
 
 
 @pytest.mark.parametrize("name,old,new", [
-    ("mslib/steps.py", "2 * value", "3 * value"), ("mslib/steps.py", "_shared(study)", "_shared(study + 1)"),
+    ("mslib/steps/all.py", "2 * value", "3 * value"), ("mslib/steps/all.py", "_shared(study),", "_shared(study + 1),"),
+    ("mslib/steps/all.py", "return 4", "return 5"),
     ("mslib/prep/cut.py", "return 1", "return 2"), ("mslib/prep/deep/page.html", "page", "other page")])
 def test_what_a_step_runs_counts(project, name, old, new):
     before = code_digest("measure", "prep")
@@ -86,4 +94,10 @@ def test_checksum_versions_and_commit(tmp_path):
     assert file_sha256(path) == hashlib.sha256(path.read_bytes()).hexdigest()
     assert set(provenance.LIBRARIES) < set(versions())
     assert commit() == "unknown" or len(commit().rstrip("+")) == 40
-    assert (ROOT / "mslib" / "steps.py").is_file()
+
+
+def test_functions_of_the_steps_have_one_name_each():
+    """They are found by name, in whatever module of the wing they stand."""
+    names = [node.name for path in (ROOT / "mslib" / "steps").glob("*.py")
+             for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.FunctionDef)]
+    assert len(names) > 20 and len(names) == len(set(names))

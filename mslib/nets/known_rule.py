@@ -17,7 +17,7 @@ import numpy as np
 from scipy import ndimage
 
 from mslib.study.errors import StudyError
-from mslib.study.files import atomic_path
+from mslib.study.files import write_weights
 from mslib.study.progress import progress
 
 from .data import SliceSet, evenly
@@ -225,7 +225,6 @@ def train_known_rules(tasks: Mapping[str, tuple[Marked, int]], recipe: Recipe, n
             refresh.slices, refresh.recipe = slices, own
             refresh.on_test_begin()
             fold_batch_norm(trainer, plain)
-            with atomic_path(path) as temporary:
-                plain.save_weights(str(temporary))
+            write_weights(path, plain)
         trained[name] = plain.get_weights()
     return trained

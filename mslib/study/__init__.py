@@ -10,7 +10,9 @@ from .files import (
     write_arrays,
     write_json,
     write_table,
+    write_tables,
     write_text,
+    write_weights,
 )
 from .loading import load_config
 from .progress import progress
@@ -18,4 +20,4 @@ from .run import Network, Run, explained_networks
 
 __all__ = ["CONTROL", "Network", "Run", "StudyConfig", "StudyError", "WriteError", "atomic_path", "explained_networks",
            "load_config", "progress", "read_arrays", "read_json", "read_table", "write_arrays",
-           "write_json", "write_table", "write_text"]
+           "write_json", "write_table", "write_tables", "write_text", "write_weights"]

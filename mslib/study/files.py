@@ -69,6 +69,18 @@ def write_table(path: str | Path, table: pd.DataFrame, **options) -> Path:
     return Path(path)
 
 
+def write_tables(folder: str | Path, digits: int, **tables: pd.DataFrame) -> None:
+    """Write tables with so many significant digits, each to ``<name>.csv``."""
+    for name, table in tables.items():
+        write_table(Path(folder) / f"{name}.csv", table, float_format=f"%.{digits}g")
+
+
+def write_weights(path: str | Path, model) -> None:
+    """Write the weights of a Keras model atomically (``.weights.h5``)."""
+    with atomic_path(path) as temporary:
+        model.save_weights(str(temporary))
+
+
 def write_arrays(path: str | Path, **arrays) -> Path:
     """Write named arrays atomically as compressed ``.npz``."""
     with atomic_path(path) as temporary, temporary.open("wb") as file:

@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import platform
 import subprocess
+import zlib
 from functools import lru_cache
 from pathlib import Path
 from types import CodeType
@@ -41,10 +42,18 @@ def _essence(source: str | ast.Module) -> str:
 
 @lru_cache(maxsize=4)
 def _functions(source: str) -> dict[str, tuple[str, set[str]]]:
-    """By name the functions of a module: their `_essence`, and the names that they use."""
-    functions = (node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef))
-    return {node.name: (_essence(ast.Module([node], [])), {one.id for one in ast.walk(node) if hasattr(one, "id")})
-            for node in functions}
+    """Functions of a source (``name``) and methods of its classes (``.name``): their `_essence`, and what they use."""
+    tree = ast.parse(source)
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    places = [("", tree), *((".", one) for one in classes)]
+    return {dot + node.name: (_essence(ast.Module([node], [])), _used(node)) for dot, place in places
+            for node in place.body if isinstance(node, ast.FunctionDef)}
+
+
+def _used(tree: ast.AST) -> set[str]:
+    """Names that a piece of code uses, and attributes, with a dot before them."""
+    return {node.id if isinstance(node, ast.Name) else f".{node.attr}" for node in ast.walk(tree)
+            if isinstance(node, ast.Name | ast.Attribute)}
 
 
 def code_digest(step: str, *wings: str) -> str:
@@ -53,17 +62,19 @@ def code_digest(step: str, *wings: str) -> str:
     Parameters
     ----------
     step : str
-        Function of ``mslib/steps.py``, or a notebook (``notebooks/00_cohort.ipynb``).
+        Function of `mslib.steps`, or a notebook (``notebooks/00_cohort.ipynb``).
     *wings : str
         Folders or modules of mslib: ``prep``, ``analysis/depth``.
     """
+    modules = sorted((ROOT / "mslib" / "steps").glob("*.py"))
+    functions = _functions("\n".join(path.read_text(encoding="utf-8") for path in modules))
     if step.endswith(".ipynb"):
-        sources = [_essence(notebook_code(ROOT / step))]
-    else:
-        functions, called = _functions((ROOT / "mslib" / "steps.py").read_text(encoding="utf-8")), [step]
-        for name in called:  # grows: the step, and the functions of steps.py that it reaches
-            called += sorted((functions[name][1] & functions.keys()) - set(called))
-        sources = [functions[name][0] for name in called]
+        source = notebook_code(ROOT / step)
+        functions = functions | {step: (_essence(source), _used(ast.parse(source)))}
+    called = [step]
+    for name in called:  # grows: the step, and the functions and methods that it reaches
+        called += sorted((functions[name][1] & functions.keys()) - set(called))
+    sources = [functions[name][0] for name in called]
     for wing in wings:
         place = ROOT / "mslib" / wing
         files = sorted(place.rglob("*")) if place.is_dir() else [place.with_suffix(".py")]
@@ -73,6 +84,12 @@ def code_digest(step: str, *wings: str) -> str:
             elif file.suffix not in ("", ".md", ".pyc"):  # folders and licences, README, caches
                 sources.append(file_sha256(file))
     return hashlib.sha256("\n".join(sources).encode()).hexdigest()[:16]
+
+
+def training_folder(folder: Path, step: str, wing: str, *decisive) -> Path:
+    """Folder of an unfinished training, named by what decides it: none goes on under other settings or code."""
+    facts = "\n".join([code_digest(step, wing), *map(repr, decisive)])
+    return folder / f"training-{zlib.crc32(facts.encode()):08x}"
 
 
 def file_sha256(path: str | Path) -> str:

@@ -1,0 +1,97 @@
+"""Networks whose cause is known, as files, and your own attribution method on them (docs/bench.md)."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from mslib.study import Network, StudyError, read_arrays, read_json, read_table, write_json, write_table
+from mslib.study.provenance import commit
+
+from .attribution import correct_cause_slices, methods_of, unmarked_controls, write_maps
+from .study import Study
+
+
+def export_bench(study: Study, folder: Path) -> None:
+    """Write the networks of a finished study whose cause is known, and the built-in methods' table, for ``bench``.
+
+    A network with a known decision rule is left out where it does not follow its rule.
+    """
+    from mslib.analysis import bench
+    from mslib.analysis import known_rule as known
+    from mslib.nets import evenly
+    from mslib.nets.known_rule import experiments, spread
+    config, rules, sequences = study.config, study.config.attribution.known_rule, study.config.sequences
+    use = known.accuracy_by_cue(read_table(study.folder / "known_rule" / "use.csv"))
+    learnt = known.learnt_rules(use) + (["shortcut"] if known.learnt_shortcut(use) else [])
+    if not learnt:
+        raise StudyError(f"{study.folder / 'known_rule'}: no network follows its rule, so that none has a known cause; "
+                         "train longer (attribution.known_rule.epochs)")
+    test, folder = spread(unmarked_controls(study, "test"), rules.test_slices), Path(folder)
+    for experiment in [one for one in experiments(sequences) if one.name in learnt]:
+        marked = experiment.marked(test, config.model.pixel_mm * rules.shrink, config.seed + 1)
+        explained = known.explained_marks(marked, config.model.pixel_mm * rules.shrink,
+                                          evenly(np.arange(len(test.table)), rules.perturbed_slices))
+        cause = {"corner": marked.corner} if experiment.shortcut else {"decisive": experiment.decisive}
+        _write_known(folder, bench.Known(experiment.name, study.known_rule_net(experiment.name), explained, **cause))
+    if "cause" in config.model.kinds:
+        network, learnt = Network(config.model.backbones[0], "cause"), [*learnt, "lesions"]
+        _write_known(folder, bench.Known("lesions", model := study.net(*network),
+                                         correct_cause_slices(study, network, model)[2]))
+    settings = study.attribution_settings
+    write_json(folder / "bench.json", {"study": config.study, "commit": commit(), "networks": learnt,
+                                       "sequences": list(sequences), "settings": settings})
+    table = bench.bench(_known_networks(folder), methods_of(config.relevance.compared), sequences, **settings)
+    write_table(folder / "methods.csv", table.reset_index(), float_format="%.4g")
+
+
+def bench(method: str, networks: Path) -> None:
+    """Print what an attribution method (MODULE:FUNCTION) finds of causes that are known, beside the built-in ones."""
+    import importlib
+    import os
+
+    from mslib.analysis import bench as of
+    module, _, name = method.partition(":")
+    if not (networks / "bench.json").is_file():
+        raise StudyError(f"{networks}: holds no networks whose cause is known; write them from a finished study "
+                         "(python -m mslib export_bench) and name their folder (--networks)")
+    sys.path.insert(0, os.getcwd())
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise StudyError(f"bench: {method!r} must be MODULE:FUNCTION, to be imported from here ({error})") from error
+    if not callable(function):
+        raise StudyError(f"bench: {method!r} must be a function of model, images and targets")
+    facts = read_json(networks / "bench.json")
+    with of.registered(name, function):
+        own = of.bench(_known_networks(networks), [name], facts["sequences"], **facts["settings"])
+    others = read_table(networks / "methods.csv").set_index("method")
+    both = pd.concat([own.astype(object), others.drop(of.CHANCE).astype(object)])
+    print(both.where(both.notna(), "-").to_string(float_format="{:.3f}".format))
+
+
+def _write_known(folder, known):
+    """One file of a network whose cause is known: architecture, weights as float16, slices."""
+    cause = {name: value for name in ("decisive", "corner") if (value := getattr(known, name)) is not None}
+    weights = {f"weight {i:03}": weight.astype(np.float16) for i, weight in enumerate(known.model.get_weights())}
+    write_maps(folder / f"{known.name}.npz", known.explained,
+                {"architecture": np.array(known.model.to_json()), **weights, **cause})
+
+
+def _known_networks(folder):
+    """Networks of `_write_known`, one at a time."""
+    import keras
+
+    from mslib.analysis.attribution import Explained
+    from mslib.analysis.bench import Known
+    for name in read_json(folder / "bench.json")["networks"]:
+        stored = read_arrays(folder / f"{name}.npz")
+        model = keras.models.model_from_json(str(stored["architecture"]))
+        model.set_weights([stored[key].astype(np.float32) for key in sorted(stored) if key.startswith("weight ")])
+        slices = {key.removeprefix("slices "): stored[key] for key in stored if key.startswith("slices ")}
+        decisive = int(stored["decisive"]) if "decisive" in stored else None
+        yield Known(name, model, Explained(**slices | {"pixel_mm": float(slices["pixel_mm"])}), decisive,
+                    stored.get("corner"))

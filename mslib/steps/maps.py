@@ -1,0 +1,85 @@
+"""Step of the maps: every layer of a network, beside its comparators."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from mslib.study import StudyError, explained_networks, progress, write_arrays, write_tables
+
+from .study import Study
+
+
+def measure_maps(study: Study, backbone: str, kind: str) -> None:
+    """Maps of every layer of all trainings of a kind of network, measured beside their comparators.
+
+    The first training is also randomised, and its silent channels are compared with those of its start weights.
+    """
+    from mslib.analysis import depth
+    from mslib.explain import CAM_VARIANTS, explain_layers
+    config, networks = study.config, explained_networks(study.config, backbone, kind)
+    if not networks:
+        raise StudyError(f"{backbone}/{kind}: is none of the networks that study {config.study} explains")
+    settings, model = config.explain, study.net(backbone, kind, networks[0].seed)
+    slices = depth.gather_slices(progress(study.cases(networks[0]), desc=f"{backbone} {kind}: slices", unit="subject"),
+                                 settings.slices_per_subject, config.model.pixel_mm)
+    images, layers = slices.images, depth.explained_layers(model)
+    methods = list(dict.fromkeys(["gradcam", "layercam", *settings.methods, *CAM_VARIANTS]))
+    lobes = None if kind == "cause" else _lobes(study, slices.table)
+    for network in progress(networks, desc=f"{backbone} {kind}: maps and measures", unit="network"):
+        folder = study.folder / "maps" / str(network)
+        if network.seed != networks[0].seed:
+            model.set_weights(study.net(*network).get_weights())  # one network, traced once
+        found = explain_layers(model, images, slices.table["target"], layers, methods, 8)
+        right = slices.table.assign(correct=found.logits.argmax(1) == slices.table["target"])
+        own = slices._replace(table=right)
+        tables = [depth.measure_layers(found, own, config.sequences.index("FLAIR"), lobes)]
+        if network.seed == 1:
+            similarity, untrained = depth.randomise_layers(model, found, own, settings.randomisation_draws,
+                                                           settings.randomisation_slices, config.seed)
+            tables.append(untrained)
+            some = np.linspace(0, len(images) - 1, min(len(images), 24)).astype(int)
+            start = depth.channel_peaks(study.started(network), images[some], layers)
+            dead = depth.dead_channels({layer: peaks[some] for layer, peaks in found.peaks.items()}, start)
+            write_tables(folder, 5, dead=dead, randomisation=similarity)
+            _cam_volumes(study, network, model, folder / "volumes")
+        maps = {f"{method}|{layer}": (raw / max(raw.max(), 1e-30)).astype(np.float16)  # of ranks alone use is made
+                for method, of_layer in found.cams.items() if method in ("gradcam", "layercam")
+                for layer, raw in of_layer.items()}
+        write_arrays(folder / "cams.npz", brain=slices.brain, subject=right["subject"].to_numpy(str),
+                     slice=right["slice"].to_numpy(), **maps)
+        write_tables(folder, 5, measures=pd.concat(tables))
+
+
+def _lobes(study, table):
+    """Lobe of every brain pixel of slices, one subject after the other as in their table."""
+    import nibabel as nib
+
+    from mslib.analysis.lobes import brain_top, lobe_labels
+    labels = []
+    for subject, part in table.groupby("subject", sort=False):
+        stack = study.stack(subject)
+        mask = nib.load(study.anat(subject) / f"sub-{subject}_space-T1w_desc-brain_mask.nii.gz")
+        labels.append(lobe_labels(stack.brain, stack.affine, brain_top(mask), part["slice"].to_numpy()))
+    return np.concatenate(labels)
+
+
+def _cam_volumes(study, network, model, folder):
+    """Grad-CAM and LayerCAM of every slice of some patients in T1w space, for their own class: one volume per layer."""
+    from mslib.analysis import depth
+    from mslib.explain import explain_layers, upsample_maps
+    from mslib.prep import write_volume
+    folder.mkdir(parents=True, exist_ok=True)
+    for subject in study.shown_as_volumes() if network.kind == "honest" else ():
+        stack, target, anat = study.stack(subject), study.target(subject), study.anat(subject)
+        images, groups = study.images(stack), study.config.groups
+        found = explain_layers(model, images, np.full(len(images), target), depth.explained_layers(model),
+                               ("gradcam", "layercam"), 8)
+        facts = {"Network": str(network), "Class": groups[target], "HeightMillimetres": stack.z_mm.round(2).tolist(),
+                 "PredictedClass": [groups[k] for k in found.logits.argmax(1)],
+                 "Cells": [cam.shape[1:] for cam in found.cams["gradcam"].values()]}
+        for method, cams in found.cams.items():
+            told = {"Description": f"{method}, raw values, not normalised; one map for all sequences", **facts}
+            write_volume(folder / f"sub-{subject}_space-T1w_desc-{network.backbone}{method}_cam.nii.gz",
+                         {layer: upsample_maps(cam, images.shape[1:3]) for layer, cam in cams.items()}, stack,
+                         anat / f"sub-{subject}_space-T1w_desc-preproc_T1w.nii.gz", "Layers", told, np.int16)

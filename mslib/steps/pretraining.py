@@ -1,0 +1,185 @@
+"""Pre-training on simulated people, and the step that compares what networks start from."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from mslib.study import (
+    Network,
+    StudyError,
+    load_config,
+    progress,
+    read_table,
+    write_json,
+    write_table,
+    write_weights,
+)
+from mslib.study.provenance import commit, file_sha256, training_folder
+
+from .attribution import as_explained, methods_of
+from .networks import slices_of
+from .study import Study
+
+
+def pretrain(backbone: str, folder: Path, recipe: Path) -> None:
+    """Pre-train a backbone on simulated people and write what `weights/` ships; goes on where it was stopped.
+
+    The folder gets the people's slices, the weights of every stage and ``<backbone>_simulated.h5`` with its card.
+    """
+    import fcntl
+
+    import keras
+    from joblib import Parallel, delayed
+
+    from mslib.cohort import template, write_template
+    from mslib.nets import choose_precision, fold_batch_norm, load_weights, save_half
+    from mslib.nets import pretraining as pre
+    from mslib.study.config import Pretraining
+    settings, made_by, folder = load_config(recipe, Pretraining), commit(), Path(folder)
+    cohort, place = folder / pre.cohort_name(settings), folder / backbone
+    cohort.mkdir(parents=True, exist_ok=True)
+    with (cohort / ".lock").open("w") as lock:  # two backbones may be trained side by side
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if numbers := pre.missing_people(settings, cohort):
+            write_template(cohort / "template.npz", settings.pixel_mm)
+            maps = template(settings.pixel_mm, cohort / "template.npz")
+            list(progress(Parallel(n_jobs=2, return_as="generator")(
+                delayed(pre.make_person)(number, settings, cohort, maps) for number in numbers),
+                total=len(numbers), desc="simulate people for pre-training", unit="person"))
+    slices, held = pre.read_cohort(settings, cohort)
+    precision, model, stages = choose_precision(settings.precision), None, []
+    for number, stage in enumerate(settings.stages):
+        facts = settings.model_dump_json(exclude={"stages"}) + repr(settings.stages[:number + 1])
+        training = place / f"stage{number + 1}-{zlib.crc32(facts.encode()):08x}"
+        stored = training / "weights.weights.h5"
+        shape = (*(side // stage.shrink for side in settings.image_size), len(settings.sequences))
+        keras.utils.set_random_seed(settings.seed + number)
+        earlier, model = model, pre.build_pretrained(backbone, settings, shape, precision)
+        if stored.is_file():
+            load_weights(model, stored)
+        else:
+            if earlier is not None:
+                model.set_weights(earlier.get_weights())
+            history = pre.pretrain_stage(number, model, slices.shrunk(stage.shrink), held, settings, training)
+            write_table(training / "stage.csv", history)
+            write_weights(stored, model)
+            shutil.rmtree(training / "backup")
+        seconds = [float(line) for line in (training / "seconds.txt").read_text(encoding="utf-8").split()]
+        stages.append({"pixel_mm": settings.pixel_mm * stage.shrink, "hours": round(sum(seconds) / 3600, 3),
+                       **read_table(training / "stage.csv").iloc[-1].to_dict()})
+    plain = fold_batch_norm(keras.Model(model.input, model.outputs[0], name=backbone))
+    path = folder / f"{backbone}_simulated.h5"
+    save_half(path, plain, [layer.name for layer in plain.layers if layer.weights], settings.groups)
+    shown = np.flatnonzero(held)[::7][:8]
+    write_json(path.with_suffix(".json"), {
+        "backbone": backbone, "data": "simulated people, in no cohort of any study",
+        "recipe": settings.model_dump(mode="json"), "commit": made_by, "precision": precision, "stages": stages,
+        "validation": pre.evaluate(model, slices, held), "sha256": file_sha256(path),
+        "float16_rank_correlation_of_maps": _likeness_of_half(
+            plain, slices.batch(shown), slices.table["target"].to_numpy()[shown])})
+
+
+def _likeness_of_half(plain, images, targets) -> float:
+    """Lowest rank correlation of the Grad-CAMs of a network with those of its weights rounded to float16."""
+    from scipy.stats import spearmanr
+
+    from mslib.explain import layer_cams
+    full = layer_cams(plain, images, targets)["gradcam"]
+    plain.set_weights([weight.astype(np.float16).astype(np.float32) for weight in plain.get_weights()])
+    half = layer_cams(plain, images, targets)["gradcam"]
+    return float(min(spearmanr(full[name][k].ravel(), half[name][k].ravel()).statistic
+                     for name in full for k in range(len(images)) if full[name][k].std() > 0))
+
+
+def compare_start(study: Study, start: str) -> None:
+    """Networks that lesions alone can decide, from one kind of start weights: accuracy and maps of all their trainings.
+
+    ``accuracy.csv``: a row per training and ``state``, ``best`` or ``equal`` (the first epoch that classifies so many
+    validation slices correctly; no row where none does); where the start weights cannot be had, one row with the
+    ``reason``. ``maps.csv``: rows of `measure_layers`; ``methods.csv``: rows of `localise`, of the first seed.
+    """
+    from mslib import nets
+    from mslib.analysis import depth
+    from mslib.explain import randomised_copy
+    config, own, schedule = study.config, study.config.comparison, study.config.training.cause
+    folder, backbone, training = study.folder / "pretraining" / start, config.model.backbones[0], config.training
+    precision, channels = nets.choose_precision(training.precision), nets.channels_of(config.model.input,
+                                                                                      config.sequences)
+    networks = [Network(backbone, "cause", seed + 1) for seed in range(config.model.seeds)]
+    try:
+        model, *others = (study.trainable(network, precision, own.weights[start]) for network in networks)
+    except StudyError as error:
+        print(f"{start}: {error}; left out", file=sys.stderr)
+        write_table(folder / "accuracy.csv", pd.DataFrame([{"reason": str(error)}]))
+        for name in ("maps", "methods"):
+            write_table(folder / f"{name}.csv", pd.DataFrame(columns=["state"]))
+        return
+    starts = [network.get_weights() for network in (model, *others)]
+    slices = slices_of(study, "cause")
+    below, features = nets.cached(model, own.frozen_blocks, slices, channels, f"{backbone}, {start}")
+    explained = depth.gather_slices(study.cases(networks[0]), config.explain.slices_per_subject, config.model.pixel_mm)
+    test = (slices.table["part"] == "test").to_numpy()
+    rows, tables, done = [], {"maps": [], "methods": []}, []
+    for blocks, network in ((blocks, network) for blocks in own.frozen_blocks for network in networks):
+        recipe = nets.Recipe(schedule.epochs, schedule.slices_per_subject, schedule.learning_rate, training.batch_size,
+                             training.weight_decay, training.patience, config.seed + network.seed - 1)
+        label = f"{start}, {blocks} frozen blocks, seed {network.seed}"
+        done.append(training_folder(folder / f"{blocks}-{network.seed}", "compare_start", "nets", recipe, own))
+        reached = nets.FirstReaching(done[-1] / "equal.weights.h5", own.accuracy)
+        lower, upper = nets.split_network(model, blocks)
+        model.set_weights(starts[0])
+        frozen = lower.get_weights()  # what the activations were made with, whatever the seed draws
+        model.set_weights(starts[network.seed - 1])
+        lower.set_weights(frozen)
+        activations = nets.SliceSet(below[blocks], slices.table)
+        plain, _, history = nets.fine_tune(model, blocks, activations, slices.table["part"], recipe, done[-1], label,
+                                           None if own.weights[start] == "scratch" else features, [reached])
+        epochs = {"best": int(history["val_loss"].idxmin()) + 1}
+        if reached.path.is_file():
+            epochs["equal"] = int((history["val_accuracy"] >= own.accuracy).idxmax()) + 1
+        for state, epoch in epochs.items():
+            if state == "equal":  # `plain` is one network for all trainings: what was best has been measured
+                upper.load_weights(str(reached.path))
+                plain = nets.plain_network(model)
+            names = {"frozen_blocks": blocks, "seed": network.seed, "state": state}
+            logits = nets.predict(nets.split_network(plain, blocks)[1], activations, label=label,
+                                  rows=np.flatnonzero(test))
+            right = logits.argmax(1) == slices.table["target"][test]
+            rows.append(names | {"epoch": epoch, "accuracy": right.mean()})
+            for name, table in _compared_maps(study, plain, explained, network.seed == 1, label).items():
+                tables[name].append(table.assign(**names))
+    plain.set_weights(randomised_copy(plain, "block1_conv1", config.seed).get_weights())
+    for name, table in _compared_maps(study, plain, explained, True, f"{backbone}, untrained").items():
+        tables[name].append(table.assign(frozen_blocks=0, seed=1, state="untrained"))
+    write_table(folder / "accuracy.csv", pd.DataFrame(rows))
+    for name, parts in tables.items():
+        write_table(folder / f"{name}.csv", pd.concat(parts), float_format="%.5g")
+    for finished in done:
+        shutil.rmtree(finished.parent)
+
+
+def _compared_maps(study, network, slices, all_methods, label):
+    """Measures of the maps of a network of `compare_start`: of blocks 4 and 5, and of all methods."""
+    from mslib.analysis import attribution, depth
+    from mslib.explain import explain_layers
+    from mslib.nets import evenly
+    config, own = study.config, study.config.comparison
+    layers = [name for name in depth.explained_layers(network) if "block3" not in name]
+    found = explain_layers(network, slices.images, slices.table["target"], layers, ("gradcam", "layercam"), 8)
+    correct = found.logits.argmax(1) == slices.table["target"].to_numpy()
+    maps = depth.measure_layers(found, slices._replace(table=slices.table.assign(correct=correct)),
+                                config.sequences.index("FLAIR"))
+    if not all_methods:
+        return {"maps": maps}
+    rows = evenly(np.arange(len(correct)), own.slices)
+    few = as_explained(slices.take(rows), config.model.pixel_mm, evenly(np.arange(len(rows)), own.perturbed_slices))
+    made, _ = attribution.attribute_all(network, few, methods_of([config.relevance.rule]), label,
+                                        **study.attribution_settings)
+    scores = attribution.localise(made, few, source="network")
+    return {"maps": maps, "methods": scores.assign(correct=correct[rows][scores["image"]])}

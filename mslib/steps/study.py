@@ -1,0 +1,256 @@
+"""What steps and notebooks open: a run with its subjects, slice stacks, networks and maps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from mslib.study import Network, Run, StudyError, read_arrays, read_json, read_table
+from mslib.study.provenance import ROOT
+
+if TYPE_CHECKING:
+    import keras
+
+    from mslib.analysis.attribution import Explained
+    from mslib.prep import SliceStack
+    from mslib.sleep import EpochSet
+
+#: Who is seen, and what may be concluded, for captions.
+DATA = {"simulated": "Simulated patients",
+        "open_ms": "Real patients; networks trained on simulated ones (transfer, no accuracy claim)",
+        "bids": "Patients of the study's own cohort"}
+
+
+def shipped(name: Network | str) -> Path:
+    """Shipped weights of a network, or of a backbone (``vgg16_simulated``)."""
+    return ROOT / "weights" / f"{name}.h5"
+
+
+class Case(NamedTuple):
+    """Slices of one subject that a network is explained on: ``slices`` are numbers, masks (n, H, W)."""
+
+    subject: str
+    group: str
+    cohort: str
+    slices: np.ndarray
+    images: np.ndarray
+    target: int
+    lesions: np.ndarray
+    brain: np.ndarray
+
+
+class Study(Run):
+    """A run with its subjects, slice stacks and networks: what notebooks and steps work with."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Rows, columns and channels of what the networks see."""
+        return *self.config.model.image_size, len(self.config.sequences)
+
+    @property
+    def data(self) -> str:
+        """Whose data it is, for captions."""
+        return DATA[self.config.cohort.source]
+
+    @property
+    def controls(self) -> str:
+        """Whose controls carry marks, for captions."""
+        return {"simulated": "simulated controls"}.get(self.config.cohort.source, "controls of the study's own cohort")
+
+    @cached_property
+    def subjects(self) -> pd.DataFrame:
+        """By id: ``group, cohort, part, age, sex, edss, lesion_mask, explained, volume``."""
+        return self.read("subjects").set_index("subject", drop=False)
+
+    def target(self, subject: str) -> int:
+        """Class of a subject; StudyError where the networks do not know it."""
+        group, groups = self.subjects.loc[subject, "group"], self.config.groups
+        if group not in groups:
+            raise StudyError(f"sub-{subject}: group {group} is none of the networks' classes {groups}")
+        return groups.index(group)
+
+    def explained(self) -> list[str]:
+        """Ids of the patients whom no explained network has trained or stopped on."""
+        return list(self.subjects.index[self.subjects["explained"]])
+
+    def example(self) -> str:
+        """Id of the patient of the figures."""
+        return self.subjects.index[self.subjects["volume"] == 1][0]
+
+    def shown_as_volumes(self) -> list[str]:
+        """Ids of the patients of whom maps are made as volumes, that of the figures first."""
+        chosen = self.subjects[self.subjects["volume"] > 0].sort_values("volume")
+        return list(chosen.index)
+
+    def explained_slices(self, subject: str, stack: SliceStack) -> np.ndarray:
+        """Indices of the slices that are explained: those with lesions; all where no lesion mask is known."""
+        masked = self.subjects.loc[subject, "lesion_mask"]
+        return np.flatnonzero(stack.lesions.any(axis=(1, 2))) if masked else np.arange(len(stack.images))
+
+    def unseen(self) -> list[str]:
+        """Ids of everybody outside training and validation, controls too."""
+        return list(self.subjects.index[~self.subjects["part"].isin(("train", "validation"))])
+
+    def stack(self, subject: str) -> SliceStack:
+        """Slice stack of a subject."""
+        from mslib.prep import load_stack
+        return load_stack(self.anat(subject) / f"sub-{subject}_space-T1w_desc-slices.npz")
+
+    def images(self, stack: SliceStack, index=slice(None)) -> np.ndarray:
+        """Slices of a stack as the networks take them, float32 (n, H, W, M)."""
+        from mslib.nets import channels_of
+        images = stack.images[index].astype("float32")
+        channels = channels_of(self.config.model.input, self.config.sequences)
+        return images if channels is None else images[..., channels]
+
+    def classes(self, kind: str) -> list[str]:
+        """Classes of a kind of network, in the order of its logits."""
+        from mslib.nets import CAUSE_CLASSES
+        return list(CAUSE_CLASSES if kind == "cause" else self.config.groups)
+
+    def template(self, mm: float) -> Path:
+        """Maps of the template brain at a voxel size."""
+        return self.folder / f"template_{mm:g}mm.npz"
+
+    def trainable(self, network: Network, precision: str, weights: str | None = None) -> keras.Model:
+        """A network before fine-tuning (of the study's weights or others), with batch norm where it starts at random.
+
+        StudyError where the weights cannot be had.
+        """
+        import keras
+
+        from mslib.nets import start_network
+        keras.utils.set_random_seed(self.config.seed + network.seed - 1)
+        weights = weights or self.config.model.weights
+        if weights not in ("scratch", "simulated", "imagenet"):
+            weights = ROOT / weights  # a path is relative to the project
+        return start_network(network.backbone, self.classes(network.kind), self.shape, weights, precision,
+                             shipped(f"{network.backbone}_simulated"), self.config.model.narrow)
+
+    def started(self, network: Network) -> keras.Model:
+        """A network before fine-tuning, plain and in float32."""
+        from mslib.nets import plain_network
+        return plain_network(self.trainable(network, "float32"))
+
+    def net(self, backbone: str, kind: str = "honest", seed: int = 1) -> keras.Model:
+        """A fitted network, plain and in float32 (of real patients' studies a shipped one).
+
+        StudyError where it has not been trained.
+        """
+        from mslib.nets import build_classifier, load_half
+        network = Network(backbone, kind, seed)
+        if not self.config.trains:
+            model = self.started(network)
+            load_half(model, shipped(network), self.classes(kind))
+            return model
+        path = self.folder / "nets" / str(network) / "weights.weights.h5"
+        if not path.is_file():
+            raise StudyError(f"{path}: no fitted {backbone}; run the study that trains it first "
+                             f"(snakemake --config study={self.config.study})")
+        return build_classifier(backbone, len(self.classes(kind)), self.shape, path, narrow=self.config.model.narrow)
+
+    def cases(self, network: Network) -> Iterator[Case]:
+        """What a network is explained on, subject by subject, for the subject's own class.
+
+        Slices with lesions: of the explained patients; of ``cause`` networks those of its test people.
+        """
+        from mslib.nets import channels_of
+        if network.kind != "cause":
+            for subject in self.explained():
+                stack, person = self.stack(subject), self.subjects.loc[subject]
+                index = self.explained_slices(subject, stack)
+                if len(index):
+                    yield Case(subject, person["group"], person["cohort"], index, self.images(stack, index),
+                               self.target(subject), stack.lesions[index], stack.brain[index])
+            return
+        folder = self.folder / "nets" / "cause"
+        images, masks = np.load(folder / "images.npy", mmap_mode="r")[1], read_arrays(folder / "masks.npz")
+        channels = channels_of(self.config.model.input, self.config.sequences) or slice(None)
+        table = read_table(folder / "slices.csv").query("target == 1").reset_index(drop=True)
+        for subject, rows in table[table["part"] == "test"].groupby("subject"):
+            index = rows.index.to_numpy()
+            yield Case(subject, rows["group"].iloc[0], "cause", rows["slice"].to_numpy(),
+                       images[index].astype("float32")[..., channels], 1, masks["lesions"][index],
+                       masks["brain"][index])
+
+    @property
+    def attribution_settings(self) -> dict:
+        """Parameters of attribution methods: ``superpixels, samples, permutations, steps, seed, precision``."""
+        from mslib.nets import choose_precision
+        own = self.config.attribution
+        return {name: getattr(own, name) for name in ("superpixels", "samples", "permutations", "steps")} | {
+            "seed": self.config.seed, "precision": choose_precision(self.config.training.precision)}
+
+    def shown_slices(self, model: keras.Model) -> tuple[np.ndarray, Explained, bool]:
+        """The slices with most lesion (without a mask: most brain) of the patient of the figures, eight at most.
+
+        First the fullest one that a network classifies correctly: their numbers, what is explained of them (lesions as
+        features), and whether there is such a one (else the fullest).
+        """
+        from mslib.analysis.attribution import Explained
+        from mslib.explain import logits_of
+        subject = self.example()
+        stack, target = self.stack(subject), self.target(subject)
+        content = stack.lesions if stack.lesions.any() else stack.brain
+        order = np.argsort(-content.sum(axis=(1, 2)), kind="stable")[:8]
+        correct = logits_of(model, [self.images(stack, order)]).argmax(1) == target
+        order = np.concatenate([order[[correct.argmax()]], np.delete(order, correct.argmax())])
+        features = np.repeat((stack.lesions & stack.brain)[order][..., None], len(self.config.sequences), -1)
+        return order, Explained(self.images(stack, order), np.full(len(order), target), stack.brain[order], features,
+                                np.full(len(order), subject), self.config.model.pixel_mm), bool(correct.any())
+
+    def maps(self, place: str) -> tuple[Explained, dict[str, np.ndarray]]:
+        """A slice that notebooks show and its maps by every method.
+
+        `place`: ``attributions/<backbone>/honest`` or ``cause`` in its place, ``known_rule/<experiment>/maps``.
+        """
+        from mslib.analysis.attribution import Explained
+        stored = read_arrays(self.folder / f"{place}.npz")
+        known = {name.removeprefix("slices "): stored.pop(name) for name in list(stored) if name.startswith("slices ")}
+        return Explained(**known | {"pixel_mm": float(known["pixel_mm"])}), stored
+
+    def known_rule_net(self, experiment: str) -> keras.Model:
+        """A network with a known decision rule, of `mslib.nets.known_rule.experiments`."""
+        from mslib.nets import build_classifier
+        own = self.config.attribution.known_rule
+        shape = *(side // own.shrink for side in self.shape[:2]), self.shape[2]
+        return build_classifier("vgg16", 2, shape, self.folder / "known_rule" / experiment / "weights.weights.h5",
+                                narrow=own.narrow)
+
+    def epochs(self) -> EpochSet:
+        """Sleep: the epochs of all nights that can be used; signals stay on disk until they are asked for."""
+        from mslib.sleep import EpochSet
+        folder, notes = self.folder / "sleep", read_json(self.folder / "sleep" / "nights.json")
+        return EpochSet(folder / "epochs", read_table(folder / "epochs" / "epochs.csv"), tuple(notes["faults"]),
+                        notes["quality"])
+
+    def stager(self, fold: int) -> keras.Model:
+        """Sleep: the staging network of a fold; StudyError where it has not been trained."""
+        from mslib.sleep.staging import build_stager
+        path = self.folder / "sleep" / f"fold-{fold}" / "weights.weights.h5"
+        if not path.is_file():
+            raise StudyError(f"{path}: no staging network yet; run the study that trains it first")
+        model = build_stager(*self.epochs().shape, pool=self.config.sleep.pool)
+        model.load_weights(path)
+        return model
+
+    def show(self, name: str, figure, here: str = "") -> None:
+        """Save a figure to ``figures/<name>.png`` (``.svg`` too, if no scan is in it) and display it.
+
+        Below it stands what it shows `here`, with its numbers; a screen reader says that of the picture.
+        """
+        from IPython.display import Image, Markdown, display
+
+        from mslib.show import save_figure
+        path = save_figure(figure, self.folder / "figures" / f"{name}.png")
+        if not any(ax.images for ax in figure.axes):
+            save_figure(figure, path.with_suffix(".svg"))
+        self._made[f"figures/{name}.png"] = here
+        display(Image(path, alt=here or name.replace("_", " "), metadata={"figure": name}))
+        if here:
+            display(Markdown(f"**Here:** {here}"))
