@@ -144,10 +144,11 @@ def test_weight_file_of_keras_applications(peer_file):
 
 
 @pytest.mark.parametrize("peer_file", ["vgg16"], indirect=True)
-def test_imagenet_comes_from_keras(peer_file, monkeypatch):
-    """Or, where the download fails, the message names the ways out."""
+def test_imagenet_comes_from_keras(peer_file, monkeypatch, tmp_path):
+    """Or from the folder of all data; where the download fails, the message names the ways out."""
     backbone, _, path = peer_file
     asked = []
+    monkeypatch.setenv("MSLIB_DATA", str(tmp_path))
     monkeypatch.setattr("keras.src.utils.file_utils.get_file", lambda name, *_, **__: asked.append(name) or str(path))
     found = build_classifier(backbone, 3, SHAPE, "imagenet").get_layer("block1_conv1").get_weights()[0]
     expected = build_classifier(backbone, 3, SHAPE, path).get_layer("block1_conv1").get_weights()[0]
@@ -161,6 +162,10 @@ def test_imagenet_comes_from_keras(peer_file, monkeypatch):
     with pytest.raises(StudyError) as caught:
         build_classifier(backbone, 3, SHAPE, "imagenet")
     one_line(caught, "two ways out", f"'{backbone}_weights_tf_dim_ordering_tf_kernels_notop.h5'", "'scratch'")
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / path.name).symlink_to(path)
+    given = build_classifier(backbone, 3, SHAPE, "imagenet").get_layer("block1_conv1").get_weights()[0]
+    np.testing.assert_array_equal(given, expected)
 
 
 @pytest.mark.parametrize("peer_file", ["vgg19"], indirect=True)

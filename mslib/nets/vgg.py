@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -72,8 +73,9 @@ def build_classifier(backbone: str, n_classes: int, input_shape: tuple[int | Non
     input_shape : (height, width, channels)
         Height and width may be None: global average pooling makes the network independent of size.
     weights : None, "imagenet" or path
-        None: random. ``imagenet``: the weights of `keras.applications` (three channels), with their
-        preprocessing folded into the first convolution so that images in [0, 1] go in. A path: a ``.weights.h5``
+        None: random. ``imagenet``: the weights of `keras.applications` (three channels; from the folder ``weights``
+        of ``MSLIB_DATA`` where that is set and holds them, else downloaded), with their preprocessing folded into
+        the first convolution so that images in [0, 1] go in. A path: a ``.weights.h5``
         of this network, or a ``..._notop.h5`` file of `keras.applications` (then as ``imagenet``).
     precision : {"float32", "bfloat16"}
         Of the convolutions; weights, pooling and logits stay float32.
@@ -191,6 +193,10 @@ def load_half(model: keras.Model, path: str | Path, classes: Sequence[str]) -> N
 
 def _imagenet_base(backbone, path):
     application = {"vgg16": keras.applications.VGG16, "vgg19": keras.applications.VGG19}[backbone]
+    name = f"{backbone}_weights_tf_dim_ordering_tf_kernels_notop.h5"
+    if path is None and "MSLIB_DATA" in os.environ:  # data and weights then come from there, not from the network
+        path = Path(os.environ["MSLIB_DATA"]) / "weights" / name
+        path = path if path.is_file() else None
     if path is None:
         try:
             return application(weights="imagenet", include_top=False)
@@ -198,7 +204,7 @@ def _imagenet_base(backbone, path):
             raise StudyError(
                 f"model.weights: the ImageNet weights of {backbone} cannot be downloaded "
                 f"({' '.join(str(error).split())[:120]}); two ways out: set model.weights to the path of "
-                f"'{backbone}_weights_tf_dim_ordering_tf_kernels_notop.h5', or to 'scratch'") from error
+                f"'{name}', or to 'scratch'") from error
     if not path.is_file():
         raise StudyError("model.weights: must be 'imagenet', 'simulated', 'scratch' or the path of a file "
                          f"(got '{path}')")
