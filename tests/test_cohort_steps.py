@@ -165,7 +165,8 @@ def test_faults_of_the_source_are_kept(tmp_path, monkeypatch):
     write_text(tmp_path / "real.yaml", yaml.safe_dump({
         "study": "real", "cohort": {"source": "open_ms", "on_fault": "skip"}, "model": {"weights": "simulated"}}))
     run = steps.Study(tmp_path / "real.yaml", tmp_path / "run")
-    monkeypatch.setattr(steps, "verified", lambda path: path)  # of shipped weights, which have tests of their own
+    # Shipped weights have tests of their own.
+    monkeypatch.setattr("mslib.steps.cohort.verified", lambda path: path)
     monkeypatch.setattr(openms, "fetch", lambda source: {"a.nii.gz": "no answer"})
     monkeypatch.setattr(openms_bids, "to_bids", lambda *_: openms_bids.Conversion(("MNI26",), ()))
     of_image = Fault("sub-L01s1", "x.nii.gz", "is 4-D", "3-D")

@@ -154,6 +154,31 @@ def test_wrong_pair_is_flagged(done, tmp_path):
     assert edge_agreement(t1w, flair, brain) > 4 > edge_agreement(t1w, np.roll(flair, 4, axis=1), brain)
 
 
+def _labels(path):
+    """The image of a path as three labels."""
+    image = sitk.ReadImage(str(path), sitk.sitkFloat32)
+    return sitk.Cast(sitk.OtsuMultipleThresholds(image, 3), sitk.sitkInt16)
+
+
+@pytest.mark.parametrize("given,flagged", [
+    ({"T2w": "FLAIR", "FLAIR": "T2w"}, ["T2w", "FLAIR"]), ({"T2w": "FLAIR"}, ["T2w"]), ({"FLAIR": "T2w"}, ["FLAIR"]),
+    ({"T1w": "T2w", "T2w": "T1w"}, ["T2w", "FLAIR"]), ({"T1w": "FLAIR", "FLAIR": "T1w"}, ["T2w"]), ("labels", ["T1w"])])
+def test_a_sequence_that_is_another_one_is_flagged(done, tmp_path, given, flagged):
+    """By the order of tissues in it; a label map by its few values."""
+    subject, _, _ = done
+    images, mask = dict(subject.images), subject.brain_mask
+    if given == "labels":
+        sitk.WriteImage(_labels(images["T1w"]), str(tmp_path / "labels.nii.gz"))
+        images["T1w"] = tmp_path / "labels.nii.gz"
+    else:
+        images |= {name: subject.images[other] for name, other in given.items()}
+        mask = None if "T1w" in given else mask  # on the grid of T1w
+    other = changed(subject, images=images, brain_mask=mask, lesion_mask=None)
+    made = preprocess_subject(other, tmp_path / "out", **SETTINGS)
+    flags = json.loads(made["qc"].read_text())["flags"]
+    assert set(flagged) & {flag.split(":")[0] for flag in flags if "not as in" in flag or "a label map" in flag}, flags
+
+
 def test_unscaled_images_are_corrected_and_in_place(tmp_path):
     """A pattern with a bias field, and the same pattern two voxels aside."""
     pattern = np.zeros((14, 12, 10), np.float32)

@@ -19,6 +19,7 @@ from mslib.study import read_json, write_json
 from mslib.study.config import Pretraining
 
 from .data import SliceSet, predict, slice_table
+from .scope import image_features, scope_of
 from .simulated import AREAS, pretraining_slices
 from .train import Clock, Recipe, fit
 from .vgg import build_trainable
@@ -97,6 +98,13 @@ def pretrain_stage(number: int, model: keras.Model, slices: SliceSet, held: np.n
     label = f"{model.name} pre-training, stage {number + 1} of {len(recipe.stages)}"
     return fit(model, slices, np.flatnonzero(~held), np.flatnonzero(held)[::LOOKED_AT], own, folder, label,
                [Clock(folder / "seconds.txt")])
+
+
+def scope(slices: SliceSet, recipe: Pretraining) -> dict[str, list[float]]:
+    """Ranges of `mslib.nets.scope` over everybody of the cohort."""
+    rows = slices.table.groupby("subject", sort=False).indices.values()
+    return scope_of(pd.DataFrame([image_features(slices.images[own[::5]], recipe.sequences, recipe.pixel_mm)
+                                  for own in rows]))
 
 
 def evaluate(model: keras.Model, slices: SliceSet, held: np.ndarray) -> dict:

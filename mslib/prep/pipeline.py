@@ -18,7 +18,7 @@ from .bias import correct_bias, estimate_bias
 from .images import affine_of, array_of, as_image, bounding_box, checked_mask, reduce_to, reoriented_grid
 from .intensity import STEP, scale_intensity
 from .masking import brain_mask
-from .qc import edge_agreement, quality_row, registration_figure
+from .qc import QC_MM, contrast_doubts, edge_agreement, label_doubts, quality_row, registration_figure
 from .registration import Registration, register_rigid
 from .slices import save_stack, slice_stack
 
@@ -130,6 +130,16 @@ def _on_grid(image: sitk.Image, transform: sitk.Transform, log_field: sitk.Image
     return values
 
 
+def comparable(images: dict, mask: sitk.Image, registrations: dict[str, Registration], log_fields: dict,
+               percentiles) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Corrected and co-registered images on cubes of `QC_MM`, scaled, and the brain there: for quality control."""
+    grid = reoriented_grid(next(iter(images.values())), QC_MM)
+    brain = _mask_on(grid, mask, False)
+    return {name: scale_intensity(_on_grid(
+        reduce_to(image, QC_MM), registrations[name].transform if name in registrations else sitk.Transform(),
+        log_fields[name], grid, brain), brain, percentiles) for name, image in images.items()}, brain
+
+
 def preprocess_subject(subject, out, prep: Prep | None = None, sequences=("T1w", "T2w", "FLAIR"),
                        image_size=(192, 168), pixel_mm=1.0) -> dict[str, Path]:
     """Correct, register, scale and cut one subject; write BIDS derivatives (`output_paths`), the quality numbers last.
@@ -224,7 +234,9 @@ def _make(subject, paths, prep, sequences, image_size, pixel_mm) -> None:
         with atomic_path(paths[f"xfm_{name}"]) as temporary:
             sitk.WriteTransform(found.transform, str(temporary))
     registration_figure(paths["figure"], volumes, images, grid, brain)
-    agreement = {name: edge_agreement(volumes[sequences[0]], volumes[name], brain) for name in registrations}
+    compared, inside = comparable(images, mask, registrations, log_fields, prep.percentiles)
+    agreement = {name: edge_agreement(compared[sequences[0]], compared[name], inside) for name in registrations}
     millilitres = float(brain.sum()) * float(np.prod(grid.GetSpacing())) / 1000
+    doubts = label_doubts(images) + (contrast_doubts(compared, inside) if sequences[0] == "T1w" else [])
     write_json(paths["qc"], quality_row(subject.id, registrations, agreement, millilitres, len(stack.z_mm),
-                                        prep.n_slices, "given" if given else "template"))
+                                        prep.n_slices, "given" if given else "template", doubts))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import SimpleITK as sitk
 from PIL import Image, ImageDraw
 from scipy import ndimage
+from skimage.filters import threshold_multiotsu
 
 from mslib.study import atomic_path
 
@@ -15,9 +17,13 @@ from .images import array_of, bounding_box
 from .registration import Registration
 
 BRAIN_ML = (700.0, 2200.0)
-EDGE_AGREEMENT = 12.0  # right pairs: 14 and more; heads of two persons: 9 at most
-MARGIN = SHIFT = 6  # voxels
+QC_MM = 2.0  # cubes on which sequences are compared, whatever the scans' own grids
+EDGE_AGREEMENT = 16.0  # right pairs: 20 and more; heads of two people: 13 at most
+SHIFT = 3  # cubes
+RIM_MM = 4.0  # partial volume with what lies outside the brain
+MARGIN = 6  # voxels
 POINTS = 50_000
+MIN_VALUES = 64
 ZOOM = 1.5  # pixels a mm
 OUTLINES = ((0.3, (255, 176, 0)), (0.62, (0, 208, 255)))  # level of T1w, colour
 
@@ -35,8 +41,8 @@ def edge_agreement(first: np.ndarray, second: np.ndarray, brain: np.ndarray) -> 
 
     Agreement is the mean squared cosine between intensity gradients of the images, (X, Y, Z) in [0, 1], at voxels all
     over the brain (normalised gradient fields; Haber and Modersitzki 2006). Given is the agreement in place minus the
-    mean of six displacements of the second image (by 6 voxels to either side along each axis), over their standard
-    deviation: within about +-3 for unrelated images, at most 9 for two persons' heads.
+    mean of six displacements of the second image (by 3 voxels to either side along each axis), over their standard
+    deviation: within about +-3 for unrelated images.
     """
     inside = np.flatnonzero(brain)
     points = np.stack(np.unravel_index(inside[:: max(1, len(inside) // POINTS)], brain.shape))
@@ -49,15 +55,50 @@ def edge_agreement(first: np.ndarray, second: np.ndarray, brain: np.ndarray) -> 
     return (agreement(np.zeros(3, int)) - np.mean(displaced)) / max(np.std(displaced), 1e-6)
 
 
+def label_doubts(images: dict[str, sitk.Image]) -> list[str]:
+    """Reasons to doubt that images as scanned are no label maps: a measured one has many values."""
+    counts = {name: len(np.unique(sitk.GetArrayViewFromImage(image))) for name, image in images.items()}
+    return [f"{name}: has {count} different values (a label map?)" for name, count in counts.items()
+            if count < MIN_VALUES]
+
+
+def contrast_doubts(volumes: dict[str, np.ndarray], brain: np.ndarray) -> list[str]:
+    """Reasons to doubt that images are what their names say.
+
+    Voxels well inside the brain are parted by T1w into fluid, grey and white matter (Otsu's thresholds). In T2w fluid
+    must be brightest and grey matter brighter than white, in FLAIR fluid must be darkest, as their physics has it; a
+    T1w that is none puts the others out of order.
+
+    Parameters
+    ----------
+    volumes : dict of str to ndarray, (X, Y, Z)
+        Co-registered on cubes of `QC_MM`, in [0, 1]; T1w and any of T2w, FLAIR.
+    brain : ndarray of bool, (X, Y, Z)
+    """
+    inside = ndimage.binary_erosion(brain, iterations=round(RIM_MM / QC_MM))
+    tissue = np.digitize(volumes["T1w"][inside], threshold_multiotsu(volumes["T1w"][inside], 3))
+    doubts = []
+    for name, ordered in (("T2w", lambda fluid, grey, white: fluid > grey > white),
+                          ("FLAIR", lambda fluid, grey, white: fluid < min(grey, white))):
+        if name in volumes:
+            found = [float(np.median(volumes[name][inside][tissue == k])) for k in range(3)]
+            if not ordered(*found):
+                values = ", ".join(f"{value:.2f}" for value in found)
+                doubts.append(f"{name}: fluid, grey and white matter by T1w are {values}, not as in {name} (another "
+                              "sequence?)")
+    return doubts
+
+
 def quality_row(subject: str, registrations: dict[str, Registration], agreement: dict[str, float],
-                brain_ml: float, n_slices: int, wanted: int, mask_source: str) -> dict:
+                brain_ml: float, n_slices: int, wanted: int, mask_source: str, doubts: Sequence[str] = ()) -> dict:
     """One flat row of numbers of a subject, ready for JSON; ``flags`` lists the reasons for doubt.
 
     `registrations` and `agreement` (`edge_agreement` after registration) are of each sequence with T1w, `brain_ml` is
-    the volume of the brain mask in mL, `wanted` the slices asked for, `mask_source` ``given`` or ``template``.
+    the volume of the brain mask in mL, `wanted` the slices asked for, `mask_source` ``given`` or ``template``, `doubts`
+    those of `label_doubts` and `contrast_doubts`.
     """
     row = {"subject": subject, "brain_ml": round(brain_ml, 1), "mask": mask_source, "n_slices": n_slices}
-    flags = []
+    flags = list(doubts)
     for sequence, found in registrations.items():
         numbers = {"mi_start": found.metric_start, "mi_end": found.metric_end, "motion_mm": found.motion_mm,
                    "motion_deg": found.motion_deg, "overlap": found.overlap, "edges": agreement[sequence]}
@@ -66,7 +107,7 @@ def quality_row(subject: str, registrations: dict[str, Registration], agreement:
         flags += [f"{sequence}: {reason}" for reason in found.flags]
         if agreement[sequence] < EDGE_AGREEMENT:
             flags.append(f"{sequence}: edges do not run along those of T1w ({agreement[sequence]:.1f} SD, "
-                         f"at least {EDGE_AGREEMENT:g} expected)")
+                         f"at least {EDGE_AGREEMENT:g} expected; another head?)")
     if not BRAIN_ML[0] <= brain_ml <= BRAIN_ML[1]:
         flags.append(f"brain mask of {brain_ml:.0f} mL (expected {BRAIN_ML[0]:.0f} to {BRAIN_ML[1]:.0f})")
     note = "" if n_slices == wanted else f"only {n_slices} slices hold brain, all are used ({wanted} wanted)"

@@ -231,7 +231,7 @@ def _relevance_volumes(study, backbone, model, folder):
     for subject in study.shown_as_volumes()[:own.volumes] if backbone == config.model.backbones[0] else ():
         stack = study.stack(subject)
         relevance = relevance_maps(model, study.images(stack), study.target(subject), own.rule, stack.brain)
-        write_volume(folder / f"sub-{subject}_space-T1w_desc-{backbone}lrp_relevance.nii.gz",
+        write_volume(folder / study.map_name(subject, "lrp", backbone),
                      {sequence: relevance[..., m] for m, sequence in enumerate(config.sequences)}, stack,
                      study.anat(subject) / f"sub-{subject}_space-T1w_desc-preproc_T1w.nii.gz", "Sequences",
                      {"Description": "Layer-wise relevance for the patient's own class, raw, signed",

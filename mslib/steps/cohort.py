@@ -24,6 +24,9 @@ from mslib.study.provenance import verified
 
 from .study import Study, shipped
 
+#: Of so many slices one is compared with those that networks were trained on.
+SCOPE_STEP = 5
+
 
 def simulated_people(config: StudyConfig) -> list:
     """The simulated participants of both cohorts: the study's, and the independent one (ids T..)."""
@@ -131,7 +134,8 @@ def subjects(study: Study) -> None:
     """``subjects.csv``: everybody usable, with the part of the subject-level split and whether maps are made of them.
 
     Explained are patients outside training and validation (real patients: whose type of MS the networks know). Where
-    one of them has a lesion mask, those without are left out.
+    one of them has a lesion mask, those without are left out. ``out_of_scope``: where shipped networks explain, what of
+    the images lies outside those that they were trained on.
     """
     from mslib.nets import split_subjects
     config = study.config
@@ -158,9 +162,22 @@ def subjects(study: Study) -> None:
     ranked = [*shown[:1], *table.index[table["explained"]]]
     ranked = list(dict.fromkeys(ranked))[: config.explain.nifti_subjects]
     table["volume"] = pd.Series(np.arange(1, len(ranked) + 1), index=ranked).reindex(table.index, fill_value=0)
+    table["out_of_scope"] = "" if config.trains else table["subject"].map(
+        lambda name: "; ".join(_out_of_scope(study, study.stack(name))))
     write_table(study.folder / "subjects.csv", table)
+    strange = [f"sub-{one.subject}: lies outside what the networks were trained on: {one.out_of_scope}"
+               for one in table.itertuples() if one.out_of_scope]
     excluded = [f"sub-{name}: excluded: {row['excluded']}" for name, row in quality.items() if "excluded" in row]
-    write_json(study.folder / "faults.json", [*read_json(study.folder / "cohort.json")["faults"], *excluded])
+    write_json(study.folder / "faults.json", [*read_json(study.folder / "cohort.json")["faults"], *excluded, *strange])
+
+
+def _out_of_scope(study, stack) -> list[str]:
+    """What of a subject's images lies outside those that the shipped networks were trained on, in words."""
+    from mslib.nets.scope import image_features, out_of_scope
+    config = study.config
+    card = shipped(f"{config.model.backbones[0]}_simulated").with_suffix(".json")
+    features = image_features(stack.images[::SCOPE_STEP], config.sequences, config.model.pixel_mm)
+    return out_of_scope(features, read_json(card)["scope"])
 
 
 def truth(study: Study) -> None:

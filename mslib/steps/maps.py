@@ -80,6 +80,6 @@ def _cam_volumes(study, network, model, folder):
                  "Cells": [cam.shape[1:] for cam in found.cams["gradcam"].values()]}
         for method, cams in found.cams.items():
             told = {"Description": f"{method}, raw values, not normalised; one map for all sequences", **facts}
-            write_volume(folder / f"sub-{subject}_space-T1w_desc-{network.backbone}{method}_cam.nii.gz",
+            write_volume(folder / study.map_name(subject, method, network.backbone),
                          {layer: upsample_maps(cam, images.shape[1:3]) for layer, cam in cams.items()}, stack,
                          anat / f"sub-{subject}_space-T1w_desc-preproc_T1w.nii.gz", "Layers", told, np.int16)

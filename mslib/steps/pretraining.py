@@ -80,7 +80,8 @@ def pretrain(backbone: str, folder: Path, recipe: Path) -> None:
     write_json(path.with_suffix(".json"), {
         "backbone": backbone, "data": "simulated people, in no cohort of any study",
         "recipe": settings.model_dump(mode="json"), "commit": made_by, "precision": precision, "stages": stages,
-        "validation": pre.evaluate(model, slices, held), "sha256": file_sha256(path),
+        "validation": pre.evaluate(model, slices, held), "scope": pre.scope(slices, settings),
+        "sha256": file_sha256(path),
         "float16_rank_correlation_of_maps": _likeness_of_half(
             plain, slices.batch(shown), slices.table["target"].to_numpy()[shown])})
 

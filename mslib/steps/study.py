@@ -54,8 +54,10 @@ class Study(Run):
 
     @property
     def data(self) -> str:
-        """Whose data it is, for captions."""
-        return DATA[self.config.cohort.source]
+        """Whose data it is, for captions, and whether it lies outside what shipped networks know."""
+        strange = 0 if self.config.trains else (self.subjects["out_of_scope"].fillna("") != "").sum()
+        return DATA[self.config.cohort.source] + (f"; {strange} of {len(self.subjects)} subjects look otherwise than "
+                                                  "those that the networks were trained on" if strange else "")
 
     @property
     def controls(self) -> str:
@@ -203,6 +205,11 @@ class Study(Run):
         features = np.repeat((stack.lesions & stack.brain)[order][..., None], len(self.config.sequences), -1)
         return order, Explained(self.images(stack, order), np.full(len(order), target), stack.brain[order], features,
                                 np.full(len(order), subject), self.config.model.pixel_mm), bool(correct.any())
+
+    def map_name(self, subject: str, method: str, backbone: str, end: str = "nii.gz") -> str:
+        """Name of maps of a patient in T1w space, for the patient's own class, in the direction of BIDS's BEP 041."""
+        contrast = "".join(filter(str.isalnum, self.subjects.loc[subject, "group"]))
+        return f"sub-{subject}_space-T1w_contrast-{contrast}_stat-{method}_desc-{backbone}_statmap.{end}"
 
     def maps(self, place: str) -> tuple[Explained, dict[str, np.ndarray]]:
         """A slice that notebooks show and its maps by every method.
