@@ -33,14 +33,15 @@ def _roughness(sizes: Sequence[int]) -> np.ndarray:
     return total
 
 
-def fit_log_fields(values: np.ndarray, inside: np.ndarray, voxel_mm: Sequence[float], *, classes: int = 8,
-                   rounds: int = 15, knots_mm: float = 60.0, roughness: float = 0.1) -> np.ndarray:
+def fit_log_fields(values: np.ndarray, inside: np.ndarray, voxel_mm: Sequence[float], *, classes: int = 12,
+                   rounds: int = 30, knots_mm: float = 60.0, roughness: float = 0.1) -> np.ndarray:
     """Smooth log fields without which the sequences' intensities, taken together, fall into few classes.
 
     Expectation maximisation: voxels belong to classes that are Gaussian in the logarithms of all sequences; then each
-    sequence's field is the spline nearest to what the classes leave unexplained. A class is what looks alike in all
-    sequences (tissues, and the mixtures at their borders), so that a sequence of little contrast is helped by the
-    others. Classes start as equal shares of the first sequence's intensities; no atlas is needed.
+    sequence's field is the spline nearest to what the classes, and the other sequences' residuals under the classes'
+    covariance, leave unexplained: mixtures of tissues move all sequences together, fields do not. A class is what looks
+    alike in all sequences (tissues, and the mixtures at their borders), so that a sequence of little contrast is helped
+    by the others. Classes start as equal shares of the first sequence's intensities; no atlas is needed.
 
     Parameters
     ----------
@@ -86,18 +87,21 @@ def fit_log_fields(values: np.ndarray, inside: np.ndarray, voxel_mm: Sequence[fl
         even = logs - fields[seen]
         size = member.sum(axis=0) + 1e-6
         mean = member.T @ even / size[:, None]
-        score, precision = np.empty((n, classes)), np.empty((classes, channels))
+        score, precision = np.empty((n, classes)), np.empty((classes, channels, channels))
         for k in range(classes):
             apart = even - mean[k]
             covariance = (member[:, k, None] * apart).T @ apart / size[k] + SPREAD**2 * np.eye(channels)
-            precision[k] = 1 / np.diag(covariance)
-            score[:, k] = np.log(size[k]) - (np.einsum("ni,ij,nj->n", apart, np.linalg.inv(covariance), apart,
-                                                       optimize=True) + np.linalg.slogdet(covariance)[1]) / 2
+            precision[k] = np.linalg.inv(covariance)
+            score[:, k] = np.log(size[k]) - (np.einsum("ni,ij,nj->n", apart, precision[k], apart, optimize=True)
+                                             + np.linalg.slogdet(covariance)[1]) / 2
         member = np.exp(score - score.max(axis=1, keepdims=True))
         member /= member.sum(axis=1, keepdims=True)
         for c in range(channels):
-            grid[0, seen] = member @ precision[:, c]
-            grid[1, seen] = grid[0, seen] * logs[:, c] - member @ (precision[:, c] * mean[:, c])
+            grid[0, seen] = member @ precision[:, c, c]
+            known = logs - fields[seen]
+            known[:, c] = logs[:, c]
+            pull = np.einsum("nk,kj,nj->n", member, precision[:, c], known, optimize=True)
+            grid[1, seen] = pull - member @ (precision[:, c] * mean).sum(axis=1)
             normal = np.einsum("xyz,xa,yb,zc->abc", grid[0], *pairs, optimize=True)
             normal = normal.reshape([s for size in sizes for s in (size, size)]).transpose(0, 2, 4, 1, 3, 5)
             normal = normal.reshape(smooth.shape)
