@@ -132,11 +132,13 @@ def _on_grid(image: sitk.Image, transform: sitk.Transform, log_field: sitk.Image
 
 def comparable(images: dict, mask: sitk.Image, registrations: dict[str, Registration], log_fields: dict,
                percentiles) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Corrected and co-registered images on cubes of `QC_MM`, scaled, and the brain there: for quality control."""
-    grid = reoriented_grid(next(iter(images.values())), QC_MM)
+    """Corrected and co-registered images on cubes, scaled, and the brain there: for quality control."""
+    first = next(iter(images.values()))
+    edge = max(QC_MM, float(np.prod(first.GetSpacing())) ** (1 / 3))
+    grid = reoriented_grid(first, edge)
     brain = _mask_on(grid, mask, False)
     return {name: scale_intensity(_on_grid(
-        reduce_to(image, QC_MM), registrations[name].transform if name in registrations else sitk.Transform(),
+        reduce_to(image, edge), registrations[name].transform if name in registrations else sitk.Transform(),
         log_fields[name], grid, brain), brain, percentiles) for name, image in images.items()}, brain
 
 

@@ -17,10 +17,9 @@ from .images import array_of, bounding_box
 from .registration import Registration
 
 BRAIN_ML = (700.0, 2200.0)
-QC_MM = 2.0  # cubes on which sequences are compared, whatever the scans' own grids
+QC_MM = 2.0  # edge of the cubes on which sequences are compared, whatever the scans' own grids; voxels may be larger
 EDGE_AGREEMENT = 16.0  # right pairs: 20 and more; heads of two people: 13 at most
-SHIFT = 3  # cubes
-RIM_MM = 4.0  # partial volume with what lies outside the brain
+SHIFT, RIM = 3, 2  # cubes; the rim is mixed with what lies outside the brain
 MARGIN = 6  # voxels
 POINTS = 50_000
 MIN_VALUES = 64
@@ -57,7 +56,7 @@ def edge_agreement(first: np.ndarray, second: np.ndarray, brain: np.ndarray) -> 
 
 def label_doubts(images: dict[str, sitk.Image]) -> list[str]:
     """Reasons to doubt that images as scanned are no label maps: a measured one has many values."""
-    counts = {name: len(np.unique(sitk.GetArrayViewFromImage(image))) for name, image in images.items()}
+    counts = {name: len(np.unique(sitk.GetArrayViewFromImage(image)[::3, ::3, ::3])) for name, image in images.items()}
     return [f"{name}: has {count} different values (a label map?)" for name, count in counts.items()
             if count < MIN_VALUES]
 
@@ -72,10 +71,12 @@ def contrast_doubts(volumes: dict[str, np.ndarray], brain: np.ndarray) -> list[s
     Parameters
     ----------
     volumes : dict of str to ndarray, (X, Y, Z)
-        Co-registered on cubes of `QC_MM`, in [0, 1]; T1w and any of T2w, FLAIR.
+        Co-registered on cubes, in [0, 1]; T1w and any of T2w, FLAIR.
     brain : ndarray of bool, (X, Y, Z)
     """
-    inside = ndimage.binary_erosion(brain, iterations=round(RIM_MM / QC_MM))
+    inside = ndimage.binary_erosion(brain, iterations=RIM)
+    if len(np.unique(volumes["T1w"][inside])) < MIN_VALUES:
+        return ["T1w: shows no tissues well inside the brain"]
     tissue = np.digitize(volumes["T1w"][inside], threshold_multiotsu(volumes["T1w"][inside], 3))
     doubts = []
     for name, ordered in (("T2w", lambda fluid, grey, white: fluid > grey > white),
