@@ -258,6 +258,7 @@ def test_tables_of_readers_have_standard_names_and_dashes():
     assert shown["method"].tolist() == ["Grad-CAM", "LRP ε-plus"] and shown["value low"].tolist() == [0.12, "–"]
     assert shown.index.tolist() == [("VGG16+GAP", "block5_conv3"), ("only lesions can decide", 3)]
     assert len(show.readable(table, rows=1)) == 1
+    assert "long" * 50 in show.readable(pd.DataFrame({"flags": ["long" * 50]}))._repr_html_()
 
 
 # What is drawn

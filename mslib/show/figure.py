@@ -19,6 +19,8 @@ from PIL import Image
 
 from mslib.study import StudyError, atomic_path, write_text
 
+pd.set_option("display.max_colwidth", None)  # readers are to see the whole reason of a flag
+
 CAM_MAP = "inferno"
 BLANK_BELOW = 1e-12
 SIGNED_MAP = "RdBu_r"
