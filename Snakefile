@@ -229,9 +229,11 @@ rule preprocess:
     shell: step("preprocess", "subject")
 
 rule subjects:
-    input: f"{RUN}/cohort.json", stacks
+    input: f"{RUN}/cohort.json", stacks, [] if STUDY.trains else f"weights/{BACKBONES[0]}_simulated.json"
     output: COHORT[:2]
-    params: made("subjects", "nets/splits", "seed", "groups", "training.split", "explain.nifti_subjects")
+    params:
+        made("subjects", "nets/splits nets/scope", "seed", "groups", "training.split", "explain.nifti_subjects"),
+        "" if STUDY.trains else settings("sequences", "model.pixel_mm")
     message: "Cohort: who is in which part, who is explained"
     shell: step("subjects")
 

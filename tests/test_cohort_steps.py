@@ -1,15 +1,18 @@
 """Steps up to the slice stacks: who is left out and why, who is explained, what is known of everybody."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 import SimpleITK as sitk
 import yaml
 
 from mslib import prep, steps
 from mslib.cohort import Cohort, Fault, Subject, openms, openms_bids, write_listing
+from mslib.nets.scope import image_features, scope_of
 from mslib.study import StudyError, WriteError, read_json, read_table, write_json, write_text
 
 
@@ -106,6 +109,28 @@ def test_nobody_to_explain_is_told(study, tmp_path):
     prepared(run, people)
     with pytest.raises(StudyError, match="no patient outside training and validation"):
         steps.subjects(run)
+
+
+def test_patients_unlike_those_that_shipped_networks_know_are_named(tmp_path, monkeypatch):
+    """Of two real patients, the one with T2w and FLAIR swapped; captions count them."""
+    write_text(tmp_path / "real.yaml", yaml.safe_dump({
+        "study": "real", "cohort": {"source": "open_ms", "on_fault": "skip"}, "model": {"weights": "simulated"}}))
+    run, rng = steps.Study(tmp_path / "real.yaml", tmp_path / "run"), np.random.default_rng(0)
+    people = [Subject("01", "RRMS", {}), Subject("02", "SPMS", {})]
+    write_listing(run.folder / "cohort.json", Cohort(tuple(people)), run.bids_root)
+    prepared(run, people)
+    grey = rng.uniform(0.1, 0.9, (9, 10, 24, 20, 1))
+    right = np.concatenate([grey, 1 - grey, grey], -1) + rng.normal(0, 0.02, (9, 10, 24, 20, 3))
+    images = {"01": right[0], "02": right[0][..., [0, 2, 1]]}
+    stacks = {name: SimpleNamespace(images=own, lesions=grey[0] > 0.8) for name, own in images.items()}
+    monkeypatch.setattr(steps.Study, "stack", lambda _, name: stacks[name])
+    known = scope_of(pd.DataFrame([image_features(one[::5], ("T1w", "T2w", "FLAIR"), 1.0) for one in right]))
+    write_json(tmp_path / "card.json", {"scope": known})
+    monkeypatch.setattr("mslib.steps.cohort.shipped", lambda _: tmp_path / "card.h5")
+    steps.subjects(run)
+    line, = read_json(run.folder / "faults.json")
+    assert line.startswith("sub-02: lies outside what the networks were trained on: ") and "T1w with T2w 0.99 " in line
+    assert run.data.endswith("; 1 of 2 subjects look otherwise than those that the networks were trained on")
 
 
 @pytest.mark.parametrize("content", [b"", b'{"subject": ', b"\xff\xfe"])

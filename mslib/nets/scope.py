@@ -64,6 +64,7 @@ def scope_of(features: pd.DataFrame) -> dict[str, list[float]]:
 
 def out_of_scope(features: Mapping[str, float], scope: Mapping[str, Sequence[float]]) -> list[str]:
     """What lies outside `scope_of`, in words; farthest first."""
-    far = {name: max(low - features[name], features[name] - high) / (high - low) for name, (low, high) in scope.items()}
+    far = {name: max(low - features[name], features[name] - high) / max(high - low, 1e-6)
+           for name, (low, high) in scope.items()}
     return [f"{name} {features[name]:.2g} (networks know {scope[name][0]:.2g} to {scope[name][1]:.2g})"
             for name in sorted(far, key=far.get, reverse=True) if far[name] > 0]
