@@ -21,11 +21,11 @@ REAL_RANGES = {"lesion_load_ml": {"RRMS": (14.9, 0.66, 52.6), "SPMS": (45.3, 40.
                "lesion_count": {"RRMS": (82, 15, 350), "SPMS": (215, 106, 324)}}
 #: The same of `appearance` in two real patients (open_ms_data, 07 and 26) after the same preprocessing.
 REAL_APPEARANCE = {name: {"brains": (round((low + high) / 2, 4), low, high)} for name, (low, high) in {
-    "parenchyma_ml": (949, 980),
-    "grey_T1w": (0.671, 0.682), "grey_T2w": (1.384, 1.418), "grey_FLAIR": (1.166, 1.212),
-    "lesion_T1w": (0.654, 0.695), "lesion_T2w": (1.844, 1.962), "lesion_FLAIR": (1.421, 1.596),
-    "csf_T1w": (0.104, 0.114), "csf_T2w": (2.713, 2.745), "csf_FLAIR": (0.355, 0.394),
-    "variation_T1w": (0.054, 0.061), "variation_T2w": (0.104, 0.127), "variation_FLAIR": (0.080, 0.085)}.items()}
+    "parenchyma_ml": (947, 979),
+    "grey_T1w": (0.673, 0.687), "grey_T2w": (1.379, 1.410), "grey_FLAIR": (1.165, 1.212),
+    "lesion_T1w": (0.651, 0.693), "lesion_T2w": (1.847, 1.962), "lesion_FLAIR": (1.425, 1.598),
+    "csf_T1w": (0.104, 0.116), "csf_T2w": (2.706, 2.731), "csf_FLAIR": (0.355, 0.392),
+    "variation_T1w": (0.054, 0.061), "variation_T2w": (0.105, 0.127), "variation_FLAIR": (0.080, 0.085)}.items()}
 SMALLEST_CORE = 30  # voxels of eroded lesions below which their intensity is not measured
 
 
