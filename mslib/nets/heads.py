@@ -12,7 +12,6 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.model_selection import StratifiedKFold
-from sklearn.preprocessing import StandardScaler
 
 #: Inverse strengths of the penalty that are tried.
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -30,18 +29,23 @@ class Head(NamedTuple):
 
 
 def _regression(features, targets, strength, classes):
-    """Logistic regression on standardised features, as the weights of a layer on the features themselves."""
-    scaler = StandardScaler().fit(features)
+    """Logistic regression on scaled features, as the weights of a layer on the features themselves.
+
+    Features that hardly vary are not scaled up: their weights would be so large that the first steps of fine-tuning,
+    which move such features, undo the head.
+    """
+    mean, scale = features.mean(0), features.std(0)
+    scale = np.maximum(scale, np.median(scale)) + np.finfo("float32").tiny
     model = LogisticRegression(C=strength, max_iter=300)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # separable classes: the validation part judges
-        model.fit(scaler.transform(features), targets)
+        model.fit((features - mean) / scale, targets)
     coefficients, intercept = model.coef_, model.intercept_
     if len(model.classes_) == 2:
         coefficients, intercept = np.stack([-coefficients[0], coefficients[0]]) / 2, np.array([-1, 1]) * intercept / 2
     kernel, bias = np.zeros((features.shape[1], classes)), np.full(classes, -20.0)  # a class without slices
-    kernel[:, model.classes_] = coefficients.T / scaler.scale_[:, None]
-    bias[model.classes_] = intercept - (scaler.mean_ / scaler.scale_) @ coefficients.T
+    kernel[:, model.classes_] = coefficients.T / scale[:, None]
+    bias[model.classes_] = intercept - (mean / scale) @ coefficients.T
     return Head(kernel, bias)
 
 

@@ -174,7 +174,7 @@ def save_half(path: str | Path, model: keras.Model, layers: Sequence[str], class
                 half = values.astype(np.float16)
                 if not np.isfinite(half).all():
                     raise ValueError(f"{layer}: has weights that float16 cannot hold")
-                file.create_dataset(f"{layer}/{name}", data=half, track_times=False)
+                file.create_dataset(f"{layer}/{name}", data=half, compression="gzip", shuffle=True, track_times=False)
 
 
 def load_half(model: keras.Model, path: str | Path, classes: Sequence[str]) -> None:
