@@ -9,10 +9,12 @@ from mslib.__main__ import main
 from mslib.analysis.attribution import Explained
 from mslib.analysis.bench import CHANCE, Known, bench, registered
 from mslib.explain import METHODS
+from mslib.nets import build_classifier, load_half, save_half
 from mslib.nets.known_rule import shortcut_mask
 from mslib.steps import known_networks
 from mslib.study import StudyError
 from mslib.study.files import write_json, write_table
+from mslib.study.provenance import file_sha256
 
 SHAPE, SEQUENCES = (16, 12, 3), ("T1w", "T2w", "FLAIR")
 SETTINGS = {"superpixels": 3, "samples": 24, "permutations": 1, "steps": 2, "seed": 3275, "precision": "float32"}
@@ -94,6 +96,25 @@ def test_slices_that_a_network_gets_wrong_do_not_count(networks):
 def test_maps_that_are_none_are_refused(networks, function, message):
     with registered("yours", function) as name, pytest.raises(StudyError, match=message):
         bench(networks[:1], [name], SEQUENCES, **SETTINGS)
+
+
+def test_of_a_network_that_starts_from_shipped_weights_only_what_was_fitted_is_kept(networks, tmp_path, monkeypatch):
+    start, fitted = (build_classifier("vgg16", 2, (32, 32, 3), narrow=8) for _ in range(2))
+    file, names = tmp_path / "vgg16_simulated.h5", [layer.name for layer in start.layers if layer.weights]
+    save_half(file, start, names, ["control", "RRMS"])
+    write_json(file.with_suffix(".json"), {"sha256": file_sha256(file)})
+    load_half(start, file, ["control", "RRMS"])
+    fitted.set_weights(start.get_weights())
+    for name in ("block5_conv3", "logits"):
+        fitted.get_layer(name).set_weights([weight + 0.5 for weight in start.get_layer(name).get_weights()])
+    known_networks._write_known(tmp_path, Known("lesions", fitted, networks[0].explained), start)
+    write_json(tmp_path / "bench.json", {"networks": ["lesions"]})
+    with np.load(tmp_path / "lesions.npz") as stored:
+        assert [key for key in stored if key.startswith("weight")] == [f"weight {i:03}" for i in range(24, 28)]
+    monkeypatch.setattr(known_networks, "shipped", lambda name: tmp_path / f"{name}.h5")
+    (again,) = known_networks._known_networks(tmp_path)
+    for one, other in zip(again.model.get_weights(), fitted.get_weights()):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-6)
 
 
 def test_the_command_beside_built_in_methods(networks, tmp_path, monkeypatch, capsys):

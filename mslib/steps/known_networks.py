@@ -12,7 +12,7 @@ from mslib.study import Network, StudyError, read_arrays, read_json, read_table,
 from mslib.study.provenance import commit
 
 from .attribution import correct_cause_slices, methods_of, unmarked_controls, write_maps
-from .study import Study
+from .study import Study, shipped
 
 
 def export_bench(study: Study, folder: Path) -> None:
@@ -39,8 +39,9 @@ def export_bench(study: Study, folder: Path) -> None:
         _write_known(folder, bench.Known(experiment.name, study.known_rule_net(experiment.name), explained, **cause))
     if "cause" in config.model.kinds:
         network, learnt = Network(config.model.backbones[0], "cause"), [*learnt, "lesions"]
+        start = study.started(network) if config.model.weights == "simulated" else None
         _write_known(folder, bench.Known("lesions", model := study.net(*network),
-                                         correct_cause_slices(study, network, model)[2]))
+                                         correct_cause_slices(study, network, model)[2]), start)
     settings = study.attribution_settings
     write_json(folder / "bench.json", {"study": config.study, "commit": commit(), "networks": learnt,
                                        "sequences": list(sequences), "settings": settings})
@@ -73,10 +74,14 @@ def bench(method: str, networks: Path) -> None:
     print(both.where(both.notna(), "-").to_string(float_format="{:.3f}".format))
 
 
-def _write_known(folder, known):
-    """One file of a network whose cause is known: architecture, weights as float16, slices."""
+def _write_known(folder, known, start=None):
+    """One file of a network whose cause is known: architecture, slices, weights as float16 that `start` has otherwise.
+
+    `start` is the shipped network.
+    """
     cause = {name: value for name in ("decisive", "corner") if (value := getattr(known, name)) is not None}
-    weights = {f"weight {i:03}": weight.astype(np.float16) for i, weight in enumerate(known.model.get_weights())}
+    weights = {f"weight {i:03}": weight.astype(np.float16) for i, weight in enumerate(known.model.get_weights())
+               if start is None or not np.array_equal(weight, start.get_weights()[i])}
     write_maps(folder / f"{known.name}.npz", known.explained,
                 {"architecture": np.array(known.model.to_json()), **weights, **cause})
 
@@ -87,10 +92,14 @@ def _known_networks(folder):
 
     from mslib.analysis.attribution import Explained
     from mslib.analysis.bench import Known
+    from mslib.nets import load_half
     for name in read_json(folder / "bench.json")["networks"]:
         stored = read_arrays(folder / f"{name}.npz")
         model = keras.models.model_from_json(str(stored["architecture"]))
-        model.set_weights([stored[key].astype(np.float32) for key in sorted(stored) if key.startswith("weight ")])
+        fitted = {int(key.removeprefix("weight ")): stored[key] for key in stored if key.startswith("weight ")}
+        if len(fitted) < len(model.get_weights()):
+            load_half(model, shipped(f"{model.name}_simulated"), ())
+        model.set_weights([fitted.get(i, weight).astype(np.float32) for i, weight in enumerate(model.get_weights())])
         slices = {key.removeprefix("slices "): stored[key] for key in stored if key.startswith("slices ")}
         decisive = int(stored["decisive"]) if "decisive" in stored else None
         yield Known(name, model, Explained(**slices | {"pixel_mm": float(slices["pixel_mm"])}), decisive,
