@@ -188,7 +188,7 @@ def test_real_patients_meet_the_input_of_the_nets_that_explain_them():
     real = load_config(ROOT / "config" / "open_ms.yaml")
     source = load_config(ROOT / "config" / "simulated.yaml")
     assert (real.groups, real.sequences) == (source.groups, source.sequences)
-    for key in ("backbones", "input", "image_size", "pixel_mm"):
+    for key in ("backbones", "weights", "input", "image_size", "pixel_mm"):
         assert getattr(real.model, key) == getattr(source.model, key), key
 
 
