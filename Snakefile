@@ -46,12 +46,13 @@ SHIPPED_START = f"weights/{BACKBONES[0]}_simulated.h5"
 EXPLAINED = explained_networks(STUDY)
 SEEDS = sorted({network.seed for network in EXPLAINED})
 # One machine: jobs side by side must fit into its memory. A cluster (no number of cores) looks after that itself.
-CORES = workflow.global_resources["_cores"]
+CORES = workflow.global_resources["_cores"].value
 if CORES is not None and "mem_mb" not in workflow.global_resources:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
     workflow.register_resource("mem_mb", memory * 9 // 10)
-# Large networks keep the whole machine busy; small ones spend their time on tracing, on one core, side by side.
-WHOLE = (CORES or 8) if prod(STUDY.model.image_size) > 64 * 64 else 1
+# Large networks: two jobs side by side, since each leaves cores idle between its batches; small ones spend their time on
+# tracing, on one core.
+HALF = max(1, (CORES or 16) // 2) if prod(STUDY.model.image_size) > 64 * 64 else 1
 
 def settings(*keys):
     """The settings that a rule reads, as text: sections or keys such as ``model.image_size``."""
@@ -274,7 +275,7 @@ if STUDY.trains:
         params:
             made("cause_cohort", "nets/simulated nets/splits cohort prep/slices", "seed", "prep", "sequences",
             "model.image_size", "model.pixel_mm", "training.cause_people", "training.cause_slices")
-        threads: WHOLE
+        threads: HALF
         resources: mem_mb=4000
         message: "Networks: simulated patients with and without their lesions"
         shell: step("cause_cohort")
@@ -283,7 +284,7 @@ if STUDY.trains:
         input: slices_of, SHIPPED
         output: ACTIVATIONS
         params: made("activations", "nets", "seed", *GRID, *TAKEN)
-        threads: WHOLE
+        threads: HALF
         resources: mem_mb=6000
         message: "Networks: activations of {wildcards.backbone} above block {wildcards.blocks}, {wildcards.of}"
         shell: step("activations", "backbone", "of", "blocks")
@@ -297,8 +298,8 @@ if STUDY.trains:
         params:
             made("train", "nets", "seed", *GRID, *TAKEN, *TRAINED),
             lambda wildcards: settings(f"training.{wildcards.kind}")
-        threads: WHOLE
-        resources: mem_mb=9000
+        threads: HALF
+        resources: mem_mb=5000
         message: "Networks: train {wildcards.backbone}, {wildcards.kind}"
         shell: step("train", "backbone", "kind")
 
@@ -322,8 +323,8 @@ if STUDY.comparison:
         params:
             made("compare_start", "nets analysis/depth analysis/attribution explain measure", "seed", "comparison",
             "model", "training", *METHODS, "explain.slices_per_subject", "relevance.rule")
-        threads: WHOLE
-        resources: mem_mb=8000
+        threads: HALF
+        resources: mem_mb=7000
         message: "Start weights: {wildcards.start}"
         shell: step("compare_start", "start")
 
@@ -355,7 +356,7 @@ if STUDY.has_known_rule:
             made("known_rule", "nets analysis/known_rule analysis/attribution analysis/relevance explain measure", "seed",
             *GRID, *METHODS, "attribution.known_rule", "attribution.baselines", "attribution.levels",
             "training.batch_size", "training.weight_decay")
-        threads: WHOLE
+        threads: HALF
         resources: mem_mb=5000
         message: "Known rule: train networks, explain and evaluate them by every method"
         shell: step("known_rule")
@@ -366,7 +367,7 @@ rule attribute:
     params:
         made("attribute", "analysis/attribution analysis/relevance analysis/depth explain measure", "seed", *GRID,
         *METHODS, "attribution.slices", "attribution.perturbed_slices", "attribution.shapley_slices")
-    threads: WHOLE
+    threads: HALF
     resources: mem_mb=6000
     message: "Attribution: {wildcards.backbone} by every method"
     shell: step("attribute", "backbone")
@@ -379,7 +380,7 @@ rule relevance_shares:
         expand(f"{RUN}/relevance/{{backbone}}/{{file}}.csv", allow_missing=True, file=["shares", "rules", "flow"]),
         directory(f"{RUN}/relevance/{{backbone}}/volumes")
     params: made("relevance", "analysis/relevance explain measure", *GRID, "model.seeds", "relevance")
-    threads: WHOLE
+    threads: HALF
     resources: mem_mb=6000
     message: "Relevance: shares of the sequences, {wildcards.backbone}"
     shell: step("relevance", "backbone")
@@ -397,7 +398,7 @@ if STUDY.sleep:
         params:
             made("nights", "sleep", "seed", *(f"sleep.{key}" for key in (
             "source", "root", "channels", "rate", "mismatch", "subjects", "hours")))
-        threads: WHOLE
+        threads: HALF
         message: "Sleep: nights"
         shell: step("nights")
 
@@ -418,7 +419,7 @@ rule notebook:
     output: f"{RUN}/metrics/{{name}}.json", f"{RUN}/made/{{name}}.json"
     log: notebook=f"{RUN}/notebooks/{{name}}.ipynb"
     params: lambda wildcards: made(f"notebooks/{wildcards.name}.ipynb", *NOTEBOOKS[wildcards.name][1:], *COMMON)
-    threads: WHOLE
+    threads: HALF
     resources: mem_mb=6000
     message: "Notebook {wildcards.name}"
     shell: step("notebook", "name")
