@@ -60,7 +60,8 @@ def plot_share_points(table, modalities: Sequence[str], *, row: str, group: str,
     def text(value):
         return (labels or {}).get(value, label_of(str(value)))
 
-    fig, axes = plt.subplots(len(rows), len(columns), squeeze=False, sharey="row", sharex="col",
+    fig, axes = plt.subplots(len(rows), len(columns), squeeze=False, sharex="col",
+                             sharey=isinstance(unit, str) or "row",
                              figsize=(max(3.0, 0.62 * most + 0.6) * len(columns) + 0.6, 1.9 * len(rows) + 1.3))
     for (name, part), line in zip(columns.items(), axes.T):
         for of_row, ax in zip(rows, line):
