@@ -18,7 +18,8 @@ KINDS = {"network": Network.parse, "number": int, "blocks": int, "mm": float, "r
          "recipe": Path, "networks": Path}
 DEFAULTS = {"recipe": ROOT / "weights" / "pretraining.yaml", "networks": ROOT / "weights" / "bench"}
 #: Commands that are no step of a study, besides the BIDS App.
-COMMANDS = {"init": "look at a BIDS dataset and write the file of a study of it",
+COMMANDS = {"convert": "convert an open cohort to BIDS, or add it to an earlier conversion (docs/your-cohort.md)",
+            "init": "look at a BIDS dataset and write the file of a study of it",
             "check": "tell faults and suspicions of a BIDS dataset; exit status 1 on faults",
             "explain": "explain patients by the shipped networks, without training",
             "bench": "score your own attribution method, MODULE:FUNCTION, beside the built-in ones (docs/bench.md)",
@@ -49,6 +50,9 @@ def _app() -> argparse.ArgumentParser:
 def _command(name: str) -> argparse.ArgumentParser:
     """Options of a command of `COMMANDS`."""
     parser = argparse.ArgumentParser(prog=f"mslib {name}", description=COMMANDS[name])
+    if name == "convert":
+        parser.add_argument("recipe", metavar="RECIPE", help="msleseg, ms3seg or ds000221")
+        parser.add_argument("source", type=Path, metavar="SOURCE", help="folder with the unpacked cohort")
     if name != "steps":
         parser.add_argument("bids_dir", type=Path, metavar="BIDS_DIR")
     if name == "explain":

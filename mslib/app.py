@@ -10,17 +10,39 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nibabel as nib
 import yaml
 
-from mslib.cohort import Cohort
+from mslib.analysis.site import acquisition, site_only
+from mslib.cohort import Cohort, open_cohorts
 from mslib.cohort.checks import printable
 from mslib.cohort.survey import Survey, study_text, survey, suspicions
 from mslib.steps import Study, look_at_weights
-from mslib.study import StudyConfig, StudyError, load_config, write_text
+from mslib.study import CONTROL, StudyConfig, StudyError, load_config, progress, write_text
+from mslib.study.config import MIN_PER_GROUP
 from mslib.study.provenance import ROOT
 from mslib.study.run import DRIVEN
 
 VALIDATOR = "bids-validator-deno"
+
+
+def convert(recipe: str, source: Path, bids_dir: Path) -> int:
+    """Convert an open cohort to BIDS, or add it to an earlier conversion (`mslib.cohort.open_cohorts.convert`).
+
+    Returns
+    -------
+    int
+        Exit status.
+
+    Raises
+    ------
+    StudyError
+        No such recipe or folder, no whole scan, a dataset of another origin in `bids_dir`.
+    """
+    done = open_cohorts.convert(recipe, source, bids_dir)
+    print(f"{bids_dir}: {len(done.subjects)} subjects of {recipe}, {len(done.incomplete)} faults",
+          f"Next: mslib init {bids_dir}", sep="\n")
+    return 0
 
 
 def init(bids_dir: Path, name: str | None = None, group_column: str | None = None, file: Path | None = None) -> int:
@@ -168,11 +190,31 @@ def check(bids_dir: Path, config: Path | None = None) -> int:
         cohort = Cohort.of_study(bids_dir, load_config(config), on_fault="skip")
         faults = list(map(str, cohort.faults))
     doubts = [] if cohort is None else suspicions(cohort, bids_dir)
-    print(*(cohort.left_out if cohort else ()), *(f"suspicion: {line}" for line in doubts), sep="\n")
+    doubts = [f"suspicion: {line}" for line in doubts]
+    print(*(cohort.left_out if cohort else ()), *doubts, *_site_only(cohort or ()), sep="\n")
     print(*(f"fault: {line}" for line in faults), sep="\n", file=sys.stderr)
     print(f"{bids_dir}: {0 if cohort is None else len(cohort)} usable subjects, {len(faults)} faults, "
           f"{len(doubts)} suspicions")
     return 1 if faults else 0
+
+
+def _site_only(cohort) -> list[str]:
+    """How well what is no anatomy tells the sites, and controls from patients; nothing where there is one site."""
+    people = [one for one in cohort if one.site]
+    if len({one.site for one in people}) < 2:
+        return []
+    looks = [acquisition({name: nib.load(path) for name, path in one.images.items()})
+             for one in progress(people, desc="measure sites", unit="subject")]
+    asked = {"site": [one.site for one in people],
+             "control or patient": ["control" if one.group == CONTROL else "patient" for one in people]}
+    lines = []
+    for what, labels in asked.items():
+        found = site_only(looks, labels)
+        lines.append(f"site-only classifier: {what}: " + (
+            f"fewer than two classes of {MIN_PER_GROUP} people, not measured" if found is None else
+            f"accuracy {found.value:.2f} ({found.low:.2f} to {found.high:.2f}), chance {found.chance:.2f}, "
+            f"{found.people} people, from voxel size, zeros, noise, sharpness and scale of the images"))
+    return [printable(line) for line in lines]
 
 
 def run(bids_dir: Path, output_dir: Path, analysis_level: str, participant_label: list[str] | None = None,

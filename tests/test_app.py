@@ -255,7 +255,8 @@ def test_help_is_one_screen_and_steps_are_listed(capsys):
 def test_commands_of_the_page_can_be_typed():
     page = (app.ROOT / "docs" / "your-cohort.md").read_text(encoding="utf-8")
     commands = re.findall(r"^\.venv/bin/mslib (.+?)(?:  +#.*)?$", page, re.MULTILINE)
-    assert [words.split()[0] for words in commands] == ["init", "check", "BIDS_DIR", "BIDS_DIR"]
+    assert [words.split()[0] for words in commands] == [
+        "init", "check", "BIDS_DIR", "BIDS_DIR", "convert", "convert", "init"]
     for first, *words in map(str.split, commands):
         (_command(first) if first in COMMANDS else _app()).parse_args(words if first in COMMANDS else [first, *words])
 

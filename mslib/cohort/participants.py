@@ -27,7 +27,8 @@ class Subject:
     """One subject of a cohort; `id` is the label without ``sub-``, None is what is not known.
 
     `images`: one per sequence, in the order asked for; masks are in the grid of the T1w image; `age` in years; `edss`:
-    Expanded Disability Status Scale, 0 to 10; `cohort`: ``study``, or ``independent`` (never seen by training).
+    Expanded Disability Status Scale, 0 to 10; `cohort`: ``study``, or ``independent`` (never seen by training); `site`:
+    where the images come from.
     """
 
     id: str
@@ -39,6 +40,7 @@ class Subject:
     sex: str | None = None
     edss: float | None = None
     cohort: str = COHORTS[0]
+    site: str | None = None
 
 
 def known_cells(cells: dict[str, str]) -> dict[str, str]:
@@ -73,7 +75,7 @@ def _subject(label: str, cells: dict[str, str], group_column: str, groups: Seque
     if cohort not in COHORTS:
         fault(f"has cohort {cohort!r}", " or ".join(COHORTS))
     return Subject(label.removeprefix("sub-"), group, {}, age=number("age", 120), sex=known.get("sex"),
-                   edss=number("edss", 10), cohort=cohort)
+                   edss=number("edss", 10), cohort=cohort, site=known.get("site"))
 
 
 def _table(path: Path, fault: Callable[[str, str], None]) -> tuple[list[str], list[list[str]]]:
@@ -166,9 +168,9 @@ def write_description(root: str | Path, title: str, people: pd.DataFrame, levels
                       derived: dict[str, str], origin: str = "", **facts) -> Path:
     """Write what a BIDS dataset holds beside its subjects: descriptions, participants, README; gives its path.
 
-    `people`: ``participant_id, group, age, sex, edss, cohort``; `levels`: group to what it means; `derived`: folder
-    below ``derivatives`` to what it holds; `origin`: put before what a column holds ("simulated"); `facts`: further
-    entries of every description.
+    `people`: ``participant_id, group, age, sex, edss, cohort``, perhaps ``site``; `levels`: group to what it means;
+    `derived`: folder below ``derivatives`` to what it holds; `origin`: put before what a column holds ("simulated");
+    `facts`: further entries of every description.
     """
     root = Path(root)
     folders = {root: title} | {root / "derivatives" / name: f"{title}: {text}" for name, text in derived.items()}
@@ -185,6 +187,8 @@ def write_description(root: str | Path, title: str, people: pd.DataFrame, levels
                "edss": {"Description": "Expanded Disability Status Scale, 0 to 10"},
                "cohort": {"Description": "part of the study, or an independent test cohort",
                           "Levels": {"study": "own cohort", "independent": "test only"}}}
+    if "site" in people:
+        columns["site"] = {"Description": "where the images come from"}
     for column in columns.values():
         column["Description"] = f"{origin} {column['Description']}".strip()
     write_json(root / "participants.json", columns)

@@ -195,7 +195,7 @@ def suspicions(cohort: Cohort, root: str | Path) -> list[str]:
     """What is allowed and yet likely wrong, a line each: copies, swapped sequences, confounded groups."""
     lines, seen, rows = [], {}, []
     for one in cohort:
-        row = {"group": one.group, "age": one.age}
+        row = {"group": one.group, "age": one.age, "site": one.site}
         for sequence, path in one.images.items():
             place = path.relative_to(root).as_posix()
             digest = hashlib.sha256(path.read_bytes()).digest()
@@ -208,21 +208,22 @@ def suspicions(cohort: Cohort, root: str | Path) -> list[str]:
                 lines.append(f"sub-{one.id}: {place}: covers {_by(extent)} mm, less than a head")
             if max(header.get_zooms()[:3]) > SLICE_MM:
                 lines.append(f"sub-{one.id}: {place}: has voxels of {_by(header.get_zooms()[:3])} mm")
-            facts = _sidecar(path)
+            facts = sidecar(path)
             lines += [f"sub-{one.id}: {place}: {doubt}" for doubt in _not_the_sequence(sequence, facts)]
             if sequence == "T1w":
                 row |= {key: str(facts[key]) for key in ("Manufacturer", "ManufacturersModelName",
                                                          "MagneticFieldStrength", "InstitutionName") if key in facts}
                 row["voxels of T1w"] = _by(np.round(header.get_zooms()[:3], 1))
         rows.append(row)
-    return [printable(line) for line in [*lines, *_confounded(pd.DataFrame(rows))]]
+    return [printable(line) for line in [*lines, *confounded(pd.DataFrame(rows))]]
 
 
 def _by(sizes) -> str:
     return " x ".join(f"{size:.4g}" for size in sizes)
 
 
-def _sidecar(path: Path) -> dict:
+def sidecar(path: Path) -> dict:
+    """What the sidecar of an image says; nothing where it is absent or damaged."""
     file = path.with_name(path.name.split(".")[0] + ".json")
     try:
         facts = read_json(file) if file.exists() else {}
@@ -243,14 +244,24 @@ def _not_the_sequence(sequence: str, facts: Mapping) -> list[str]:
     return doubts
 
 
-def _confounded(table: pd.DataFrame) -> list[str]:
-    """What tells groups apart beside disease: scanners and voxels of one group alone, and age."""
+def confounded(table: pd.DataFrame) -> list[str]:
+    """What tells groups apart beside disease, a line each: sites, scanners, voxels; and age.
+
+    `table`: ``group``, ``age`` and what may tell them apart, a row per person. Told is what no two groups share, and
+    what controls and patients do not share.
+    """
     lines = []
     for key in table.columns.difference(["group", "age"]):
         groups = table.dropna(subset=key).groupby(key)["group"].agg(set)
-        if len(groups) > 1 and groups.map(len).max() == 1 and len(set.union(*groups)) > 1:
-            told = ", ".join(f"{value}: {next(iter(found))}" for value, found in groups.items())
+        kinds = groups.map(lambda found: {name == CONTROL for name in found})
+        if len(groups) < 2 or len(set.union(*groups)) < 2:
+            continue
+        told = ", ".join(f"{value}: {' and '.join(sorted(found))}" for value, found in groups.items())
+        if groups.map(len).max() == 1:
             lines.append(f"cohort: {key} tells the groups apart ({told}); a network can learn it instead of disease")
+        elif kinds.map(len).max() == 1 and len(set.union(*kinds)) == 2:
+            lines.append(f"cohort: {key} tells controls from patients ({told}); a network can learn it instead of "
+                         "disease")
     ages = table.dropna(subset="age").groupby("group")["age"].mean() if len(table) else pd.Series(dtype=float)
     if len(ages) > 1 and ages.max() - ages.min() > 10:
         lines.append(f"cohort: mean ages differ ({', '.join(f'{name}: {age:.0f}' for name, age in ages.items())}); a "

@@ -135,8 +135,10 @@ def subjects(study: Study) -> None:
 
     Explained are patients outside training and validation (real patients: whose type of MS the networks know). Where
     one of them has a lesion mask, those without are left out. ``out_of_scope``: where shipped networks explain, what of
-    the images lies outside those that they were trained on.
+    the images lies outside those that they were trained on. A site that tells the groups apart stands first among the
+    faults.
     """
+    from mslib.cohort.survey import confounded
     from mslib.nets import split_subjects
     config = study.config
     quality = {person.id: read_json(study.anat(person.id) / f"sub-{person.id}_desc-qc.json")
@@ -167,8 +169,10 @@ def subjects(study: Study) -> None:
     write_table(study.folder / "subjects.csv", table)
     strange = [f"sub-{one.subject}: lies outside what the networks were trained on: {one.out_of_scope}"
                for one in table.itertuples() if one.out_of_scope]
+    sites = confounded(pd.DataFrame([{"group": one.group, "age": None, "site": one.site} for one in _checked(study)]))
     excluded = [f"sub-{name}: excluded: {row['excluded']}" for name, row in quality.items() if "excluded" in row]
-    write_json(study.folder / "faults.json", [*read_json(study.folder / "cohort.json")["faults"], *excluded, *strange])
+    write_json(study.folder / "faults.json", [
+        *sites, *read_json(study.folder / "cohort.json")["faults"], *excluded, *strange])
 
 
 def _out_of_scope(study, stack) -> list[str]:
