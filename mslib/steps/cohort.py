@@ -141,11 +141,12 @@ def subjects(study: Study) -> None:
     from mslib.cohort.survey import confounded
     from mslib.nets import split_subjects
     config = study.config
+    people = _checked(study)
     quality = {person.id: read_json(study.anat(person.id) / f"sub-{person.id}_desc-qc.json")
-               for person in _checked(study)}
+               for person in people}
     table = pd.DataFrame([{"subject": person.id, "group": person.group, "cohort": person.cohort, "age": person.age,
                            "sex": person.sex, "edss": person.edss, "lesion_mask": person.lesion_mask is not None}
-                          for person in _checked(study) if "excluded" not in quality[person.id]])
+                          for person in people if "excluded" not in quality[person.id]])
     table["part"] = "test"
     if config.trains:
         own = table["cohort"] == "study"
@@ -169,7 +170,7 @@ def subjects(study: Study) -> None:
     write_table(study.folder / "subjects.csv", table)
     strange = [f"sub-{one.subject}: lies outside what the networks were trained on: {one.out_of_scope}"
                for one in table.itertuples() if one.out_of_scope]
-    sites = confounded(pd.DataFrame([{"group": one.group, "age": None, "site": one.site} for one in _checked(study)]))
+    sites = confounded(pd.DataFrame([{"group": one.group, "age": None, "site": one.site} for one in people]))
     excluded = [f"sub-{name}: excluded: {row['excluded']}" for name, row in quality.items() if "excluded" in row]
     write_json(study.folder / "faults.json", [
         *sites, *read_json(study.folder / "cohort.json")["faults"], *excluded, *strange])

@@ -80,8 +80,9 @@ def _write_known(folder, known, start=None):
     `start` is the shipped network.
     """
     cause = {name: value for name in ("decisive", "corner") if (value := getattr(known, name)) is not None}
+    given = None if start is None else start.get_weights()
     weights = {f"weight {i:03}": weight.astype(np.float16) for i, weight in enumerate(known.model.get_weights())
-               if start is None or not np.array_equal(weight, start.get_weights()[i])}
+               if given is None or not np.array_equal(weight, given[i])}
     write_maps(folder / f"{known.name}.npz", known.explained,
                 {"architecture": np.array(known.model.to_json()), **weights, **cause})
 
