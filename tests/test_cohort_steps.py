@@ -95,16 +95,18 @@ def test_only_patients_that_nothing_was_trained_on_are_explained(study, tmp_path
     assert run.example() in run.explained() and run.subjects.loc[run.example(), "group"] == "SPMS"
 
 
-def test_a_site_that_tells_the_groups_apart_is_told_first(study, tmp_path):
+def test_a_site_that_tells_the_groups_apart_is_a_suspicion_and_no_fault(study, tmp_path, monkeypatch):
     people = [dataclasses.replace(one, site="Leipzig" if one.group == "control" else "MSLesSeg")
               for one in cohort(tmp_path / "bids")]
     run = study(people)
     prepared(run, people, excluded=["03"])
+    monkeypatch.setattr(Cohort, "of_study", lambda *_: Cohort(tuple(people)))
+    steps.check_cohort(run)
     steps.subjects(run)
-    first, second = read_json(run.folder / "faults.json")
-    assert first == ("cohort: site tells controls from patients (Leipzig: control, MSLesSeg: RRMS and SPMS); a network "
-                     "can learn it instead of disease")
-    assert second == "sub-03: excluded: no contrast"
+    suspicion, = read_json(run.folder / "cohort.json")["suspicions"]
+    assert suspicion == ("cohort: site tells controls from patients (Leipzig: control, MSLesSeg: RRMS and SPMS); a "
+                         "network can learn it instead of disease")
+    assert read_json(run.folder / "faults.json") == ["sub-03: excluded: no contrast"]
 
 
 def test_patients_without_a_lesion_mask_are_left_out_where_others_have_one(study, tmp_path):

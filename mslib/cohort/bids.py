@@ -246,13 +246,14 @@ def _moved(subject: Subject, move) -> Subject:
     return replace(subject, images={name: move(path) for name, path in subject.images.items()}, **masks)
 
 
-def write_listing(path: str | Path, cohort: Cohort, root: str | Path) -> Path:
-    """Write the subjects and faults of a checked cohort; image paths are kept relative to `root`."""
+def write_listing(path: str | Path, cohort: Cohort, root: str | Path, suspicions: Sequence[str] = ()) -> Path:
+    """Write the subjects, faults and suspicions of a checked cohort; image paths are kept relative to `root`."""
     def relative(file):
         return Path(file).resolve().relative_to(Path(root).resolve()).as_posix()
 
     return write_json(path, {"subjects": [asdict(_moved(one, relative)) for one in cohort],
-                             "faults": [str(fault) for fault in cohort.faults], "left_out": cohort.left_out})
+                             "faults": [str(fault) for fault in cohort.faults], "left_out": cohort.left_out,
+                             "suspicions": list(suspicions)})
 
 
 def read_listing(path: str | Path, root: str | Path) -> list[Subject]:

@@ -93,8 +93,9 @@ def simulate(study: Study, subject: str) -> None:
 
 
 def check_cohort(study: Study) -> None:
-    """Check the whole cohort and list its subjects and faults in ``cohort.json``."""
+    """Check the whole cohort; ``cohort.json``: its subjects, faults, and sites that tell the groups apart."""
     from mslib.cohort import Cohort, write_listing
+    from mslib.cohort.survey import confounded
     from mslib.prep import describe_derivatives
     config = study.config
     cohort = Cohort.of_study(study.bids_root, config)
@@ -104,7 +105,8 @@ def check_cohort(study: Study) -> None:
         faults = [*read_json(study.folder / "source_faults.json"), *cohort.faults]
         cohort = dataclasses.replace(cohort, faults=faults)
     describe_derivatives(study.folder / "derivatives" / "mslib", study.bids_root)
-    write_listing(study.folder / "cohort.json", cohort, study.bids_root)
+    sites = pd.DataFrame([{"group": one.group, "age": None, "site": one.site} for one in cohort])
+    write_listing(study.folder / "cohort.json", cohort, study.bids_root, confounded(sites))
 
 
 def _checked(study) -> list:
@@ -135,10 +137,8 @@ def subjects(study: Study) -> None:
 
     Explained are patients outside training and validation (real patients: whose type of MS the networks know). Where
     one of them has a lesion mask, those without are left out. ``out_of_scope``: where shipped networks explain, what of
-    the images lies outside those that they were trained on. A site that tells the groups apart stands first among the
-    faults.
+    the images lies outside those that they were trained on.
     """
-    from mslib.cohort.survey import confounded
     from mslib.nets import split_subjects
     config = study.config
     people = _checked(study)
@@ -170,10 +170,9 @@ def subjects(study: Study) -> None:
     write_table(study.folder / "subjects.csv", table)
     strange = [f"sub-{one.subject}: lies outside what the networks were trained on: {one.out_of_scope}"
                for one in table.itertuples() if one.out_of_scope]
-    sites = confounded(pd.DataFrame([{"group": one.group, "age": None, "site": one.site} for one in people]))
     excluded = [f"sub-{name}: excluded: {row['excluded']}" for name, row in quality.items() if "excluded" in row]
     write_json(study.folder / "faults.json", [
-        *sites, *read_json(study.folder / "cohort.json")["faults"], *excluded, *strange])
+        *read_json(study.folder / "cohort.json")["faults"], *excluded, *strange])
 
 
 def _out_of_scope(study, stack) -> list[str]:
