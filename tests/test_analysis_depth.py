@@ -98,9 +98,10 @@ def explained(slices):
     return network, found, slices._replace(table=slices.table.assign(correct=True))
 
 
-def test_slices_are_spread_evenly_and_know_their_lesions(slices):
-    table = slices.table
-    assert table["slice"].tolist() == [10, 13, 11, 14, 12, 15] and table["subject"].tolist() == list("001122")
+def test_slices_are_middles_of_equal_parts_and_know_their_lesions(slices, cases):
+    table, three = slices.table, depth.gather_slices(cases, 3, 1.0).table
+    assert three["slice"].tolist() == [10, 12, 13, 11, 13, 14, 12, 14, 15]
+    assert table["slice"].tolist() == [11, 13, 12, 14, 13, 15] and table["subject"].tolist() == list("001122")
     assert table["area_mm2"].tolist() == [36, 276] * 3
     assert table["size"].tolist() == ["small", "medium"] * 3
     assert slices.images.shape == (6, 64, 64, 3) and slices.edge.sum(axis=(1, 2)).tolist() == [48 * 40 - 38 * 30] * 6
