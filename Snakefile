@@ -339,7 +339,7 @@ rule measure_maps:
         directory(f"{RUN}/maps/{{backbone}}/{{kind}}/seed1/volumes")
     params:
         made("measure_maps", "analysis/depth analysis/lobes explain measure prep/slices", "seed", *GRID,
-        *(f"explain.{key}" for key in ("methods", "slices_per_subject", "randomisation_draws", "randomisation_slices")))
+        *(f"explain.{key}" for key in ("methods", "slices_per_subject", "randomisation_draws")))
     resources: mem_mb=4000
     message: "Maps: every layer of {wildcards.backbone}, {wildcards.kind}, beside its comparators"
     shell: step("measure_maps", "backbone", "kind")

@@ -37,7 +37,9 @@ def test_accuracy_of_every_protocol_and_seed():
         for level in ("slice", "subject"):
             assert found.loc[(*key, level), "value"] == value
     assert found.loc[("honest", 1, "slice"), "n"] == 48 and found.loc[("honest", 1, "subject"), "n"] == 12
-    assert rows.loc[rows["measure"] != "accuracy", "chance"].isna().all()
+    assert (rows.loc[rows["measure"] == "balanced_accuracy", "chance"] == 1 / 3).all()
+    assert rows.loc[~rows["measure"].isin(["accuracy", "balanced_accuracy"]), "chance"].isna().all()
+    assert (rows["subjects"] == 12).all()
 
 
 def test_chance_is_the_share_of_the_largest_tested_class():

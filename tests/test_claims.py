@@ -1,5 +1,7 @@
 """A claim is a row of a table and a border; the verdict follows from its interval alone."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -100,6 +102,9 @@ def test_words_for_what_was_planted_and_for_leaking_accuracy():
     claim = Claim("it is above", "nobody", CHECK, "rows", "name == 'a'", "chance", planted=True)
     for simulated, words in ((True, [RECOVERED, LOST]), (False, [HOLDS, FAILS])):
         assert judge([claim], {"rows": ROWS}.get, simulated)["verdict"].tolist() == words
+    absent = judge([replace(claim, planted=False)], {"rows": ROWS}.get, simulated=True)
+    assert absent["verdict"].tolist() == [UNTESTABLE] * 2 and set(absent["reason"]) == {
+        "the simulated nights do not contain it"}
     assert judged(holds=LEAKY) == {"vgg16": (LEAKY, ""), "vgg19": (FAILS, "")}
 
 

@@ -83,7 +83,7 @@ def layer_columns():
 
 @plot
 def summary():
-    accuracy = interval_table(tested=["known", "new"], backbone=["vgg16"] * 2)
+    accuracy = interval_table(tested=["known", "new"], backbone=["vgg16"] * 2, chance=[1 / 3] * 2)
     curves = interval_table(layer=[*LAYERS, "image"], backbone=["vgg16"] * 4, method=["gradcam"] * 3 + ["prior"])
     return show.plot_summary(SLICES[0], {"Grad-CAM": SLICES[1]}, accuracy=accuracy, curves=curves, layers=LAYERS,
                              lesion=LESIONS[0])
@@ -291,7 +291,8 @@ def test_layers_are_columns_without_holes():
 
 def test_the_summary_draws_levels_over_all_layers_and_leaves_out_what_is_unknown():
     accuracy, curves, flair, _ = summary().axes
-    assert [line.get_xdata().tolist() for line in accuracy.lines] == [[0, 1]]
+    points, chance = accuracy.lines
+    assert points.get_xdata().tolist() == [0, 1] and list(chance.get_ydata()) == [1 / 3] * 2
     level, = (line for line in curves.lines if line.get_linestyle() == ":")
     assert list(level.get_xdata()) == [0, 1, 2] and set(level.get_ydata()) == {0.5}
     assert flair.get_title() == "C  FLAIR, lesions"

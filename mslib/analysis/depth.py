@@ -137,9 +137,13 @@ def explained_layers(network: keras.Model) -> list[str]:
 
 
 def another_patient(table: pd.DataFrame) -> np.ndarray | None:
-    """For each slice of a table the row of another subject's slice, the nearest in height; None: there is no other."""
-    number, owner = table["slice"].to_numpy(float), table["subject"].to_numpy()
-    distance = np.where(owner[:, None] == owner, np.inf, np.abs(number[:, None] - number))
+    """For each slice of a table the row of another subject's slice, the nearest in height; None: there is no other.
+
+    Of the same ``target`` wherever another subject has it, since maps of two logits differ for that reason alone.
+    """
+    number, owner, target = table["slice"].to_numpy(float), table["subject"].to_numpy(), table["target"].to_numpy()
+    distance = np.abs(number[:, None] - number) + (target[:, None] != target) * (np.ptp(number) + 1)
+    distance[owner[:, None] == owner] = np.inf
     return distance.argmin(1) if np.isfinite(distance).any(1).all() else None
 
 
@@ -198,12 +202,12 @@ def rank_correlation(a: np.ndarray, b: np.ndarray, brain: np.ndarray) -> np.ndar
     return found
 
 
-def randomise_layers(network: keras.Model, found: LayerPass, slices: Slices, draws: int, each: int,
+def randomise_layers(network: keras.Model, found: LayerPass, slices: Slices, draws: int,
                      seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Maps of networks that are random from the output down to the lowest layers of `STEPS`.
 
-    Methods and layers are those of `found`. Each of `draws` random networks explains `each` slices, others in every
-    draw, spread over all. First table: `rank_correlation` with the trained network's map: the columns of
+    Methods and layers are those of `found`. At each step every slice is explained once, by one of `draws` random
+    networks. First table: `rank_correlation` with the trained network's map: the columns of
     `Slices.table`, ``step, draw, method, layer, spearman``; under ``step`` also that of the trained network's own maps
     with those of ``another patient``. Second: measures of the maps when all layers are random, as of `measure_layers`.
     """
@@ -221,7 +225,9 @@ def randomise_layers(network: keras.Model, found: LayerPass, slices: Slices, dra
     if other is not None:
         compare(np.arange(n), {key: raw[other] for key, raw in own.items()}, step="another patient", draw=0)
     for draw, lowest, random in cascading_randomisation(network, list(STEPS), draws, seed):
-        rows = np.unique((np.arange(each) * n // each + (draw - 1) * n // (each * draws)) % n)
+        rows = np.arange(draw - 1, n, draws)
+        if not len(rows):
+            continue
         part = slices.take(rows)
         cams = explain_layers(random, part.images, part.table["target"], layers, methods).cams
         maps = {(method, layer): cams[method][layer] for method, layer in own}
@@ -262,7 +268,8 @@ def depth_table(maps: pd.DataFrame, by: Sequence[str] = NETWORK, **draws) -> pd.
     """Mean of every measure per source, method and layer, correctly and wrongly classified slices apart.
 
     `by`, ``classified, source, method, layer, measure, value, low, high, slices, subjects, trainings, blank`` (share of
-    blank maps, which have no measure). Intervals resample subjects and trainings (of untrained networks: draws).
+    blank maps, which have no measure). Intervals resample subjects and trainings (of untrained networks: subjects, each
+    explained by draws of its own).
     ``<measure>_way``: share of the way from the location prior to the oracle of the layer, ``(value - prior) / (oracle
     - prior)``; NaN where not even the oracle of so coarse a layer exceeds the prior.
     """
@@ -278,7 +285,8 @@ def _means(rows, n, confidence, seed):
     wide = rows.pivot_table(index=UNIT, columns=cell, values=list(MEASURES))
     units = wide.index.to_frame()
     trainings = units["seed"].astype(str) + "/" + units["draw"].astype(str)
-    means, resampled = bootstrap_means(wide, units["subject"], trainings, n, seed)
+    # Every draw of an untrained network explains other slices: subjects and draws are not crossed.
+    means, resampled = bootstrap_means(wide, units["subject"], units["seed"], n, seed)
     found = {column: (means[i], resampled[:, i]) for i, column in enumerate(wide.columns)}
     for measure, source, method, layer in list(found):
         ends = [(measure, "comparator", "prior", "image"), (measure, "comparator", "oracle", layer)]
@@ -382,7 +390,8 @@ def randomisation_summary(table: pd.DataFrame, **draws) -> pd.DataFrame:
     """Are maps of random networks more like the original than a map of another patient is?
 
     From the similarities of `randomise_layers`: ``kind, backbone, method, layer, step, similarity, null`` (with another
-    patient's map, same slices), ``value, low, high`` of their difference (interval over subjects and draws),
+    patient's map, same slices), ``value, low, high`` of their difference (interval over subjects, each with draws of
+    its own),
     ``measure`` (spearman), ``all_random``: the step that decides.
     """
     keys = [*NETWORK, "method", "layer"]
@@ -391,7 +400,7 @@ def randomisation_summary(table: pd.DataFrame, **draws) -> pd.DataFrame:
         null[[*keys, "subject", "slice", "null"]], "left", [*keys, "subject", "slice"])
     pairs = pairs.assign(similarity=pairs["spearman"], spearman=pairs["spearman"] - pairs["null"])
     by = [*keys, "step"]
-    found = similarity_table(pairs, by, "draw", **draws)
+    found = mean_by(pairs, by, ["spearman"], **draws)[[*by, "value", "low", "high"]]
     means = pairs.groupby(by, as_index=False)[["similarity", "null"]].mean()
     return means.merge(found, on=by).assign(measure="spearman", all_random=lambda rows: rows["step"] == ALL_RANDOM)
 

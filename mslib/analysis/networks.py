@@ -69,9 +69,10 @@ def evaluate(table: pd.DataFrame, groups: Sequence[str], **draws) -> Classificat
 def accuracy_table(tables: Mapping[tuple[str, str, int], pd.DataFrame], groups: Sequence[str], **draws) -> pd.DataFrame:
     """Measures of every network and protocol (`by_protocol`) at both levels, with intervals and chance.
 
-    ``level, measure, group, value, low, high, n, backbone, protocol, seed, title, chance``. Chance is the share of the
-    largest class among the slices or subjects, the accuracy of always naming it; NaN for other measures. A table
-    without ``slice`` (baseline model) has one row per subject and no level of slices.
+    ``level, measure, group, value, low, high, n, subjects, backbone, protocol, seed, title, chance``. Chance of
+    accuracy is the share of the largest class among the slices or subjects, reached by always naming it; of balanced
+    accuracy one over the number of groups, reached by whatever does not depend on the class; NaN for other measures. A
+    table without ``slice`` (baseline model) has one row per subject and no level of slices.
     """
     def largest(rows):
         return float(rows["target"].value_counts(normalize=True).max())
@@ -82,7 +83,9 @@ def accuracy_table(tables: Mapping[tuple[str, str, int], pd.DataFrame], groups: 
         rows = evaluate(table, groups, **draws).measures
         rows = rows if "slice" in table else rows[rows["level"] == "subject"]
         chance = rows["level"].map(chance).where(rows["measure"] == "accuracy")
-        rows = rows.assign(backbone=backbone, protocol=protocol, seed=seed, title=TITLES[protocol], chance=chance)
+        chance = chance.mask(rows["measure"] == "balanced_accuracy", 1 / len(groups))
+        rows = rows.assign(subjects=table["subject"].nunique(), backbone=backbone, protocol=protocol, seed=seed,
+                           title=TITLES[protocol], chance=chance)
         parts.append(rows)
     return pd.concat(parts, ignore_index=True)
 

@@ -73,7 +73,8 @@ def plot_summary(flair, maps: Mapping[str, np.ndarray], *, accuracy=None, curves
     maps : mapping of title to (H, W) array
         Raw maps of the slice, each relative to its own maximum.
     accuracy : DataFrame, optional
-        ``tested, backbone, value, low, high``: points from left to right in the order of ``tested``.
+        Balanced accuracy, ``tested, backbone, value, low, high, chance``: points from left to right in the order of
+        ``tested``; chance is dotted.
     curves : DataFrame, optional
         ``layer, backbone, method, value, low, high``: AUPRC of methods (in colour), of the oracle, the location prior
         and FLAIR intensity (in black); one line style per backbone.
@@ -95,7 +96,8 @@ def plot_summary(flair, maps: Mapping[str, np.ndarray], *, accuracy=None, curves
             place = np.array([tested.index(name) for name in part["tested"]]) + 0.14 * (number - (len(colours) - 1) / 2)
             ax.vlines(place, part["low"], part["high"], color=colour, lw=1.8)
             ax.plot(place, part["value"], "o", color=colour, ms=5, label=label_of(backbone))
-        ax.set(title="A  Accuracy", ylim=(0, 1.02), xlim=(-0.5, len(tested) - 0.5))
+        ax.axhline(accuracy["chance"].iloc[0], color="0.4", ls=":", lw=1, label="chance")
+        ax.set(title="A  Balanced accuracy", ylim=(0, 1.02), xlim=(-0.5, len(tested) - 0.5))
         ax.set_xticks(range(len(tested)), tested, fontsize=6.5)
         ax.grid(axis="y")
         ax.legend(loc="best", fontsize=7)

@@ -118,7 +118,7 @@ def plot_learning_curves(history, *, caption: str = "") -> Figure:
 
 @styled
 def plot_accuracies(table, *, protocols: Sequence[str] | None = None, published: Mapping[str, float] | None = None,
-                    caption: str = "") -> Figure:
+                    unit: str = "accuracy", caption: str = "") -> Figure:
     """Accuracy over slices and over subjects, with intervals, for every protocol, control and baseline model.
 
     Parameters
@@ -131,6 +131,8 @@ def plot_accuracies(table, *, protocols: Sequence[str] | None = None, published:
         Rows from top to bottom.
     published : mapping of backbone to accuracy, optional
         Dashed lines in the panel of slices: what Hong and Zhang report.
+    unit : str
+        Name of the horizontal axes.
     """
     require_columns(table, ["protocol", "backbone", "level", "value", "low", "high"], "accuracies")
     protocols = list(protocols) if protocols else list(dict.fromkeys(table["protocol"]))
@@ -149,7 +151,7 @@ def plot_accuracies(table, *, protocols: Sequence[str] | None = None, published:
                 ax.vlines(row.chance, place - 0.5, place + 0.5, **CHANCE)
         for net, value in (published or {}).items() if level == "slice" else ():
             ax.axvline(value, color=colours.get(net, "#444444"), ls="--", lw=1)
-        ax.set(title=f"by {level}", xlim=(0, 1.45), xticks=np.linspace(0, 1, 6), xlabel="accuracy")
+        ax.set(title=f"by {level}", xlim=(0, 1.45), xticks=np.linspace(0, 1, 6), xlabel=unit)
         ax.grid(axis="x")
     axes[0].set_yticks(range(len(protocols)), [name.replace("_", " ") for name in protocols])
     axes[0].set_ylim(len(protocols) - 0.5, -0.5)

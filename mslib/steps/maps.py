@@ -35,8 +35,7 @@ def measure_maps(study: Study, backbone: str, kind: str) -> None:
         own = slices._replace(table=right)
         tables = [depth.measure_layers(found, own, config.sequences.index("FLAIR"), lobes)]
         if network.seed == 1:
-            similarity, untrained = depth.randomise_layers(model, found, own, settings.randomisation_draws,
-                                                           settings.randomisation_slices, config.seed)
+            similarity, untrained = depth.randomise_layers(model, found, own, settings.randomisation_draws, config.seed)
             tables.append(untrained)
             some = np.linspace(0, len(images) - 1, min(len(images), 24)).astype(int)
             start = depth.channel_peaks(study.started(network), images[some], layers)

@@ -228,13 +228,12 @@ class Pretraining(Section):
 
 
 class Explain(Section):
-    """Which maps are made, and of whom; every random network explains `randomisation_slices`."""
+    """Which maps are made, and of whom."""
 
     methods: Annotated[list[Literal["gradcam", "gradcam++", "hirescam", "layercam", "xgradcam"]],
                        Field(min_length=1)] = ["gradcam", "gradcam++", "hirescam", "layercam", "xgradcam"]
     slices_per_subject: PositiveInt = 2
     randomisation_draws: PositiveInt = 10
-    randomisation_slices: PositiveInt = 2
     nifti_subjects: PositiveInt = 1
     viewer_subjects: PositiveInt = 1
 
