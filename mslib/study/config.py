@@ -274,10 +274,11 @@ class Attribution(Section):
 class Relevance(Section):
     """Notebook 05: how much relevance each sequence gets by LRP, of whom, by which rules.
 
+    `rule`: of those compared, the one that follows known decision rules furthest (notebook 05).
     `slices_per_subject`: of everybody unseen; `compared_slices`: in all, by every rule.
     """
 
-    rule: ImageRule = "epsilon_centred"
+    rule: ImageRule = "gamma_centred"
     compared: Annotated[list[ImageRule], Field(min_length=2)] = [
         "epsilon_plus", "epsilon_plus_centred", "epsilon", "epsilon_centred", "alpha2_beta1", "alpha2_beta1_centred",
         "gamma", "gamma_centred"]
