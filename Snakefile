@@ -357,6 +357,7 @@ if STUDY.has_known_rule:
             *GRID, *METHODS, "attribution.known_rule", "attribution.baselines", "attribution.levels",
             "training.batch_size", "training.weight_decay")
         threads: HALF
+        priority: 1  # the longest job, and two notebooks wait for it
         resources: mem_mb=5000
         message: "Known rule: train networks, explain and evaluate them by every method"
         shell: step("known_rule")
