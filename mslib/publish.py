@@ -46,7 +46,7 @@ SIMULATED = "Simulated data: every subject is made by this project's own phantom
 LESJAK = ("Data: open_ms_data (Lesjak et al. 2016 and 2017), CC-BY; corrected for bias fields, aligned, masked to the "
           "brain, scaled and resampled by this project.")
 #: Pixels of the pictures inside notebooks; those of `PUBLISHED` are whole in ``figures``.
-WIDEST = 1000
+WIDEST = 760
 PAGES = Environment(loader=FileSystemLoader(Path(__file__).parent / "show" / "pages"), trim_blocks=True,
                     lstrip_blocks=True, keep_trailing_newline=True,
                     autoescape=lambda name: ".html" in name)
@@ -97,7 +97,7 @@ def _stable_outputs(outputs):
             drawn, stored = base64.b64decode(output["data"]["image/png"]), io.BytesIO()
             picture = Image.open(io.BytesIO(drawn)).convert("RGB")
             picture.thumbnail((WIDEST, WIDEST * 4))
-            picture.save(stored, "JPEG", quality=80, optimize=True)
+            picture.save(stored, "JPEG", quality=75, optimize=True)
             if len(stored.getvalue()) < len(drawn):
                 output["data"]["image/jpeg"] = base64.b64encode(stored.getvalue()).decode()
                 output["metadata"]["image/jpeg"] = output["metadata"].pop("image/png", {})
@@ -183,6 +183,7 @@ def _build(run: Run, folder: Path) -> None:
         figures = [figure for figure in kept[name][0] if f"figures/{figure}.png" in made]
         tables = [f"tables/{table}.csv" for table in kept[name][1] if f"tables/{table}.csv" in made]
         pages = [file for file in made if file.startswith("viewers/")]
+        pages = list({file.split("_")[0]: file for file in reversed(pages)}.values())  # one a patient
         for file in [*(f"figures/{figure}.png" for figure in figures), *tables, *pages]:
             _copy(run.folder / file, folder / file)
         for file in (f"figures/{figure}.svg" for figure in figures):

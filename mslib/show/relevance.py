@@ -61,7 +61,7 @@ def plot_share_points(table, modalities: Sequence[str], *, row: str, group: str,
         return (labels or {}).get(value, label_of(str(value)))
 
     fig, axes = plt.subplots(len(rows), len(columns), squeeze=False, sharex="col",
-                             sharey=isinstance(unit, str) or "row",
+                             sharey=True if isinstance(unit, str) and unit else "row",  # without one, rows differ
                              figsize=(max(3.0, 0.62 * most + 0.6) * len(columns) + 0.6, 1.9 * len(rows) + 1.3))
     for (name, part), line in zip(columns.items(), axes.T):
         for of_row, ax in zip(rows, line):
