@@ -123,7 +123,7 @@ def test_the_gallery_shows_question_answer_and_figure(run, tmp_path):
     assert readme.startswith("# Results of study own\n\n> Simulated data")
     assert "What is 03_gradcam_layers?" in readme and "(figures/cohort.png)" in readme
     methods = (tmp_path / "results/methods.md").read_text(encoding="utf-8")
-    assert "3 subjects were usable" in methods and "VGG16 and VGG19" in methods and "LRP ε, centred" in methods
+    assert "3 subjects were usable" in methods and "VGG16 and VGG19" in methods and "LRP γ, centred" in methods
 
 
 def test_pictures_in_notebooks_keep_their_colours_and_weigh_less(tmp_path):
