@@ -13,7 +13,6 @@ from pathlib import Path
 import nibabel as nib
 import yaml
 
-from mslib.analysis.site import acquisition, site_only
 from mslib.cohort import Cohort, open_cohorts
 from mslib.cohort.checks import printable
 from mslib.cohort.survey import Survey, study_text, survey, suspicions
@@ -200,6 +199,7 @@ def check(bids_dir: Path, config: Path | None = None) -> int:
 
 def _site_only(cohort) -> list[str]:
     """How well what is no anatomy tells the sites, and controls from patients; nothing where there is one site."""
+    from mslib.analysis.site import acquisition, site_only
     people = [one for one in cohort if one.site]
     if len({one.site for one in people}) < 2:
         return []

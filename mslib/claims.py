@@ -48,8 +48,6 @@ class Claim:
         Verdict that `unless` makes undecided.
     refutes : str
         Reason why passing does not make the claim hold: it can only be refuted.
-    note : str
-        What has to be known beside the verdict.
     planted : bool, optional
         Of claims about sleep: whether the simulator has put it in. Of simulated nights it can then be recovered, and no
         more; what was not put in cannot be tested.
@@ -72,7 +70,6 @@ class Claim:
     unless: tuple[tuple[str, str, str], ...] = ()
     spoils: str = HOLDS
     refutes: str = ""
-    note: str = ""
     planted: bool | None = None
     holds: str = HOLDS
     conjunction: bool = True
@@ -128,7 +125,7 @@ def _decide(claim: Claim, rows: list[dict], read: Callable[[str], pd.DataFrame],
         spoiling = spoiling.query(query) if len(spoiling) else spoiling
         if len(spoiling[spoiling[claim.by] == owner] if claim.by in spoiling else spoiling):
             return OPEN, reason
-    return found[0], found[1] or claim.note
+    return found
 
 
 def judge(claims: list[Claim], read: Callable[[str], pd.DataFrame], simulated: bool = False) -> pd.DataFrame:

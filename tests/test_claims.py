@@ -81,10 +81,6 @@ def test_what_can_only_be_refuted_never_holds():
                                                          "vgg19": (FAILS, "")}
 
 
-def test_a_note_stands_beside_the_verdict():
-    assert judged(note="two scales") == {"vgg16": (HOLDS, "two scales"), "vgg19": (FAILS, "two scales")}
-
-
 def test_seeds_that_disagree_decide_nothing():
     rows = ROWS.assign(seed=[1, 1, 2, 2], backbone="vgg16", low=[0.5, 0.4, 0.2, 0.2], high=0.7)
     tables = {"rows": rows}.get

@@ -1,7 +1,7 @@
 """Sixteen attribution methods and rules of relevance propagation: their maps, and what these are worth.
 
 Parameters that functions share: ``explained``, an `Explained`; ``maps``: method to raw maps, (n, H, W, M), of the
-slices that `Explained.rows` gives for it; ``importance`` (M,), as from `importance_of`; ``sequences``: names of the M
+slices that `Explained.rows` gives for it; ``importance`` (M,), of the modalities; ``sequences``: names of the M
 modalities; ``label``: text of the progress bar; ``**draws``: n, confidence, seed of the bootstrap over subjects.
 """
 
