@@ -42,7 +42,8 @@ PUBLISHED = {
 #: The same of real patients explained by networks of simulated ones: an example and maps, no accuracy.
 TRANSFER = dict.fromkeys(PUBLISHED, ([], [])) | {
     "01_coregistration": (["figure1_examples"], []), "03_gradcam_layers": (["figure3_layers"], ["depth_curves"])}
-SIMULATED = "Simulated data: every subject is made by this project's own phantom. No number here describes a person."
+SIMULATED = ("Simulated data: every subject is made by this project's own phantom, but for the real patients (named "
+             "there) beside whom notebook 00 sets them. No other number describes a person.")
 LESJAK = ("Data: open_ms_data (Lesjak et al. 2016 and 2017), CC-BY; corrected for bias fields, aligned, masked to the "
           "brain, scaled and resampled by this project.")
 #: Pixels of the pictures inside notebooks; those of `PUBLISHED` are whole in ``figures``.

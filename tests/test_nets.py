@@ -344,9 +344,9 @@ def test_slices_are_spread_over_subjects():
     table = table_of(people(b=1, a=2), 5)
     chosen = spread(SliceSet(np.arange(15), table), 5)
     assert chosen.table[["subject", "slice"]].to_numpy().tolist() == [
-        ["a00", 0], ["a00", 4], ["a01", 0], ["a01", 4], ["b00", 0], ["b00", 4]]
-    assert chosen.images.tolist() == [5, 9, 10, 14, 0, 4]
-    for n, count, expected in ((5, 1, [2]), (4, 1, [2]), (1, 1, [0]), (9, 3, [0, 4, 8]), (3, 8, [0, 1, 2])):
+        ["a00", 1], ["a00", 3], ["a01", 1], ["a01", 3], ["b00", 1], ["b00", 3]]
+    assert chosen.images.tolist() == [6, 8, 11, 13, 1, 3]
+    for n, count, expected in ((5, 1, [2]), (4, 1, [2]), (1, 1, [0]), (9, 3, [1, 4, 7]), (3, 8, [0, 1, 2]), (0, 2, [])):
         np.testing.assert_array_equal(evenly(np.arange(n) * 7, count), np.array(expected) * 7)
 
 

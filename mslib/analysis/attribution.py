@@ -168,6 +168,14 @@ def of_few(maps: Mapping[str, np.ndarray], explained: Explained) -> tuple[dict[s
 # --- importance of the modalities --------------------------------------------------------------------------------
 
 
+def _of_brain(baseline, explained):
+    """A replacement baseline; the mean is that of the brain: with the air, it would be darker than any tissue."""
+    if baseline != "mean":
+        return baseline
+    brain = np.broadcast_to(explained.brain[..., None], explained.images.shape)
+    return np.broadcast_to(explained.images.mean((1, 2), keepdims=True, where=brain), explained.images.shape)
+
+
 def _outcome(model, images, targets):
     """Whether images are classified correctly, and the probability of their class."""
     logits = logits_of(model, batches_of(images, 64))
@@ -187,7 +195,7 @@ def slice_importance(model: keras.Model, explained: Explained, sequences: Sequen
     common, tables = {"image": np.arange(len(explained.images)), "subject": explained.subjects}, []
     # In-painting, of a whole modality, would have nothing to start from.
     for baseline in progress(("zero", "mean"), desc=f"{label}: modality importance", unit="baseline"):
-        absent = baseline_images(explained.images, baseline, seed)
+        absent = baseline_images(explained.images, _of_brain(baseline, explained), seed)
         absent = np.where(explained.brain[..., None], absent, explained.images)
         correct, probability = map(np.array, zip(*(
             _outcome(model, np.where(present, explained.images, absent), explained.targets) for present in subsets)))
@@ -286,7 +294,7 @@ def removal_table(maps: Mapping[str, np.ndarray], explained: Explained, model: k
 
     def areas(heat, baseline):
         curve = removal_curve(lambda changed: _outcome(model, changed, few.targets)[1], few.images, heat,
-                              partial(replace_removed, baseline=baseline, seed=seed), inside, falling)
+                              partial(replace_removed, baseline=_of_brain(baseline, few), seed=seed), inside, falling)
         return np.array([area_under_removal(one, falling) for one in curve.T])
 
     tables = []

@@ -41,7 +41,7 @@ from mslib.measure import (
     percentile_interval,
     proportion_interval,
 )
-from mslib.nets import last_convolution
+from mslib.nets import evenly, last_convolution
 from mslib.study import StudyError
 
 from .lobes import LOBES, lobe_shares
@@ -89,7 +89,7 @@ class Slices(NamedTuple):
 
 
 def gather_slices(cases: Iterable, each: int, pixel_mm: float) -> Slices:
-    """So many slices of every case, the middles of equal parts; the location prior is made of all slices of all cases.
+    """So many slices of every case (`evenly`); the location prior is made of all slices of all cases.
 
     `cases` have ``subject, group, cohort, slices`` (numbers), ``images, target, lesions, brain``, one slice a row;
     StudyError where none has a slice.
@@ -100,8 +100,7 @@ def gather_slices(cases: Iterable, each: int, pixel_mm: float) -> Slices:
         known.append((case.subject, np.asarray(case.slices), lesions))
         if not len(case.slices):
             continue
-        count = min(each, len(case.slices))
-        index = ((np.arange(count) + 0.5) * len(case.slices) / count).astype(int)  # at the ends lesions are smallest
+        index = evenly(np.arange(len(case.slices)), each)
         chosen.append((case.images[index], lesions[index], case.brain[index]))
         for i in index:
             areas = np.bincount(label(lesions[i]).ravel())[1:] * pixel_mm**2

@@ -28,6 +28,7 @@ IDLE = kinds("Dropout", "SpatialDropout{}D", "AlphaDropout", "GaussianDropout", 
              "ActivityRegularization", "Identity")
 BENDING = kinds("Activation", "ReLU", "LeakyReLU", "PReLU", "ELU")
 SUPPORTED = (*LINEAR, *MOVING, *SUMMING, *IDLE, *BENDING)
+RECTIFIERS = ("relu", "relu6")
 #: Activations that are zero at zero; relevance passes through them as it is.
 ACTIVATIONS = ("linear", "relu", "relu6", "leaky_relu", "elu", "celu", "selu", "gelu", "silu")
 
@@ -38,11 +39,11 @@ class LinearMap:
     With batch norm ``g (x - mean) / s + beta``, ``s = sqrt(variance + epsilon)``, after the layer, the kernel is
     ``K g / s`` and the bias ``(b - mean) g / s + beta``. Both are as they are when the graph runs, so that the net may
     learn in between. A separable convolution is one map: its kernel is what its two make together. `nonnegative`: the
-    input holds no negative value.
+    input holds no negative value; `rectified`: the layer's own activation sets negative outputs to zero.
     """
 
     def __init__(self, layer, norm=None, nonnegative=False):
-        self.layer, self.nonnegative = layer, nonnegative
+        self.layer, self.nonnegative, self.rectified = layer, nonnegative, activation_of(layer) in RECTIFIERS
         if isinstance(layer, SEPARABLE):
             outputs_of_each = tf.reshape(layer.pointwise_kernel, (*layer.depthwise_kernel.shape[-2:], -1))
             self.kernel = tf.einsum("...im,imo->...io", tf.convert_to_tensor(layer.depthwise_kernel), outputs_of_each)
@@ -172,7 +173,7 @@ def _never_negative(layer, inputs_are_not):
     if type(layer) in (*MOVING, *MEANS, *IDLE) and inputs_are_not:
         return True
     plain = type(layer) is layers.ReLU and not layer.negative_slope and layer.threshold >= 0
-    return plain or activation_of(layer) in ("relu", "relu6")
+    return plain or activation_of(layer) in RECTIFIERS
 
 
 def activation_of(layer: keras.layers.Layer) -> str:

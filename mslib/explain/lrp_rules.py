@@ -43,14 +43,17 @@ def alpha2_beta1(linear, x, relevance):
 def gamma(linear, x, relevance, *, gamma: float = 0.25):
     """Montavon et al. 2019, LRP-gamma, for inputs of any sign: contributions of z's own sign count 1 + gamma times.
 
-    Of positive inputs and z > 0 this is the paper's w + gamma max(w, 0), bias likewise; the rest is as in zennit.
+    Of positive inputs and z > 0 this is the paper's w + gamma max(w, 0), bias likewise; the rest is as in zennit. What
+    a ReLU has set to zero has no relevance, so that behind one there is no rest.
     """
-    z = linear(x, linear.kernel) + linear.bias
     more, less = (lambda w: w + gamma * tf.nn.relu(w)), (lambda w: w - gamma * tf.nn.relu(-w))
-    favoured = share(_by_sign(linear, x, more(linear.kernel), less(linear.kernel)), linear, more(linear.bias),
-                     tf.where(z > 0, relevance, 0.0))
-    return favoured + share(_by_sign(linear, x, less(linear.kernel), more(linear.kernel)), linear, less(linear.bias),
-                            tf.where(z < 0, relevance, 0.0))
+    favours = _by_sign(linear, x, more(linear.kernel), less(linear.kernel)), linear, more(linear.bias)
+    if linear.rectified:
+        return share(*favours, relevance)
+    z = linear(x, linear.kernel) + linear.bias
+    return share(*favours, tf.where(z > 0, relevance, 0.0)) + share(
+        _by_sign(linear, x, less(linear.kernel), more(linear.kernel)), linear, less(linear.bias),
+        tf.where(z < 0, relevance, 0.0))
 
 
 LRP_RULES = {"epsilon": epsilon, "alpha1_beta0": alpha1_beta0, "alpha2_beta1": alpha2_beta1, "gamma": gamma}

@@ -77,10 +77,9 @@ def channels_of(model_input: str, sequences: list[str] | tuple[str, ...]) -> lis
 
 
 def evenly(index: np.ndarray, count: int) -> np.ndarray:
-    """`count` elements spread evenly from the first to the last; one: that in the middle; at most all of them."""
-    last = len(index) - 1
-    places = np.linspace(0, last, min(count, len(index))) if count > 1 else np.array([last / 2])
-    return index[places.round().astype(int)]
+    """The middles of `count` equal parts; at most all elements. At the ends of a brain lesions are smallest."""
+    count = min(count, len(index))
+    return index[((np.arange(count) + 0.5) * len(index) / max(count, 1)).astype(int)]
 
 
 def balanced_draw(targets: np.ndarray, index: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:

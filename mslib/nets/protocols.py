@@ -125,7 +125,8 @@ def fine_tune(model: keras.Model, blocks: int, slices: SliceSet, parts: pd.Serie
     upper = split_network(model, blocks)[1]
     if features is not None:
         given = Head(*(weight.astype("float64") for weight in model.get_layer("logits").get_weights()))
-        head = fit_head(features, slices.table["target"].to_numpy(), train, validation, [given])
+        drawn = recipe.drawn(slices.table, train)
+        head = fit_head(features, slices.table["target"].to_numpy(), drawn, validation, [given])
         model.get_layer("logits").set_weights(list(head))
     history = fit(upper, slices, train, validation, recipe, folder, label, callbacks)
     plain = plain_network(model)

@@ -184,7 +184,7 @@ def cause_slices(person, count: int, *, mm: float, size: tuple[int, int], n_slic
     window = select_slices(rendered.brain, round(n_slices / mm))
     area = rendered.lesions[:, :, window].sum((0, 1)) * mm**2
     index = np.flatnonzero(area >= LEAST_MM2)
-    index = evenly(index, count) if len(index) else index
+    index = evenly(index, count)
     chosen, rng = window[index], np.random.default_rng([person.seed, 6])
     versions = scan_slices([rendered.images, rendered.lesion_free], rendered.brain, person, chosen, sequences, mm,
                            percentiles, rng) if len(index) else [

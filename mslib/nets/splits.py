@@ -83,6 +83,16 @@ def assign_parts(kind: str, table: pd.DataFrame, split: Split, seed: int) -> pd.
     return table["subject"].map(split_subjects(subject_groups(table), split, seed))
 
 
+def bootstrap_rows(table: pd.DataFrame, rows: np.ndarray, unit: str, seed: int) -> np.ndarray:
+    """Rows of a table of slices, some several times: as many subjects or slices (`unit`) of each group, drawn anew."""
+    rng, chosen = np.random.default_rng([seed, 78]), []
+    own = table.iloc[rows].assign(row=rows)
+    for _, part in own.groupby("group", sort=True):
+        units = [unit["row"].to_numpy() for _, unit in part.groupby("subject" if unit == "subject" else "row")]
+        chosen += [units[k] for k in rng.integers(len(units), size=len(units))]
+    return np.concatenate(chosen)
+
+
 def permuted(table: pd.DataFrame, classes: Sequence[str], seed: int) -> pd.DataFrame:
     """Table of slices with the groups of their subjects permuted at random: the leakage control."""
     groups = subject_groups(table)

@@ -22,6 +22,7 @@ from mslib.study.files import write_table
 from mslib.study.progress import progress
 
 from .data import SliceSet, balanced_draw
+from .splits import bootstrap_rows
 from .vgg import has_batch_norm
 
 #: Batches that re-estimate the running statistics of batch norm before every validation.
@@ -52,6 +53,9 @@ class Recipe:
         As in `SliceSet.batch`.
     area_weight : float
         Of the squared error of the areas beside the cross-entropy of the class.
+    bootstrap : {"subject", "slice"}, optional
+        Draw this part of the training anew, with replacement: trainings of several seeds then differ as if other
+        people had taken part. Default: everybody is trained on.
     """
 
     epochs: int
@@ -64,6 +68,11 @@ class Recipe:
     augmentation: Augmentation | None = None
     channels: list[int] | None = None
     area_weight: float = 1.0
+    bootstrap: str | None = None
+
+    def drawn(self, table: pd.DataFrame, train: np.ndarray) -> np.ndarray:
+        """Rows to train on, of the training part: all, or some several times."""
+        return train if self.bootstrap is None else bootstrap_rows(table, train, self.bootstrap, self.seed)
 
 
 def choose_precision(wanted: str) -> str:
@@ -150,7 +159,7 @@ class BalancedBatches(Batches):
 
     def __init__(self, slices: SliceSet, train: np.ndarray, recipe: Recipe):
         super().__init__(slices, train, recipe.batch_size, recipe.channels)
-        self.train, self.seed, self.epoch = train, recipe.seed, 0
+        self.train, self.seed, self.epoch = recipe.drawn(slices.table, train), recipe.seed, 0
         self.wanted = recipe.slices_per_subject * slices.table["subject"].iloc[train].nunique()
         self.classes = slices.table["target"].to_numpy()
         self.augment = make_augmenter(recipe.augmentation) if recipe.augmentation else None

@@ -179,16 +179,13 @@ def correct_cause_slices(study, network, model):
 
 
 def _of_relevance(study, each):
-    """Slices of everybody unseen, controls too (real patients: of the explained ones): table, images, brain.
-
-    So many of each, spread evenly from the lowest to the highest, the ends left out.
-    """
+    """So many slices of everybody unseen, controls too (real patients: of the explained ones): table, images, brain."""
     from mslib.nets import evenly
     tables, arrays = [], []
     people = study.unseen() if study.config.trains else study.explained()
     for subject in progress(people, desc="slices", unit="subject"):
         person, stack = study.subjects.loc[subject], study.stack(subject)
-        index = evenly(np.arange(len(stack.images)), min(each, len(stack.images)) + 2)[1:-1]
+        index = evenly(np.arange(len(stack.images)), each)
         tables.append(pd.DataFrame({"slice": index, "target": study.target(subject)}).assign(
             **person[["subject", "group", "cohort"]]))
         arrays.append((study.images(stack, index), stack.brain[index]))

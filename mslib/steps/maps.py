@@ -17,6 +17,7 @@ def measure_maps(study: Study, backbone: str, kind: str) -> None:
     """
     from mslib.analysis import depth
     from mslib.explain import CAM_VARIANTS, explain_layers
+    from mslib.nets import evenly
     config, networks = study.config, explained_networks(study.config, backbone, kind)
     if not networks:
         raise StudyError(f"{backbone}/{kind}: is none of the networks that study {config.study} explains")
@@ -37,7 +38,7 @@ def measure_maps(study: Study, backbone: str, kind: str) -> None:
         if network.seed == 1:
             similarity, untrained = depth.randomise_layers(model, found, own, settings.randomisation_draws, config.seed)
             tables.append(untrained)
-            some = np.linspace(0, len(images) - 1, min(len(images), 24)).astype(int)
+            some = evenly(np.arange(len(images)), 24)
             start = depth.channel_peaks(study.started(network), images[some], layers)
             dead = depth.dead_channels({layer: peaks[some] for layer, peaks in found.peaks.items()}, start)
             write_tables(folder, 5, dead=dead, randomisation=similarity)

@@ -114,6 +114,8 @@ def _parts(study, kind, table):
 def train(study: Study, backbone: str, kind: str) -> None:
     """Train a kind of network from every seed, and predict all slices: of its parts and of the independent cohort.
 
+    The first training learns the whole training part, each further one a bootstrap sample of its subjects (slices,
+    where the split is by slices): from given weights trainings would otherwise be copies of each other.
     Then ``permuted.csv``, the test part's predictions after a training on permuted labels of the subjects (empty for
     ``cause``), and ``features.npz``, the pooled features of the start weights (empty where nothing reads them).
     """
@@ -141,7 +143,8 @@ def train(study: Study, backbone: str, kind: str) -> None:
         recipe = nets.Recipe(
             schedule.epochs, schedule.slices_per_subject, schedule.learning_rate, training.batch_size,
             training.weight_decay, training.patience, seed, *((None, None) if blocks else
-                                                              (training.augmentation, channels)))
+                                                              (training.augmentation, channels)),
+            bootstrap=nets.KINDS[kind] if network.seed > 1 else None)
         if nets.KINDS[kind] == "subject":
             nets.refuse_leakage(table["subject"], parts)
         table = table.assign(part=parts)

@@ -129,7 +129,8 @@ def compare_start(study: Study, start: str) -> None:
     rows, tables, done = [], {"maps": [], "methods": []}, []
     for blocks, network in ((blocks, network) for blocks in own.frozen_blocks for network in networks):
         recipe = nets.Recipe(schedule.epochs, schedule.slices_per_subject, schedule.learning_rate, training.batch_size,
-                             training.weight_decay, training.patience, config.seed + network.seed - 1)
+                             training.weight_decay, training.patience, config.seed + network.seed - 1,
+                             bootstrap="subject" if network.seed > 1 else None)
         label = f"{start}, {blocks} frozen blocks, seed {network.seed}"
         done.append(training_folder(folder / f"{blocks}-{network.seed}", "compare_start", "nets", recipe, own))
         reached = nets.FirstReaching(done[-1] / "equal.weights.h5", own.accuracy)
