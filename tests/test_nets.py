@@ -21,7 +21,7 @@ from mslib.nets import pretraining
 from mslib.nets.data import SliceSet, balanced_draw, channels_of, evenly, gather
 from mslib.nets.known_rule import spread
 from mslib.nets.simulated import cause_slices, cut, noise_left, scan_slices
-from mslib.nets.splits import assign_parts, refuse_leakage, split_subjects
+from mslib.nets.splits import assign_parts, bootstrap_rows, refuse_leakage, split_subjects
 from mslib.nets.train import make_augmenter
 from mslib.nets.vgg import build_classifier, build_trainable, fold_batch_norm, load_half, save_half
 from mslib.prep import scale_intensity, select_slices, slice_stack
@@ -348,6 +348,23 @@ def test_slices_are_spread_over_subjects():
     assert chosen.images.tolist() == [6, 8, 11, 13, 1, 3]
     for n, count, expected in ((5, 1, [2]), (4, 1, [2]), (1, 1, [0]), (9, 3, [1, 4, 7]), (3, 8, [0, 1, 2]), (0, 2, [])):
         np.testing.assert_array_equal(evenly(np.arange(n) * 7, count), np.array(expected) * 7)
+
+
+@pytest.mark.parametrize("unit", ["subject", "slice"])
+def test_a_bootstrap_sample_keeps_group_sizes_and_whole_units(unit):
+    table = table_of(people(a=4, b=6), 5)
+    rows = np.flatnonzero(table["subject"] != "a00")
+    drawn = bootstrap_rows(table, rows, unit, seed=3)
+    assert set(drawn) < set(rows) and (table.iloc[drawn].groupby("group").size() == [15, 30]).all()
+    counts = np.bincount(drawn, minlength=len(table))
+    if unit == "subject":  # every slice of a subject as often as the others
+        assert (counts.reshape(-1, 5) == counts[::5, None]).all()
+    share = np.mean([np.isin(rows, bootstrap_rows(table, rows, unit, seed)).mean() for seed in range(200)])
+    size = {"subject": (3, 6), "slice": (15, 30)}[unit]  # a unit is missed with (1 - 1/n)^n
+    expected = 1 - sum(n * (1 - 1 / n) ** n for n in size) / sum(size)
+    assert share == pytest.approx(expected, abs=0.03)
+    np.testing.assert_array_equal(drawn, bootstrap_rows(table, rows, unit, seed=3))
+    assert not np.array_equal(drawn, bootstrap_rows(table, rows, unit, seed=4))
 
 
 def test_balanced_draw():

@@ -284,7 +284,7 @@ class Relevance(Section):
         "gamma", "gamma_centred"]
     slices_per_subject: Annotated[int, Field(ge=2)] = 4
     compared_slices: Annotated[int, Field(ge=2)] = 24
-    volumes: PositiveInt = 1
+    volumes: Count = 1
 
 
 class Comparison(Section):
