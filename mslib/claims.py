@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import pandas as pd
@@ -12,8 +12,10 @@ from mslib.measure import interval_text
 from mslib.show import label_of
 
 HOLDS, FAILS, OPEN, UNTESTABLE = "holds", "does not hold", "undecided", "not testable"
-#: Of a claim that the simulator has planted, and of an accuracy over people that the network has learnt from.
+#: Of a claim that the simulator has planted; of an accuracy that simulated patients cannot refute; of an accuracy over
+#: people that the network has learnt from.
 RECOVERED, LOST = "recovered in simulation", "not recovered in simulation"
+UNREACHED = "not reached in simulation"
 LEAKY = "reproduced; not evidence of generalisation"
 #: Fewer subjects give no verdict.
 LEAST_SUBJECTS = 6
@@ -128,7 +130,7 @@ def _decide(claim: Claim, rows: list[dict], read: Callable[[str], pd.DataFrame],
     return found
 
 
-def judge(claims: list[Claim], read: Callable[[str], pd.DataFrame], simulated: bool = False) -> pd.DataFrame:
+def judge(claims: list[Claim], read: Callable[[str], pd.DataFrame], simulated: Collection[str] = ()) -> pd.DataFrame:
     """Judge claims by the tables that notebooks have saved.
 
     Parameters
@@ -136,8 +138,8 @@ def judge(claims: list[Claim], read: Callable[[str], pd.DataFrame], simulated: b
     claims : list of Claim
     read : callable
         Table by name; empty where there is none.
-    simulated : bool
-        Whether the data of planted claims are simulated.
+    simulated : collection of {"patients", "nights"}
+        Which data are.
 
     Returns
     -------
@@ -160,9 +162,13 @@ def judge(claims: list[Claim], read: Callable[[str], pd.DataFrame], simulated: b
             values = "; ".join(map(interval_text, part))
             borders = ", ".join(sorted({f"{_border(claim, row):.3g}" for row in part}))
             decided, reason = _decide(claim, part, read, owner)
-            if simulated and claim.planted is False:
+            if "nights" in simulated and claim.planted is False:
                 decided, reason = UNTESTABLE, "the simulated nights do not contain it"
-            words = {HOLDS: claim.holds} | ({HOLDS: RECOVERED, FAILS: LOST} if claim.planted and simulated else {})
+            words = {HOLDS: claim.holds}
+            if claim.planted and "nights" in simulated:
+                words = {HOLDS: RECOVERED, FAILS: LOST}
+            if claim.holds == LEAKY and "patients" in simulated:
+                words[FAILS] = UNREACHED
             judged.append(common | {"network": owner, "evidence": f"{claim.evidence}: {values}; border {borders}",
                                     "verdict": words.get(decided, decided), "reason": reason})
     return pd.DataFrame(judged)

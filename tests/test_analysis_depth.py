@@ -318,6 +318,25 @@ def test_best_layers_are_those_that_go_furthest():
     assert depth.best_layers(depth.depth_table(make_maps().assign(blank=True), **DRAWS)).empty
 
 
+def test_the_best_of_one_half_is_measured_in_the_other():
+    """One layer is best in the halves' own noise: the people who did not choose it tell what it is worth."""
+    maps = make_maps()
+    found = depth.cross_fitted(maps, ["gradcam"], **DRAWS)
+    assert found[["tested", "layer"]].to_numpy().tolist() == [["b", "block5_conv1"], ["a", "block5_conv1"]]
+    assert (found["subjects"] == 8).all()
+    names = np.sort(maps["subject"].unique())
+    for row in found.to_dict("records"):
+        part = maps[maps["subject"].isin(names[0 if row["tested"] == "a" else 1::2])]
+        mean = part[own(part) & (part["layer"] == "block5_conv1")]["auprc"].mean()
+        assert row["value"] == pytest.approx((mean - PRIOR) / (ORACLE - PRIOR), abs=1e-9)
+        assert row["low"] < row["value"] < row["high"]
+    even = maps["subject"].isin(names[::2]) & own(maps) & (maps["layer"] == "block4_conv4")
+    lucky = depth.cross_fitted(maps.assign(auprc=maps["auprc"].where(~even, 0.85)), ["gradcam"], **DRAWS)
+    elsewhere = lucky.set_index("tested").loc["b"]
+    assert elsewhere["layer"] == "block4_conv4" and elsewhere["value"] < 0.1
+    assert depth.cross_fitted(maps[maps["subject"] == names[0]], ["gradcam"], **DRAWS).empty
+
+
 def test_known_trends_are_decided():
     """Shallower is more local, overlaps lesions better; last convolution best compromise; block4_conv4 hard to read."""
     names = ["spread with depth", "auprc with depth", "last convolution over rival", "hard layer minus last"]

@@ -15,6 +15,7 @@ from mslib.claims import (
     LOST,
     OPEN,
     RECOVERED,
+    UNREACHED,
     UNTESTABLE,
     Claim,
     judge,
@@ -96,12 +97,14 @@ def test_five_subjects_are_no_verdict():
 
 def test_words_for_what_was_planted_and_for_leaking_accuracy():
     claim = Claim("it is above", "nobody", CHECK, "rows", "name == 'a'", "chance", planted=True)
-    for simulated, words in ((True, [RECOVERED, LOST]), (False, [HOLDS, FAILS])):
+    for simulated, words in (({"nights"}, [RECOVERED, LOST]), ({"patients"}, [HOLDS, FAILS])):
         assert judge([claim], {"rows": ROWS}.get, simulated)["verdict"].tolist() == words
-    absent = judge([replace(claim, planted=False)], {"rows": ROWS}.get, simulated=True)
+    absent = judge([replace(claim, planted=False)], {"rows": ROWS}.get, simulated={"nights"})
     assert absent["verdict"].tolist() == [UNTESTABLE] * 2 and set(absent["reason"]) == {
         "the simulated nights do not contain it"}
     assert judged(holds=LEAKY) == {"vgg16": (LEAKY, ""), "vgg19": (FAILS, "")}
+    accuracy = replace(claim, planted=None, holds=LEAKY)
+    assert judge([accuracy], {"rows": ROWS}.get, {"patients"})["verdict"].tolist() == [LEAKY, UNREACHED]
 
 
 def test_what_was_not_measured_is_not_testable():

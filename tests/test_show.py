@@ -121,9 +121,10 @@ def depth_curves():
 
 
 @plot
-def size_map():
+def size_map(**known):
     table = pd.DataFrame({"backbone": "vgg16", "method": "gradcam", "layer": LAYERS * 2,
-                          "size": np.repeat(["small", "large"], 3), "value": [.1, .3, .2, .4, .5, np.nan]})
+                          "size": np.repeat(["small", "large"], 3), "value": [.1, .3, .2, .4, .5, np.nan],
+                          "low": [.1] * 3 + [.2] * 3}).assign(**known)
     return show.plot_size_map(table, LAYERS, ["small", "large"])
 
 
@@ -320,6 +321,8 @@ def test_layers_that_are_mostly_blank_are_hollow():
 def test_the_best_layer_of_each_size_is_framed():
     ax = size_map().axes[0]
     assert [(box.get_x(), box.get_y()) for box in ax.patches] == [(0, 1), (1, 1)], "block5_conv2 for both"
+    few = size_map.__wrapped__(low=[.1] * 3 + [np.nan] * 3).axes[0]
+    assert [(box.get_x(), box.get_y()) for box in few.patches] == [(0, 1)], "no interval of the large ones"
     assert [label.get_text() for label in ax.get_yticklabels()] == LAYERS and "0.30" in words(size_map())
 
 

@@ -122,7 +122,8 @@ def plot_size_map(table, layers: Sequence[str], sizes: Sequence[str], *, caption
     Parameters
     ----------
     table : DataFrame
-        Columns ``backbone, method, layer, size, value``: a row of panels per backbone, a column per method.
+        Columns ``backbone, method, layer, size, value, low``: a row of panels per backbone, a column per method. No
+        layer is framed where none has an interval: too few people.
     layers, sizes : sequences of str
         Rows of a panel, shallow to deep, and its columns.
     """
@@ -133,11 +134,12 @@ def plot_size_map(table, layers: Sequence[str], sizes: Sequence[str], *, caption
     for (i, j), ax in np.ndenumerate(axes):
         part = table[(table["method"] == names[j]) & (table["backbone"] == row_names[i])]
         wide = part.pivot_table(index="layer", columns="size", values="value")
+        known = part.groupby("size")["low"].count()
         wide = wide.reindex(index=[layer for layer in layers if layer in wide.index], columns=list(sizes))
         sns.heatmap(wide, ax=ax, cmap="viridis", vmin=0, vmax=float(table["value"].max()), annot=True, fmt=".2f",
                     annot_kws={"fontsize": 7}, cbar=False, linewidths=0.5)
         for column, size in enumerate(sizes):
-            if wide[size].notna().any():
+            if known.get(size, 0):
                 best = wide.index.get_loc(wide[size].idxmax())
                 ax.add_patch(plt.Rectangle((column, best), 1, 1, fill=False, ec="#D55E00", lw=2))
         ax.set(xlabel="", ylabel=label_of(row_names[i]) if j == 0 else "")

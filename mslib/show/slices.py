@@ -77,7 +77,7 @@ def plot_summary(flair, maps: Mapping[str, np.ndarray], *, accuracy=None, curves
         ``tested``; chance is dotted.
     curves : DataFrame, optional
         ``layer, backbone, method, value, low, high``: AUPRC of methods (in colour), of the oracle, the location prior
-        and FLAIR intensity (in black); one line style per backbone.
+        and FLAIR intensity (in black); circles and squares as in the first panel.
     layers : sequence of str
         Of the horizontal axis, shallow to deep.
     lesion : (H, W) bool array, optional
@@ -89,13 +89,13 @@ def plot_summary(flair, maps: Mapping[str, np.ndarray], *, accuracy=None, curves
                              figsize=(1.55 * sum(widths) + 0.4, 2.9))
     axes = list(axes[0])
     if accuracy is not None:
-        ax, tested = axes.pop(0), list(dict.fromkeys(accuracy["tested"]))
-        colours = colours_of(list(dict.fromkeys(accuracy["backbone"])))
-        for number, (backbone, colour) in enumerate(colours.items()):
+        ax, tested, backbones = axes.pop(0), *(list(dict.fromkeys(accuracy[key])) for key in ("tested", "backbone"))
+        shifts = 0.14 * (np.arange(len(backbones)) - (len(backbones) - 1) / 2)
+        for number, backbone in enumerate(backbones):
             part = accuracy[accuracy["backbone"] == backbone]
-            place = np.array([tested.index(name) for name in part["tested"]]) + 0.14 * (number - (len(colours) - 1) / 2)
-            ax.vlines(place, part["low"], part["high"], color=colour, lw=1.8)
-            ax.plot(place, part["value"], "o", color=colour, ms=5, label=label_of(backbone))
+            place = np.array([tested.index(name) for name in part["tested"]]) + shifts[number]
+            ax.vlines(place, part["low"], part["high"], color="0.25", lw=1.8)
+            ax.plot(place, part["value"], "os"[number], color="0.25", ms=5, label=label_of(backbone))
         ax.axhline(accuracy["chance"].iloc[0], color="0.4", ls=":", lw=1, label="chance")
         ax.set(title="A  Balanced accuracy", ylim=(0, 1.02), xlim=(-0.5, len(tested) - 0.5))
         ax.set_xticks(range(len(tested)), tested, fontsize=6.5)
@@ -111,14 +111,14 @@ def plot_summary(flair, maps: Mapping[str, np.ndarray], *, accuracy=None, curves
             values = np.repeat(part["value"].to_numpy(), len(layers) if level else 1)
             ax.plot(place, values, color=colours.get(method, "black"), lw=1.2, ls=styles.get(method, "-"),
                     marker=None if method in styles else "os"[backbone != curves["backbone"].iloc[0]], ms=3.5,
-                    label=label_of(method) + f", {label_of(backbone)}" * (method not in styles))
-        ax.set(title="B  AUPRC on lesions", ylim=(0, None))
+                    label=label_of(method))
+        ax.set(title="B  AUPRC on lesions", ylim=(0, 1.02))
         ax.set_xticks(range(len(layers)), [layer.removeprefix("block") for layer in layers], rotation=60, ha="right",
                       rotation_mode="anchor", fontsize=6)
         ax.set_xlabel("block and layer, shallow to deep", fontsize=7)
         ax.grid(axis="y")
         handles = dict(zip(*ax.get_legend_handles_labels()[::-1]))
-        ax.legend(handles.values(), handles, fontsize=6, loc="best")
+        ax.legend(handles.values(), handles, fontsize=6, loc="upper center", bbox_to_anchor=(0.5, -0.42), ncols=3)
     draw_slice(axes[0], flair, lesion=lesion, sides=True, pixel_mm=pixel_mm)
     axes[0].set_title(f"{'ABC'[len(plots)]}  FLAIR" + ", lesions" * (lesion is not None), fontsize=8)
     for ax, (name, heat) in zip(axes[1:], maps.items(), strict=True):
