@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -130,7 +131,7 @@ def plot_accuracies(table, *, protocols: Sequence[str] | None = None, published:
     protocols : sequence of str, optional
         Rows from top to bottom.
     published : mapping of backbone to accuracy, optional
-        Dashed lines in the panel of slices: what Hong and Zhang report.
+        Dashed lines in the panel of slices, on the first protocol: what Hong and Zhang report.
     unit : str
         Name of the horizontal axes.
     """
@@ -138,29 +139,35 @@ def plot_accuracies(table, *, protocols: Sequence[str] | None = None, published:
     protocols = list(protocols) if protocols else list(dict.fromkeys(table["protocol"]))
     nets = list(dict.fromkeys(table["backbone"]))
     colours = colours_of(nets)
-    fig, axes = plt.subplots(1, 2, sharey=True, figsize=(8.4, (0.3 + 0.18 * len(nets)) * len(protocols) + 1.5))
+    rows, ends = {}, [0.0]
+    for name in protocols:
+        present = [net for net in nets if ((table["protocol"] == name) & (table["backbone"] == net)).any()]
+        rows |= {(name, net): ends[-1] + 0.7 + i for i, net in enumerate(present)}
+        ends.append(ends[-1] + len(present) + 0.4)
+    fig, axes = plt.subplots(1, 2, sharey=True, figsize=(8.4, 0.2 * ends[-1] + 1.5))
     for ax, level in zip(axes, ("slice", "subject")):
         for row in table[table["level"] == level].itertuples():
-            place = protocols.index(row.protocol)
-            offset = (nets.index(row.backbone) - (len(nets) - 1) / 2) * 0.24
+            place, number = rows[row.protocol, row.backbone], protocols.index(row.protocol)
             if getattr(row, "seed", 1) > 1:
-                ax.plot(row.value, place + offset, "o", color=colours[row.backbone], ms=4.5, mfc="none", mew=0.8)
+                ax.plot(row.value, place, "o", color=colours[row.backbone], ms=4.5, mfc="none", mew=0.8)
                 continue
-            _interval_dot(ax, row, place + offset, colours[row.backbone])
+            _interval_dot(ax, row, place, colours[row.backbone])
             if hasattr(row, "chance"):
-                ax.vlines(row.chance, place - 0.5, place + 0.5, **CHANCE)
+                ax.vlines(row.chance, *ends[number:number + 2], **CHANCE)
         for net, value in (published or {}).items() if level == "slice" else ():
-            ax.axvline(value, color=colours.get(net, "#444444"), ls="--", lw=1)
+            ax.plot([value] * 2, ends[:2], color=colours.get(net, "#444444"), ls="--", lw=1)
+        for border in ends[1:-1]:
+            ax.axhline(border, color="#cccccc", lw=0.6)
         ax.set(title=f"by {level}", xlim=(0, 1.45), xticks=np.linspace(0, 1, 6), xlabel=unit)
         ax.grid(axis="x")
-    axes[0].set_yticks(range(len(protocols)), [name.replace("_", " ") for name in protocols])
-    axes[0].set_ylim(len(protocols) - 0.5, -0.5)
+    axes[0].set_yticks([sum(pair) / 2 for pair in pairwise(ends)], [name.replace("_", " ") for name in protocols])
+    axes[0].set_ylim(ends[-1], 0)
     keys = [Line2D([], [], marker="o", color=colours[net], label=label_of(net)) for net in nets]
     if published:
         keys.append(Line2D([], [], color="#444444", ls="--", lw=1, label="published (network's colour)"))
     if "chance" in table:
         keys.append(Line2D([], [], label="chance", **CHANCE))
-    fig.legend(handles=keys, loc="outside upper center", ncols=len(keys))
+    fig.legend(handles=keys, loc="outside upper center", ncols=3)
     add_caption(fig, caption)
     return fig
 
