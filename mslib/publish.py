@@ -31,8 +31,8 @@ PUBLISHED = {
     "02_finetuning": (["accuracy", "figure2_confusion"], ["accuracy"]),
     "03_gradcam_layers": (
         ["depth_curves", "cause_layers", "figure3_layers", "figure4_layers", "depth_by_size", "randomisation"],
-        ["depth_curves", "way_to_oracle", "depth_by_size", "depth_tests"]),
-    "04_multimodal_attribution": (["attribution_checks", "attribution_known_rule", "attribution_cause_auprc"],
+        ["depth_curves", "way_to_oracle", "way_cross_fitted", "depth_by_size", "depth_tests"]),
+    "04_multimodal_attribution": (["attribution_checks", "attribution_scores_known_rule", "attribution_cause_auprc"],
                                   ["attribution_known_rule", "attribution_cause", "attribution_checks"]),
     "05_modality_relevance": (["relevance_known_rule", "relevance_shares"], ["relevance_shares"]),
     "06_sleep_staging": (["sleep_shares", "sleep_night"], ["sleep_shares"]),
@@ -47,7 +47,7 @@ SIMULATED = ("Simulated data: every subject is made by this project's own phanto
 LESJAK = ("Data: open_ms_data (Lesjak et al. 2016 and 2017), CC-BY; corrected for bias fields, aligned, masked to the "
           "brain, scaled and resampled by this project.")
 #: Pixels of the pictures inside notebooks; those of `PUBLISHED` are whole in ``figures``.
-WIDEST = 760
+WIDEST = 680
 PAGES = Environment(loader=FileSystemLoader(Path(__file__).parent / "show" / "pages"), trim_blocks=True,
                     lstrip_blocks=True, keep_trailing_newline=True,
                     autoescape=lambda name: ".html" in name)
@@ -98,7 +98,7 @@ def _stable_outputs(outputs):
             drawn, stored = base64.b64decode(output["data"]["image/png"]), io.BytesIO()
             picture = Image.open(io.BytesIO(drawn)).convert("RGB")
             picture.thumbnail((WIDEST, WIDEST * 4))
-            picture.save(stored, "JPEG", quality=75, optimize=True)
+            picture.save(stored, "JPEG", quality=72, optimize=True)
             if len(stored.getvalue()) < len(drawn):
                 output["data"]["image/jpeg"] = base64.b64encode(stored.getvalue()).decode()
                 output["metadata"]["image/jpeg"] = output["metadata"].pop("image/png", {})
