@@ -145,7 +145,8 @@ NOTEBOOKS = {
     "00_cohort": (COHORT, "analysis/truth show"),
     "01_coregistration": (COHORT, "analysis/truth prep show", "prep"),
     "02_finetuning": (NET_FILES, "analysis/networks nets measure show", "training"),
-    "03_gradcam_layers": (MAP_FILES, "analysis/depth analysis/lobes explain measure nets show", "explain"),
+    "03_gradcam_layers": (
+        MAP_FILES, "analysis/cross_fitting analysis/depth analysis/lobes explain measure nets show", "explain"),
     "04_multimodal_attribution": (
         ATTRIBUTION_FILES, "analysis/attribution analysis/known_rule analysis/relevance explain measure show",
         "attribution"),

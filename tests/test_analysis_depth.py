@@ -10,6 +10,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from mslib.analysis import depth
+from mslib.analysis.cross_fitting import cross_fitted
 from mslib.analysis.lobes import LOBES, brain_top, lobe_labels, lobe_shares
 from mslib.explain import average_cells, explain_layers, layer_cams, randomised_copy, upsample_maps
 from mslib.measure import measure_maps
@@ -321,7 +322,7 @@ def test_best_layers_are_those_that_go_furthest():
 def test_the_best_of_one_half_is_measured_in_the_other():
     """One layer is best in the halves' own noise: the people who did not choose it tell what it is worth."""
     maps = make_maps()
-    found = depth.cross_fitted(maps, ["gradcam"], **DRAWS)
+    found = cross_fitted(maps, ["gradcam"], **DRAWS)
     assert found[["tested", "layer"]].to_numpy().tolist() == [["b", "block5_conv1"], ["a", "block5_conv1"]]
     assert (found["subjects"] == 8).all()
     names = np.sort(maps["subject"].unique())
@@ -331,10 +332,10 @@ def test_the_best_of_one_half_is_measured_in_the_other():
         assert row["value"] == pytest.approx((mean - PRIOR) / (ORACLE - PRIOR), abs=1e-9)
         assert row["low"] < row["value"] < row["high"]
     even = maps["subject"].isin(names[::2]) & own(maps) & (maps["layer"] == "block4_conv4")
-    lucky = depth.cross_fitted(maps.assign(auprc=maps["auprc"].where(~even, 0.85)), ["gradcam"], **DRAWS)
+    lucky = cross_fitted(maps.assign(auprc=maps["auprc"].where(~even, 0.85)), ["gradcam"], **DRAWS)
     elsewhere = lucky.set_index("tested").loc["b"]
     assert elsewhere["layer"] == "block4_conv4" and elsewhere["value"] < 0.1
-    assert depth.cross_fitted(maps[maps["subject"] == names[0]], ["gradcam"], **DRAWS).empty
+    assert cross_fitted(maps[maps["subject"] == names[0]], ["gradcam"], **DRAWS).empty
 
 
 def test_known_trends_are_decided():

@@ -367,25 +367,6 @@ def best_layers(curves: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(picks)[columns] if picks else pd.DataFrame(columns=columns)
 
 
-def cross_fitted(maps: pd.DataFrame, methods: Sequence[str], **draws) -> pd.DataFrame:
-    """The best method and layer of one half of the people, measured in the other half, both ways.
-
-    What was chosen as the best of many looks better than it is on the people who chose it. Of correctly classified
-    slices in `maps`: ``kind, backbone, tested`` (half), ``method, layer, value, low, high, subjects``; ``value`` is the
-    share of the way from location prior to oracle.
-    """
-    maps = maps[maps["correct"].astype(bool)]
-    half, found = maps.groupby("kind")["subject"].transform(lambda names: pd.factorize(names, sort=True)[0] % 2), []
-    tables = [depth_table(maps[half == number], **draws) for number in (0, 1) if (half == number).any()]
-    for number, (chosen, tested) in enumerate(zip(tables, reversed(tables)) if len(tables) == 2 else ()):
-        own = chosen[(chosen["source"] == "network") & chosen["method"].isin(methods)]
-        best = best_layers(own).query("pick == 'best of all'")[[*NETWORK, "method", "layer"]]
-        way = tested[tested["measure"] == "auprc_way"]
-        found.append(best.merge(way, on=list(best)).assign(tested="ba"[number]))
-    columns = [*NETWORK, "tested", "method", "layer", "value", "low", "high", "subjects"]
-    return pd.concat(found)[columns] if found else pd.DataFrame(columns=columns)
-
-
 def kind_similarity(stored: Mapping[tuple[str, int], Mapping[str, np.ndarray]]) -> pd.DataFrame:
     """`rank_correlation` of the maps of every two networks of a backbone, slice by slice.
 
