@@ -387,7 +387,7 @@ def fit(model: keras.Model, slices: SliceSet, train: np.ndarray, validation: np.
         lowest = min((row["val_loss"] for row in rows), default=None)
         keep = keras.callbacks.ModelCheckpoint(str(best), monitor, save_best_only=True, save_weights_only=True,
                                                mode="min", initial_value_threshold=lowest)
-        refresh = [RefreshBatchNorm(slices, train, recipe)] if has_batch_norm(trainer) else []
+        refresh = [RefreshBatchNorm(slices, batches.train, recipe)] if has_batch_norm(trainer) else []
         called = [*refresh, history, *callbacks, keep, backup]  # the backup last: what a kill leaves is made again
         with history.bar:
             trainer.fit(batches, validation_data=Batches(slices, validation, 64, recipe.channels),
