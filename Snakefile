@@ -41,8 +41,13 @@ os.environ.update({DRIVEN: "1", "MSLIB_PROGRESS": "terminal", "MSLIB_FAULTS": FA
 SOURCE, BACKBONES = STUDY.cohort.source, STUDY.model.backbones
 # Real patients are explained with shipped networks.
 FITTED = f"{RUN}/nets/{{network}}/weights.weights.h5" if STUDY.trains else "weights/{network}.h5"
-SHIPPED = [f"weights/{backbone}_simulated.h5" for backbone in BACKBONES] if STUDY.model.weights == "simulated" else []
-SHIPPED_START = f"weights/{BACKBONES[0]}_simulated.h5"
+
+def start_files(weights, backbones):
+    """Files that networks start from: shipped ones, or one's own."""
+    own = [str(ROOT / weights)] if weights.endswith(".h5") else []
+    return [f"weights/{backbone}_simulated.h5" for backbone in backbones] if weights == "simulated" else own
+
+SHIPPED = start_files(STUDY.model.weights, BACKBONES)
 EXPLAINED = explained_networks(STUDY)
 SEEDS = sorted({network.seed for network in EXPLAINED})
 # One machine: jobs side by side must fit into its memory. A cluster (no number of cores) looks after that itself.
@@ -88,11 +93,12 @@ def tell_faults_again():
 
 if workflow.is_main_process:
     needed = [*SHIPPED, *(FITTED.format(network=network) for network in EXPLAINED if not STUDY.trains)]
-    if STUDY.comparison and "simulated" in STUDY.comparison.weights.values():
-        needed.append(SHIPPED_START)
+    for weights in STUDY.comparison.weights.values() if STUDY.comparison else ():
+        needed += start_files(weights, BACKBONES[:1])
     for path in needed:
         if not Path(path).is_file():
-            refuse(f"{path}: is absent; shipped weights lie in the folder weights (weights/README.md)")
+            hint = "; shipped weights lie in the folder weights (weights/README.md)" * path.startswith("weights/")
+            refuse(f"{path}: is absent{hint}")
     try:  # now, not when all is done
         there = next(place for place in (Path(RESULTS).resolve(), *Path(RESULTS).resolve().parents) if place.exists())
         TemporaryFile(dir=there).close()
@@ -180,7 +186,7 @@ def template(mm):
 
 def raw_cohort(wildcards):
     own = [str(path) for place in ("", "derivatives/truth/", "derivatives/brainmask/") if SOURCE == "bids"
-           for path in sorted(Path(BIDS).glob(f"{place}sub-*/**/anat/*.nii*"))]
+           for path in sorted(Path(BIDS).glob(f"{place}sub-*/**/anat/*.nii*")) if path.exists()]
     return [f"{BIDS}/participants.tsv", *own, *expand(TRUTH, subject=list(PEOPLE))]
 
 def people():
@@ -190,7 +196,7 @@ def people():
 
 def raw_files(wildcards):
     """Images and masks of one subject: what makes its preprocessing stale."""
-    return [f"{BIDS}/{file}" for file in people()[wildcards.subject] if file]
+    return [f"{BIDS}/{file}" for file in people().get(wildcards.subject, []) if file]
 
 def stacks(wildcards):
     return expand(f"{DERIVED}_desc-qc.json", subject=list(people()))
@@ -319,7 +325,7 @@ if STUDY.comparison:
     rule compare_start:
         input:
             CAUSE_FILES,
-            lambda wildcards: SHIPPED_START if STUDY.comparison.weights[wildcards.start] == "simulated" else []
+            lambda wildcards: start_files(STUDY.comparison.weights[wildcards.start], BACKBONES[:1])
         output: expand(f"{RUN}/pretraining/{{start}}/{{name}}.csv", allow_missing=True, name=STARTED)
         params:
             made("compare_start", "nets analysis/depth analysis/attribution explain measure", "seed", "comparison",

@@ -154,6 +154,10 @@ def explain(bids_dir: Path, output_dir: Path, group_column: str | None = None, c
             "study": "explained", "groups": values, "cohort": cohort, "model": model,
             "prep": {"resample_mm": None if found.fine else 1.0}, "relevance": {"volumes": count},
             "explain": {"nifti_subjects": count, "viewer_subjects": count}}, sort_keys=False))
+    elif group_column not in (None, load_config(file).cohort.group_column):
+        raise StudyError(f"{file}: holds another group column than --group-column; delete the file")
+    else:
+        print(f"{file}: settings of an earlier call are used; delete the file if the dataset has changed")
     return run(bids_dir, output_dir, "group", config=file, cores=cores, skip_bids_validation=True)
 
 

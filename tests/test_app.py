@@ -118,6 +118,7 @@ def test_coded_groups_are_named_by_what_participants_json_says():
     assert class_names(["1", "0", "HC", "2"], levels) == {
         "control": ["0", "HC"], "relapsingremitting": ["1"], "2": ["2"]}
     assert class_names(["RR-MS", "RRMS"], {}) == {"RRMS": ["RR-MS"], "RRMS2": ["RRMS"]}
+    assert class_names(["None", "n/a", "MS"], {}) == {"None1": ["None"], "na2": ["n/a"], "MS": ["MS"]}, "are read again"
 
 
 def test_check_tells_faults_and_suspicions(root, capsys):
@@ -233,6 +234,11 @@ def test_patients_are_explained_by_shipped_networks(root, project, snakemake, tm
     config = load_config(out / "config.yaml")
     assert not config.trains and config.groups == ["control", "RRMS", "SPMS"] and config.model.backbones == ["vgg19"]
     assert config.explain.viewer_subjects == 4 == config.relevance.volumes
+    capsys.readouterr()
+    assert main(["explain", str(root), str(out)]) == 0
+    assert "settings of an earlier call are used" in capsys.readouterr().out
+    assert main(["explain", str(root), str(out), "--group-column", "sex"]) == 1
+    assert "holds another group column than --group-column" in capsys.readouterr().err
     cohort = Cohort.of_study(root, config)
     assert [one.group for one in cohort] == ["RRMS"] * 4
     assert [line.split(" with ")[1] for line in cohort.left_out] == [

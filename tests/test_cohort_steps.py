@@ -125,6 +125,34 @@ def test_nobody_to_explain_is_told(study, tmp_path):
         steps.subjects(run)
 
 
+def test_nobody_left_is_told_with_the_reasons(study, tmp_path):
+    people = cohort(tmp_path / "bids")[:1]
+    run = study(people)
+    write_json(qc_file(run, "00"), {"excluded": "its images do not overlap"})
+    with pytest.raises(StudyError, match=r"nobody usable is left\nsub-00: excluded: its images do not overlap"):
+        steps.subjects(run)
+
+
+@pytest.mark.parametrize("groups", [["control", "SPMS", "RRMS"], ["RRMS", "SPMS"]])
+def test_shipped_networks_of_other_classes_explain_nobody(study, tmp_path, groups):
+    """Else the last layer would stay at random."""
+    people = [one for one in cohort(tmp_path / "bids") if one.group in groups]
+    run = study(people, groups=groups, model={"shipped": True, "weights": "simulated"})
+    prepared(run, people)
+    for explains in (steps.subjects, lambda one: one.net("vgg16")):
+        with pytest.raises(StudyError, match=r"groups: must be \['control', 'RRMS', 'SPMS'\], in this order"):
+            explains(run)
+
+
+def test_images_that_are_links_keep_their_names(study, tmp_path):
+    """As DataLad and git-annex lay them."""
+    image = tmp_path / "bids" / "sub-00" / "anat" / "sub-00_T1w.nii.gz"
+    image.parent.mkdir(parents=True)
+    image.symlink_to(tmp_path / "annex-object.nii.gz")
+    run = study([Subject("00", "SPMS", {"T1w": image})])
+    assert read_json(run.folder / "cohort.json")["subjects"][0]["images"] == {"T1w": "sub-00/anat/sub-00_T1w.nii.gz"}
+
+
 def test_patients_unlike_those_that_shipped_networks_know_are_named(tmp_path, monkeypatch):
     """Of two real patients, the one with T2w and FLAIR swapped; captions count them."""
     write_text(tmp_path / "real.yaml", yaml.safe_dump({

@@ -248,7 +248,7 @@ def changed(whole, project):
      {"simulate", "preprocess", "train", "measure_maps", "known_rule", "attribute", "relevance_shares", "fold"}),
     ("honest: {epochs: 2", "honest: {epochs: 3", {"train", "measure_maps", "attribute"},
      {"preprocess", "fold", "known_rule"}),
-    ("folds: 3", "folds: 2", {"folds", "notebook"}, {"train", "preprocess", "measure_maps", "fold"}),
+    ("folds: 3", "folds: 4", {"folds", "notebook"}, {"train", "preprocess", "measure_maps", "fold"}),
     ("samples: 24", "samples: 25", {"attribute", "known_rule"}, {"train", "measure_maps", "relevance_shares", "fold"}),
     ("slices_per_subject: 3, compared", "slices_per_subject: 2, compared", {"relevance_shares"},
      {"train", "attribute", "measure_maps", "known_rule"}),

@@ -249,7 +249,7 @@ def _moved(subject: Subject, move) -> Subject:
 def write_listing(path: str | Path, cohort: Cohort, root: str | Path, suspicions: Sequence[str] = ()) -> Path:
     """Write the subjects, faults and suspicions of a checked cohort; image paths are kept relative to `root`."""
     def relative(file):
-        return Path(file).resolve().relative_to(Path(root).resolve()).as_posix()
+        return Path(file).absolute().relative_to(Path(root).absolute()).as_posix()  # links keep their names
 
     return write_json(path, {"subjects": [asdict(_moved(one, relative)) for one in cohort],
                              "faults": [str(fault) for fault in cohort.faults], "left_out": cohort.left_out,

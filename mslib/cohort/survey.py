@@ -27,6 +27,8 @@ SEQUENCES = ("T1w", "T2w", "FLAIR")
 #: Columns that usually hold the group, the likeliest first, and columns that never do.
 LIKELY = ("group", "diagnosis", "dx", "phenotype", "ms_type", "subtype", "disease", "condition", "status")
 NEVER = {"participant_id", "age", "sex", "gender", "edss", "cohort", "handedness", "site", "scanner", "session"}
+#: What tables that are read again take for a missing value.
+NO_NAMES = ("", "na", "nan", "none", "null")
 HEALTHY = re.compile(r"\b(controls?|healthy|hc|hv|ctrl|normal)\b", re.IGNORECASE)
 #: Entities by which files of one sequence differ.
 CHOICES = ("run", "acq", "rec", "ce", "dir", "echo", "part")
@@ -120,7 +122,7 @@ def class_names(values, meanings: Mapping[str, str]) -> dict[str, list[str]]:
     for value in values:
         meaning = str(meanings.get(value, value))
         name = CONTROL if HEALTHY.search(meaning) else re.sub("[^A-Za-z0-9]", "", meaning if value.isdigit() else value)
-        if name != CONTROL and (not name or name in classes):
+        if name != CONTROL and (name.lower() in NO_NAMES or name in classes):
             name = f"{name or 'class'}{len(classes) + 1}"
         classes[name].append(value)
     return dict(sorted(classes.items(), key=lambda item: item[0] != CONTROL))

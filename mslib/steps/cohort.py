@@ -147,6 +147,12 @@ def subjects(study: Study) -> None:
     table = pd.DataFrame([{"subject": person.id, "group": person.group, "cohort": person.cohort, "age": person.age,
                            "sex": person.sex, "edss": person.edss, "lesion_mask": person.lesion_mask is not None}
                           for person in people if "excluded" not in quality[person.id]])
+    excluded = [f"sub-{name}: excluded: {row['excluded']}" for name, row in quality.items() if "excluded" in row]
+    if table.empty:
+        raise StudyError("\n".join([f"{study.folder}: nobody usable is left", *excluded]))
+    if not config.trains:
+        for network in explained_networks(config):
+            study.check_classes(network)
     table["part"] = "test"
     if config.trains:
         own = table["cohort"] == "study"
@@ -170,7 +176,6 @@ def subjects(study: Study) -> None:
     write_table(study.folder / "subjects.csv", table)
     strange = [f"sub-{one.subject}: lies outside what the networks were trained on: {one.out_of_scope}"
                for one in table.itertuples() if one.out_of_scope]
-    excluded = [f"sub-{name}: excluded: {row['excluded']}" for name, row in quality.items() if "excluded" in row]
     write_json(study.folder / "faults.json", [
         *read_json(study.folder / "cohort.json")["faults"], *excluded, *strange])
 

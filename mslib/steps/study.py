@@ -142,11 +142,12 @@ class Study(Run):
     def net(self, backbone: str, kind: str = "honest", seed: int = 1) -> keras.Model:
         """A fitted network, plain and in float32 (of real patients' studies a shipped one).
 
-        StudyError where it has not been trained.
+        StudyError where it has not been trained, or knows other classes.
         """
         from mslib.nets import build_classifier, load_half
         network = Network(backbone, kind, seed)
         if not self.config.trains:
+            self.check_classes(network)
             model = self.started(network)
             load_half(model, shipped(network), self.classes(kind))
             return model
@@ -155,6 +156,12 @@ class Study(Run):
             raise StudyError(f"{path}: no fitted {backbone}; run the study that trains it first "
                              f"(snakemake --config study={self.config.study})")
         return build_classifier(backbone, len(self.classes(kind)), self.shape, path, narrow=self.config.model.narrow)
+
+    def check_classes(self, network: Network) -> None:
+        """StudyError where a shipped network's classes are not those of the study, in their order."""
+        known, asked = read_json(shipped(network).with_suffix(".json"))["classes"], self.classes(network.kind)
+        if asked != known:
+            raise StudyError(f"groups: must be {known}, in this order, where shipped networks explain (got {asked})")
 
     def cases(self, network: Network) -> Iterator[Case]:
         """What a network is explained on, subject by subject, for the subject's own class.

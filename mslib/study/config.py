@@ -172,7 +172,7 @@ class Training(Section):
     cause_people: Annotated[int, Field(ge=2 * MIN_PER_GROUP)] = 60
     cause_slices: PositiveInt = 10
     split: Split = Split()
-    folds: Annotated[int, Field(ge=2)] = 5
+    folds: Annotated[int, Field(ge=3)] = 5  # one is tested, one validates
     augmentation: Augmentation = Augmentation()
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     batch_size: PositiveInt = 32
@@ -464,6 +464,12 @@ class StudyConfig(Section):
         for kind in model.kinds if model.weights == "scratch" else ():
             if blocks := getattr(training, kind).frozen_blocks:
                 yield f"training.{kind}: frozen_blocks must be 0 where weights start at random (got {blocks})"
+        if self.sequences[0] != "T1w":
+            yield f"sequences: must begin with T1w, to which the others are registered (got {list(self.sequences)})"
+        for key, count in (("explain.viewer_subjects", self.explain.viewer_subjects),
+                           ("relevance.volumes", self.relevance.volumes)):
+            if count > self.explain.nifti_subjects:
+                yield f"{key}: must be at most explain.nifti_subjects, {self.explain.nifti_subjects} (got {count})"
         if not self.trains and model.weights != "simulated":
             yield ("model.weights: must be 'simulated' where cohort.source is 'open_ms' or model.shipped is true: the "
                    f"shipped networks start from them (got {model.weights!r})")

@@ -105,7 +105,7 @@ def read_table(path: str | Path) -> pd.DataFrame:
         if not Path(path).read_bytes().endswith(b"\n"):
             raise ValueError("its last line is cut")
         return pd.read_csv(path, sep="\t" if str(path).endswith(".tsv") else ",",
-                           dtype={"subject": str, "recording": str})
+                           dtype={"subject": str, "recording": str, "group": str})
     except pd.errors.EmptyDataError:
         return pd.DataFrame()
     except (OSError, ValueError) as error:
