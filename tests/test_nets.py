@@ -18,7 +18,7 @@ from skimage.measure import block_reduce
 from mslib.cohort import acquisition, draw_participants, render, template
 from mslib.explain import layer_cams
 from mslib.nets import pretraining
-from mslib.nets.data import SliceSet, balanced_draw, channels_of, evenly, gather
+from mslib.nets.data import SliceSet, balanced_draw, channels_of, evenly, gather, staggered
 from mslib.nets.known_rule import spread
 from mslib.nets.simulated import cause_slices, cut, noise_left, scan_slices
 from mslib.nets.splits import assign_parts, bootstrap_rows, refuse_leakage, split_subjects
@@ -348,6 +348,14 @@ def test_slices_are_spread_over_subjects():
     assert chosen.images.tolist() == [6, 8, 11, 13, 1, 3]
     for n, count, expected in ((5, 1, [2]), (4, 1, [2]), (1, 1, [0]), (9, 3, [1, 4, 7]), (3, 8, [0, 1, 2]), (0, 2, [])):
         np.testing.assert_array_equal(evenly(np.arange(n) * 7, count), np.array(expected) * 7)
+
+
+def test_few_slices_of_many_people_lie_at_every_height():
+    subject, height = np.divmod(staggered(np.arange(100), 10), 10)
+    assert subject.tolist() == list(range(10)) == height.tolist()
+    for n, count in ((7, 3), (5, 5), (3, 8), (0, 2), (76, 24), (9, 1)):
+        chosen = staggered(np.arange(n), count)
+        assert len(set(chosen)) == len(chosen) == min(n, count) and (np.diff(chosen) > 0).all()
 
 
 @pytest.mark.parametrize("unit", ["subject", "slice"])

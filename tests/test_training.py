@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import tensorflow as tf
 
-from mslib.nets import SliceSet, build_classifier, build_trainable, gather, permuted, prediction_table, save_half
+from mslib.nets import SliceSet, build_classifier, build_trainable, gather, prediction_table, save_half
 from mslib.nets.data import balanced_draw, predict
 from mslib.nets.heads import Head, fit_head, fold_logits
 from mslib.nets.protocols import cached, fine_tune, plain_network, split_network, start_network
@@ -435,16 +435,6 @@ def test_a_network_from_slices_to_a_table(tmp_path, shallow):
     validation = table[parts == "validation"]
     right = validation.iloc[:, -3:].to_numpy().argmax(1) == validation["target"]
     assert right.mean() == pytest.approx(history.loc[history["val_loss"].idxmin(), "val_accuracy"])
-
-
-def test_permuted_labels_go_with_the_subject():
-    table = make_slices(per_group=10, n=2, size=2).table
-    found = permuted(table, GROUPS, 3)
-    assert found.groupby("subject")["target"].nunique().max() == 1
-    assert (found["target"] == table["target"]).mean() < 0.7
-    assert (found["target"] == found["group"].map(GROUPS.index)).all()
-    assert found["group"].value_counts().to_dict() == table["group"].value_counts().to_dict()
-    assert found.equals(permuted(table, GROUPS, 3)) and not found.equals(permuted(table, GROUPS, 4))
 
 
 @pytest.mark.parametrize("build,blocks", [(lambda: build_trainable("vgg16", 3, SHAPE, "float32"), 4),

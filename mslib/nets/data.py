@@ -82,6 +82,16 @@ def evenly(index: np.ndarray, count: int) -> np.ndarray:
     return index[((np.arange(count) + 0.5) * len(index) / max(count, 1)).astype(int)]
 
 
+def staggered(index: np.ndarray, count: int) -> np.ndarray:
+    """One element of each of `count` equal parts, one place further in every part; at most all elements.
+
+    Of slices in the order of subjects and heights: not everybody's at one height, as `evenly` would choose.
+    """
+    count = min(count, len(index))
+    number = np.arange(count)
+    return index[number * len(index) // max(count, 1) + number % max(len(index) // max(count, 1), 1)]
+
+
 def balanced_draw(targets: np.ndarray, index: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
     """Draw about `n` of the slices at `index`, equally many of each class, in random order."""
     classes = np.unique(targets[index])

@@ -93,14 +93,6 @@ def bootstrap_rows(table: pd.DataFrame, rows: np.ndarray, unit: str, seed: int) 
     return np.concatenate(chosen)
 
 
-def permuted(table: pd.DataFrame, classes: Sequence[str], seed: int) -> pd.DataFrame:
-    """Table of slices with the groups of their subjects permuted at random: the leakage control."""
-    groups = subject_groups(table)
-    drawn = np.random.default_rng(seed).permutation(groups.to_numpy())
-    groups = table["subject"].map(dict(zip(groups.index, drawn)))
-    return table.assign(group=groups, target=groups.map({name: i for i, name in enumerate(classes)}).astype(int))
-
-
 def prediction_table(table: pd.DataFrame, logits: np.ndarray, classes: Sequence[str]) -> pd.DataFrame:
     """Table of slices with ``logit_<class>``."""
     return table.reset_index(drop=True).join(

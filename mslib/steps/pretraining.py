@@ -170,7 +170,7 @@ def _compared_maps(study, network, slices, all_methods, label):
     """Measures of the maps of a network of `compare_start`: of blocks 4 and 5, and of all methods."""
     from mslib.analysis import attribution, depth
     from mslib.explain import explain_layers
-    from mslib.nets import evenly
+    from mslib.nets import staggered
     config, own = study.config, study.config.comparison
     layers = [name for name in depth.explained_layers(network) if "block3" not in name]
     found = explain_layers(network, slices.images, slices.table["target"], layers, ("gradcam", "layercam"), 8)
@@ -179,8 +179,8 @@ def _compared_maps(study, network, slices, all_methods, label):
                                 config.sequences.index("FLAIR"))
     if not all_methods:
         return {"maps": maps}
-    rows = evenly(np.arange(len(correct)), own.slices)
-    few = as_explained(slices.take(rows), config.model.pixel_mm, evenly(np.arange(len(rows)), own.perturbed_slices))
+    rows = staggered(np.arange(len(correct)), own.slices)
+    few = as_explained(slices.take(rows), config.model.pixel_mm, staggered(np.arange(len(rows)), own.perturbed_slices))
     made, _ = attribution.attribute_all(network, few, methods_of([config.relevance.rule]), label,
                                         **study.attribution_settings)
     scores = attribution.localise(made, few, source="network")
