@@ -17,9 +17,12 @@ def _shared(value):
     return 2 * value  # twice
 def measure(study):
     """Measure."""
-    return _shared(study), study.images()
+    train = study
+    return _shared(study), train.images()
 def other(study):
     return 1
+def train(study):
+    return 2
 class Study:
     def images(self):
         return 4
@@ -53,6 +56,7 @@ def edit(project, name, old, new):
 @pytest.mark.parametrize("name,old,new", [
     ("mslib/steps/all.py", "# twice", "# once more"), ("mslib/steps/all.py", '"""Twice."""', '"""Doubled."""'),
     ("mslib/steps/all.py", "return 1", "return 7"), ("mslib/steps/all.py", "return 8", "return 9"),
+    ("mslib/steps/all.py", "return 2\n", "return 3\n"),  # a function that a variable of the step is called like
     ("mslib/nets/vgg.py", "5", "6"), ("mslib/prep/cut.py", "\n", "\n\n"),
     ("mslib/prep/README.md", "words", "other words")])
 def test_what_cannot_change_the_result_does_not_count(project, name, old, new):

@@ -51,9 +51,12 @@ def _functions(source: str) -> dict[str, tuple[str, set[str]]]:
 
 
 def _used(tree: ast.AST) -> set[str]:
-    """Names that a piece of code uses, and attributes, with a dot before them."""
-    return {node.id if isinstance(node, ast.Name) else f".{node.attr}" for node in ast.walk(tree)
-            if isinstance(node, ast.Name | ast.Attribute)}
+    """Names that a piece of code uses, but for its own variables, and attributes, with a dot before them."""
+    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    own = {node.id for node in names if isinstance(node.ctx, ast.Store)}
+    own |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+    attributes = {f".{node.attr}" for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    return attributes | {node.id for node in names} - own
 
 
 def code_digest(step: str, *wings: str) -> str:
