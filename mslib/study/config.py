@@ -235,7 +235,7 @@ class Explain(Section):
     slices_per_subject: PositiveInt = 2
     randomisation_draws: PositiveInt = 10
     nifti_subjects: PositiveInt = 1
-    viewer_subjects: PositiveInt = 1
+    viewer_subjects: Count = 1
 
 
 class KnownRule(Section):
