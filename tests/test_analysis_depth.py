@@ -451,7 +451,7 @@ def test_maps_of_two_kinds_are_compared_slice_by_slice():
     assert table.groupby("pair").size().to_dict() == {"published and published": 6, "honest and published": 12}
     same = table[table["pair"] == "published and published"]
     assert same["spearman"].to_numpy() == pytest.approx(1) and same["trainings"].unique().tolist() == ["1/2"]
-    means = depth.similarity_table(table, ["pair", "layer"], "trainings", **DRAWS).set_index("pair")["value"]
+    means = depth.similarity_table(table, ["pair", "layer"], **DRAWS).set_index("pair")["value"]
     assert means["published and published"] == pytest.approx(1) and abs(means["honest and published"]) < 0.2
 
 
@@ -536,3 +536,14 @@ def test_volumes_hold_the_maps_at_their_place_and_name_them(tmp_path):
     assert (tmp_path / "cam.json").read_text() == (
         '{\n  "Class": "SPMS",\n  "Layers": [\n    "block4_conv1",\n    "block5_pool"\n  ],\n'
         f'  "Sources": [\n    "{reference.name}"\n  ]\n}}\n')
+
+
+def test_every_training_is_tested_by_itself():
+    maps = make_maps(trainings=(0.0, 0.0))
+    for table_of, tests in ((depth.depth_tests, 4), (depth.percentile_comparison, len(LAYERS)),
+                            (depth.lobe_table, 2 * len(LOBES))):
+        table = table_of(maps, **DRAWS)
+        assert table.groupby("seed").size().to_dict() == {1: tests, 2: tests}
+    one = depth.percentile_comparison(maps[maps["seed"] == 1], **DRAWS)
+    both = depth.percentile_comparison(maps, **DRAWS)
+    pd.testing.assert_frame_equal(one, both[both["seed"] == 1].reset_index(drop=True))

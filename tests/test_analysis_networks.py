@@ -1,5 +1,7 @@
 """Networks: predictions of known accuracy are reported as such, beside a baseline model that knows the truth."""
 
+from itertools import product
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -101,6 +103,26 @@ def test_the_baseline_model_finds_groups_that_the_lesion_load_tells():
     rows = networks.accuracy_table(tables, GROUPS, **DRAWS)
     assert set(rows["level"]) == {"subject"} and (rows.loc[rows["measure"] == "accuracy", "value"] == 1).all()
     assert set(rows["title"]) <= set(networks.TITLES.values())
+
+
+def test_permuted_labels_say_little_of_the_true_class():
+    people = pd.DataFrame({"subject": [f"{i:02d}" for i in range(38)], "group": np.repeat(GROUPS, [19, 10, 9])})
+    table = people.loc[people.index.repeat(4)].assign(slice=np.tile(range(4), 38))
+    table["target"] = table["group"].map(GROUPS.index)
+    found = networks.permuted_labels(table, GROUPS, 3275)
+    each = found.drop_duplicates("subject")
+    assert len(found[["subject", "group", "target", "true"]].drop_duplicates()) == 38, "a subject keeps one label"
+    assert each["group"].value_counts().to_dict() == {"control": 19, "RRMS": 10, "SPMS": 9}
+    assert (found["target"] == found["group"].map(GROUPS.index)).all() and (found["true"] == table["target"]).all()
+    counts = pd.crosstab(each["true"], each["target"]).to_numpy()
+    assert np.abs(counts - np.outer(counts.sum(1), counts.sum(0)) / 38).max() < 1, "as near as whole people can be"
+    known = networks.class_knowledge(each["true"], each["target"])
+    best = max(np.mean([(np.array(guess)[each["true"]] == k)[each["target"] == k].mean() for k in range(3)])
+               for guess in product(range(3), repeat=3))
+    assert known == pytest.approx(best) and 1 / 3 <= known < 0.4
+    assert networks.class_knowledge(each["true"], each["true"]) == 1
+    assert found.equals(networks.permuted_labels(table, GROUPS, 3275))
+    assert not found.equals(networks.permuted_labels(table, GROUPS, 3276))
 
 
 @pytest.mark.parametrize("columns", [["lesion_load_ml"], ["ventricle_volume_ml", "lesion_load_ml"]])

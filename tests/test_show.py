@@ -292,8 +292,9 @@ def test_layers_are_columns_without_holes():
 
 def test_the_summary_draws_levels_over_all_layers_and_leaves_out_what_is_unknown():
     accuracy, curves, flair, _ = summary().axes
-    points, chance = accuracy.lines
-    assert points.get_xdata().tolist() == [0, 1] and list(chance.get_ydata()) == [1 / 3] * 2
+    points, = accuracy.lines
+    *_, chance = (lines.get_segments() for lines in accuracy.collections)
+    assert points.get_xdata().tolist() == [0, 1] and [one[0, 1] for one in chance] == [1 / 3] * 2
     level, = (line for line in curves.lines if line.get_linestyle() == ":")
     assert list(level.get_xdata()) == [0, 1, 2] and set(level.get_ydata()) == {0.5}
     assert flair.get_title() == "C  FLAIR, lesions"

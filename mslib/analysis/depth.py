@@ -65,6 +65,7 @@ EDGE_MM, PRIOR_MM, PRIOR_SLICES = 5.0, 3.0, 5.0
 #: The layer that Hong and Zhang 2021 call hard to read, and the middle of the slices that they show, of 135.
 HARD_LAYER, PUBLISHED_SLICE = "block4_conv4", 57
 NETWORK = ["kind", "backbone"]
+TRAINING = [*NETWORK, "seed"]
 UNIT = ["seed", "draw", "subject", "slice"]
 
 
@@ -380,9 +381,9 @@ def kind_similarity(stored: Mapping[tuple[str, int], Mapping[str, np.ndarray]]) 
         for (one, a), (two, b) in combinations(stored.items(), 2) for name in a if "|" in name], ignore_index=True)
 
 
-def similarity_table(table: pd.DataFrame, by: Sequence[str], trainings: str, **draws) -> pd.DataFrame:
-    """Mean rank correlation with its interval over subjects and the column `trainings`: `by`, ``value, low, high``."""
-    return mean_by(table, by, ["spearman"], trainings, **draws)[[*by, "value", "low", "high"]]
+def similarity_table(table: pd.DataFrame, by: Sequence[str], **draws) -> pd.DataFrame:
+    """Mean rank correlation: `by`, ``value, low, high``; over subjects, for pairs of trainings share their networks."""
+    return mean_by(table, by, ["spearman"], **draws)[[*by, "value", "low", "high"]]
 
 
 def randomisation_summary(table: pd.DataFrame, **draws) -> pd.DataFrame:
@@ -414,7 +415,7 @@ def _published(maps):
 
 
 def subject_means(part: pd.DataFrame, measure: str) -> pd.DataFrame:
-    """Mean of a measure over a subject's slices and seeds: one row a subject, one column a layer, shallow to deep."""
+    """Mean of a measure over a subject's slices: one row a subject, one column a layer, shallow to deep."""
     return part.pivot_table(index="subject", columns="layer", values=measure).reindex(columns=layers_of(part))
 
 
@@ -459,7 +460,7 @@ def sign_test(values: pd.Series, **draws) -> dict:
 
 
 def depth_tests(maps: pd.DataFrame, **draws) -> pd.DataFrame:
-    """Tests of what the publication says of depth: ``kind, backbone, test, layer, rank`` and columns of `sign_test`.
+    """Tests of what the publication says of depth: ``kind, backbone, seed, test, layer, rank``, columns of `sign_test`.
 
     ``spread with depth`` and ``auprc with depth``: rank correlation of depth with the measure, mean over subjects.
     ``last convolution over rival``: see `compromise`; ``layer`` is the rival, ``rank`` that of the last convolution
@@ -467,8 +468,8 @@ def depth_tests(maps: pd.DataFrame, **draws) -> pd.DataFrame:
     Without lesion masks the first is the only one.
     """
     rows, masked = [], maps["auprc"].notna().any()
-    for network, part in _published(maps).groupby(NETWORK):
-        backbone, network = network[1], dict(zip(NETWORK, network))
+    for network, part in _published(maps).groupby(TRAINING):
+        backbone, network = network[1], dict(zip(TRAINING, network))
         for test, measure in (("spread with depth", "half_heat_share"), ("auprc with depth", "auprc"))[: 1 + masked]:
             means = subject_means(part, measure)
             depth = pd.Series(range(means.shape[1]), means.columns, float)
@@ -487,19 +488,19 @@ def depth_tests(maps: pd.DataFrame, **draws) -> pd.DataFrame:
             found = mean_interval(difference, wide.index.get_level_values("subject"), **draws)
             rows.append(network | {"test": "hard layer minus last", "layer": HARD_LAYER, "statistic": "mean", **found,
                                    "border": 0.0, "mean": found["value"], "subjects": part["subject"].nunique()})
-    columns = [*NETWORK, "test", "layer", "rank", "statistic", "value", "low", "high", "border", "mean", "above",
+    columns = [*TRAINING, "test", "layer", "rank", "statistic", "value", "low", "high", "border", "mean", "above",
                "subjects"]
     return pd.DataFrame(rows, columns=columns)
 
 
 def percentile_comparison(maps: pd.DataFrame, **draws) -> pd.DataFrame:
-    """Is the 95th percentile of Grad-CAM higher in SPMS than in RRMS, per network and layer?
+    """Is the 95th percentile of Grad-CAM higher in SPMS than in RRMS, per training and layer?
 
     ``value, low, high``: probability that an SPMS patient exceeds an RRMS one (no limits below five patients a group);
-    ``p`` (one-sided Mann-Whitney), ``p_holm`` over all rows, ``n_a`` SPMS and ``n_b`` RRMS patients; empty if a group
-    is absent. The percentile of a blank map is 0.
+    ``p`` (one-sided Mann-Whitney), ``p_holm`` over all rows of a seed, ``n_a`` SPMS and ``n_b`` RRMS patients; empty if
+    a group is absent. The percentile of a blank map is 0.
     """
-    keys, maps = [*NETWORK, "layer"], _published(maps)
+    keys, maps = [*TRAINING, "layer"], _published(maps)
     maps = maps.assign(q95=maps["q95"].where(~maps["blank"].astype(bool), 0.0))
     rows = []
     for key, part in maps.groupby([*keys, "subject", "group"])["q95"].mean().reset_index().groupby(keys):
@@ -507,21 +508,21 @@ def percentile_comparison(maps: pd.DataFrame, **draws) -> pd.DataFrame:
         if len(more) and len(less):
             rows.append({**dict(zip(keys, key)), **compare_groups(more, less, **draws)})
     table = pd.DataFrame(rows, columns=[*keys, "value", "low", "high", "p", "n_a", "n_b"])
-    return table.assign(p_holm=adjust_p_values(table["p"]) if len(table) else [])
+    return table.assign(p_holm=table.groupby("seed")["p"].transform(adjust_p_values))
 
 
 def lobe_table(maps: pd.DataFrame, **draws) -> pd.DataFrame:
-    """Share of Grad-CAM's sum at the last convolution per network, group and lobe, with intervals.
+    """Share of Grad-CAM's sum at the last convolution per training, group and lobe, with intervals.
 
     ``brain``, the lobe's share of the brain: a uniform map's value; ``exceeds_others``: the interval lies above those
     of all other groups. Empty where `measure_layers` knew no lobes.
     """
-    keys, names = [*NETWORK, "group", "lobe"], [f"{of} {lobe}" for of in ("lobe", "brain") for lobe in LOBES]
+    keys, names = [*TRAINING, "group", "lobe"], [f"{of} {lobe}" for of in ("lobe", "brain") for lobe in LOBES]
     own = _published(maps.reindex(columns=list(dict.fromkeys([*maps, *names])))).dropna(subset=names[-1:])
     own = own[own["layer"] == own["backbone"].map(last_convolution)]
     long = pd.concat([own.assign(lobe=lobe, share=own[f"lobe {lobe}"], brain=own[f"brain {lobe}"]) for lobe in LOBES])
-    long = long.sort_values(keys[:3], kind="stable")
+    long = long.sort_values(keys[:-1], kind="stable")
     table = mean_by(long, keys, ["share"], **draws).join(long.groupby(keys)["brain"].mean(), on=keys)
-    others = table.merge(table, on=[*NETWORK, "lobe"], suffixes=("", "_other")).query("group != group_other")
+    others = table.merge(table, on=[*TRAINING, "lobe"], suffixes=("", "_other")).query("group != group_other")
     within = others[~(others["high_other"] < others["low"])]
     return table.assign(exceeds_others=~table.set_index(keys).index.isin(within.set_index(keys).index))

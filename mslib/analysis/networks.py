@@ -27,6 +27,8 @@ PUBLISHED_ACCURACY = {"vgg16": 0.93, "vgg19": 0.95}
 AREAS = ("lesion_mm2", "black_hole_mm2", "ventricle_mm2")
 #: Lesion areas in mm2 between which the accuracy of ``cause`` networks is averaged.
 LESION_MM2 = (20.0, 50.0, 100.0, 200.0, 400.0, np.inf)
+#: Permutations of which the labels of the leakage control are chosen.
+PERMUTATIONS = 300
 LESION_FREE = "lesion-free"
 
 
@@ -59,6 +61,30 @@ def _tables(name, table, known, part, groups, degree, protocols):
     return tables
 
 
+def permuted_labels(table: pd.DataFrame, classes: Sequence[str], seed: int) -> pd.DataFrame:
+    """Table of slices with the groups of their subjects permuted: the leakage control.
+
+    Of many permutations the one that says least of the true groups (chi squared): by chance alone labels often go with
+    the disease, and then learning the disease is rewarded without any leakage. ``true`` keeps the true class.
+    """
+    groups, rng = table.groupby("subject")["group"].first(), np.random.default_rng([seed, 79])
+
+    def association(drawn):
+        counts = pd.crosstab(groups.to_numpy(), drawn).to_numpy(float)
+        expected = counts.sum(1, keepdims=True) * counts.sum(0) / counts.sum()
+        return ((counts - expected) ** 2 / expected).sum()
+
+    drawn = min((rng.permutation(groups.to_numpy()) for _ in range(PERMUTATIONS)), key=association)
+    labels = table["subject"].map(dict(zip(groups.index, drawn)))
+    return table.assign(true=table["target"], group=labels, target=labels.map(list(classes).index))
+
+
+def class_knowledge(true, labels) -> float:
+    """Balanced accuracy over permuted labels of whoever knows the true class of a person, and nothing else."""
+    counts = pd.crosstab(np.asarray(true), np.asarray(labels))
+    return float((counts / counts.sum()).max(axis=1).sum() / counts.shape[1])
+
+
 def evaluate(table: pd.DataFrame, groups: Sequence[str], **draws) -> ClassificationReport:
     """Report of predictions at slice and subject level; ``n, confidence, seed`` of the intervals as `draws`."""
     logits = table[[f"logit_{group}" for group in groups]].to_numpy()
@@ -71,8 +97,9 @@ def accuracy_table(tables: Mapping[tuple[str, str, int], pd.DataFrame], groups: 
 
     ``level, measure, group, value, low, high, n, subjects, backbone, protocol, seed, title, chance``. Chance of
     accuracy is the share of the largest class among the slices or subjects, reached by always naming it; of balanced
-    accuracy one over the number of groups, reached by whatever does not depend on the class; NaN for other measures. A
-    table without ``slice`` (baseline model) has one row per subject and no level of slices.
+    accuracy one over the number of groups, reached by whatever does not depend on the class (of permuted labels with
+    the same people on both sides `class_knowledge`); NaN for other measures. A table without ``slice`` (baseline model)
+    has one row per subject and no level of slices.
     """
     def largest(rows):
         return float(rows["target"].value_counts(normalize=True).max())
@@ -83,7 +110,9 @@ def accuracy_table(tables: Mapping[tuple[str, str, int], pd.DataFrame], groups: 
         rows = evaluate(table, groups, **draws).measures
         rows = rows if "slice" in table else rows[rows["level"] == "subject"]
         chance = rows["level"].map(chance).where(rows["measure"] == "accuracy")
-        chance = chance.mask(rows["measure"] == "balanced_accuracy", 1 / len(groups))
+        people, known = table.drop_duplicates("subject"), protocol == "published_permuted"
+        balanced = class_knowledge(people["true"], people["target"]) if known else 1 / len(groups)
+        chance = chance.mask(rows["measure"] == "balanced_accuracy", balanced)
         rows = rows.assign(subjects=table["subject"].nunique(), backbone=backbone, protocol=protocol, seed=seed,
                            title=TITLES[protocol], chance=chance)
         parts.append(rows)

@@ -96,7 +96,9 @@ def plot_summary(flair, maps: Mapping[str, np.ndarray], *, accuracy=None, curves
             place = np.array([tested.index(name) for name in part["tested"]]) + shifts[number]
             ax.vlines(place, part["low"], part["high"], color="0.25", lw=1.8)
             ax.plot(place, part["value"], "os"[number], color="0.25", ms=5, label=label_of(backbone))
-        ax.axhline(accuracy["chance"].iloc[0], color="0.4", ls=":", lw=1, label="chance")
+        chance = accuracy.drop_duplicates("tested")["chance"]
+        ax.hlines(chance, np.arange(len(tested)) - 0.5, np.arange(len(tested)) + 0.5, color="0.4", ls=":", lw=1,
+                  label="chance")
         ax.set(title="A  Balanced accuracy", ylim=(0, 1.02), xlim=(-0.5, len(tested) - 0.5))
         ax.set_xticks(range(len(tested)), tested, fontsize=6.5)
         ax.grid(axis="y")

@@ -163,8 +163,10 @@ def train(study: Study, backbone: str, kind: str) -> None:
         write_weights(folder / "weights.weights.h5", plain)
     control = predictions[:0]
     if kind != "cause":
-        own, table = slices.table["part"].isna(), slices.table.copy()
-        table.loc[own, ["group", "target"]] = nets.permuted(table[own], config.groups, config.seed)[["group", "target"]]
+        from mslib.analysis.networks import permuted_labels
+        own = slices.table["part"].isna()
+        labelled = permuted_labels(slices.table[own], config.groups, config.seed)
+        table = pd.concat([labelled, slices.table[~own].assign(true=-1)]).loc[slices.table.index]
         control = fitted(Network(backbone, kind), table, place / "permuted")[1].query("part == 'test'")
     write_table(place / "permuted.csv", control.assign(kind=f"{kind}_permuted"))
     write_arrays(place / "features.npz", features=np.empty((0, 0)) if features is None else features)
