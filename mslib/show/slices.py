@@ -86,7 +86,7 @@ def plot_summary(flair, maps: Mapping[str, np.ndarray], *, accuracy=None, curves
     plots = [table for table in (accuracy, curves) if table is not None]
     widths = [1.7 if table is accuracy else 2.6 for table in plots] + [1] * (1 + len(maps))
     fig, axes = plt.subplots(1, len(widths), squeeze=False, width_ratios=widths,
-                             figsize=(1.55 * sum(widths) + 0.4, 2.9))
+                             figsize=(1.55 * sum(widths) + 0.6, 3.2))
     axes = list(axes[0])
     if accuracy is not None:
         ax, tested, backbones = axes.pop(0), *(list(dict.fromkeys(accuracy[key])) for key in ("tested", "backbone"))
@@ -102,7 +102,8 @@ def plot_summary(flair, maps: Mapping[str, np.ndarray], *, accuracy=None, curves
         ax.set(title="A  Balanced accuracy", ylim=(0, 1.02), xlim=(-0.5, len(tested) - 0.5))
         ax.set_xticks(range(len(tested)), tested, fontsize=6.5)
         ax.grid(axis="y")
-        ax.legend(loc="best", fontsize=7)
+        ax.yaxis.set_major_formatter("{x:.1f}")
+        ax.legend(loc="upper right", fontsize=6.5)
     if curves is not None:
         ax = axes.pop(0)
         styles = {"oracle": "-", "intensity": "--", "prior": ":"}
@@ -115,6 +116,7 @@ def plot_summary(flair, maps: Mapping[str, np.ndarray], *, accuracy=None, curves
                     marker=None if method in styles else "os"[backbone != curves["backbone"].iloc[0]], ms=3.5,
                     label=label_of(method))
         ax.set(title="B  AUPRC on lesions", ylim=(0, 1.02))
+        ax.yaxis.set_major_formatter("{x:.1f}")
         ax.set_xticks(range(len(layers)), [layer.removeprefix("block") for layer in layers], rotation=60, ha="right",
                       rotation_mode="anchor", fontsize=6)
         ax.set_xlabel("block and layer, shallow to deep", fontsize=7)
