@@ -97,8 +97,9 @@ if workflow.is_main_process:
         needed += start_files(weights, BACKBONES[:1])
     for path in needed:
         if not Path(path).is_file():
-            hint = "; shipped weights lie in the folder weights (weights/README.md)" * path.startswith("weights/")
-            refuse(f"{path}: is absent{hint}")
+            refuse(f"{path}: is absent; shipped weights lie in the folder weights (weights/README.md)"
+                   if path.startswith("weights/") else "model.weights, comparison.weights: must be 'imagenet', "
+                   f"'simulated', 'scratch' or the path of a file (got '{path}')")
     try:  # now, not when all is done
         there = next(place for place in (Path(RESULTS).resolve(), *Path(RESULTS).resolve().parents) if place.exists())
         TemporaryFile(dir=there).close()

@@ -405,13 +405,16 @@ def test_what_cannot_be_run_is_refused_in_one_line(tmp_path, project, options, l
 
 
 def test_the_fault_of_a_step_is_the_last_line_of_a_run(tmp_path):
-    """Below what Snakemake says of the failed job; here of weights that are nowhere."""
-    own = settings_of(tmp_path, study="own", model={"weights": "nowhere/vgg_notop.h5"})
-    status, output = finish(tmp_path, study=f"file={own}", more=[f"{tmp_path}/run/bids/participants.tsv"])
-    assert status != 0 and "Traceback" not in output
-    last = output.splitlines()[-1]
-    assert last.startswith("model.weights: ") and "nowhere/vgg_notop.h5" in last
-    assert not (tmp_path / "run" / "bids").exists()
+    """Below what Snakemake says of the failed job; here of a file that holds no weights, and of one that is nowhere."""
+    weights = tmp_path / "vgg_notop.h5"
+    own = settings_of(tmp_path, study="own", model={"weights": str(weights)})
+    for told in ("model.weights, comparison.weights: must be ", f"{weights}: is not an HDF5 weight file"):
+        status, output = finish(tmp_path, study=f"file={own}", more=[f"{tmp_path}/run/bids/participants.tsv"])
+        assert status != 0 and "Traceback" not in output
+        last = output.splitlines()[-1]
+        assert last.startswith(told) and str(weights) in last
+        assert not (tmp_path / "run" / "bids").exists()
+        weights.write_text("no weights")
 
 
 @pytest.mark.parametrize("words,told", [
