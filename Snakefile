@@ -304,7 +304,7 @@ if STUDY.trains:
                    file=["weights.weights.h5", "history.csv", "predictions.csv"]),
             f"{RUN}/nets/{{backbone}}/{{kind}}/permuted.csv", f"{RUN}/nets/{{backbone}}/{{kind}}/features.npz"
         params:
-            made("train", "nets analysis/networks", "seed", *GRID, *TAKEN, *TRAINED),
+            made("train", "nets", "seed", *GRID, *TAKEN, *TRAINED),
             lambda wildcards: settings(f"training.{wildcards.kind}")
         threads: HALF
         resources: mem_mb=5000

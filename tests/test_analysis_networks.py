@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from mslib.analysis import networks
+from mslib.nets import permuted_labels
 
 GROUPS = ["control", "RRMS", "SPMS"]
 DRAWS = {"n": 200, "confidence": 0.95, "seed": 1}
@@ -109,7 +110,7 @@ def test_permuted_labels_say_little_of_the_true_class():
     people = pd.DataFrame({"subject": [f"{i:02d}" for i in range(38)], "group": np.repeat(GROUPS, [19, 10, 9])})
     table = people.loc[people.index.repeat(4)].assign(slice=np.tile(range(4), 38))
     table["target"] = table["group"].map(GROUPS.index)
-    found = networks.permuted_labels(table, GROUPS, 3275)
+    found = permuted_labels(table, GROUPS, 3275)
     each = found.drop_duplicates("subject")
     assert len(found[["subject", "group", "target", "true"]].drop_duplicates()) == 38, "a subject keeps one label"
     assert each["group"].value_counts().to_dict() == {"control": 19, "RRMS": 10, "SPMS": 9}
@@ -121,8 +122,8 @@ def test_permuted_labels_say_little_of_the_true_class():
                for guess in product(range(3), repeat=3))
     assert known == pytest.approx(best) and 1 / 3 <= known < 0.4
     assert networks.class_knowledge(each["true"], each["true"]) == 1
-    assert found.equals(networks.permuted_labels(table, GROUPS, 3275))
-    assert not found.equals(networks.permuted_labels(table, GROUPS, 3276))
+    assert found.equals(permuted_labels(table, GROUPS, 3275))
+    assert not found.equals(permuted_labels(table, GROUPS, 3276))
 
 
 @pytest.mark.parametrize("columns", [["lesion_load_ml"], ["ventricle_volume_ml", "lesion_load_ml"]])

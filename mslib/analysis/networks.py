@@ -27,8 +27,6 @@ PUBLISHED_ACCURACY = {"vgg16": 0.93, "vgg19": 0.95}
 AREAS = ("lesion_mm2", "black_hole_mm2", "ventricle_mm2")
 #: Lesion areas in mm2 between which the accuracy of ``cause`` networks is averaged.
 LESION_MM2 = (20.0, 50.0, 100.0, 200.0, 400.0, np.inf)
-#: Permutations of which the labels of the leakage control are chosen.
-PERMUTATIONS = 300
 LESION_FREE = "lesion-free"
 
 
@@ -59,24 +57,6 @@ def _tables(name, table, known, part, groups, degree, protocols):
             logits = model.fit(known[train], table["target"][train]).predict_log_proba(known[test])
             tables[name, protocol, 1] = table.loc[test].assign(**dict(zip([f"logit_{g}" for g in groups], logits.T)))
     return tables
-
-
-def permuted_labels(table: pd.DataFrame, classes: Sequence[str], seed: int) -> pd.DataFrame:
-    """Table of slices with the groups of their subjects permuted: the leakage control.
-
-    Of many permutations the one that says least of the true groups (chi squared): by chance alone labels often go with
-    the disease, and then learning the disease is rewarded without any leakage. ``true`` keeps the true class.
-    """
-    groups, rng = table.groupby("subject")["group"].first(), np.random.default_rng([seed, 79])
-
-    def association(drawn):
-        counts = pd.crosstab(groups.to_numpy(), drawn).to_numpy(float)
-        expected = counts.sum(1, keepdims=True) * counts.sum(0) / counts.sum()
-        return ((counts - expected) ** 2 / expected).sum()
-
-    drawn = min((rng.permutation(groups.to_numpy()) for _ in range(PERMUTATIONS)), key=association)
-    labels = table["subject"].map(dict(zip(groups.index, drawn)))
-    return table.assign(true=table["target"], group=labels, target=labels.map(list(classes).index))
 
 
 def class_knowledge(true, labels) -> float:

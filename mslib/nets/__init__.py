@@ -9,8 +9,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "data": ["SliceSet", "channels_of", "evenly", "gather", "predict", "staggered"],
     "heads": ["fit_head", "fold_logits"],
     "protocols": ["cached", "fine_tune", "plain_network", "split_network", "start_network"],
-    "splits": ["CAUSE_CLASSES", "CAUSE_SPLIT", "KINDS", "assign_parts", "prediction_table", "refuse_leakage",
-               "split_subjects"],
+    "splits": ["CAUSE_CLASSES", "CAUSE_SPLIT", "KINDS", "assign_parts", "permuted_labels", "prediction_table",
+               "refuse_leakage", "split_subjects"],
     "train": ["FirstReaching", "Recipe", "choose_precision", "fit"],
     "vgg": ["build_classifier", "build_trainable", "convolution_names", "fold_batch_norm", "last_convolution",
             "load_half", "load_weights", "save_half"]})

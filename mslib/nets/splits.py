@@ -15,6 +15,8 @@ PARTS = ("train", "validation", "test")
 KINDS = {"published": "slice", "honest": "subject", "cause": "subject"}
 #: Classes of the ``cause`` networks, which see simulated patients' slices without and with their lesions.
 CAUSE_CLASSES = ("lesion-free", "lesions")
+#: Permutations of which the labels of the leakage control are chosen.
+PERMUTATIONS = 300
 #: Split of the people of ``cause``.
 CAUSE_SPLIT = Split(train=0.6, validation=0.1, test=0.3)
 
@@ -91,6 +93,24 @@ def bootstrap_rows(table: pd.DataFrame, rows: np.ndarray, unit: str, seed: int) 
         units = [unit["row"].to_numpy() for _, unit in part.groupby("subject" if unit == "subject" else "row")]
         chosen += [units[k] for k in rng.integers(len(units), size=len(units))]
     return np.concatenate(chosen)
+
+
+def permuted_labels(table: pd.DataFrame, classes: Sequence[str], seed: int) -> pd.DataFrame:
+    """Table of slices with the groups of their subjects permuted: the leakage control.
+
+    Of many permutations the one that says least of the true groups (chi squared): by chance alone labels often go with
+    the disease, and then learning the disease is rewarded without any leakage. ``true`` keeps the true class.
+    """
+    groups, rng = subject_groups(table), np.random.default_rng([seed, 79])
+
+    def association(drawn):
+        counts = pd.crosstab(groups.to_numpy(), drawn).to_numpy(float)
+        expected = counts.sum(1, keepdims=True) * counts.sum(0) / counts.sum()
+        return ((counts - expected) ** 2 / expected).sum()
+
+    drawn = min((rng.permutation(groups.to_numpy()) for _ in range(PERMUTATIONS)), key=association)
+    labels = table["subject"].map(dict(zip(groups.index, drawn)))
+    return table.assign(true=table["target"], group=labels, target=labels.map(list(classes).index))
 
 
 def prediction_table(table: pd.DataFrame, logits: np.ndarray, classes: Sequence[str]) -> pd.DataFrame:

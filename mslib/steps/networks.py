@@ -163,9 +163,8 @@ def train(study: Study, backbone: str, kind: str) -> None:
         write_weights(folder / "weights.weights.h5", plain)
     control = predictions[:0]
     if kind != "cause":
-        from mslib.analysis.networks import permuted_labels
         own = slices.table["part"].isna()
-        labelled = permuted_labels(slices.table[own], config.groups, config.seed)
+        labelled = nets.permuted_labels(slices.table[own], config.groups, config.seed)
         table = pd.concat([labelled, slices.table[~own].assign(true=-1)]).loc[slices.table.index]
         control = fitted(Network(backbone, kind), table, place / "permuted")[1].query("part == 'test'")
     write_table(place / "permuted.csv", control.assign(kind=f"{kind}_permuted"))
