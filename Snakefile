@@ -130,7 +130,7 @@ def of(networks, *names):
 COHORT = [f"{RUN}/subjects.csv", f"{RUN}/faults.json"] + [
     f"{RUN}/cohort/{name}.csv" for name in ("truth", "quality", "registration_errors", "bias_fields", "appearance")]
 KINDS = [f"{backbone}/{kind}" for backbone in BACKBONES for kind in STUDY.model.kinds]
-NET_FILES = [*of(EXPLAINED, "nets/{}/weights.weights.h5", "nets/{}/predictions.csv"),
+NET_FILES = [*of(EXPLAINED, "nets/{}/weights.weights.h5", "nets/{}/predictions.csv"), f"{RUN}/cohort/truth.csv",
              *of(KINDS, "nets/{}/permuted.csv"), *of(BACKBONES, "nets/{}/honest/folds.csv")] if STUDY.trains else []
 MAP_FILES = [*of(EXPLAINED, "maps/{}/measures.csv", "maps/{}/cams.npz"),
              *of([one for one in EXPLAINED if one.seed == 1], "maps/{}/randomisation.csv", "maps/{}/volumes")]
