@@ -62,11 +62,10 @@ FAILS_ABOVE = 0.5
 NOTABLE = 0.01
 #: Delta-AUPC below which, in size, removal by the map and by its shuffled copy cost the network the same.
 NEGLIGIBLE = 0.001
-#: Measures of `method_table` in the order of the figure: their names there, and what is better.
+#: Measures of `method_table` in the order of the figure, with their names there.
 LABELS = {"msfi": "MSFI", "portion": "portion", "iou": "IoU", "tau": "MI correlation", "delta_zero": "ΔAUPC zero",
           "delta_mean": "ΔAUPC mean", "delta_blurred": "ΔAUPC blurred", "delta_noise": "ΔAUPC noise",
           "delta_inpainted": "ΔAUPC in-painted", "random": "randomised", "repeat": "repeat"}
-BETTER = dict.fromkeys(LABELS, "high") | {"random": "near 0"}
 SCORES = ("msfi", "portion", "iou", "tau")
 PASSES, FAILS, UNTESTABLE = "passes", "fails", "not testable"
 
@@ -76,8 +75,7 @@ class Explained:
     """Slices whose maps are made and evaluated.
 
     ``features``, bool (N, H, W, M): what a map should mark, each modality's own (marks of a known decision rule, or
-    lesions). ``targets``: the class that is explained. ``subjects``: str (N,). ``few``: the slices that perturbation
-    methods explain, which cost much more (default: all).
+    lesions). ``few``: the slices that perturbation methods explain, which cost much more (default: all).
     """
 
     images: np.ndarray
@@ -132,8 +130,8 @@ def method_overview(superpixels: int, **given) -> pd.DataFrame:
     for name, method in METHODS.items():
         values = method.parameters | method_parameters(name, **given)
         shown = [f"{key} {value}" for key, value in values.items() if value is not None
-                 and key not in ("groups", "seed", "batch_size", "engine", "progress")]
-        shown += [f"superpixels {superpixels}"] if "groups" in values else []
+                 and key not in ("groups", "seed", "batch_size", "engine")]
+        shown += [f"superpixels {superpixels}"] * ("groups" in values)
         rows.append({"method": name, "family": method.family, "source": method.citation,
                      "map per sequence": method.per_modality, "parameters": ", ".join(shown)})
     return pd.DataFrame(rows)
@@ -310,9 +308,9 @@ def randomised_similarity(model: keras.Model, maps: Mapping[str, np.ndarray], ex
                           label: str = "network", **settings) -> pd.DataFrame:
     """Similarity of every method's maps to the original while layers are set to random from the output down.
 
-    `maps` are of the trained network, which holds the random weights meanwhile, so that nothing is traced anew;
     `settings` are those of `attribute_all`, and ``seed`` draws the weights too. Given for the slices that all methods
     explain: ``method, step, random`` (`STEPS`), ``subject, similarity``, NaN where a map is flat (Adebayo et al. 2018).
+    The network holds the random weights meanwhile, so that nothing is traced anew.
     """
     before, few = of_few(maps, explained)
     tables, trained = [], model.get_weights()
@@ -350,8 +348,8 @@ def method_table(scores: pd.DataFrame, removal: pd.DataFrame, randomised: pd.Dat
     last = randomised[randomised["step"] == randomised["step"].max()]
     values = [scores.melt(["method", "subject"], [name for name in SCORES if name in scores], "name"),
               removal.assign(name="delta_" + removal["baseline"], value=removal["delta"]),
-              *(similar.assign(name=name, value=similar["similarity"])
-                for name, similar in (("random", last), ("repeat", repeat)))]
+              last.assign(name="random", value=last["similarity"]),
+              repeat.assign(name="repeat", value=repeat["similarity"])]
     found = mean_by(pd.concat(values), ["method", "name"], ["value"], **draws)
     ends = {end: found.pivot_table(end, "method", "name", dropna=False) for end in ("value", "low", "high")}
     by_method = scores.groupby("method", sort=False)
@@ -360,30 +358,25 @@ def method_table(scores: pd.DataFrame, removal: pd.DataFrame, randomised: pd.Dat
         [ends["value"], ends["low"].add_suffix("_low"), ends["high"].add_suffix("_high")])
 
 
-def shown_measures(table: pd.DataFrame) -> dict[str, str]:
-    """Columns of the figure that the table has, with what is better (`BETTER`)."""
-    return {name: better for name, better in BETTER.items() if name in table and table[name].notna().any()}
+def shown_measures(table: pd.DataFrame) -> list[str]:
+    """Columns of the figure (`LABELS`) that the table has."""
+    return [name for name in LABELS if name in table and table[name].notna().any()]
 
 
 def cannot_order(table: pd.DataFrame) -> list[str]:
-    """Columns of delta-AUPC whose values are all below `NEGLIGIBLE` in size.
-
-    Removal by any map, and by its shuffled copy, cost the network the same under this baseline: that may be the
-    baseline, not the map, and the order of the methods means nothing.
-    """
+    """Columns of delta-AUPC whose values are all below `NEGLIGIBLE` in size: the baseline, not the map, may be why."""
     return [name for name in _deltas(table) if (table[name].abs() < NEGLIGIBLE).all()]
 
 
 def _deltas(table):
-    return [name for name in BETTER if name.startswith("delta") and name in table]
+    return [name for name in LABELS if name.startswith("delta") and name in table]
 
 
 def chance_levels(scores: pd.DataFrame) -> dict[str, float]:
     """What a map without knowledge reaches, by measure."""
-    rows = scores[scores["method"] == scores["method"].iloc[0]]
-    zero = dict.fromkeys([name for name in BETTER if name.startswith("delta")], 0.0)
-    modalities = sum(name.startswith("share_") for name in scores)
-    return zero | {name: float(rows[f"{name}_chance"].mean()) for name in ("msfi", "portion")} | {
+    rows, modalities = scores[scores["method"] == scores["method"].iloc[0]], scores.filter(regex="^share_").shape[1]
+    return dict.fromkeys(_deltas(LABELS), 0.0) | {
+        "msfi": float(rows["msfi_chance"].mean()), "portion": float(rows["portion_chance"].mean()),
         "iou": float(scores["iou_chance"].mean()), "tau": float(correlation_by_chance(modalities).mean())}
 
 
@@ -403,32 +396,20 @@ def localisation_table(scores: pd.DataFrame, **draws) -> pd.DataFrame:
     A row per ``measure`` (``auprc``, ``precision``, and ``gain``, the AUPRC minus the prior's, slice by slice):
     ``value, low, high, slices, subjects``, ``chance``, and ``blank``: share of blank maps.
     """
-    prior = scores[scores["method"] == "prior"].set_index(["backbone", "image"])["auprc"]
-    known, by = scores.join(prior.rename("prior"), on=["backbone", "image"]), ["backbone", "source", "method"]
-    found = mean_by(known.assign(gain=known["auprc"] - known["prior"]), by, ["auprc", "precision", "gain"], **draws)
-    return found.join(scores.groupby(by)[["chance", "blank"]].mean(), on=by)
+    prior = scores[scores["method"] == "prior"].set_index(["backbone", "image"])["auprc"].rename("prior")
+    known = scores.join(prior, on=["backbone", "image"]).eval("gain = auprc - prior")
+    return mean_by(known, ["backbone", "source", "method"], ["auprc", "precision", "gain"],
+                   beside=["chance", "blank"], **draws)
 
 
 def checks(table: pd.DataFrame, margins: pd.DataFrame, local: pd.DataFrame,
            exposed: pd.DataFrame | None = None) -> pd.DataFrame:
     """Which methods pass which check, where the truth is known: a row per method, a column per check.
 
-    Parameters
-    ----------
-    table : DataFrame
-        From `method_table`, of networks with a known decision rule.
-    margins : DataFrame
-        From `mslib.analysis.known_rule.decisive_margins`, of networks that follow their rule.
-    local : DataFrame
-        From `localisation_table`, of networks that lesions alone can decide; may be empty.
-    exposed : DataFrame, optional
-        From `mslib.analysis.known_rule.shortcut_table`; None where the network has not learnt the shortcut.
-
-    Returns
-    -------
-    DataFrame
-        `PASSES`, `FAILS`, or `UNTESTABLE`: not defined for the method, for no map of it (blank ones), too few subjects
-        for an interval, or no network that has learnt. Baselines of `cannot_order` do not count.
+    From `method_table`, of networks with a known decision rule; `decisive_margins` of those that follow it;
+    `localisation_table` (may be empty), of networks that lesions alone can decide; `shortcut_table`, where the network
+    has learnt the shortcut. `PASSES`, `FAILS`, or `UNTESTABLE`: not defined for the method, for no map of it (blank
+    ones), too few subjects for an interval, or no network that has learnt. Baselines of `cannot_order` do not count.
     """
     silent = cannot_order(table)
     lows = table[[f"{name}_low" for name in _deltas(table) if name not in silent]]

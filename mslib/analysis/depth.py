@@ -72,9 +72,8 @@ UNIT = ["seed", "draw", "subject", "slice"]
 class Slices(NamedTuple):
     """Slices that networks are explained on: images (N, H, W, M), all else (N, H, W).
 
-    ``table``: one row per slice: ``subject, group, cohort, slice, target, area_mm2`` (all lesions), ``size`` (of
-    `SIZES`); ``prior``: where the other patients have lesions at about that height; ``edge``: the outermost `EDGE_MM`
-    of the brain in the plane.
+    ``table``: ``subject, group, cohort, slice, target, area_mm2`` (all lesions), ``size`` (of `SIZES`); ``prior``:
+    `location_prior`; ``edge``: the outermost `EDGE_MM` of the brain in the plane.
     """
 
     table: pd.DataFrame
@@ -177,10 +176,9 @@ def measure_layers(found: LayerPass, slices: Slices, flair: int, lobes: np.ndarr
             tables.append(table)
             if other is not None and method in CAM_METHODS:
                 tables.append(_measured(heat[other], slices, source="another patient", **names))
-    grids = {layer: raw.shape[1:] for layer, raw in next(iter(found.cams.values())).items()}
     image = np.maximum(slices.images[..., flair].astype(np.float32), 0)
-    comparators = {("oracle", layer): upsample_maps(average_cells(slices.lesions, grid), size)
-                   for layer, grid in grids.items()}
+    comparators = {("oracle", layer): upsample_maps(average_cells(slices.lesions, raw.shape[1:]), size)
+                   for layer, raw in next(iter(found.cams.values())).items()}
     comparators |= {("prior", "image"): slices.prior, ("intensity", "image"): image,
                     ("edges", "image"): np.stack([sobel(one) for one in image])}
     tables += [_measured(heat, slices, source="comparator", method=name, layer=layer)
@@ -206,10 +204,10 @@ def randomise_layers(network: keras.Model, found: LayerPass, slices: Slices, dra
                      seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Maps of networks that are random from the output down to the lowest layers of `STEPS`.
 
-    Methods and layers are those of `found`. At each step every slice is explained once, by one of `draws` random
-    networks. First table: `rank_correlation` with the trained network's map: the columns of
-    `Slices.table`, ``step, draw, method, layer, spearman``; under ``step`` also that of the trained network's own maps
-    with those of ``another patient``. Second: measures of the maps when all layers are random, as of `measure_layers`.
+    At each step every slice is explained once, by one of `draws` random networks. First table: `rank_correlation` with
+    the trained network's map: the columns of `Slices.table`, ``step, draw, method, layer, spearman``; under ``step``
+    also that of the trained network's own maps with those of ``another patient``. Second: measures of the maps when all
+    layers are random, as of `measure_layers`.
     """
     own = {(method, layer): raw for method, maps in found.cams.items() if method in CAM_METHODS
            for layer, raw in maps.items()}
@@ -247,8 +245,7 @@ def channel_peaks(network: keras.Model, images: np.ndarray, layers: Sequence[str
 def dead_channels(peaks: Mapping[str, np.ndarray], start: Mapping[str, np.ndarray]) -> pd.DataFrame:
     """Shares of a layer's channels that no slice activates: ``layer, channels, slices, dead, dead_at_start, died``.
 
-    `peaks`, `start`: of the fine-tuned network and of its start weights, (N, channels), on the same slices. ``died``:
-    dead since fine-tuning only.
+    `peaks`, `start`: (N, channels) of the same slices, after and before fine-tuning. ``died``: dead since then only.
     """
     rows = []
     for layer, after in peaks.items():
@@ -273,11 +270,9 @@ def depth_table(maps: pd.DataFrame, by: Sequence[str] = NETWORK, **draws) -> pd.
     ``<measure>_way``: share of the way from the location prior to the oracle of the layer, ``(value - prior) / (oracle
     - prior)``; NaN where not even the oracle of so coarse a layer exceeds the prior.
     """
-    maps, tables = maps.assign(classified=np.where(maps["correct"], "correctly", "wrongly")), []
-    for keys, part in maps.groupby([*by, "classified"]):
-        for _, rows in part.groupby(part["source"] == "untrained"):
-            tables.append(_means(rows, **draws).assign(**dict(zip([*by, "classified"], keys))))
-    return pd.concat(tables, ignore_index=True)
+    maps, keys = maps.assign(classified=np.where(maps["correct"], "correctly", "wrongly")), [*by, "classified"]
+    return pd.concat([_means(rows, **draws).assign(**dict(zip(keys, key)))
+                      for key, rows in maps.groupby([*keys, maps["source"] == "untrained"])], ignore_index=True)
 
 
 def _means(rows, n, confidence, seed):
@@ -317,23 +312,20 @@ def example_candidates(maps: pd.DataFrame, group: str = "SPMS", n_slices: int = 
 
 
 def choose_example(candidates: pd.DataFrame, networks: Mapping, patient_of: Callable) -> tuple:
-    """The slice that networks classify correctly together with both its neighbours: the first such of five candidates.
+    """The first of five `example_candidates` that networks classify correctly together with both its neighbours.
 
-    `candidates`: of `example_candidates`; `patient_of`: from a subject to images, (n, H, W, M), and class. Given are
-    the number of errors (if there is no such slice the smallest), the subject, the three slices, and the classes, (3,),
-    that each of the `networks` predicts.
+    `patient_of`: from a subject to images, (n, H, W, M), and class. Given are the number of errors (if there is no such
+    slice the smallest), the subject, the three slices, and the classes, (3,), that each of the `networks` predicts.
     """
-    best = None
+    found = []
     for place in candidates.head(5).itertuples():
         images, target = patient_of(place.subject)
         index = np.clip(place.slice, 1, len(images) - 2) + np.array([-1, 0, 1])
-        found = {name: network.predict(images[index], verbose=0).argmax(1) for name, network in networks.items()}
-        errors = sum(int((classes != target).sum()) for classes in found.values())
-        if best is None or errors < best[0]:
-            best = errors, place.subject, index, found
-        if not errors:
+        classes = {name: network.predict(images[index], verbose=0).argmax(1) for name, network in networks.items()}
+        found.append((sum(int((one != target).sum()) for one in classes.values()), place.subject, index, classes))
+        if not found[-1][0]:
             break
-    return best
+    return min(found, key=lambda one: one[0])
 
 
 def size_examples(maps: pd.DataFrame, cases: Iterable) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -358,14 +350,13 @@ def best_layers(curves: pd.DataFrame) -> pd.DataFrame:
     auprc = curves.loc[curves["measure"] == "auprc", [*key, "value"]].rename(columns={"value": "auprc"})
     way = curves[(curves["measure"] == "auprc_way") & curves["value"].notna() & (curves["blank"] <= 0.5)]
     columns = [*NETWORK, "pick", "method", "layer", "auprc", "value", "low", "high", "trainings", "slices", "blank"]
-    picks = []
-    for (_, backbone), part in way.merge(auprc, on=key).groupby(NETWORK):
-        gradcam = part[part["method"] == "gradcam"]
-        picks += [gradcam[gradcam["layer"] == last_convolution(backbone)].assign(pick="last convolution"),
-                  gradcam.nlargest(1, "value").assign(pick="best of Grad-CAM"),
-                  part.nlargest(1, "value").assign(pick="best of all")]
-    picks = [rows for rows in picks if len(rows)]
-    return pd.concat(picks)[columns] if picks else pd.DataFrame(columns=columns)
+    way = way.merge(auprc, on=key)
+    gradcam = way[way["method"] == "gradcam"]
+    picks = {"last convolution": gradcam[gradcam["layer"] == gradcam["backbone"].map(last_convolution)],
+             "best of Grad-CAM": gradcam.loc[gradcam.groupby(NETWORK)["value"].idxmax()],
+             "best of all": way.loc[way.groupby(NETWORK)["value"].idxmax()]}
+    table = pd.concat([rows.assign(pick=pick) for pick, rows in picks.items()])
+    return table[columns].sort_values(NETWORK, kind="stable")
 
 
 def kind_similarity(stored: Mapping[tuple[str, int], Mapping[str, np.ndarray]]) -> pd.DataFrame:
@@ -381,28 +372,20 @@ def kind_similarity(stored: Mapping[tuple[str, int], Mapping[str, np.ndarray]]) 
         for (one, a), (two, b) in combinations(stored.items(), 2) for name in a if "|" in name], ignore_index=True)
 
 
-def similarity_table(table: pd.DataFrame, by: Sequence[str], **draws) -> pd.DataFrame:
-    """Mean rank correlation: `by`, ``value, low, high``; over subjects, for pairs of trainings share their networks."""
-    return mean_by(table, by, ["spearman"], **draws)[[*by, "value", "low", "high"]]
-
-
 def randomisation_summary(table: pd.DataFrame, **draws) -> pd.DataFrame:
     """Are maps of random networks more like the original than a map of another patient is?
 
     From the similarities of `randomise_layers`: ``kind, backbone, method, layer, step, similarity, null`` (with another
     patient's map, same slices), ``value, low, high`` of their difference (interval over subjects, each with draws of
-    its own),
-    ``measure`` (spearman), ``all_random``: the step that decides.
+    its own), ``measure`` (spearman), ``all_random``: the step that decides.
     """
-    keys = [*NETWORK, "method", "layer"]
-    null = table[table["step"] == "another patient"].rename(columns={"spearman": "null"})
-    pairs = table[table["step"] != "another patient"].merge(
-        null[[*keys, "subject", "slice", "null"]], "left", [*keys, "subject", "slice"])
-    pairs = pairs.assign(similarity=pairs["spearman"], spearman=pairs["spearman"] - pairs["null"])
-    by = [*keys, "step"]
-    found = mean_by(pairs, by, ["spearman"], **draws)[[*by, "value", "low", "high"]]
-    means = pairs.groupby(by, as_index=False)[["similarity", "null"]].mean()
-    return means.merge(found, on=by).assign(measure="spearman", all_random=lambda rows: rows["step"] == ALL_RANDOM)
+    place, by = [*NETWORK, "method", "layer", "subject", "slice"], [*NETWORK, "method", "layer", "step"]
+    null = table[table["step"] == "another patient"].set_index(place)["spearman"].rename("null")
+    pairs = table[table["step"] != "another patient"].rename(columns={"spearman": "similarity"}).join(null, on=place)
+    pairs = pairs.assign(spearman=pairs["similarity"] - pairs["null"]).sort_values(by, kind="stable")
+    found = mean_by(pairs, by, ["spearman"], beside=["similarity", "null"], **draws).assign(
+        all_random=lambda rows: rows["step"] == ALL_RANDOM)
+    return found[[*by, "similarity", "null", "value", "low", "high", "measure", "all_random"]]
 
 
 # What the publication says of depth: Grad-CAM in blocks 4 and 5, correctly classified slices.
@@ -414,9 +397,15 @@ def _published(maps):
     return rows[~rows["layer"].str.startswith("block3")]
 
 
-def subject_means(part: pd.DataFrame, measure: str) -> pd.DataFrame:
+def _subject_means(part, measure):
     """Mean of a measure over a subject's slices: one row a subject, one column a layer, shallow to deep."""
     return part.pivot_table(index="subject", columns="layer", values=measure).reindex(columns=layers_of(part))
+
+
+def _trend(part, measure):
+    """Rank correlation of depth with a measure, subject by subject."""
+    means = _subject_means(part, measure)
+    return means.corrwith(pd.Series(range(means.shape[1]), means.columns, float), axis=1, method="spearman")
 
 
 def rank_sums(part: pd.DataFrame) -> pd.DataFrame:
@@ -425,16 +414,16 @@ def rank_sums(part: pd.DataFrame) -> pd.DataFrame:
     A small sum is a good compromise: a map that overlaps the lesions and does not cover the brain. A layer whose maps
     of the subject are all blank has the last rank in both.
     """
-    auprc, spread = (subject_means(part, name) for name in ("auprc", "half_heat_share"))
+    auprc, spread = (_subject_means(part, name) for name in ("auprc", "half_heat_share"))
     return auprc.rank(axis=1, ascending=False, na_option="bottom") + spread.rank(axis=1, na_option="bottom")
 
 
 def compromise(part: pd.DataFrame, last: str) -> tuple[str, pd.Series]:
     """Is the last convolution a better compromise than its strongest rival, which other subjects have chosen?
 
-    Subjects are divided in halves (every second of each group): the rival is the other layer with the smallest mean
-    rank sum in the first half. Given are its name and, for every subject of the second half, its rank sum minus that of
-    the last convolution: above 0 the last convolution is better.
+    The rival is the other layer with the smallest mean rank sum in one half of the subjects (every second of each
+    group). Given are its name and, for every subject of the other half, its rank sum minus that of the last
+    convolution: above 0 the last convolution is better.
     """
     sums = rank_sums(part)
     groups = part.groupby("subject")["group"].first()[sums.index]
@@ -462,30 +451,22 @@ def sign_test(values: pd.Series, **draws) -> dict:
 def depth_tests(maps: pd.DataFrame, **draws) -> pd.DataFrame:
     """Tests of what the publication says of depth: ``kind, backbone, seed, test, layer, rank``, columns of `sign_test`.
 
-    ``spread with depth`` and ``auprc with depth``: rank correlation of depth with the measure, mean over subjects.
-    ``last convolution over rival``: see `compromise`; ``layer`` is the rival, ``rank`` that of the last convolution
-    among all layers. ``hard layer minus last``: AUPRC at `HARD_LAYER` minus that at the last convolution, over slices.
-    Without lesion masks the first is the only one.
+    ``spread with depth`` (without lesion masks the only one), ``auprc with depth``: rank correlations, mean over
+    subjects. ``last convolution over rival``: `compromise`; ``layer`` is the rival, ``rank`` that of the last
+    convolution among all. ``hard layer minus last``: AUPRC at `HARD_LAYER` minus that of the last convolution, slices.
     """
     rows, masked = [], maps["auprc"].notna().any()
-    for network, part in _published(maps).groupby(TRAINING):
-        backbone, network = network[1], dict(zip(TRAINING, network))
-        for test, measure in (("spread with depth", "half_heat_share"), ("auprc with depth", "auprc"))[: 1 + masked]:
-            means = subject_means(part, measure)
-            depth = pd.Series(range(means.shape[1]), means.columns, float)
-            trend = means.corrwith(depth, axis=1, method="spearman")
-            rows.append(network | {"test": test, **sign_test(trend, **draws)})
-        if not masked:
-            continue
-        last = last_convolution(backbone)
-        rival, gain = compromise(part, last)
-        ranks = rank_sums(part).mean().rank()
-        rows.append(network | {"test": "last convolution over rival", "layer": rival, "rank": int(ranks[last]),
-                               **sign_test(gain, **draws)})
+    for training, part in _published(maps).groupby(TRAINING):
+        last, network = last_convolution(training[1]), dict(zip(TRAINING, training))
+        tests = [("spread with depth", _trend(part, "half_heat_share"), {})]
+        if masked:
+            rival, gain = compromise(part, last)
+            facts = {"layer": rival, "rank": int(rank_sums(part).mean().rank()[last])}
+            tests += [("auprc with depth", _trend(part, "auprc"), {}), ("last convolution over rival", gain, facts)]
+        rows += [network | facts | {"test": test, **sign_test(values, **draws)} for test, values, facts in tests]
         wide = part.pivot_table(index=["subject", "slice"], columns="layer", values="auprc")
-        if HARD_LAYER in wide:
-            difference = wide[HARD_LAYER] - wide[last]
-            found = mean_interval(difference, wide.index.get_level_values("subject"), **draws)
+        if HARD_LAYER in wide:  # and lesion masks are known
+            found = mean_interval(wide[HARD_LAYER] - wide[last], wide.index.get_level_values("subject"), **draws)
             rows.append(network | {"test": "hard layer minus last", "layer": HARD_LAYER, "statistic": "mean", **found,
                                    "border": 0.0, "mean": found["value"], "subjects": part["subject"].nunique()})
     columns = [*TRAINING, "test", "layer", "rank", "statistic", "value", "low", "high", "border", "mean", "above",
@@ -500,10 +481,10 @@ def percentile_comparison(maps: pd.DataFrame, **draws) -> pd.DataFrame:
     ``p`` (one-sided Mann-Whitney), ``p_holm`` over all rows of a seed, ``n_a`` SPMS and ``n_b`` RRMS patients; empty if
     a group is absent. The percentile of a blank map is 0.
     """
-    keys, maps = [*TRAINING, "layer"], _published(maps)
-    maps = maps.assign(q95=maps["q95"].where(~maps["blank"].astype(bool), 0.0))
-    rows = []
-    for key, part in maps.groupby([*keys, "subject", "group"])["q95"].mean().reset_index().groupby(keys):
+    keys, maps, rows = [*TRAINING, "layer"], _published(maps), []
+    q95 = maps["q95"].where(~maps["blank"].astype(bool), 0.0)
+    of_subjects = maps.assign(q95=q95).groupby([*keys, "subject", "group"])["q95"].mean().reset_index()
+    for key, part in of_subjects.groupby(keys):
         more, less = (part.loc[part["group"] == group, "q95"] for group in ("SPMS", "RRMS"))
         if len(more) and len(less):
             rows.append({**dict(zip(keys, key)), **compare_groups(more, less, **draws)})
@@ -521,8 +502,7 @@ def lobe_table(maps: pd.DataFrame, **draws) -> pd.DataFrame:
     own = _published(maps.reindex(columns=list(dict.fromkeys([*maps, *names])))).dropna(subset=names[-1:])
     own = own[own["layer"] == own["backbone"].map(last_convolution)]
     long = pd.concat([own.assign(lobe=lobe, share=own[f"lobe {lobe}"], brain=own[f"brain {lobe}"]) for lobe in LOBES])
-    long = long.sort_values(keys[:-1], kind="stable")
-    table = mean_by(long, keys, ["share"], **draws).join(long.groupby(keys)["brain"].mean(), on=keys)
+    table = mean_by(long.sort_values(keys[:-1], kind="stable"), keys, ["share"], beside=["brain"], **draws)
     others = table.merge(table, on=[*TRAINING, "lobe"], suffixes=("", "_other")).query("group != group_other")
     within = others[~(others["high_other"] < others["low"])]
     return table.assign(exceeds_others=~table.set_index(keys).index.isin(within.set_index(keys).index))

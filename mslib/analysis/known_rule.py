@@ -48,8 +48,8 @@ def answers_to_cues(model: keras.Model, experiment: Experiment, slices: SliceSet
     """Slices where one sequence alone shows the class and the others by chance: which one does the network use?
 
     With the shortcut: where the corner shows the class, and where it shows the opposite. `slices` are of people whom
-    the network has not seen, without marks; `mark_seed` is that of places and stripes of the marks. One row per slice:
-    ``experiment, cue`` (a sequence, `CORNER` or `REVERSED`), ``subject, correct``.
+    the network has not seen, without marks. One row per slice: ``experiment, cue`` (a sequence, `CORNER` or
+    `REVERSED`), ``subject, correct``.
     """
     if experiment.shortcut:
         sets = {cue: draw_marks(slices, experiment.decisive, pixel_mm, mark_seed, SHORTCUT_AGREEMENT, shortcut=shown)
@@ -71,8 +71,8 @@ def accuracy_by_cue(answers: pd.DataFrame, **draws) -> pd.DataFrame:
 def learnt_shortcut(use: pd.DataFrame) -> bool:
     """Whether the network uses the corner: `accuracy_by_cue` surely above chance with it, surely below reversed."""
     rows = use[use["experiment"] == SHORTCUT].set_index("cue")
-    shown, reverse = (rows.loc[cue].fillna(rows.loc[cue, "value"]) for cue in (CORNER, REVERSED))
-    return bool(shown["low"] > 0.5 and reverse["high"] < 0.5)
+    rows = rows[["low", "high"]].T.fillna(rows["value"])
+    return bool(rows.loc["low", CORNER] > 0.5 and rows.loc["high", REVERSED] < 0.5)
 
 
 def learnt_rules(use: pd.DataFrame) -> list[str]:
@@ -85,10 +85,7 @@ def learnt_rules(use: pd.DataFrame) -> list[str]:
 
 
 def known_rule_shares(shares: pd.DataFrame, sequences: Sequence[str], **draws) -> pd.DataFrame:
-    """`mslib.analysis.relevance.mean_shares` by ``experiment`` and ``rule``, with the ``role`` of every sequence.
-
-    `shares`: rows of `mslib.analysis.relevance.slice_shares` with marks; roles are those of
-    `mslib.nets.known_rule.ROLES`.
+    """`mean_shares` of `slice_shares` with marks by ``experiment, rule``, and the ``role`` (`ROLES`) of every sequence.
     """
     role = {(sequences[decisive], sequences[m]): name for decisive in range(len(sequences))
             for name, m in zip(ROLES, roles(decisive, len(sequences)))}
@@ -109,10 +106,9 @@ def margin(shares: np.ndarray, decisive: int) -> np.ndarray:
 def decisive_margins(shares: pd.DataFrame, by: str, kind: str, sequences: Sequence[str], **draws) -> pd.DataFrame:
     """How far does the decisive sequence stand above the next one, by ``method`` or ``rule`` (`by`) and network?
 
-    `shares`: correctly classified slices, of methods from `mslib.analysis.attribution.score_maps` (`kind`: ``share``),
-    of rules from `mslib.analysis.relevance.slice_shares` (`kind`: of `KINDS` there, or `LIFT`). `by`, ``experiment,
-    kind, decisive`` (mean share of the decisive sequence), ``value, low, high`` (`margin`); methods with one map for
-    all sequences are left out.
+    `shares`: correctly classified slices, of `score_maps` (`kind`: ``share``) or of `slice_shares` (`kind`: of `KINDS`
+    there, or `LIFT`). `by`, ``experiment, kind, decisive`` (mean share of the decisive sequence), ``value, low, high``
+    (`margin`); methods with one map for all sequences are left out.
     """
     rows = []
     for (name, experiment), part in shares.groupby([by, "experiment"], sort=False):
@@ -146,13 +142,6 @@ def layer_scores(model: keras.Model, explained: Explained, importance) -> pd.Dat
                 "msfi": feature_importance_score(portions, importance), "chance": chance,
                 "blank": np.isnan(portions).all(1)}))
     return pd.concat(tables, ignore_index=True)
-
-
-def layer_curves(scores: pd.DataFrame, **draws) -> pd.DataFrame:
-    """Mean of `layer_scores` by network, method and layer with its interval; ``blank``: share of blank maps."""
-    by = ["experiment", "method", "layer"]
-    beside = scores.groupby(by)[["chance", "blank"]].mean()
-    return mean_by(scores, by, ["msfi"], **draws).join(beside, on=by)
 
 
 def layer_gain(scores: pd.DataFrame, **draws) -> pd.DataFrame:
@@ -208,8 +197,7 @@ def shortcut_table(shares: pd.DataFrame, **draws) -> pd.DataFrame:
     share).
     """
     found = mean_by(shares, ["method"], ["share"], **draws).drop(columns="measure").set_index("method")
-    by_method = shares.groupby("method", sort=False)
-    found = found.assign(covered=by_method["covered"].first(), chance=by_method["chance"].first())
+    found = found.join(shares.groupby("method")[["covered", "chance"]].first())
     low = found["low"].fillna(found["value"])  # all slices alike
     exposed = (low > found["chance"] * (1 + 1e-6)).astype("boolean").where(found["subjects"] >= MIN_SUBJECTS)
-    return found.assign(exposed=exposed, slices=by_method["shown"].sum()).reset_index()
+    return found.assign(exposed=exposed, slices=shares.groupby("method")["shown"].sum()).reset_index()

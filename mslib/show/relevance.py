@@ -25,9 +25,6 @@ def _dots(ax, x, y, colour, filled, **style) -> None:
     ax.scatter(x, y, s=22, facecolors=faces, edgecolors=colour, linewidths=1, zorder=3, **style)
 
 
-
-
-
 @styled
 def plot_share_points(table, modalities: Sequence[str], *, row: str, group: str, column: str | None = None,
                       groups: Sequence[str] | None = None, unit: str | Mapping[str, str] = "share of relevance [%]",
