@@ -94,7 +94,8 @@ def layer_cams(model: keras.Model, images, targets, layers: Sequence[str] | None
     """Class activation maps of every wanted layer, from one forward and one backward pass.
 
     Raw values, ``ReLU(sum over channels)`` as each method defines it: maps of one layer can be compared over images,
-    and blank ones are seen (`blank_maps`). One map stands for all input channels.
+    and blank ones are seen (`blank_maps`). One map stands for all input channels. ValueError: see `explainable`,
+    `resolve_layers`; unfit input, an unknown method, a map that is not finite.
 
     Parameters
     ----------
@@ -116,11 +117,6 @@ def layer_cams(model: keras.Model, images, targets, layers: Sequence[str] | None
     -------
     dict of method to dict of layer (shallow to deep) to ndarray of float32
         Of the images' axes (N, H, W), or of the layer's (N, h, w); of signals and volumes likewise.
-
-    Raises
-    ------
-    ValueError
-        See `explainable`, `resolve_layers`, `check_inputs`; unknown method; a map that is not finite.
     """
     images = stacked(images)
     cams = explain_layers(model, images, targets, layers, methods, batch_size).cams

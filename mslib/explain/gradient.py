@@ -108,8 +108,7 @@ def integrated_gradients(model: keras.Model, images, targets, *, steps: int = 50
                          batch_size: int = 16) -> np.ndarray:
     """Gradient integrated on the straight line from a baseline, times the difference (Sundararajan et al. 2017).
 
-    A map adds up to the score minus the baseline's, but for the Gauss-Legendre quadrature with `steps` points (see
-    `completeness_gap`).
+    A map adds up to the score minus the baseline's, but for the Gauss-Legendre quadrature with `steps` points.
     """
     base = baseline_images(images, baseline, seed)
     nodes, weights = np.polynomial.legendre.leggauss(steps)
