@@ -81,21 +81,18 @@ def accuracy_table(tables: Mapping[tuple[str, str, int], pd.DataFrame], groups: 
     the same people on both sides `class_knowledge`); NaN for other measures. A table without ``slice`` (baseline model)
     has one row per subject and no level of slices.
     """
-    def largest(rows):
-        return float(rows["target"].value_counts(normalize=True).max())
-
     parts = []
     for (backbone, protocol, seed), table in tables.items():
-        chance = {"slice": largest(table), "subject": largest(table.drop_duplicates("subject"))}
+        people, known = table.drop_duplicates("subject"), protocol == "published_permuted"
+        largest = {level: float(rows["target"].value_counts(normalize=True).max())
+                   for level, rows in (("slice", table), ("subject", people))}
+        balanced = class_knowledge(people["true"], people["target"]) if known else 1 / len(groups)
         rows = evaluate(table, groups, **draws).measures
         rows = rows if "slice" in table else rows[rows["level"] == "subject"]
-        chance = rows["level"].map(chance).where(rows["measure"] == "accuracy")
-        people, known = table.drop_duplicates("subject"), protocol == "published_permuted"
-        balanced = class_knowledge(people["true"], people["target"]) if known else 1 / len(groups)
-        chance = chance.mask(rows["measure"] == "balanced_accuracy", balanced)
-        rows = rows.assign(subjects=table["subject"].nunique(), backbone=backbone, protocol=protocol, seed=seed,
-                           title=TITLES[protocol], chance=chance)
-        parts.append(rows)
+        chance = rows["level"].map(largest).where(rows["measure"] == "accuracy")
+        parts.append(rows.assign(subjects=len(people), backbone=backbone, protocol=protocol, seed=seed,
+                                 title=TITLES[protocol],
+                                 chance=chance.mask(rows["measure"] == "balanced_accuracy", balanced)))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -103,10 +100,9 @@ def baseline_predictions(truth: pd.DataFrame, parts: pd.Series,
                          groups: Sequence[str]) -> dict[tuple[str, str, int], pd.DataFrame]:
     """Logistic regression on a subject's true lesion load and ventricle volume, for the test part of (b) and for (c).
 
-    Eitel et al. 2019 found lesion load alone as good as a network, so that it belongs beside one.
-    `truth`: ``subject, group, lesion_load_ml, ventricle_volume_ml``; without the last two there is no baseline model.
-    `parts`: train, validation, test or independent by subject. Given as by `by_protocol`, one row per subject; the
-    backbone is ``logistic``.
+    Eitel et al. 2019 found lesion load alone as good as a network. `truth`: ``subject, group, lesion_load_ml,
+    ventricle_volume_ml``, without the last two no baseline model; `parts`: by subject. Given as by `by_protocol`, one
+    row per subject; the backbone is ``logistic``.
     """
     if not {"lesion_load_ml", "ventricle_volume_ml"} <= set(truth):
         return {}
@@ -133,10 +129,8 @@ def attainable_predictions(predictions: pd.DataFrame,
 def psychometric_table(predictions: pd.DataFrame, **draws) -> pd.DataFrame:
     """Accuracy of ``cause`` networks on unseen people's slices over the lesion area, and on lesion-free slices.
 
-    `predictions`: ``backbone, kind, seed, subject, part, target, lesion_mm2, logit_lesion-free, logit_lesions``;
-    `draws`: n, confidence, seed of the intervals, over subjects and trainings. ``backbone, lesions, mm2, value, low,
-    high, n`` (slices): a row per range of areas (``20-50``; ``mm2`` is their median), ``lesion-free``, and ``100 or
-    more``.
+    ``backbone, lesions, mm2, value, low, high, n`` (slices): a row per range of areas (``20-50``; ``mm2`` is their
+    median), ``lesion-free``, and ``100 or more``. Intervals are over subjects and trainings.
     """
     table = predictions[(predictions["kind"] == "cause") & (predictions["part"] == "test")]
     shown, areas = table["target"] == 1, table["lesion_mm2"]

@@ -92,9 +92,9 @@ def fold_relevance(model: keras.Model, epochs: EpochSet, predictions: pd.DataFra
         chosen = drawn if name == rule else few
         relevance = lrp(model, epochs.batch(chosen["epoch"]), chosen["predicted"].to_numpy(), composite, batch_size=64,
                         **parameters)
-        shares = {f"{kind}_{modality}": share for kind, of_kind in relevance_shares(relevance).items()
-                  for modality, share in zip(MODALITIES, of_kind.T)}
-        tables.append(chosen.assign(rule=name, **shares))
+        tables.append(chosen.assign(rule=name, **{
+            f"{kind}_{modality}": share for kind, of_kind in relevance_shares(relevance).items()
+            for modality, share in zip(MODALITIES, of_kind.T)}))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -158,20 +158,19 @@ def typical_epochs(predictions: pd.DataFrame, recording: str) -> pd.DataFrame:
     stage that is never predicted correctly has no row.
     """
     certainty = softmax(predictions[[f"logit_{stage}" for stage in STAGES]].to_numpy(), axis=1).max(axis=1)
-    correct = predictions.assign(probability=certainty)[predictions["stage"] == predictions["predicted"]]
-    rows = [correct[:0]]
-    for _, part in correct.sort_values("probability", kind="stable").groupby("stage"):
-        here = part[part["recording"] == recording]
-        ranked = here if len(here) else part
-        rows.append(ranked.iloc[[(len(ranked) - 1) // 2]])
-    return pd.concat(rows, ignore_index=True)
+    correct = predictions.assign(probability=certainty).query("stage == predicted")
+    correct = correct.sort_values("probability", kind="stable")
+    here = correct["recording"] == recording
+    ranked = correct[here | ~correct["stage"].isin(correct.loc[here, "stage"])]
+    stages = ranked.groupby("stage")["stage"]
+    return ranked[stages.cumcount() == (stages.transform("size") - 1) // 2].sort_values("stage", ignore_index=True)
 
 
 def subject_shares(relevance: pd.DataFrame) -> pd.DataFrame:
     """Mean shares of every subject, by stage and over all its epochs (``overall``), correct and wrong ones apart.
 
-    Columns ``rule, kind, correct, subject, fold, stage, EEG, EOG, EMG, n`` (epochs), shares in percent. Overall, epochs
-    count by their weight, so that stages of which few were drawn count as often as they occur.
+    ``rule, kind, correct, subject, fold, stage, EEG, EOG, EMG`` (percent), ``n`` (epochs). Overall, epochs count by
+    their weight, so that stages of which few were drawn count as often as they occur.
     """
     keys, columns, tables = ["rule", "correct", "subject", "fold", "stage"], list(MODALITIES), []
     for kind in KINDS:
@@ -195,9 +194,8 @@ def share_summary(table: pd.DataFrame, keys=("rule", "kind", "correct", "stage")
 def share_differences(subjects: pd.DataFrame, information: pd.DataFrame, **draws) -> pd.DataFrame:
     """By how much one modality has more relevance than another, beside how much more information it carries alone.
 
-    From `subject_shares` of one rule, kind and side, and `information`. Every stage and ordered pair: ``stage, more,
-    less, value, low, high`` (percentage points), ``subjects, information`` (difference of the AUC, overall of the
-    balanced accuracy), ``scatter`` (its SD over folds).
+    From `subject_shares` of one rule, kind and side: ``stage, more, less, value, low, high`` (percentage points),
+    ``subjects, information`` (difference of the AUC, overall of the balanced accuracy), ``scatter`` (SD over folds).
     """
     worth, rows = information.set_index(["stage", "modality"]), []
     mean, sd = (worth[f"auc{end}"].fillna(worth[f"balanced_accuracy{end}"]) for end in ("", "_sd"))
@@ -225,8 +223,7 @@ def consistency(relevance: pd.DataFrame, rule: str, n: int = 2000, confidence: f
 
     Correct and wrong epochs are `matched`, because means of fewer epochs scatter more; subjects are drawn anew within
     their folds. One row: ``correct, wrong`` (SD over folds in percentage points, mean over stages and modalities),
-    ``value`` (wrong less correct) with ``low, high``, ``epochs`` of each kind, ``subjects``. NaN with fewer than two
-    folds that have both kinds.
+    ``value`` (wrong less correct), ``low, high, epochs`` of each kind, ``subjects``. NaN below two folds with both.
     """
     shares = subject_shares(matched(relevance[relevance["rule"] == rule], seed))
     shares = shares[(shares["kind"] == "absolute") & (shares["stage"] != OVERALL)]
@@ -248,10 +245,9 @@ def consistency(relevance: pd.DataFrame, rule: str, n: int = 2000, confidence: f
 
 
 def information(epochs: EpochSet, rate: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame, np.ndarray]:
-    """How well each stage is recognised from one modality alone, measured by classifiers on band powers.
+    """How well each stage is recognised from one modality alone, on at most ten epochs of every recording and stage.
 
-    The table of `mslib.sleep.modality_information`; the rows of ``epochs.table`` that it rests on, at most ten of every
-    recording and stage; their `mslib.sleep.band_features`, (N, M, F).
+    The table of `mslib.sleep.modality_information`, the epochs, and their `mslib.sleep.band_features`, (N, M, F).
     """
     drawn = draw_by_stage(epochs.table.assign(epoch=np.arange(len(epochs))), 10, seed + 1)
     rows, people = drawn["epoch"].to_numpy(), drawn["subject"].to_numpy()
@@ -262,20 +258,18 @@ def information(epochs: EpochSet, rate: float, seed: int) -> tuple[pd.DataFrame,
 
 
 def ablation_table(ablated: pd.DataFrame, **draws) -> pd.DataFrame:
-    """Loss of correctly classified epochs where a modality is replaced, by stage.
+    """Loss of correctly classified epochs where a modality is replaced.
 
-    Columns ``baseline, modality, stage, value, low, high`` (share of correct epochs with all modalities less that
-    without), ``subjects, n``.
+    ``baseline, modality, stage, value, low, high`` (share with all modalities less that without), ``subjects, n``.
     """
     keys, correct = ["baseline", "modality", "stage"], _by_name(ablated)
     correct = correct.assign(correct=ablated["stage"] == ablated["predicted"]).sort_values("subject", kind="stable")
     present = correct["baseline"] == PRESENT
     kept = correct[present].groupby(["stage", "subject"])["correct"].mean().rename("present")
     means = correct[~present].groupby([*keys, "subject"], sort=False)["correct"].mean().reset_index()
-    means = means.join(kept, on=["stage", "subject"])
-    table = mean_by(means.assign(lost=means["present"] - means["correct"]), keys, ["lost"], **draws)
-    sizes = correct.loc[present, "stage"].value_counts()
-    return table.drop(columns=["measure", "slices"]).assign(n=table["stage"].map(sizes))
+    means = means.join(kept, on=["stage", "subject"]).eval("lost = present - correct")
+    table = mean_by(means, keys, ["lost"], **draws).drop(columns=["measure", "slices"])
+    return table.assign(n=table["stage"].map(correct.loc[present, "stage"].value_counts()))
 
 
 def collapse_table(ablated: pd.DataFrame) -> pd.DataFrame:
@@ -305,10 +299,9 @@ def method_table(methods: pd.DataFrame, relevance: pd.DataFrame, **draws) -> pd.
 def agreement(methods: pd.DataFrame, ablated: pd.DataFrame, information: pd.DataFrame, rule: str) -> pd.DataFrame:
     """How far every method, rule and ablation orders the modalities as relevance does, and as their information does.
 
-    From `method_table`, `ablation_table`, `information` and the study's rule. Per source: ``tau_relevance,
-    tau_information`` (Kendall's tau over the three modalities, mean over stages; 1 same order, 0 chance),
-    ``top_information`` (stages whose first modality is the most informative one), ``stages``, and, for shares,
-    ``difference`` to relevance (mean, percentage points).
+    From `method_table`, `ablation_table`, `information`: ``source, tau_relevance, tau_information`` (Kendall's tau over
+    the modalities, mean over stages), ``top_information`` (stages whose first modality is the most informative one),
+    ``stages``, and, for shares, ``difference`` to relevance (mean, percentage points).
     """
     def wide(table, values="value"):
         return table.pivot_table(index="stage", columns="modality", values=values)[list(MODALITIES)]
@@ -331,11 +324,7 @@ def agreement(methods: pd.DataFrame, ablated: pd.DataFrame, information: pd.Data
 
 
 def covariates(epochs: EpochSet) -> pd.DataFrame:
-    """Subject and effects of every recording, as numbers.
-
-    Index ``recording``; ``subject`` and those of `EFFECTS` that are known and differ: ``decade`` (age / 10), ``woman``
-    and ``drug`` (0 or 1; 0 is placebo).
-    """
+    """``subject`` and those of `EFFECTS` that are known and differ, as numbers, of every ``recording`` (the index)."""
     nights = epochs.table.drop_duplicates("recording").set_index("recording")
     drug = nights["drug"].where(nights["drug"].isna(), (nights["drug"] != "placebo").astype(float))
     table = pd.DataFrame({"subject": nights["subject"], "decade": nights["age"] / 10,
@@ -399,9 +388,8 @@ def corrected_effects(fitted: pd.DataFrame) -> pd.DataFrame:
 def relevance_recovery(fitted: pd.DataFrame, sizes: dict[str, float]) -> pd.DataFrame:
     """Do the simulated effects come back in the relevance? A stronger sign should have a larger share.
 
-    One row per place of `EXPECTED`: ``stage, modality, term, value, low, high, detectable, p`` of `fit_effects`,
-    ``simulated`` (sum of the logarithms of amplitude or rate), ``p_fdr`` (corrected for these rows alone),
-    ``recovered`` (corrected p at most 5 % and the simulated sign).
+    Rows of `fit_effects` at the places of `EXPECTED`, with ``simulated`` (sum of the logarithms of amplitude or rate),
+    ``p_fdr`` (corrected for these rows alone), ``recovered`` (corrected p at most 5 % and the simulated sign).
     """
     place = ["stage", "modality", "term"]
     places = pd.DataFrame([(stage, modality, term, sum(sizes[part] for part in parts))
@@ -416,9 +404,9 @@ def signal_recovery(drawn: pd.DataFrame, features: np.ndarray, nights: pd.DataFr
                     sizes: dict[str, float]) -> pd.DataFrame:
     """Do the simulated effects come back from the recordings themselves?
 
-    From `information` (`drawn`, `features`) and `covariates`. Columns ``component, stage, modality, term, simulated,
-    value, low, high, p, subjects, n`` (change of the logarithm of the amplitude relative to bands without effect),
-    ``detectable, inside`` (the simulated size lies in the interval), ``sign`` (the interval excludes 0 on its side).
+    From `information` and `covariates`: ``component, stage, modality, term, simulated, value, low, high, p, subjects,
+    n, detectable`` (change of the logarithm of the amplitude relative to bands without effect), ``inside`` (the
+    simulated size lies in the interval), ``sign`` (the interval excludes 0 on its side).
     """
     numbers, rows = ["value", "low", "high", "p", "subjects", "n", "detectable"], []
     for component, stage, modality, bands, beside, names in COMPONENTS if sizes else ():
