@@ -18,32 +18,7 @@ import pandas as pd
 from scipy.ndimage import gaussian_filter
 from scipy.special import softmax
 
-from mslib.explain import (
-    METHODS,
-    attribute,
-    baseline_images,
-    batches_of,
-    cascading_randomisation,
-    logits_of,
-    postprocess,
-    replace_removed,
-)
-from mslib.explain import superpixels as segment
-from mslib.measure import (
-    area_under_removal,
-    correlation_by_chance,
-    feature_importance_score,
-    importance_correlation,
-    map_similarity,
-    mean_by,
-    mean_interval,
-    measure_maps,
-    modality_totals,
-    removal_curve,
-    shapley_values,
-    share_inside,
-    shuffled_maps,
-)
+from mslib import explain, measure
 from mslib.study import progress
 
 from .relevance import relevance_maps
@@ -93,7 +68,7 @@ class Explained:
 
     def rows(self, method: str | None = None) -> np.ndarray:
         """Indices of the slices that a method explains; None: that all of them do."""
-        costly = method is None or (not method.startswith(LRP) and METHODS[method].family == "perturbation")
+        costly = method is None or (not method.startswith(LRP) and explain.METHODS[method].family == "perturbation")
         return self.few if costly and self.few is not None else np.arange(len(self.images))
 
     @property
@@ -104,8 +79,8 @@ class Explained:
 
 def feature_groups(images, brain, superpixels: int) -> tuple[np.ndarray, np.ndarray]:
     """Superpixels of every image, (N, H, W, M), and those that all images share, (H, W, M); each modality's own."""
-    shared = segment(images.mean(0, keepdims=True), superpixels, mask=brain.any(0))[0]
-    return segment(images, superpixels, mask=brain), shared
+    shared = explain.superpixels(images.mean(0, keepdims=True), superpixels, mask=brain.any(0))[0]
+    return explain.superpixels(images, superpixels, mask=brain), shared
 
 
 def method_parameters(method: str, *, samples: int, permutations: int, steps: int, seed: int, precision: str,
@@ -121,13 +96,13 @@ def method_parameters(method: str, *, samples: int, permutations: int, steps: in
               "feature_ablation": own, "lime": own | {"samples": samples}, "kernel_shap": own | {"samples": samples},
               "shapley_sampling": own | {"permutations": permutations},
               "feature_permutation": own | {"groups": shared, "permutations": permutations}}.get(method, {})
-    return chosen | ({"seed": seed} if "seed" in METHODS[method].parameters else {})
+    return chosen | ({"seed": seed} if "seed" in explain.METHODS[method].parameters else {})
 
 
 def method_overview(superpixels: int, **given) -> pd.DataFrame:
     """The methods and their parameters in this study: ``method, family, source, map per sequence, parameters``."""
     rows = []
-    for name, method in METHODS.items():
+    for name, method in explain.METHODS.items():
         values = method.parameters | method_parameters(name, **given)
         shown = [f"{key} {value}" for key, value in values.items() if value is not None
                  and key not in ("groups", "seed", "batch_size", "engine")]
@@ -137,7 +112,7 @@ def method_overview(superpixels: int, **given) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def attribute_all(model: keras.Model, explained: Explained, methods: Iterable[str] = tuple(METHODS),
+def attribute_all(model: keras.Model, explained: Explained, methods: Iterable[str] = tuple(explain.METHODS),
                   label: str = "attributions", *, superpixels: int, **given) -> tuple[dict, dict]:
     """Maps of several methods with the parameters of this study: raw maps, and seconds per image, by method.
 
@@ -152,7 +127,7 @@ def attribute_all(model: keras.Model, explained: Explained, methods: Iterable[st
             maps[method] = relevance_maps(model, own.images, own.targets, method.removeprefix(LRP), own.brain)
         else:
             parameters = method_parameters(method, groups=groups, shared=shared, pixel_mm=own.pixel_mm, **given)
-            maps[method] = attribute(method, model, own.images, own.targets, **parameters)
+            maps[method] = explain.attribute(method, model, own.images, own.targets, **parameters)
         seconds[method] = (time.perf_counter() - start) / len(own.images)
     return maps, seconds
 
@@ -176,7 +151,7 @@ def _of_brain(baseline, explained):
 
 def _outcome(model, images, targets):
     """Whether images are classified correctly, and the probability of their class."""
-    logits = logits_of(model, batches_of(images, 64))
+    logits = explain.logits_of(model, explain.batches_of(images, 64))
     return logits.argmax(1) == targets, softmax(logits, axis=1)[np.arange(len(targets)), targets]
 
 
@@ -193,13 +168,13 @@ def slice_importance(model: keras.Model, explained: Explained, sequences: Sequen
     common, tables = {"image": np.arange(len(explained.images)), "subject": explained.subjects}, []
     # In-painting, of a whole modality, would have nothing to start from.
     for baseline in progress(("zero", "mean"), desc=f"{label}: modality importance", unit="baseline"):
-        absent = baseline_images(explained.images, _of_brain(baseline, explained), seed)
+        absent = explain.baseline_images(explained.images, _of_brain(baseline, explained), seed)
         absent = np.where(explained.brain[..., None], absent, explained.images)
         correct, probability = map(np.array, zip(*(
             _outcome(model, np.where(present, explained.images, absent), explained.targets) for present in subsets)))
         worths = {"accuracy": correct, "cross-entropy": np.log(np.maximum(probability, 1e-12))}
         tables += [pd.DataFrame({"baseline": baseline, "worth": worth, **common, "correct": correct[-1],
-                                 **dict(zip(sequences, shapley_values(of_subsets)))})
+                                 **dict(zip(sequences, measure.shapley_values(of_subsets)))})
                    for worth, of_subsets in worths.items()]
     return pd.concat(tables, ignore_index=True)
 
@@ -214,7 +189,7 @@ def importance_table(importance: pd.DataFrame, by: str, sequences: Sequence[str]
     keys, names = [by, "baseline", "worth"], list(sequences)
     own = importance.assign(**importance[names].where(importance["correct"]))
     asked = importance.groupby(keys).size().rename("asked")
-    return mean_by(own, keys, names, **draws).rename(columns={"measure": "modality"}).join(asked, on=keys)
+    return measure.mean_by(own, keys, names, **draws).rename(columns={"measure": "modality"}).join(asked, on=keys)
 
 
 def importance_of(importance: pd.DataFrame, sequences: Sequence[str]) -> np.ndarray:
@@ -238,24 +213,24 @@ def score_maps(maps: Mapping[str, np.ndarray], explained: Explained, importance,
     """
     correct, _ = _outcome(model, explained.images, explained.targets)
     where = np.repeat(explained.brain[..., None], explained.images.shape[-1], -1)
-    uniform = share_inside(where, explained.features, explained.brain)
+    uniform = measure.share_inside(where, explained.features, explained.brain)
     top, needed = int(np.argmax(importance)), 1 if np.max(importance) > 0 else np.nan
     common = pd.DataFrame({"subject": explained.subjects, "image": np.arange(len(correct)), "correct": correct,
-                           "msfi_chance": feature_importance_score(uniform, importance),
+                           "msfi_chance": measure.feature_importance_score(uniform, importance),
                            "portion_chance": needed * uniform[:, top]})
     tables = []
     for method, raw in maps.items():
         rows = explained.rows(method)
-        own, inside, heat = explained.at(rows), where[rows], postprocess(raw, explained.sigma)
-        portions, stacked = share_inside(heat, own.features, own.brain), (len(rows), -1, heat.shape[2])
+        own, inside, heat = explained.at(rows), where[rows], explain.postprocess(raw, explained.sigma)
+        portions, stacked = measure.share_inside(heat, own.features, own.brain), (len(rows), -1, heat.shape[2])
         flat = [np.moveaxis(array, -1, 1).reshape(stacked) for array in (heat, own.features & inside, inside)]
-        iou, totals = measure_maps(*flat), modality_totals(heat * inside)
-        found = {"msfi": feature_importance_score(portions, importance), "portion": needed * portions[:, top],
+        iou, totals = measure.measure_maps(*flat), measure.modality_totals(heat * inside)
+        found = {"msfi": measure.feature_importance_score(portions, importance), "portion": needed * portions[:, top],
                  "iou": iou["iou"], "iou_chance": iou["iou_chance"], "blank": totals.sum(1) == 0}
-        if method.startswith(LRP) or METHODS[method].per_modality:
+        if method.startswith(LRP) or explain.METHODS[method].per_modality:
             shares = totals / np.where(totals.sum(1) > 0, totals.sum(1), np.nan)[:, None]
             found |= {f"share_{name}": shares[:, m] for m, name in enumerate(sequences)}
-            found["tau"] = importance_correlation(totals, importance)
+            found["tau"] = measure.importance_correlation(totals, importance)
         tables.append(common.iloc[rows].reset_index(drop=True).assign(**found, method=method))
     return pd.concat(tables, ignore_index=True)
 
@@ -274,7 +249,7 @@ def localise(maps: Mapping[str, np.ndarray], explained: Explained, **names) -> p
             rows = explained.rows(method)
             heat = gaussian_filter(np.maximum(raw.sum(-1), 0), (0, explained.sigma, explained.sigma))
         own = explained.at(rows)
-        found = measure_maps(heat, own.features.any(-1), own.brain).rename(columns={"auprc_chance": "chance"})
+        found = measure.measure_maps(heat, own.features.any(-1), own.brain).rename(columns={"auprc_chance": "chance"})
         tables.append(found[["auprc", "precision", "blank", "chance"]].assign(
             subject=own.subjects, image=rows, method=method, **names))
     return pd.concat(tables, ignore_index=True)
@@ -291,14 +266,15 @@ def removal_table(maps: Mapping[str, np.ndarray], explained: Explained, model: k
     inside, falling = np.repeat(few.brain[..., None], few.images.shape[-1], -1), np.linspace(1, 0, levels)
 
     def areas(heat, baseline):
-        curve = removal_curve(lambda changed: _outcome(model, changed, few.targets)[1], few.images, heat,
-                              partial(replace_removed, baseline=_of_brain(baseline, few), seed=seed), inside, falling)
-        return np.array([area_under_removal(one, falling) for one in curve.T])
+        replaced = partial(explain.replace_removed, baseline=_of_brain(baseline, few), seed=seed)
+        curve = measure.removal_curve(lambda changed: _outcome(model, changed, few.targets)[1], few.images, heat,
+                                      replaced, inside, falling)
+        return np.array([measure.area_under_removal(one, falling) for one in curve.T])
 
     tables = []
     for method, raw in progress(list(maps.items()), desc=f"{label}: removal", unit="method"):
-        heat = postprocess(raw, explained.sigma)
-        shuffled = shuffled_maps(heat, inside, seed)
+        heat = explain.postprocess(raw, explained.sigma)
+        shuffled = measure.shuffled_maps(heat, inside, seed)
         tables += [pd.DataFrame({"method": method, "baseline": name, "image": explained.rows(), "subject": few.subjects,
                                  "delta": areas(shuffled, name) - areas(heat, name)}) for name in baselines]
     return pd.concat(tables, ignore_index=True)
@@ -314,7 +290,7 @@ def randomised_similarity(model: keras.Model, maps: Mapping[str, np.ndarray], ex
     """
     before, few = of_few(maps, explained)
     tables, trained = [], model.get_weights()
-    randomised = cascading_randomisation(model, list(STEPS.values()), 1, settings["seed"])
+    randomised = explain.cascading_randomisation(model, list(STEPS.values()), 1, settings["seed"])
     for step, (name, (*_, random)) in enumerate(zip(STEPS, randomised), start=1):
         model.set_weights(random.get_weights())
         after, _ = attribute_all(model, few, list(maps), f"{label}, random: {name}", **settings)
@@ -331,7 +307,7 @@ def repeat_similarity(maps: Mapping[str, np.ndarray], others: Mapping[str, np.nd
     """
     (maps, few), (others, _) = of_few(maps, explained), of_few(others, explained)
     return pd.concat([pd.DataFrame({"method": method, "subject": few.subjects,
-                                    "similarity": map_similarity(own, others[method], few.brain)})
+                                    "similarity": measure.map_similarity(own, others[method], few.brain)})
                       for method, own in maps.items()], ignore_index=True)
 
 
@@ -350,7 +326,7 @@ def method_table(scores: pd.DataFrame, removal: pd.DataFrame, randomised: pd.Dat
               removal.assign(name="delta_" + removal["baseline"], value=removal["delta"]),
               last.assign(name="random", value=last["similarity"]),
               repeat.assign(name="repeat", value=repeat["similarity"])]
-    found = mean_by(pd.concat(values), ["method", "name"], ["value"], **draws)
+    found = measure.mean_by(pd.concat(values), ["method", "name"], ["value"], **draws)
     ends = {end: found.pivot_table(end, "method", "name", dropna=False) for end in ("value", "low", "high")}
     by_method = scores.groupby("method", sort=False)
     chance = by_method[[name for name in scores if name.endswith("_chance")]].mean()
@@ -377,7 +353,7 @@ def chance_levels(scores: pd.DataFrame) -> dict[str, float]:
     rows, modalities = scores[scores["method"] == scores["method"].iloc[0]], scores.filter(regex="^share_").shape[1]
     return dict.fromkeys(_deltas(LABELS), 0.0) | {
         "msfi": float(rows["msfi_chance"].mean()), "portion": float(rows["portion_chance"].mean()),
-        "iou": float(scores["iou_chance"].mean()), "tau": float(correlation_by_chance(modalities).mean())}
+        "iou": float(scores["iou_chance"].mean()), "tau": float(measure.correlation_by_chance(modalities).mean())}
 
 
 def advantage(scores: pd.DataFrame, methods: Sequence[str], **draws) -> pd.DataFrame:
@@ -386,7 +362,7 @@ def advantage(scores: pd.DataFrame, methods: Sequence[str], **draws) -> pd.DataF
     wide = wide.reindex(columns=scores["method"].unique())
     others = wide.drop(columns=list(methods))
     best = others.mean().idxmax() if others.notna().any(axis=None) else others.columns[0]
-    return pd.DataFrame([{"method": name, "other": best} | mean_interval(
+    return pd.DataFrame([{"method": name, "other": best} | measure.mean_interval(
         wide[name] - wide[best], wide.index.get_level_values("subject"), **draws) for name in methods])
 
 
@@ -398,7 +374,7 @@ def localisation_table(scores: pd.DataFrame, **draws) -> pd.DataFrame:
     """
     prior = scores[scores["method"] == "prior"].set_index(["backbone", "image"])["auprc"].rename("prior")
     known = scores.join(prior, on=["backbone", "image"]).eval("gain = auprc - prior")
-    return mean_by(known, ["backbone", "source", "method"], ["auprc", "precision", "gain"],
+    return measure.mean_by(known, ["backbone", "source", "method"], ["auprc", "precision", "gain"],
                    beside=["chance", "blank"], **draws)
 
 

@@ -21,26 +21,7 @@ from scipy.stats import rankdata
 from skimage.filters import sobel
 from skimage.measure import label
 
-from mslib.explain import (
-    CAM_METHODS,
-    LayerPass,
-    average_cells,
-    cascading_randomisation,
-    explain_layers,
-    spatial_layers,
-    upsample_maps,
-)
-from mslib.measure import (
-    MIN_SUBJECTS,
-    adjust_p_values,
-    bootstrap_means,
-    compare_groups,
-    mean_by,
-    mean_interval,
-    measure_maps,
-    percentile_interval,
-    proportion_interval,
-)
+from mslib import explain, measure
 from mslib.nets import evenly, last_convolution
 from mslib.study import StudyError
 
@@ -132,7 +113,7 @@ def location_prior(table: pd.DataFrame, known: Sequence[tuple[str, np.ndarray, n
 
 def explained_layers(network: keras.Model) -> list[str]:
     """Convolutions and pools of blocks 3 to 5, shallow to deep."""
-    return [name for name in spatial_layers(network) if EXPLAINED.fullmatch(name)]
+    return [name for name in explain.spatial_layers(network) if EXPLAINED.fullmatch(name)]
 
 
 def another_patient(table: pd.DataFrame) -> np.ndarray | None:
@@ -148,13 +129,14 @@ def another_patient(table: pd.DataFrame) -> np.ndarray | None:
 
 def _measured(heat, slices, **names):
     """Rows of `measure_maps` with the share of the brain's edge and the columns of the slices."""
-    found = measure_maps(heat, slices.lesions, slices.brain)
+    found = measure.measure_maps(heat, slices.lesions, slices.brain)
     total, edge = ((heat * mask).sum((1, 2), dtype=float) for mask in (slices.brain, slices.edge))
     found = found.assign(chance=found["auprc_chance"], edge_share=edge / np.where(total > 0, total, np.nan))
     return slices.table.join(found[[*MEASURES, "q95", "blank", "chance"]]).assign(**{"draw": 0} | names)
 
 
-def measure_layers(found: LayerPass, slices: Slices, flair: int, lobes: np.ndarray | None = None) -> pd.DataFrame:
+def measure_layers(found: explain.LayerPass, slices: Slices, flair: int,
+                   lobes: np.ndarray | None = None) -> pd.DataFrame:
     """Measures of a network's maps and of all comparators on the same slices.
 
     `flair`: channel of FLAIR; `lobes`: int (N, H, W), from `lobe_labels`. A row per slice, source, method and layer
@@ -166,7 +148,7 @@ def measure_layers(found: LayerPass, slices: Slices, flair: int, lobes: np.ndarr
     other, tables, size = another_patient(slices.table), [], slices.brain.shape[1:]
     for method, of_layer in found.cams.items():
         for layer, raw in of_layer.items():
-            heat, names = upsample_maps(raw, size), {"method": method, "layer": layer}
+            heat, names = explain.upsample_maps(raw, size), {"method": method, "layer": layer}
             table = _measured(heat, slices, source="network", **names)
             if method == "gradcam":
                 table["kept"] = found.kept[layer]
@@ -174,10 +156,10 @@ def measure_layers(found: LayerPass, slices: Slices, flair: int, lobes: np.ndarr
                     shares, uniform = lobe_shares(heat, lobes), lobe_shares(slices.brain, lobes)
                     table = pd.concat([table, shares.add_prefix("lobe "), uniform.add_prefix("brain ")], axis=1)
             tables.append(table)
-            if other is not None and method in CAM_METHODS:
+            if other is not None and method in explain.CAM_METHODS:
                 tables.append(_measured(heat[other], slices, source="another patient", **names))
     image = np.maximum(slices.images[..., flair].astype(np.float32), 0)
-    comparators = {("oracle", layer): upsample_maps(average_cells(slices.lesions, raw.shape[1:]), size)
+    comparators = {("oracle", layer): explain.upsample_maps(explain.average_cells(slices.lesions, raw.shape[1:]), size)
                    for layer, raw in next(iter(found.cams.values())).items()}
     comparators |= {("prior", "image"): slices.prior, ("intensity", "image"): image,
                     ("edges", "image"): np.stack([sobel(one) for one in image])}
@@ -192,7 +174,7 @@ def rank_correlation(a: np.ndarray, b: np.ndarray, brain: np.ndarray) -> np.ndar
     `brain`: (N, H, W). NaN where one of two maps is constant there.
     """
     found = np.full(len(a), np.nan)
-    for i, cells in enumerate(average_cells(brain, a.shape[1:]) >= 0.5):
+    for i, cells in enumerate(explain.average_cells(brain, a.shape[1:]) >= 0.5):
         ranks = rankdata([a[i][cells], b[i][cells]], axis=1) if cells.sum() > 2 else np.zeros((2, 1))
         ranks -= ranks.mean(axis=1, keepdims=True)
         norm = np.sqrt((ranks**2).sum(axis=1).prod())
@@ -200,7 +182,7 @@ def rank_correlation(a: np.ndarray, b: np.ndarray, brain: np.ndarray) -> np.ndar
     return found
 
 
-def randomise_layers(network: keras.Model, found: LayerPass, slices: Slices, draws: int,
+def randomise_layers(network: keras.Model, found: explain.LayerPass, slices: Slices, draws: int,
                      seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Maps of networks that are random from the output down to the lowest layers of `STEPS`.
 
@@ -209,7 +191,7 @@ def randomise_layers(network: keras.Model, found: LayerPass, slices: Slices, dra
     also that of the trained network's own maps with those of ``another patient``. Second: measures of the maps when all
     layers are random, as of `measure_layers`.
     """
-    own = {(method, layer): raw for method, maps in found.cams.items() if method in CAM_METHODS
+    own = {(method, layer): raw for method, maps in found.cams.items() if method in explain.CAM_METHODS
            for layer, raw in maps.items()}
     methods, layers = (list(dict.fromkeys(names)) for names in zip(*own))
     n, size, likeness, untrained = len(slices.table), slices.brain.shape[1:], [], []
@@ -222,17 +204,17 @@ def randomise_layers(network: keras.Model, found: LayerPass, slices: Slices, dra
     other = another_patient(slices.table)
     if other is not None:
         compare(np.arange(n), {key: raw[other] for key, raw in own.items()}, step="another patient", draw=0)
-    for draw, lowest, random in cascading_randomisation(network, list(STEPS), draws, seed):
+    for draw, lowest, random in explain.cascading_randomisation(network, list(STEPS), draws, seed):
         rows = np.arange(draw - 1, n, draws)
         if not len(rows):
             continue
         part = slices.take(rows)
-        cams = explain_layers(random, part.images, part.table["target"], layers, methods).cams
+        cams = explain.explain_layers(random, part.images, part.table["target"], layers, methods).cams
         maps = {(method, layer): cams[method][layer] for method, layer in own}
         compare(rows, maps, step=STEPS[lowest], draw=draw)
         if lowest == list(STEPS)[-1]:
-            untrained += [_measured(upsample_maps(raw, size), part, method=method, layer=layer, source="untrained",
-                                    draw=draw) for (method, layer), raw in maps.items()]
+            untrained += [_measured(explain.upsample_maps(raw, size), part, source="untrained", draw=draw,
+                                    method=method, layer=layer) for (method, layer), raw in maps.items()]
     return pd.concat(likeness, ignore_index=True), pd.concat(untrained, ignore_index=True)
 
 
@@ -281,18 +263,19 @@ def _means(rows, n, confidence, seed):
     units = wide.index.to_frame()
     trainings = units["seed"].astype(str) + "/" + units["draw"].astype(str)
     # Every draw of an untrained network explains other slices: subjects and draws are not crossed.
-    means, resampled = bootstrap_means(wide, units["subject"], units["seed"], n, seed)
+    means, resampled = measure.bootstrap_means(wide, units["subject"], units["seed"], n, seed)
     found = {column: (means[i], resampled[:, i]) for i, column in enumerate(wide.columns)}
-    for measure, source, method, layer in list(found):
-        ends = [(measure, "comparator", "prior", "image"), (measure, "comparator", "oracle", layer)]
-        if measure in WAYS and source == "network" and set(ends) <= set(found):
-            value, prior, oracle = (found[column] for column in [(measure, source, method, layer), *ends])
-            found[f"{measure}_way", source, method, layer] = tuple(
+    for name, source, method, layer in list(found):
+        ends = [(name, "comparator", "prior", "image"), (name, "comparator", "oracle", layer)]
+        if name in WAYS and source == "network" and set(ends) <= set(found):
+            value, prior, oracle = (found[column] for column in [(name, source, method, layer), *ends])
+            found[f"{name}_way", source, method, layer] = tuple(
                 (value[i] - prior[i]) / np.where(oracle[i] > prior[i], oracle[i] - prior[i], np.nan) for i in (0, 1))
     blank = rows.groupby(cell)["blank"].mean()
     counts = {"slices": len(wide), "subjects": units["subject"].nunique(), "trainings": trainings.nunique()}
-    return pd.DataFrame([{**dict(zip(["measure", *cell], column)), **percentile_interval(value, draws, confidence),
-                          **counts, "blank": blank[column[1:]]} for column, (value, draws) in found.items()])
+    return pd.DataFrame([{**dict(zip(["measure", *cell], column)),
+                          **measure.percentile_interval(value, draws, confidence), **counts, "blank": blank[column[1:]]}
+                         for column, (value, draws) in found.items()])
 
 
 def example_candidates(maps: pd.DataFrame, group: str = "SPMS", n_slices: int = 135) -> pd.DataFrame:
@@ -383,7 +366,7 @@ def randomisation_summary(table: pd.DataFrame, **draws) -> pd.DataFrame:
     null = table[table["step"] == "another patient"].set_index(place)["spearman"].rename("null")
     pairs = table[table["step"] != "another patient"].rename(columns={"spearman": "similarity"}).join(null, on=place)
     pairs = pairs.assign(spearman=pairs["similarity"] - pairs["null"]).sort_values(by, kind="stable")
-    found = mean_by(pairs, by, ["spearman"], beside=["similarity", "null"], **draws).assign(
+    found = measure.mean_by(pairs, by, ["spearman"], beside=["similarity", "null"], **draws).assign(
         all_random=lambda rows: rows["step"] == ALL_RANDOM)
     return found[[*by, "similarity", "null", "value", "low", "high", "measure", "all_random"]]
 
@@ -397,14 +380,14 @@ def _published(maps):
     return rows[~rows["layer"].str.startswith("block3")]
 
 
-def _subject_means(part, measure):
+def _subject_means(part, name):
     """Mean of a measure over a subject's slices: one row a subject, one column a layer, shallow to deep."""
-    return part.pivot_table(index="subject", columns="layer", values=measure).reindex(columns=layers_of(part))
+    return part.pivot_table(index="subject", columns="layer", values=name).reindex(columns=layers_of(part))
 
 
-def _trend(part, measure):
+def _trend(part, name):
     """Rank correlation of depth with a measure, subject by subject."""
-    means = _subject_means(part, measure)
+    means = _subject_means(part, name)
     return means.corrwith(pd.Series(range(means.shape[1]), means.columns, float), axis=1, method="spearman")
 
 
@@ -440,10 +423,10 @@ def sign_test(values: pd.Series, **draws) -> dict:
     high`` (NaN limits below five subjects), ``border``, ``mean``, ``above`` (subjects above 0), ``subjects``.
     """
     values = values.dropna()
-    mean, above = mean_interval(values, values.index, **draws), int((values > 0).sum())
+    mean, above = measure.mean_interval(values, values.index, **draws), int((values > 0).sum())
     row = {"statistic": "mean", **mean, "border": 0.0}
-    if np.isnan(mean["low"]) and len(values) >= MIN_SUBJECTS and (values != 0).any():
-        share = proportion_interval(above, len(values), draws.get("confidence", 0.95))
+    if np.isnan(mean["low"]) and len(values) >= measure.MIN_SUBJECTS and (values != 0).any():
+        share = measure.proportion_interval(above, len(values), draws.get("confidence", 0.95))
         row = {"statistic": "share above 0", **share, "border": 0.5}
     return row | {"mean": mean["value"], "above": above, "subjects": len(values)}
 
@@ -466,7 +449,8 @@ def depth_tests(maps: pd.DataFrame, **draws) -> pd.DataFrame:
         rows += [network | facts | {"test": test, **sign_test(values, **draws)} for test, values, facts in tests]
         wide = part.pivot_table(index=["subject", "slice"], columns="layer", values="auprc")
         if HARD_LAYER in wide:  # and lesion masks are known
-            found = mean_interval(wide[HARD_LAYER] - wide[last], wide.index.get_level_values("subject"), **draws)
+            people = wide.index.get_level_values("subject")
+            found = measure.mean_interval(wide[HARD_LAYER] - wide[last], people, **draws)
             rows.append(network | {"test": "hard layer minus last", "layer": HARD_LAYER, "statistic": "mean", **found,
                                    "border": 0.0, "mean": found["value"], "subjects": part["subject"].nunique()})
     columns = [*TRAINING, "test", "layer", "rank", "statistic", "value", "low", "high", "border", "mean", "above",
@@ -487,9 +471,9 @@ def percentile_comparison(maps: pd.DataFrame, **draws) -> pd.DataFrame:
     for key, part in of_subjects.groupby(keys):
         more, less = (part.loc[part["group"] == group, "q95"] for group in ("SPMS", "RRMS"))
         if len(more) and len(less):
-            rows.append({**dict(zip(keys, key)), **compare_groups(more, less, **draws)})
+            rows.append({**dict(zip(keys, key)), **measure.compare_groups(more, less, **draws)})
     table = pd.DataFrame(rows, columns=[*keys, "value", "low", "high", "p", "n_a", "n_b"])
-    return table.assign(p_holm=table.groupby("seed")["p"].transform(adjust_p_values))
+    return table.assign(p_holm=table.groupby("seed")["p"].transform(measure.adjust_p_values))
 
 
 def lobe_table(maps: pd.DataFrame, **draws) -> pd.DataFrame:
@@ -502,7 +486,7 @@ def lobe_table(maps: pd.DataFrame, **draws) -> pd.DataFrame:
     own = _published(maps.reindex(columns=list(dict.fromkeys([*maps, *names])))).dropna(subset=names[-1:])
     own = own[own["layer"] == own["backbone"].map(last_convolution)]
     long = pd.concat([own.assign(lobe=lobe, share=own[f"lobe {lobe}"], brain=own[f"brain {lobe}"]) for lobe in LOBES])
-    table = mean_by(long.sort_values(keys[:-1], kind="stable"), keys, ["share"], beside=["brain"], **draws)
+    table = measure.mean_by(long.sort_values(keys[:-1], kind="stable"), keys, ["share"], beside=["brain"], **draws)
     others = table.merge(table, on=[*TRAINING, "lobe"], suffixes=("", "_other")).query("group != group_other")
     within = others[~(others["high_other"] < others["low"])]
     return table.assign(exceeds_others=~table.set_index(keys).index.isin(within.set_index(keys).index))

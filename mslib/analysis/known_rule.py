@@ -15,16 +15,7 @@ import pandas as pd
 from mslib.explain import attribute, covered, layer_cams, postprocess
 from mslib.measure import MIN_SUBJECTS, feature_importance_score, mean_by, mean_interval, share_inside
 from mslib.nets import SliceSet, predict
-from mslib.nets.known_rule import (
-    ROLES,
-    SHORTCUT,
-    SHORTCUT_AGREEMENT,
-    Experiment,
-    Marked,
-    draw_marks,
-    roles,
-    shortcut_mask,
-)
+from mslib.nets import known_rule as rules
 
 from .attribution import JOINT, LRP, Explained, feature_groups
 from .relevance import mean_shares, shares_of
@@ -33,7 +24,7 @@ from .relevance import mean_shares, shares_of
 CORNER, REVERSED = "corner", "corner, reversed"
 
 
-def explained_marks(marked: Marked, pixel_mm: float, few: np.ndarray | None = None) -> Explained:
+def explained_marks(marked: rules.Marked, pixel_mm: float, few: np.ndarray | None = None) -> Explained:
     """Marked slices as what is explained: the marks are what a map should show."""
     table = marked.slices.table
     return Explained(marked.slices.images.astype("float32"), table["target"].to_numpy(), marked.brain, marked.marks,
@@ -43,7 +34,7 @@ def explained_marks(marked: Marked, pixel_mm: float, few: np.ndarray | None = No
 # --- which cue does the network use? -----------------------------------------------------------------------------
 
 
-def answers_to_cues(model: keras.Model, experiment: Experiment, slices: SliceSet, sequences: Sequence[str],
+def answers_to_cues(model: keras.Model, experiment: rules.Experiment, slices: SliceSet, sequences: Sequence[str],
                     pixel_mm: float, mark_seed: int) -> pd.DataFrame:
     """Slices where one sequence alone shows the class and the others by chance: which one does the network use?
 
@@ -52,10 +43,10 @@ def answers_to_cues(model: keras.Model, experiment: Experiment, slices: SliceSet
     `REVERSED`), ``subject, correct``.
     """
     if experiment.shortcut:
-        sets = {cue: draw_marks(slices, experiment.decisive, pixel_mm, mark_seed, SHORTCUT_AGREEMENT, shortcut=shown)
-                for cue, shown in ((CORNER, 1.0), (REVERSED, 0.0))}
+        sets = {cue: rules.draw_marks(slices, experiment.decisive, pixel_mm, mark_seed, rules.SHORTCUT_AGREEMENT,
+                                      shortcut=shown) for cue, shown in ((CORNER, 1.0), (REVERSED, 0.0))}
     else:
-        sets = {sequence: draw_marks(slices, number, pixel_mm, mark_seed + number, (1.0, 0.5, 0.5))
+        sets = {sequence: rules.draw_marks(slices, number, pixel_mm, mark_seed + number, (1.0, 0.5, 0.5))
                 for number, sequence in enumerate(sequences)}
     return pd.concat([pd.DataFrame({
         "experiment": experiment.name, "cue": cue, "subject": marked.slices.table["subject"],
@@ -70,7 +61,7 @@ def accuracy_by_cue(answers: pd.DataFrame, **draws) -> pd.DataFrame:
 
 def learnt_shortcut(use: pd.DataFrame) -> bool:
     """Whether the network uses the corner: `accuracy_by_cue` surely above chance with it, surely below reversed."""
-    rows = use[use["experiment"] == SHORTCUT].set_index("cue")
+    rows = use[use["experiment"] == rules.SHORTCUT].set_index("cue")
     rows = rows[["low", "high"]].T.fillna(rows["value"])
     return bool(rows.loc["low", CORNER] > 0.5 and rows.loc["high", REVERSED] < 0.5)
 
@@ -88,7 +79,7 @@ def known_rule_shares(shares: pd.DataFrame, sequences: Sequence[str], **draws) -
     """`mean_shares` of `slice_shares` with marks by ``experiment, rule``, and the ``role`` (`ROLES`) of every sequence.
     """
     role = {(sequences[decisive], sequences[m]): name for decisive in range(len(sequences))
-            for name, m in zip(ROLES, roles(decisive, len(sequences)))}
+            for name, m in zip(rules.ROLES, rules.roles(decisive, len(sequences)))}
     found = mean_shares(shares, ["experiment", "rule"], sequences, **draws)
     return found.assign(role=[role[pair] for pair in zip(found["experiment"], found["modality"])])
 
@@ -174,7 +165,7 @@ def shortcut_shares(maps: Mapping[str, np.ndarray], explained: Explained, corner
     image, subject, shown`` (by the slice), ``covered`` (the method can give a value there at all), ``share`` (NaN where
     either is not so, and of blank maps), ``chance`` (the shortcut's share of the picture).
     """
-    square, few = shortcut_mask(explained.images.shape[1:3], explained.pixel_mm), explained.at(explained.rows())
+    square, few = rules.shortcut_mask(explained.images.shape[1:3], explained.pixel_mm), explained.at(explained.rows())
     groups, shared = feature_groups(few.images, few.brain, superpixels)
     tables = []
     for method, raw in maps.items():

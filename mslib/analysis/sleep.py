@@ -18,15 +18,8 @@ from scipy.special import softmax
 from scipy.stats import nct
 from scipy.stats import t as student
 
+from mslib import measure
 from mslib.explain import attribute, lrp, relevance_shares
-from mslib.measure import (
-    adjust_p_values,
-    mean_by,
-    mean_interval,
-    mixed_effects,
-    percentile_interval,
-    resample_counts,
-)
 from mslib.sleep import MODALITIES, STAGES, EpochSet, band_features, modality_information
 
 #: Published variants of the rule (Ellis et al. 2021) that the study's own is compared with: composite, parameters.
@@ -187,7 +180,7 @@ def share_summary(table: pd.DataFrame, keys=("rule", "kind", "correct", "stage")
     """Mean over subjects of their mean share: `keys`, ``modality, value, low, high, subjects, n`` (epochs)."""
     by, names = table.assign(n=table.get("n", 1)).groupby([*keys, "subject"], sort=False), list(MODALITIES)
     sizes = by["n"].sum().groupby(list(keys)).sum()
-    means = mean_by(by[names].mean().reset_index(), keys, names, **draws).drop(columns="slices")
+    means = measure.mean_by(by[names].mean().reset_index(), keys, names, **draws).drop(columns="slices")
     return means.rename(columns={"measure": "modality"}).join(sizes, on=list(keys))
 
 
@@ -202,7 +195,7 @@ def share_differences(subjects: pd.DataFrame, information: pd.DataFrame, **draws
     for stage, part in subjects.groupby("stage", sort=False):
         for more, less in permutations(MODALITIES, 2):
             rows.append({"stage": stage, "more": more, "less": less,
-                         **mean_interval(part[more] - part[less], part["subject"], **draws),
+                         **measure.mean_interval(part[more] - part[less], part["subject"], **draws),
                          "subjects": part["subject"].nunique(), "information": mean[stage, more] - mean[stage, less],
                          "scatter": np.hypot(sd[stage, more], sd[stage, less])})
     return pd.DataFrame(rows)
@@ -228,7 +221,8 @@ def consistency(relevance: pd.DataFrame, rule: str, n: int = 2000, confidence: f
     shares = subject_shares(matched(relevance[relevance["rule"] == rule], seed))
     shares = shares[(shares["kind"] == "absolute") & (shares["stage"] != OVERALL)]
     fold = shares.groupby("subject")["fold"].first()
-    counts = np.vstack([np.ones((1, len(fold)), int), resample_counts(fold.to_numpy(), n, seed)])  # first: the data
+    drawn = measure.resample_counts(fold.to_numpy(), n, seed)
+    counts = np.vstack([np.ones((1, len(fold)), int), drawn])  # first: the data
 
     def spread(side):
         wide = shares[shares["correct"] == side].pivot_table(list(MODALITIES), "subject", "stage").reindex(fold.index)
@@ -240,7 +234,7 @@ def consistency(relevance: pd.DataFrame, rule: str, n: int = 2000, confidence: f
 
     correct, wrong = spread(True), spread(False)
     return pd.DataFrame([{"correct": correct[0], "wrong": wrong[0],
-                          **percentile_interval(wrong[0] - correct[0], (wrong - correct)[1:], confidence),
+                          **measure.percentile_interval(wrong[0] - correct[0], (wrong - correct)[1:], confidence),
                           "epochs": int(shares.loc[shares["correct"], "n"].sum()), "subjects": len(fold)}])
 
 
@@ -268,7 +262,7 @@ def ablation_table(ablated: pd.DataFrame, **draws) -> pd.DataFrame:
     kept = correct[present].groupby(["stage", "subject"])["correct"].mean().rename("present")
     means = correct[~present].groupby([*keys, "subject"], sort=False)["correct"].mean().reset_index()
     means = means.join(kept, on=["stage", "subject"]).eval("lost = present - correct")
-    table = mean_by(means, keys, ["lost"], **draws).drop(columns=["measure", "slices"])
+    table = measure.mean_by(means, keys, ["lost"], **draws).drop(columns=["measure", "slices"])
     return table.assign(n=table["stage"].map(correct.loc[present, "stage"].value_counts()))
 
 
@@ -349,7 +343,8 @@ def detectable(error: float, df: float) -> float:
 def _model(part, outcome, effects) -> pd.DataFrame:
     """Rows of the effects on one outcome; where no model can be fitted, rows that say why."""
     try:
-        fitted = mixed_effects(part, outcome, effects).iloc[1:].rename(columns={"estimate": "value"}).assign(why="")
+        fitted = measure.mixed_effects(part, outcome, effects).iloc[1:].assign(why="")
+        fitted = fitted.rename(columns={"estimate": "value"})
         error = (fitted["high"] - fitted["low"]) / 2 / student.ppf(0.975, fitted["df"])
         fitted["detectable"] = [detectable(*pair) for pair in zip(error, fitted["df"])]
     except ValueError as error:
@@ -368,7 +363,7 @@ def fit_effects(shares: pd.DataFrame) -> pd.DataFrame:
     rows = [_model(part, modality, effects).assign(stage=stage, modality=modality)
             for stage in STAGES if len(part := shares[shares["stage"] == stage]) and effects for modality in MODALITIES]
     table = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=FITTED)
-    return table.assign(p_fdr=adjust_p_values(table["p"], "fdr_bh"))
+    return table.assign(p_fdr=measure.adjust_p_values(table["p"], "fdr_bh"))
 
 
 def corrected_effects(fitted: pd.DataFrame) -> pd.DataFrame:
@@ -396,7 +391,7 @@ def relevance_recovery(fitted: pd.DataFrame, sizes: dict[str, float]) -> pd.Data
                            for stage, modality, names in EXPECTED if sizes for term, parts in names.items()],
                           columns=[*place, "simulated"])
     table = places.merge(fitted, on=place)[[*place, "value", "low", "high", "detectable", "p", "simulated"]]
-    table["p_fdr"] = adjust_p_values(table["p"], "fdr_bh")
+    table["p_fdr"] = measure.adjust_p_values(table["p"], "fdr_bh")
     return table.assign(recovered=(table["p_fdr"] <= ALPHA) & (table["value"] * table["simulated"] > 0))
 
 
