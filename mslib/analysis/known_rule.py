@@ -62,8 +62,8 @@ def accuracy_by_cue(answers: pd.DataFrame, **draws) -> pd.DataFrame:
 def learnt_shortcut(use: pd.DataFrame) -> bool:
     """Whether the network uses the corner: `accuracy_by_cue` surely above chance with it, surely below reversed."""
     rows = use[use["experiment"] == rules.SHORTCUT].set_index("cue")
-    rows = rows[["low", "high"]].T.fillna(rows["value"])
-    return bool(rows.loc["low", CORNER] > 0.5 and rows.loc["high", REVERSED] < 0.5)
+    shown, reverse = (rows.loc[cue].fillna(rows.loc[cue, "value"]) for cue in (CORNER, REVERSED))
+    return bool(shown["low"] > 0.5 and reverse["high"] < 0.5)
 
 
 def learnt_rules(use: pd.DataFrame) -> list[str]:
@@ -76,8 +76,7 @@ def learnt_rules(use: pd.DataFrame) -> list[str]:
 
 
 def known_rule_shares(shares: pd.DataFrame, sequences: Sequence[str], **draws) -> pd.DataFrame:
-    """`mean_shares` of `slice_shares` with marks by ``experiment, rule``, and the ``role`` (`ROLES`) of every sequence.
-    """
+    """`mean_shares` of `slice_shares` with marks by ``experiment, rule``; ``role`` of every sequence: of `ROLES`."""
     role = {(sequences[decisive], sequences[m]): name for decisive in range(len(sequences))
             for name, m in zip(rules.ROLES, rules.roles(decisive, len(sequences)))}
     found = mean_shares(shares, ["experiment", "rule"], sequences, **draws)

@@ -23,7 +23,7 @@ def classification_report(logits, targets, subjects, groups, n: int = 2000, conf
                           seed: int = 0) -> ClassificationReport:
     """Accuracy, balanced accuracy, precision, recall and F1 at slice and subject level.
 
-    A subject's class is that of the mean of its slices' logits.
+    A subject's class is that of the mean of its slices' logits. Intervals as in `bootstrap_classification`.
 
     Parameters
     ----------
@@ -34,8 +34,6 @@ def classification_report(logits, targets, subjects, groups, n: int = 2000, conf
     subjects : array-like, (N,)
     groups : sequence of str
         Names of the classes in the order of the logits.
-    n, confidence, seed
-        Of the intervals, as in `bootstrap_classification`.
 
     Returns
     -------
@@ -69,9 +67,8 @@ def classification_report(logits, targets, subjects, groups, n: int = 2000, conf
 
 def bootstrap_classification(predicted, targets, subjects, n_classes: int, n: int = 2000,
                              confidence: float = 0.95, seed: int = 0) -> dict[tuple[str, int | None], dict]:
-    """Intervals of every measure of a confusion matrix over subjects, by (measure, class): ``value, low, high``.
+    """Intervals of every measure of a confusion matrix over subjects, by `confusion_measures`' keys.
 
-    `predicted`, `targets`: class ids, (N,); class is None for ``accuracy`` and ``balanced_accuracy``.
     Slices: whole subjects are resampled, within their class where each class has `MIN_SUBJECTS`, else over all.
     One prediction a subject: accuracy, recall and precision are proportions of subjects and get Wilson's interval,
     which has a width even where all are correct. No interval (NaN) below `MIN_SUBJECTS` subjects otherwise (for

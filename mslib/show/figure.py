@@ -6,6 +6,7 @@ import functools
 import io
 import textwrap
 from collections.abc import Callable, Sequence
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -96,10 +97,8 @@ def save_figure(fig: Figure, path: str | Path, dpi: int = 130) -> Path:
 def colours_of(names: Sequence[str]) -> dict[str, str]:
     """Give each name its fixed colour, or the next spare one where it has none."""
     used = {COLOURS[name] for name in names if name in COLOURS}
-    spare = [colour for colour in SPARE if colour not in used] or list(SPARE)
-    unknown = [name for name in names if name not in COLOURS]
-    given = {name: spare[i % len(spare)] for i, name in enumerate(unknown)}
-    return {name: COLOURS.get(name) or given[name] for name in names}
+    spare = cycle([colour for colour in SPARE if colour not in used] or SPARE)
+    return {name: COLOURS.get(name) or next(spare) for name in names}
 
 
 def label_of(name):

@@ -132,7 +132,10 @@ def plot_accuracies(table, *, protocols: Sequence[str] | None = None, published:
             if getattr(row, "seed", 1) > 1:
                 ax.plot(row.value, place, "o", color=colours[row.backbone], ms=4.5, mfc="none", mew=0.8)
                 continue
-            _interval_dot(ax, row, place, colours[row.backbone])
+            ax.plot([row.low, row.high], [place] * 2, color=colours[row.backbone], lw=1.6, solid_capstyle="butt")
+            ax.plot(row.value, place, "o", color=colours[row.backbone], ms=4.5)
+            told = (f"  n={row.n:,}" if hasattr(row, "n") else "") + ("  (no interval)" if np.isnan(row.high) else "")
+            ax.text(1.04, place, f"{row.value:.2f}{told}", fontsize=6, va="center", color="#444444")
             if hasattr(row, "chance"):
                 ax.vlines(row.chance, *ends[number:number + 2], **CHANCE)
         for net, value in (published or {}).items() if level == "slice" else ():
@@ -177,10 +180,3 @@ def plot_psychometric(table, *, border: float | None = None) -> Figure:
     return fig
 
 
-def _interval_dot(ax, row, y: float, colour: str) -> None:
-    """A value with its interval; its figure stands in a column on the right."""
-    ax.plot([row.low, row.high], [y, y], color=colour, lw=1.6, solid_capstyle="butt")
-    ax.plot(row.value, y, "o", color=colour, ms=4.5)
-    size = f"  n={row.n:,}" if hasattr(row, "n") else ""
-    size += "" if row.high == row.high else "  (no interval)"
-    ax.text(1.04, y, f"{row.value:.2f}{size}", fontsize=6, va="center", color="#444444")
