@@ -76,10 +76,10 @@ CAM_VARIANTS = {"gradcam_absolute": _absolute, "gradcam_positive": _positive, "a
 class LayerPass(NamedTuple):
     """What one forward and one backward pass say of many layers (shallow to deep).
 
-    ``cams``: by method and layer, raw maps of float32 at the layers' own resolution, (N, t), (N, h, w) or (N, d, h, w);
-    ``logits``: (N, n_classes); ``peaks``: by layer, (N, channels), the largest activation of every channel, which is
-    silent in an image where it is at most 0; ``kept``: by layer, (N,), the share of the gradients' size that is left
-    when each channel's are averaged over its cells, as Grad-CAM does, ``sum_k |mean g_k| / sum_k mean |g_k|``.
+    ``cams``: by method and layer, raw maps of float32 at the layers' own resolution; ``logits``: (N, n_classes);
+    ``peaks``: by layer, (N, channels), the largest activation of every channel; ``kept``: by layer, (N,), the share of
+    the gradients' size that is left when each channel's are averaged over its cells, ``sum_k |mean g_k| / sum_k mean
+    |g_k|``.
     """
 
     cams: dict[str, dict[str, np.ndarray]]
