@@ -87,8 +87,7 @@ def method_parameters(method: str, *, samples: int, permutations: int, steps: in
                       pixel_mm: float, groups=None, shared=None) -> dict:
     """Parameters of a method in this study; `groups`, `shared` as from `feature_groups`.
 
-    Occlusion computes what a window changes alone, in float32: that saves more than `precision`, in which the other
-    perturbation methods let the network predict.
+    Occlusion computes what a window changes alone, in float32, which saves more than `precision`.
     """
     own = {"groups": groups, "precision": precision}
     window, stride = (max(1, round(mm / pixel_mm)) for mm in (WINDOW_MM, STRIDE_MM))
@@ -114,10 +113,9 @@ def method_overview(superpixels: int, **given) -> pd.DataFrame:
 
 def attribute_all(model: keras.Model, explained: Explained, methods: Iterable[str] = tuple(explain.METHODS),
                   label: str = "attributions", *, superpixels: int, **given) -> tuple[dict, dict]:
-    """Maps of several methods with the parameters of this study: raw maps, and seconds per image, by method.
+    """Maps of several methods (of `METHODS`, or `LRP` and a rule) as this study makes them, and seconds per image.
 
-    `methods`: of `mslib.explain.METHODS`, or `LRP` and a rule. `superpixels`: about how many a modality; `given`:
-    samples, permutations, steps, seed, precision, as in `method_parameters`.
+    `superpixels`: about how many a modality; `given`: as in `method_parameters`.
     """
     few, maps, seconds = explained.at(explained.rows()), {}, {}
     groups, shared = feature_groups(few.images, few.brain, superpixels)
@@ -160,9 +158,8 @@ def slice_importance(model: keras.Model, explained: Explained, sequences: Sequen
     """Exact Shapley value of every modality, slice by slice (Jin et al. 2022, modality importance).
 
     The network is asked with every subset of the modalities, the absent ones replaced inside the brain. One row per
-    slice, replacement ``baseline`` and ``worth`` (``accuracy``: 1 or 0; ``cross-entropy``: its negative, so that more
-    is better): ``image, subject, correct`` (with all modalities), and a column per modality. These add up to what the
-    slice gains from all of them, and their mean is the Shapley value of the mean worth.
+    slice, replacement ``baseline`` and ``worth`` (``accuracy``: 1 or 0; ``cross-entropy``: its negative): ``image,
+    subject, correct`` (with all modalities), and a column per modality, which add up to what the slice gains.
     """
     subsets = np.arange(2 ** len(sequences))[:, None] >> np.arange(len(sequences)) & 1
     common, tables = {"image": np.arange(len(explained.images)), "subject": explained.subjects}, []
@@ -180,11 +177,9 @@ def slice_importance(model: keras.Model, explained: Explained, sequences: Sequen
 
 
 def importance_table(importance: pd.DataFrame, by: str, sequences: Sequence[str], **draws) -> pd.DataFrame:
-    """Mean of `slice_importance` by network (column `by`) with intervals over subjects.
+    """Mean of `slice_importance` over correctly classified slices by network (column `by`), with intervals.
 
-    Of the slices that the network classifies correctly: what a modality adds where it is wrong is no importance. `by`,
-    ``baseline, worth, modality, value, low, high, slices, subjects``, and ``asked``: slices, whether classified
-    correctly or not.
+    `by`, ``baseline, worth, modality, value, low, high, slices, subjects``, and ``asked``: slices, correct or not.
     """
     keys, names = [by, "baseline", "worth"], list(sequences)
     own = importance.assign(**importance[names].where(importance["correct"]))
@@ -206,10 +201,9 @@ def score_maps(maps: Mapping[str, np.ndarray], explained: Explained, importance,
                sequences: Sequence[str]) -> pd.DataFrame:
     """Measures of every map of slices with features of each modality's own, one row per method and image.
 
-    ``msfi``, ``portion`` (of the most important modality), ``iou``, ``tau`` (MI correlation), ``share_<sequence>`` of
-    the positive attribution, ``blank``, ``correct`` (the network gives the explained class); ``msfi_chance,
-    portion_chance, iou_chance``. MSFI and portion are NaN for a network that gives no sequence a positive importance,
-    and where nothing is to be marked.
+    ``msfi, portion`` (of the most important modality), ``iou``, each with ``_chance``; ``tau`` (MI correlation),
+    ``share_<sequence>`` of the positive attribution, ``blank``, ``correct`` (the network gives the explained class).
+    The first two are NaN where no sequence has a positive importance, or nothing is to be marked.
     """
     correct, _ = _outcome(model, explained.images, explained.targets)
     where = np.repeat(explained.brain[..., None], explained.images.shape[-1], -1)
@@ -236,11 +230,10 @@ def score_maps(maps: Mapping[str, np.ndarray], explained: Explained, importance,
 
 
 def localise(maps: Mapping[str, np.ndarray], explained: Explained, **names) -> pd.DataFrame:
-    """How well maps find the features of all modalities together: ``auprc, precision, blank``.
+    """How well maps find the features of all modalities together: ``auprc, precision, blank, chance``, columns `names`.
 
-    One row per method and image, with ``chance`` (the features' share of the brain) and the columns `names`. Maps (n,
-    H, W, M) are summed over the modalities, their positive part is smoothed; those (N, H, W), of what is no method, are
-    measured as they are.
+    One row per method and image. Maps (n, H, W, M) are summed over the modalities, their positive part is smoothed;
+    those (N, H, W), of what is no method, are measured as they are.
     """
     tables = []
     for method, raw in maps.items():
@@ -259,8 +252,7 @@ def removal_table(maps: Mapping[str, np.ndarray], explained: Explained, model: k
                   levels: int, seed: int, label: str = "network") -> pd.DataFrame:
     """Delta-AUPC of every map under every replacement baseline: ``method, baseline, image, subject, delta``.
 
-    Of the slices that all methods explain. What is followed is the probability of the explained class, image by image;
-    what is removed lies in the brain.
+    Of the slices that all methods explain: the probability of the explained class, while what is removed lies inside.
     """
     maps, few = of_few(maps, explained)
     inside, falling = np.repeat(few.brain[..., None], few.images.shape[-1], -1), np.linspace(1, 0, levels)
@@ -301,10 +293,7 @@ def randomised_similarity(model: keras.Model, maps: Mapping[str, np.ndarray], ex
 
 def repeat_similarity(maps: Mapping[str, np.ndarray], others: Mapping[str, np.ndarray],
                       explained: Explained) -> pd.DataFrame:
-    """Similarity of the maps of two networks trained alike from another seed: ``method, subject, similarity``.
-
-    Of the slices that all methods explain.
-    """
+    """Similarity of two networks' maps of the slices that all methods explain: ``method, subject, similarity``."""
     (maps, few), (others, _) = of_few(maps, explained), of_few(others, explained)
     return pd.concat([pd.DataFrame({"method": method, "subject": few.subjects,
                                     "similarity": measure.map_similarity(own, others[method], few.brain)})
@@ -316,10 +305,10 @@ def repeat_similarity(maps: Mapping[str, np.ndarray], others: Mapping[str, np.nd
 
 def method_table(scores: pd.DataFrame, removal: pd.DataFrame, randomised: pd.DataFrame, repeat: pd.DataFrame,
                  **draws) -> pd.DataFrame:
-    """One row per method: mean of all measures with ``<measure>_low``, ``<measure>_high`` and ``<measure>_chance``.
+    """One row per method: means of all measures, with ``<measure>_low``, ``<measure>_high`` and ``<measure>_chance``.
 
-    Tables as from `score_maps`, `removal_table` (``delta_<baseline>``), `randomised_similarity` (its last step counts:
-    ``random``) and `repeat_similarity` (``repeat``). ``blank``, ``slices``: blank maps and all of them.
+    Of `score_maps`, `removal_table` (``delta_<baseline>``), `randomised_similarity` (its last step: ``random``) and
+    `repeat_similarity` (``repeat``). ``blank``, ``slices``: blank maps and all of them.
     """
     last = randomised[randomised["step"] == randomised["step"].max()]
     values = [scores.melt(["method", "subject"], [name for name in SCORES if name in scores], "name"),
@@ -367,11 +356,7 @@ def advantage(scores: pd.DataFrame, methods: Sequence[str], **draws) -> pd.DataF
 
 
 def localisation_table(scores: pd.DataFrame, **draws) -> pd.DataFrame:
-    """Means of `localise` by ``backbone, source, method``, and what AUPRC has more than the location prior.
-
-    A row per ``measure`` (``auprc``, ``precision``, and ``gain``, the AUPRC minus the prior's, slice by slice):
-    ``value, low, high, slices, subjects``, ``chance``, and ``blank``: share of blank maps.
-    """
+    """Means of `localise` by ``backbone, source, method``, and of ``gain``: the AUPRC minus the location prior's."""
     prior = scores[scores["method"] == "prior"].set_index(["backbone", "image"])["auprc"].rename("prior")
     known = scores.join(prior, on=["backbone", "image"]).eval("gain = auprc - prior")
     return measure.mean_by(known, ["backbone", "source", "method"], ["auprc", "precision", "gain"],

@@ -22,10 +22,10 @@ CHANCE = "chance"
 
 @dataclass(frozen=True)
 class Known:
-    """A network whose cause is known, and slices with that cause that it has not seen.
+    """A network whose cause is known, and unseen slices with that cause, the features of `explained`.
 
-    ``decisive``: number of the sequence whose mark decides, the marks being the features of `explained`; ``corner``,
-    bool (N,): slices that show the shortcut. Neither: lesions decide, and are the features.
+    ``decisive``: number of the sequence whose mark decides; ``corner``, bool (N,): slices that show the shortcut.
+    Neither: lesions decide.
     """
 
     name: str

@@ -47,7 +47,6 @@ EDGE_MM, PRIOR_MM, PRIOR_SLICES = 5.0, 3.0, 5.0
 HARD_LAYER, PUBLISHED_SLICE = "block4_conv4", 57
 NETWORK = ["kind", "backbone"]
 TRAINING = [*NETWORK, "seed"]
-UNIT = ["seed", "draw", "subject", "slice"]
 
 
 class Slices(NamedTuple):
@@ -70,10 +69,9 @@ class Slices(NamedTuple):
 
 
 def gather_slices(cases: Iterable, each: int, pixel_mm: float) -> Slices:
-    """So many slices of every case (`evenly`); the location prior is made of all slices of all cases.
+    """So many slices of every case (`evenly`), StudyError where none has any; the prior is made of all of them.
 
-    `cases` have ``subject, group, cohort, slices`` (numbers), ``images, target, lesions, brain``, one slice a row;
-    StudyError where none has a slice.
+    `cases` have ``subject, group, cohort, target, slices`` (numbers), ``images, lesions, brain``, one slice a row.
     """
     rows, chosen, known = [], [], []
     for case in cases:
@@ -119,7 +117,7 @@ def explained_layers(network: keras.Model) -> list[str]:
 def another_patient(table: pd.DataFrame) -> np.ndarray | None:
     """For each slice of a table the row of another subject's slice, the nearest in height; None: there is no other.
 
-    Of the same ``target`` wherever another subject has it, since maps of two logits differ for that reason alone.
+    Of the same ``target`` wherever there is one, since maps of two logits differ for that reason alone.
     """
     number, owner, target = table["slice"].to_numpy(float), table["subject"].to_numpy(), table["target"].to_numpy()
     distance = np.abs(number[:, None] - number) + (target[:, None] != target) * (np.ptp(number) + 1)
@@ -169,10 +167,7 @@ def measure_layers(found: explain.LayerPass, slices: Slices, flair: int,
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray, brain: np.ndarray) -> np.ndarray:
-    """Spearman's correlation, (N,), of maps (N, h, w) at their own resolution, over cells of which half is brain.
-
-    `brain`: (N, H, W). NaN where one of two maps is constant there.
-    """
+    """Spearman's correlation, (N,), of maps (N, h, w) over cells of which half is brain; NaN: one is constant there."""
     found = np.full(len(a), np.nan)
     for i, cells in enumerate(explain.average_cells(brain, a.shape[1:]) >= 0.5):
         ranks = rankdata([a[i][cells], b[i][cells]], axis=1) if cells.sum() > 2 else np.zeros((2, 1))
@@ -247,10 +242,8 @@ def depth_table(maps: pd.DataFrame, by: Sequence[str] = NETWORK, **draws) -> pd.
     """Mean of every measure per source, method and layer, correctly and wrongly classified slices apart.
 
     `by`, ``classified, source, method, layer, measure, value, low, high, slices, subjects, trainings, blank`` (share of
-    blank maps, which have no measure). Intervals resample subjects and trainings (of untrained networks: subjects, each
-    explained by draws of its own).
-    ``<measure>_way``: share of the way from the location prior to the oracle of the layer, ``(value - prior) / (oracle
-    - prior)``; NaN where not even the oracle of so coarse a layer exceeds the prior.
+    blank maps, which have no measure). ``<measure>_way``: share of the way from the location prior to the oracle of the
+    layer, ``(value - prior) / (oracle - prior)``; NaN where not even the oracle exceeds the prior.
     """
     maps, keys = maps.assign(classified=np.where(maps["correct"], "correctly", "wrongly")), [*by, "classified"]
     return pd.concat([_means(rows, **draws).assign(**dict(zip(keys, key)))
@@ -259,7 +252,7 @@ def depth_table(maps: pd.DataFrame, by: Sequence[str] = NETWORK, **draws) -> pd.
 
 def _means(rows, n, confidence, seed):
     cell = ["source", "method", "layer"]
-    wide = rows.pivot_table(index=UNIT, columns=cell, values=list(MEASURES))
+    wide = rows.pivot_table(index=["seed", "draw", "subject", "slice"], columns=cell, values=list(MEASURES))
     units = wide.index.to_frame()
     trainings = units["seed"].astype(str) + "/" + units["draw"].astype(str)
     # Every draw of an untrained network explains other slices: subjects and draws are not crossed.
@@ -281,8 +274,7 @@ def _means(rows, n, confidence, seed):
 def example_candidates(maps: pd.DataFrame, group: str = "SPMS", n_slices: int = 135) -> pd.DataFrame:
     """Slices for the figures, the best first: ``subject, slice, group, errors`` (networks that misclassify it).
 
-    In this order: fewest errors; lesions of at least 100 mm2; a patient of the group that the publication shows;
-    nearest to its slices 57 to 59 of 135.
+    In this order: fewest errors; lesions of 100 mm2 or more; the group and slices (57 to 59 of 135) of the publication.
     """
     one = maps[(maps["source"] == "network") & (maps["method"] == maps["method"].iloc[0])]
     one = one[one["layer"] == one["layer"].iloc[0]].assign(wrong=~one["correct"].astype(bool))
@@ -312,10 +304,7 @@ def choose_example(candidates: pd.DataFrame, networks: Mapping, patient_of: Call
 
 
 def size_examples(maps: pd.DataFrame, cases: Iterable) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Images, lesions and brain of one slice per lesion size, the best of `example_candidates`, by rising lesion area.
-
-    `maps`: of one network; `cases`: as of `gather_slices`.
-    """
+    """Images, lesions, brain of a slice per lesion size (the best of `example_candidates`) of a network, by area."""
     best = [example_candidates(part).iloc[0] for _, part in maps.groupby("size")]
     cases = {case.subject: case for case in cases if case.subject in {place.subject for place in best}}
     found = [(cases[place.subject], list(cases[place.subject].slices).index(place.slice)) for place in best]
@@ -324,10 +313,10 @@ def size_examples(maps: pd.DataFrame, cases: Iterable) -> tuple[np.ndarray, np.n
 
 
 def best_layers(curves: pd.DataFrame) -> pd.DataFrame:
-    """Where maps go furthest from the location prior to the oracle, of networks' own maps in `depth_table`.
+    """Where networks' own maps of `depth_table` go furthest from location prior to oracle (``value``): three rows each.
 
-    Three rows a network (``pick``): the last convolution with Grad-CAM, Grad-CAM's best layer, the best method and
-    layer of all; ``value`` is the share of the way. Layers of which more than half of the maps are blank do not count.
+    ``pick``: the last convolution with Grad-CAM, Grad-CAM's best layer, the best method and layer of all. Layers of
+    which more than half of the maps are blank do not count.
     """
     key = [*NETWORK, "method", "layer"]
     auprc = curves.loc[curves["measure"] == "auprc", [*key, "value"]].rename(columns={"value": "auprc"})
@@ -394,8 +383,7 @@ def _trend(part, name):
 def rank_sums(part: pd.DataFrame) -> pd.DataFrame:
     """Each subject's sum of two ranks per layer: of AUPRC (1 = highest) and of the map's spread (1 = least).
 
-    A small sum is a good compromise: a map that overlaps the lesions and does not cover the brain. A layer whose maps
-    of the subject are all blank has the last rank in both.
+    A small sum is a good compromise. A layer whose maps of the subject are all blank has the last rank in both.
     """
     auprc, spread = (_subject_means(part, name) for name in ("auprc", "half_heat_share"))
     return auprc.rank(axis=1, ascending=False, na_option="bottom") + spread.rank(axis=1, na_option="bottom")
@@ -418,9 +406,8 @@ def compromise(part: pd.DataFrame, last: str) -> tuple[str, pd.Series]:
 def sign_test(values: pd.Series, **draws) -> dict:
     """Is the mean of one value a subject (the index; NaN is left out) above 0, as a row with interval and border?
 
-    Where all subjects have the same value other than 0 the bootstrap has no width; the share of subjects above 0, with
-    Wilson's interval and the border one half, decides instead. ``statistic`` (mean, share above 0), ``value, low,
-    high`` (NaN limits below five subjects), ``border``, ``mean``, ``above`` (subjects above 0), ``subjects``.
+    ``statistic, value, low, high, border, mean, above`` (subjects above 0), ``subjects``. Where all subjects have the
+    same value the bootstrap has no width; the share of them above 0, with Wilson's interval, decides instead.
     """
     values = values.dropna()
     mean, above = measure.mean_interval(values, values.index, **draws), int((values > 0).sum())
@@ -459,11 +446,9 @@ def depth_tests(maps: pd.DataFrame, **draws) -> pd.DataFrame:
 
 
 def percentile_comparison(maps: pd.DataFrame, **draws) -> pd.DataFrame:
-    """Is the 95th percentile of Grad-CAM higher in SPMS than in RRMS, per training and layer?
+    """Is the 95th percentile of Grad-CAM (of a blank map 0) higher in SPMS than in RRMS, per training and layer?
 
-    ``value, low, high``: probability that an SPMS patient exceeds an RRMS one (no limits below five patients a group);
-    ``p`` (one-sided Mann-Whitney), ``p_holm`` over all rows of a seed, ``n_a`` SPMS and ``n_b`` RRMS patients; empty if
-    a group is absent. The percentile of a blank map is 0.
+    `compare_groups` of patients, and ``p_holm`` over all rows of a seed; empty if a group is absent.
     """
     keys, maps, rows = [*TRAINING, "layer"], _published(maps), []
     q95 = maps["q95"].where(~maps["blank"].astype(bool), 0.0)
@@ -477,10 +462,9 @@ def percentile_comparison(maps: pd.DataFrame, **draws) -> pd.DataFrame:
 
 
 def lobe_table(maps: pd.DataFrame, **draws) -> pd.DataFrame:
-    """Share of Grad-CAM's sum at the last convolution per training, group and lobe, with intervals.
+    """Share of Grad-CAM's sum at the last convolution per training, group and lobe; empty where no lobes are known.
 
-    ``brain``, the lobe's share of the brain: a uniform map's value; ``exceeds_others``: the interval lies above those
-    of all other groups. Empty where `measure_layers` knew no lobes.
+    ``brain``: the lobe's share of the brain; ``exceeds_others``: the interval lies above those of all other groups.
     """
     keys, names = [*TRAINING, "group", "lobe"], [f"{of} {lobe}" for of in ("lobe", "brain") for lobe in LOBES]
     own = _published(maps.reindex(columns=list(dict.fromkeys([*maps, *names])))).dropna(subset=names[-1:])

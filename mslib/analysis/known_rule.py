@@ -38,9 +38,8 @@ def answers_to_cues(model: keras.Model, experiment: rules.Experiment, slices: Sl
                     pixel_mm: float, mark_seed: int) -> pd.DataFrame:
     """Slices where one sequence alone shows the class and the others by chance: which one does the network use?
 
-    With the shortcut: where the corner shows the class, and where it shows the opposite. `slices` are of people whom
-    the network has not seen, without marks. One row per slice: ``experiment, cue`` (a sequence, `CORNER` or
-    `REVERSED`), ``subject, correct``.
+    `slices`: unseen ones without marks. A row per slice: ``experiment, cue`` (a sequence, or with the shortcut `CORNER`
+    or `REVERSED`), ``subject, correct``.
     """
     if experiment.shortcut:
         sets = {cue: rules.draw_marks(slices, experiment.decisive, pixel_mm, mark_seed, rules.SHORTCUT_AGREEMENT,
@@ -84,10 +83,7 @@ def known_rule_shares(shares: pd.DataFrame, sequences: Sequence[str], **draws) -
 
 
 def margin(shares: np.ndarray, decisive: int) -> np.ndarray:
-    """Share of the decisive sequence minus that of the next one (the largest other mean), slice by slice.
-
-    `shares`: (N, M), percent or not; the result, (N,), is above 0 on average where the decisive one comes first.
-    """
+    """Share (of N, M) of the decisive sequence minus that of the next one (the largest other mean), slice by slice."""
     others = np.delete(shares, decisive, 1)
     means = np.where(np.isnan(others).all(0), -np.inf, np.nansum(others, 0) / (~np.isnan(others)).sum(0).clip(1))
     return shares[:, decisive] - others[:, means.argmax()]
@@ -113,10 +109,7 @@ def decisive_margins(shares: pd.DataFrame, by: str, kind: str, sequences: Sequen
 
 
 def layer_scores(model: keras.Model, explained: Explained, importance) -> pd.DataFrame:
-    """MSFI of Grad-CAM and Guided Grad-CAM at every convolution of blocks 3 to 5, image by image.
-
-    ``method, layer, image, subject, msfi, chance, blank``.
-    """
+    """``method, layer, image, subject, msfi, chance, blank`` of (Guided) Grad-CAM at convolutions of blocks 3 to 5."""
     images, brain, features = explained.images, explained.brain, explained.features
     layers = [layer.name for layer in model.layers if layer.name.startswith(tuple(f"block{i}_conv" for i in (3, 4, 5)))]
     cams = layer_cams(model, images, explained.targets, layers, ("gradcam",))["gradcam"]
@@ -135,11 +128,10 @@ def layer_scores(model: keras.Model, explained: Explained, importance) -> pd.Dat
 
 
 def layer_gain(scores: pd.DataFrame, **draws) -> pd.DataFrame:
-    """Does an earlier layer repair Grad-CAM? Best layer against the last one, and against chance, slice by slice.
+    """Does an earlier layer repair Grad-CAM? Best layer (over all networks) against the last one and chance, paired.
 
-    The best layer of a method is that of the highest mean over the networks. From `layer_scores`: ``experiment, method,
-    layer, last, compared`` (``last layer`` or ``chance``), ``value, low, high`` of the difference in MSFI; networks
-    that need no sequence are left out.
+    From `layer_scores`: ``experiment, method, layer, last, compared`` (``last layer`` or ``chance``), ``value, low,
+    high`` of the difference in MSFI; networks that need no sequence are left out.
     """
     rows = []
     for method, part in scores[scores["chance"].notna()].groupby("method", sort=False):
@@ -158,10 +150,9 @@ def layer_gain(scores: pd.DataFrame, **draws) -> pd.DataFrame:
 
 
 def shortcut_shares(maps: Mapping[str, np.ndarray], explained: Explained, corner, superpixels: int) -> pd.DataFrame:
-    """Share of every map's positive attribution that lies on the shortcut, of slices that show it.
+    """Share of every map's positive attribution that lies on the shortcut, of slices that show it (`corner`, (N,)).
 
-    `corner`, bool (N,): which do; `superpixels` as the maps were made with. One row per method and slice: ``method,
-    image, subject, shown`` (by the slice), ``covered`` (the method can give a value there at all), ``share`` (NaN where
+    ``method, image, subject, shown``, ``covered`` (the method can give a value there at all), ``share`` (NaN where
     either is not so, and of blank maps), ``chance`` (the shortcut's share of the picture).
     """
     square, few = rules.shortcut_mask(explained.images.shape[1:3], explained.pixel_mm), explained.at(explained.rows())
@@ -180,11 +171,9 @@ def shortcut_shares(maps: Mapping[str, np.ndarray], explained: Explained, corner
 
 
 def shortcut_table(shares: pd.DataFrame, **draws) -> pd.DataFrame:
-    """Which methods expose the shortcut? Mean of `shortcut_shares` by ``method``.
+    """Which methods expose the shortcut? Mean of `shortcut_shares` by ``method``; ``slices``: those that show it.
 
-    ``covered, value, low, high, chance, slices`` (that show it), ``subjects, exposed``: the share is surely above
-    chance; missing where that cannot be tested (not covered, or fewer than `mslib.measure.MIN_SUBJECTS` subjects have a
-    share).
+    ``exposed``: the share is surely above chance; missing where that cannot be tested (not covered, too few subjects).
     """
     found = mean_by(shares, ["method"], ["share"], **draws).drop(columns="measure").set_index("method")
     found = found.join(shares.groupby("method")[["covered", "chance"]].first())

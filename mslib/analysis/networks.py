@@ -32,10 +32,9 @@ LESION_FREE = "lesion-free"
 
 def by_protocol(predictions: pd.DataFrame, permuted: pd.DataFrame,
                 folds: pd.DataFrame) -> dict[tuple[str, str, int], pd.DataFrame]:
-    """Tested slices of every network, protocol and seed (the keys), in the order of `TITLES`.
+    """Tested slices of every network (but ``cause``), protocol and seed (the keys), in the order of `TITLES`.
 
-    Tables of ``backbone, subject, target, logit_<class>``; the first two also of ``kind``, the first of ``part``
-    (``test``, ``independent`` and others) and ``seed``. ``cause`` networks are left out.
+    Tables of ``backbone, subject, target, logit_<class>``; the first two also of ``kind``, the first of ``part, seed``.
     """
     own = predictions[predictions["kind"].isin(list(INDEPENDENT)) & predictions["part"].isin(["test", "independent"])]
     own = own.assign(protocol=own["kind"].where(own["part"] == "test", own["kind"].map(INDEPENDENT)))
@@ -45,10 +44,7 @@ def by_protocol(predictions: pd.DataFrame, permuted: pd.DataFrame,
 
 
 def _tables(name, table, known, part, groups, degree, protocols):
-    """Predictions of a logistic regression on standardised numbers and their products up to a degree.
-
-    It is fitted to the part ``train``; given as by `by_protocol`.
-    """
+    """Predictions, as of `by_protocol`, of a logistic regression on numbers and their products, fitted to ``train``."""
     tables, train = {}, part == "train"
     model = make_pipeline(StandardScaler(), PolynomialFeatures(degree, include_bias=False), StandardScaler(),
                           LogisticRegression(max_iter=2000))
@@ -116,8 +112,8 @@ def attainable_predictions(predictions: pd.DataFrame,
                            groups: Sequence[str]) -> dict[tuple[str, str, int], pd.DataFrame]:
     """What the true areas of a slice say of its class: logistic regression on their logarithms, squares and products.
 
-    `predictions` of one network as of `by_protocol`, with the areas `AREAS` and all parts; the regression is fitted to
-    the slices of its part ``train``. The backbone is ``areas``; without areas there is none.
+    `predictions` of one network, all parts, with the areas `AREAS` (without them nothing is given); the backbone is
+    ``areas``.
     """
     if not set(AREAS) <= set(predictions):
         return {}

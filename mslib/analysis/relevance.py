@@ -44,8 +44,8 @@ def _baseline(images, brain, rule):
 def relevance_maps(model: keras.Model, images, targets, rule: str, brain) -> np.ndarray:
     """Relevance of every value, (N, H, W, M), for `targets` (None: the predicted classes).
 
-    `rule`: one of `mslib.explain.LRP_COMPOSITES`, also with `CENTRED` behind it. Images are positive everywhere, so
-    that relevance from 0 on goes to what is bright; from the mean on it goes to what differs from it.
+    `rule`: of `LRP_COMPOSITES`, also with `CENTRED` behind it: relevance then goes to what differs from the mean, not
+    to what is bright.
     """
     return lrp(model, images, targets, rule.removesuffix(CENTRED), baseline=_baseline(images, brain, rule))
 
@@ -75,10 +75,7 @@ def slice_shares(model: keras.Model, images, targets, sequences: Sequence[str], 
 
 
 def flow_table(model: keras.Model, images, rule: str, brain) -> pd.DataFrame:
-    """Relevance of the predicted classes that reaches every layer, as a share of the logits' sum over all images.
-
-    ``layer`` (deep to shallow), ``sum`` (signed), ``absolute``, ``images`` (their number).
-    """
+    """Share of the logits' sum that reaches every ``layer``, deep to shallow: ``sum, absolute, images`` (number)."""
     flow = relevance_flow(model, images, None, rule.removesuffix(CENTRED), baseline=_baseline(images, brain, rule))
     table = pd.DataFrame([{"layer": layer, **{key: float(values.sum()) for key, values in one.items()}}
                           for layer, one in reversed(flow.items())])
@@ -114,9 +111,8 @@ def mean_shares(table: pd.DataFrame, by: Sequence[str], sequences: Sequence[str]
 def rule_shares(rules: pd.DataFrame, importance: pd.DataFrame, sequences: Sequence[str], **draws) -> pd.DataFrame:
     """Shares by LRP rule, and exact Shapley values by replacement baseline scaled to 100 (negative ones count as 0).
 
-    Like `mean_shares` by ``backbone, source`` (rule, or ``Shapley, <baseline>``). `importance`: from
-    `mslib.analysis.attribution.importance_table` by backbone, of which the values of the cross-entropy stand under both
-    `KINDS`, without interval; NaN where none is positive.
+    Like `mean_shares` by ``backbone, source`` (rule, or ``Shapley, <baseline>``). `importance`: `importance_table` by
+    backbone; its cross-entropy stands under both `KINDS`, without interval; NaN where none is positive.
     """
     found = mean_shares(rules, ["backbone", "rule"], sequences, **draws).rename(columns={"rule": "source"})
     shapley = importance[importance["worth"] == "cross-entropy"]

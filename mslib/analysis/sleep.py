@@ -60,10 +60,7 @@ EXPECTED = (
 
 
 def draw_by_stage(table: pd.DataFrame, per_stage: int, seed: int) -> pd.DataFrame:
-    """At most so many epochs of every recording and stage (as scored), drawn without return, in order.
-
-    Column ``weight``: epochs of that recording and stage over those drawn, times an earlier weight.
-    """
+    """At most so many epochs of every recording and stage, in order; ``weight``: for how many a drawn one stands."""
     rng, groups = np.random.default_rng([seed, 17]), table.groupby(["recording", "stage"])
     rows = np.sort(np.concatenate([rng.permutation(rows)[:per_stage] for rows in groups.indices.values()]))
     size = groups["stage"].transform("size")
@@ -93,10 +90,9 @@ def fold_relevance(model: keras.Model, epochs: EpochSet, predictions: pd.DataFra
 
 def fold_ablation(model: keras.Model, epochs: EpochSet, predictions: pd.DataFrame, per_stage: int,
                   seed: int) -> pd.DataFrame:
-    """Stages predicted of a fold's test epochs with each modality replaced in turn.
+    """Stages predicted of a fold's test epochs with each modality replaced in turn, by zero or white noise of SD 1.
 
-    Replacement baselines: ``zero``, and ``noise``: white, of standard deviation 1 like every signal. Columns
-    ``recording, subject, epoch, stage, baseline, modality`` (``none``: all present), ``predicted``.
+    ``recording, subject, epoch, stage, baseline, modality`` (both `PRESENT`: nothing is replaced), ``predicted``.
     """
     drawn, rng = draw_by_stage(predictions, per_stage, seed), np.random.default_rng([seed, 31])
     signals = epochs.batch(drawn["epoch"])
@@ -115,8 +111,7 @@ def fold_methods(model: keras.Model, epochs: EpochSet, predictions: pd.DataFrame
                  seed: int) -> pd.DataFrame:
     """Shares of the modalities in the maps of attribution methods, of so many correct epochs of every stage.
 
-    `steps` are those of integrated gradients. Columns ``recording, subject, epoch, stage, method, EEG, EOG, EMG``,
-    percent of the summed sizes.
+    ``recording, subject, epoch, stage, method, EEG, EOG, EMG`` (percent); `steps` are those of integrated gradients.
     """
     few = predictions.loc[predictions["stage"] == predictions["predicted"], ["recording", "subject", "epoch", "stage"]]
     rng, stages = np.random.default_rng([seed, 37]), few.groupby("stage").indices.values()
@@ -147,8 +142,7 @@ def typical_recording(predictions: pd.DataFrame) -> str:
 def typical_epochs(predictions: pd.DataFrame, recording: str) -> pd.DataFrame:
     """One correctly classified epoch of every stage, of median certainty: rows of `predictions` with ``probability``.
 
-    Epochs are those of one night; of a stage that is never predicted correctly there, those of all nights given. A
-    stage that is never predicted correctly has no row.
+    Of one night, or where it has none, of all; a stage that is never predicted correctly has no row.
     """
     certainty = softmax(predictions[[f"logit_{stage}" for stage in STAGES]].to_numpy(), axis=1).max(axis=1)
     correct = predictions.assign(probability=certainty).query("stage == predicted")
@@ -252,10 +246,7 @@ def information(epochs: EpochSet, rate: float, seed: int) -> tuple[pd.DataFrame,
 
 
 def ablation_table(ablated: pd.DataFrame, **draws) -> pd.DataFrame:
-    """Loss of correctly classified epochs where a modality is replaced.
-
-    ``baseline, modality, stage, value, low, high`` (share with all modalities less that without), ``subjects, n``.
-    """
+    """Share of epochs no more classified correctly: ``baseline, modality, stage, value, low, high, subjects, n``."""
     keys, correct = ["baseline", "modality", "stage"], _by_name(ablated)
     correct = correct.assign(correct=ablated["stage"] == ablated["predicted"]).sort_values("subject", kind="stable")
     present = correct["baseline"] == PRESENT
@@ -267,10 +258,7 @@ def ablation_table(ablated: pd.DataFrame, **draws) -> pd.DataFrame:
 
 
 def collapse_table(ablated: pd.DataFrame) -> pd.DataFrame:
-    """Where the epochs go: the stage that is predicted most often without a modality, and how often.
-
-    ``baseline, modality, stage, share`` (of all epochs), ``present`` (that stage's share with all modalities), ``n``.
-    """
+    """Where epochs go: ``baseline, modality, stage`` that is then predicted most often, ``share, present`` (before)."""
     present, rows = ablated["baseline"] == PRESENT, []
     before = ablated.loc[present, "predicted"].value_counts(normalize=True)
     for key, predicted in ablated[~present].groupby(["baseline", "modality"], sort=False)["predicted"]:
@@ -281,10 +269,7 @@ def collapse_table(ablated: pd.DataFrame) -> pd.DataFrame:
 
 
 def method_table(methods: pd.DataFrame, relevance: pd.DataFrame, **draws) -> pd.DataFrame:
-    """Share of every modality in the maps of attribution methods and of the rules of relevance, correct epochs.
-
-    Columns ``method, stage, modality, value, low, high`` (percent of the summed sizes), ``subjects, n``.
-    """
+    """`share_summary` by ``method`` and ``stage``, of attribution methods and rules of relevance; correct epochs."""
     rules = relevance[relevance["correct"]].assign(method="LRP " + relevance["rule"])
     table = pd.concat([_by_name(methods), _by_name(rules)], ignore_index=True)
     return share_summary(table, ["method", "stage"], **draws)
@@ -356,8 +341,7 @@ def _model(part, outcome, effects) -> pd.DataFrame:
 def fit_effects(shares: pd.DataFrame) -> pd.DataFrame:
     """Effects of age, sex and drug on the share of every modality in every stage, by mixed models.
 
-    From `recording_shares`. Columns `FITTED`: ``value, low, high`` in percentage points (95 %), ``p_fdr`` (Benjamini
-    and Hochberg over all rows), ``detectable`` (uncorrected), ``why`` (no model could be fitted).
+    Of `recording_shares`: `FITTED`, ``p_fdr`` (Benjamini and Hochberg) over all rows, ``why`` where there is no model.
     """
     effects = [name for name in EFFECTS if name in shares]
     rows = [_model(part, modality, effects).assign(stage=stage, modality=modality)
@@ -367,10 +351,9 @@ def fit_effects(shares: pd.DataFrame) -> pd.DataFrame:
 
 
 def corrected_effects(fitted: pd.DataFrame) -> pd.DataFrame:
-    """Sizes of the effects with intervals that exclude 0 where the corrected p is below 5 %, and there alone.
+    """Sizes of the tested `fit_effects` with intervals that exclude 0 where the corrected p is below 5 %, there alone.
 
-    Tested rows of `fit_effects` with ``value`` without its sign, ``low, high`` at the level that Benjamini and Hochberg
-    leave this test, and ``strongest``: of a term and modality the stage with the lowest corrected p.
+    At the level that Benjamini and Hochberg leave each test; ``strongest``: the stage with the lowest corrected p.
     """
     tested = fitted.dropna(subset=["p_fdr"])
     size, tail = tested["value"].abs(), ALPHA * (tested["p"] / tested["p_fdr"]).fillna(1.0) / 2

@@ -24,9 +24,7 @@ class Method:
 
     ``function`` takes (model, images, targets, *, parameters) to maps of the images' shape; ``family`` is ``gradient``,
     ``activation`` or ``perturbation``; ``per_modality`` says whether every modality has a map of its own, else one map
-    stands for all; ``complete`` whether a map adds up to the score minus that of the baseline. Feature Permutation has
-    a map of each modality here, unlike in Jin et al. 2022, because its default groups are each modality's own
-    superpixels (or windows), the same for all images.
+    stands for all; ``complete`` whether a map adds up to the score minus that of the baseline.
     """
 
     function: Callable
@@ -65,11 +63,7 @@ METHODS = {
 
 
 def covered(method: str, groups) -> np.ndarray:
-    """Where a method can give a value at all, bool, shape of `groups`: elsewhere 0 because nothing was asked there.
-
-    `groups`: integers, as the methods that take them are given them (`superpixels`); -1 is never removed. True
-    everywhere for a method without groups.
-    """
+    """Where a method can give a value at all, bool, of the shape of `groups`; -1 is never removed."""
     groups = np.asarray(groups)
     return groups >= 0 if "groups" in _method(method).parameters else np.ones(groups.shape, bool)
 

@@ -38,15 +38,9 @@ def mean_interval(values, subjects, n: int = 2000, confidence: float = 0.95, see
         NaN (blank map, slice without lesion) is left out; count it beforehand. A subject weighs by its number of
         values.
     subjects : array-like, (N,)
-        Whose value it is.
+        Whose value it is. Limits are NaN below `MIN_SUBJECTS` with a value and where all resamples agree.
     n, confidence, seed
         Resamples, and the share of them between the limits.
-
-    Returns
-    -------
-    dict
-        ``value, low, high``; all NaN when there is no value, limits NaN below `MIN_SUBJECTS` subjects and where all
-        resamples agree.
     """
     values, subject_ids = np.asarray(values, float), pd.factorize(np.asarray(subjects))[0]
     known = ~np.isnan(values)

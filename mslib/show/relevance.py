@@ -36,8 +36,6 @@ def plot_share_points(table, modalities: Sequence[str], *, row: str, group: str,
     table : DataFrame
         Columns named by `row`, `column` and `group`, and ``modality, value, low, high``; ``chance``, where known. A
         missing value is drawn as a dash.
-    modalities : sequence of str
-        Order of the points of a group.
     row, column, group : str
         Columns whose values are the rows and columns of panels (None: one column), and the groups along the axis.
     groups : sequence of str, optional

@@ -55,7 +55,7 @@ def plot_summary(flair, maps: Mapping[str, np.ndarray], *, accuracy=None, curves
     Parameters
     ----------
     flair : (H, W) array
-        Intensities in [0, 1].
+        Intensities in [0, 1], of `pixel_mm`; `lesion`, bool, is outlined.
     maps : mapping of title to (H, W) array
         Raw maps of the slice, each relative to its own maximum.
     accuracy : DataFrame, optional
@@ -66,8 +66,6 @@ def plot_summary(flair, maps: Mapping[str, np.ndarray], *, accuracy=None, curves
         and FLAIR intensity (in black); circles and squares as in the first panel.
     layers : sequence of str
         Of the horizontal axis, shallow to deep.
-    lesion : (H, W) bool array, optional
-    pixel_mm : float, optional
     """
     plots = [table for table in (accuracy, curves) if table is not None]
     widths = [1.7 if table is accuracy else 2.6 for table in plots] + [1] * (1 + len(maps))

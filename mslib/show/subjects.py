@@ -28,8 +28,6 @@ def plot_cohort(table, groups: Sequence[str], measures: Mapping[str, str], *,
         Real patients: median and range, drawn in black beside the dots.
     log : sequence of str
         Measures on a logarithmic axis (linear below 0.1, so that zeros show).
-    seed : int
-        Sideways scatter of the dots.
     """
     require_columns(table, ["group", *measures], "cohort")
     rng = np.random.default_rng(seed)
