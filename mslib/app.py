@@ -204,6 +204,7 @@ def check(bids_dir: Path, config: Path | None = None) -> int:
 def _site_only(cohort) -> list[str]:
     """How well what is no anatomy tells the sites, and controls from patients; nothing where there is one site."""
     from mslib.analysis.site import acquisition, site_only
+    from mslib.measure import interval_text
     people = [one for one in cohort if one.site]
     if len({one.site for one in people}) < 2:
         return []
@@ -216,8 +217,8 @@ def _site_only(cohort) -> list[str]:
         found = site_only(looks, labels)
         lines.append(f"site-only classifier: {what}: " + (
             f"fewer than two classes of {MIN_PER_GROUP} people, not measured" if found is None else
-            f"accuracy {found.value:.2f} ({found.low:.2f} to {found.high:.2f}), chance {found.chance:.2f}, "
-            f"{found.people} people, from voxel size, zeros, noise, sharpness and scale of the images"))
+            f"accuracy {interval_text(found)}, chance {found['chance']:.2f}, {found['people']} people, from voxel "
+            "size, zeros, noise, sharpness and scale of the images"))
     return [printable(line) for line in lines]
 
 

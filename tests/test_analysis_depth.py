@@ -13,7 +13,7 @@ from mslib.analysis import depth
 from mslib.analysis.cross_fitting import cross_fitted
 from mslib.analysis.lobes import LOBES, brain_top, lobe_labels, lobe_shares
 from mslib.explain import average_cells, explain_layers, layer_cams, randomised_copy, upsample_maps
-from mslib.measure import measure_maps
+from mslib.measure import mean_by, measure_maps
 from mslib.nets import build_classifier
 from mslib.nets.vgg import CONVOLUTIONS
 from mslib.prep import SliceStack, write_volume
@@ -451,7 +451,7 @@ def test_maps_of_two_kinds_are_compared_slice_by_slice():
     assert table.groupby("pair").size().to_dict() == {"published and published": 6, "honest and published": 12}
     same = table[table["pair"] == "published and published"]
     assert same["spearman"].to_numpy() == pytest.approx(1) and same["trainings"].unique().tolist() == ["1/2"]
-    means = depth.similarity_table(table, ["pair", "layer"], **DRAWS).set_index("pair")["value"]
+    means = mean_by(table, ["pair", "layer"], ["spearman"], **DRAWS).set_index("pair")["value"]
     assert means["published and published"] == pytest.approx(1) and abs(means["honest and published"]) < 0.2
 
 

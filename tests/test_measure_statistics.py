@@ -100,6 +100,8 @@ def test_means_by_group_and_column_with_their_numbers():
     assert same(found.loc[2, ["value", "low", "high"]], *interval(part["x"], part["subject"], n=100, seed=3))
     assert found["slices"].tolist() == [60, 56] * 2 and found["subjects"].tolist() == [15, 14] * 2
     assert list(measure.mean_by(table[:0], ["kind"], ["x"])) == list(found), "without rows, the same columns"
+    beside = measure.mean_by(table, ["kind"], ["x"], beside=["y"], n=100)["y"]
+    assert beside.tolist() == pytest.approx([part["y"].mean() for _, part in table.groupby("kind")])
 
 
 def test_coverage_with_clustered_values():
@@ -114,15 +116,6 @@ def test_coverage_with_clustered_values():
             hits[kind] += low <= 0 <= high
     assert 0.90 <= hits[0] / trials <= 0.98
     assert hits[1] / trials < 0.75
-
-
-@pytest.mark.parametrize("arguments, message", [
-    (([1.0, 2.0], [0]), "one entry a value"),
-    (([1.0, 2.0], [0, 1], 10, 95), "confidence: must lie between 0 and 1"),
-])
-def test_unfit_bootstrap_input_is_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        measure.mean_interval(*arguments)
 
 
 def test_compare_groups_equals_scipy():
@@ -142,8 +135,6 @@ def test_compare_groups_known_answers():
     assert np.isnan(measure.compare_groups([3.0, 0.5, 5.0, 1.0], np.arange(9.0))["low"]), "a group of four"
     assert np.isnan(measure.compare_groups(np.arange(5.0) + 9, np.arange(9.0))["low"]), "groups wholly apart"
     assert measure.compare_groups([1.0, 2.0], [1.0, 2.0])["value"] == 0.5
-    with pytest.raises(ValueError, match=r"each group needs a value \(got 0 and 1\)"):
-        measure.compare_groups([np.nan], [1.0])
 
 
 def test_adjusted_p_values_by_hand():
@@ -236,13 +227,7 @@ def test_undefined_precision_is_nan():
     assert np.isnan(measure.confusion_measures(np.array([[2, 0], [0, 0]]))["recall", 1])
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"logits": np.zeros((60, 2))}, r"logits: must be \(N, 3\)"),
-    ({"logits": np.full((60, 3), np.nan)}, "logits: 60 slices hold NaN"),
-    ({"targets": np.full(60, 3)}, r"targets: must be class ids in 0..2"),
-    ({"targets": np.arange(60) % 3}, "targets: subject sub-00 has several classes"),
-])
-def test_unfit_report_input_is_refused(slices, change, message):
-    arguments = dict(zip(("logits", "targets", "subjects"), slices)) | {"groups": GROUPS} | change
-    with pytest.raises(ValueError, match=message):
-        measure.classification_report(**arguments)
+def test_logits_that_are_not_finite_are_refused(slices):
+    logits, targets, subjects = slices
+    with pytest.raises(ValueError, match="logits: 60 slices hold NaN"):
+        measure.classification_report(np.full_like(logits, np.nan), targets, subjects, GROUPS)

@@ -238,8 +238,8 @@ def test_the_classifier_is_at_chance_where_sites_are_alike():
 
     sites = ["A", "B"] * 20
     alike, unlike = [site_only(people("A" * 40), sites) for _ in range(10)], site_only(people(sites), sites)
-    assert np.mean([one.value for one in alike]) == pytest.approx(0.5, abs=0.1)
-    assert (alike[0].chance, alike[0].people) == (0.5, 40) and unlike.low > 0.8
+    assert np.mean([one["value"] for one in alike]) == pytest.approx(0.5, abs=0.1)
+    assert (alike[0]["chance"], alike[0]["people"]) == (0.5, 40) and unlike["low"] > 0.8
     assert site_only(people("AAAABB"), list("AAAABB")) is None  # two people are too few
 
 

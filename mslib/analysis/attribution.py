@@ -18,32 +18,7 @@ import pandas as pd
 from scipy.ndimage import gaussian_filter
 from scipy.special import softmax
 
-from mslib.explain import (
-    METHODS,
-    attribute,
-    baseline_images,
-    batches_of,
-    cascading_randomisation,
-    logits_of,
-    postprocess,
-    replace_removed,
-)
-from mslib.explain import superpixels as segment
-from mslib.measure import (
-    area_under_removal,
-    correlation_by_chance,
-    feature_importance_score,
-    importance_correlation,
-    map_similarity,
-    mean_by,
-    mean_interval,
-    measure_maps,
-    modality_totals,
-    removal_curve,
-    shapley_values,
-    share_inside,
-    shuffled_maps,
-)
+from mslib import explain, measure
 from mslib.study import progress
 
 from .relevance import relevance_maps
@@ -62,11 +37,10 @@ FAILS_ABOVE = 0.5
 NOTABLE = 0.01
 #: Delta-AUPC below which, in size, removal by the map and by its shuffled copy cost the network the same.
 NEGLIGIBLE = 0.001
-#: Measures of `method_table` in the order of the figure: their names there, and what is better.
+#: Measures of `method_table` in the order of the figure, with their names there.
 LABELS = {"msfi": "MSFI", "portion": "portion", "iou": "IoU", "tau": "MI correlation", "delta_zero": "ΔAUPC zero",
           "delta_mean": "ΔAUPC mean", "delta_blurred": "ΔAUPC blurred", "delta_noise": "ΔAUPC noise",
           "delta_inpainted": "ΔAUPC in-painted", "random": "randomised", "repeat": "repeat"}
-BETTER = dict.fromkeys(LABELS, "high") | {"random": "near 0"}
 SCORES = ("msfi", "portion", "iou", "tau")
 PASSES, FAILS, UNTESTABLE = "passes", "fails", "not testable"
 
@@ -76,8 +50,7 @@ class Explained:
     """Slices whose maps are made and evaluated.
 
     ``features``, bool (N, H, W, M): what a map should mark, each modality's own (marks of a known decision rule, or
-    lesions). ``targets``: the class that is explained. ``subjects``: str (N,). ``few``: the slices that perturbation
-    methods explain, which cost much more (default: all).
+    lesions). ``few``: the slices that perturbation methods explain, which cost much more (default: all).
     """
 
     images: np.ndarray
@@ -95,7 +68,7 @@ class Explained:
 
     def rows(self, method: str | None = None) -> np.ndarray:
         """Indices of the slices that a method explains; None: that all of them do."""
-        costly = method is None or (not method.startswith(LRP) and METHODS[method].family == "perturbation")
+        costly = method is None or (not method.startswith(LRP) and explain.METHODS[method].family == "perturbation")
         return self.few if costly and self.few is not None else np.arange(len(self.images))
 
     @property
@@ -106,16 +79,15 @@ class Explained:
 
 def feature_groups(images, brain, superpixels: int) -> tuple[np.ndarray, np.ndarray]:
     """Superpixels of every image, (N, H, W, M), and those that all images share, (H, W, M); each modality's own."""
-    shared = segment(images.mean(0, keepdims=True), superpixels, mask=brain.any(0))[0]
-    return segment(images, superpixels, mask=brain), shared
+    shared = explain.superpixels(images.mean(0, keepdims=True), superpixels, mask=brain.any(0))[0]
+    return explain.superpixels(images, superpixels, mask=brain), shared
 
 
 def method_parameters(method: str, *, samples: int, permutations: int, steps: int, seed: int, precision: str,
                       pixel_mm: float, groups=None, shared=None) -> dict:
     """Parameters of a method in this study; `groups`, `shared` as from `feature_groups`.
 
-    Occlusion computes what a window changes alone, in float32: that saves more than `precision`, in which the other
-    perturbation methods let the network predict.
+    Occlusion computes what a window changes alone, in float32, which saves more than `precision`.
     """
     own = {"groups": groups, "precision": precision}
     window, stride = (max(1, round(mm / pixel_mm)) for mm in (WINDOW_MM, STRIDE_MM))
@@ -123,28 +95,27 @@ def method_parameters(method: str, *, samples: int, permutations: int, steps: in
               "feature_ablation": own, "lime": own | {"samples": samples}, "kernel_shap": own | {"samples": samples},
               "shapley_sampling": own | {"permutations": permutations},
               "feature_permutation": own | {"groups": shared, "permutations": permutations}}.get(method, {})
-    return chosen | ({"seed": seed} if "seed" in METHODS[method].parameters else {})
+    return chosen | ({"seed": seed} if "seed" in explain.METHODS[method].parameters else {})
 
 
 def method_overview(superpixels: int, **given) -> pd.DataFrame:
     """The methods and their parameters in this study: ``method, family, source, map per sequence, parameters``."""
     rows = []
-    for name, method in METHODS.items():
+    for name, method in explain.METHODS.items():
         values = method.parameters | method_parameters(name, **given)
         shown = [f"{key} {value}" for key, value in values.items() if value is not None
-                 and key not in ("groups", "seed", "batch_size", "engine", "progress")]
-        shown += [f"superpixels {superpixels}"] if "groups" in values else []
+                 and key not in ("groups", "seed", "batch_size", "engine")]
+        shown += [f"superpixels {superpixels}"] * ("groups" in values)
         rows.append({"method": name, "family": method.family, "source": method.citation,
                      "map per sequence": method.per_modality, "parameters": ", ".join(shown)})
     return pd.DataFrame(rows)
 
 
-def attribute_all(model: keras.Model, explained: Explained, methods: Iterable[str] = tuple(METHODS),
+def attribute_all(model: keras.Model, explained: Explained, methods: Iterable[str] = tuple(explain.METHODS),
                   label: str = "attributions", *, superpixels: int, **given) -> tuple[dict, dict]:
-    """Maps of several methods with the parameters of this study: raw maps, and seconds per image, by method.
+    """Maps of several methods (of `METHODS`, or `LRP` and a rule) as this study makes them, and seconds per image.
 
-    `methods`: of `mslib.explain.METHODS`, or `LRP` and a rule. `superpixels`: about how many a modality; `given`:
-    samples, permutations, steps, seed, precision, as in `method_parameters`.
+    `superpixels`: about how many a modality; `given`: as in `method_parameters`.
     """
     few, maps, seconds = explained.at(explained.rows()), {}, {}
     groups, shared = feature_groups(few.images, few.brain, superpixels)
@@ -154,7 +125,7 @@ def attribute_all(model: keras.Model, explained: Explained, methods: Iterable[st
             maps[method] = relevance_maps(model, own.images, own.targets, method.removeprefix(LRP), own.brain)
         else:
             parameters = method_parameters(method, groups=groups, shared=shared, pixel_mm=own.pixel_mm, **given)
-            maps[method] = attribute(method, model, own.images, own.targets, **parameters)
+            maps[method] = explain.attribute(method, model, own.images, own.targets, **parameters)
         seconds[method] = (time.perf_counter() - start) / len(own.images)
     return maps, seconds
 
@@ -178,7 +149,7 @@ def _of_brain(baseline, explained):
 
 def _outcome(model, images, targets):
     """Whether images are classified correctly, and the probability of their class."""
-    logits = logits_of(model, batches_of(images, 64))
+    logits = explain.logits_of(model, explain.batches_of(images, 64))
     return logits.argmax(1) == targets, softmax(logits, axis=1)[np.arange(len(targets)), targets]
 
 
@@ -187,36 +158,33 @@ def slice_importance(model: keras.Model, explained: Explained, sequences: Sequen
     """Exact Shapley value of every modality, slice by slice (Jin et al. 2022, modality importance).
 
     The network is asked with every subset of the modalities, the absent ones replaced inside the brain. One row per
-    slice, replacement ``baseline`` and ``worth`` (``accuracy``: 1 or 0; ``cross-entropy``: its negative, so that more
-    is better): ``image, subject, correct`` (with all modalities), and a column per modality. These add up to what the
-    slice gains from all of them, and their mean is the Shapley value of the mean worth.
+    slice, replacement ``baseline`` and ``worth`` (``accuracy``: 1 or 0; ``cross-entropy``: its negative): ``image,
+    subject, correct`` (with all modalities), and a column per modality, which add up to what the slice gains.
     """
     subsets = np.arange(2 ** len(sequences))[:, None] >> np.arange(len(sequences)) & 1
     common, tables = {"image": np.arange(len(explained.images)), "subject": explained.subjects}, []
     # In-painting, of a whole modality, would have nothing to start from.
     for baseline in progress(("zero", "mean"), desc=f"{label}: modality importance", unit="baseline"):
-        absent = baseline_images(explained.images, _of_brain(baseline, explained), seed)
+        absent = explain.baseline_images(explained.images, _of_brain(baseline, explained), seed)
         absent = np.where(explained.brain[..., None], absent, explained.images)
         correct, probability = map(np.array, zip(*(
             _outcome(model, np.where(present, explained.images, absent), explained.targets) for present in subsets)))
         worths = {"accuracy": correct, "cross-entropy": np.log(np.maximum(probability, 1e-12))}
         tables += [pd.DataFrame({"baseline": baseline, "worth": worth, **common, "correct": correct[-1],
-                                 **dict(zip(sequences, shapley_values(of_subsets)))})
+                                 **dict(zip(sequences, measure.shapley_values(of_subsets)))})
                    for worth, of_subsets in worths.items()]
     return pd.concat(tables, ignore_index=True)
 
 
 def importance_table(importance: pd.DataFrame, by: str, sequences: Sequence[str], **draws) -> pd.DataFrame:
-    """Mean of `slice_importance` by network (column `by`) with intervals over subjects.
+    """Mean of `slice_importance` over correctly classified slices by network (column `by`), with intervals.
 
-    Of the slices that the network classifies correctly: what a modality adds where it is wrong is no importance. `by`,
-    ``baseline, worth, modality, value, low, high, slices, subjects``, and ``asked``: slices, whether classified
-    correctly or not.
+    `by`, ``baseline, worth, modality, value, low, high, slices, subjects``, and ``asked``: slices, correct or not.
     """
     keys, names = [by, "baseline", "worth"], list(sequences)
     own = importance.assign(**importance[names].where(importance["correct"]))
     asked = importance.groupby(keys).size().rename("asked")
-    return mean_by(own, keys, names, **draws).rename(columns={"measure": "modality"}).join(asked, on=keys)
+    return measure.mean_by(own, keys, names, **draws).rename(columns={"measure": "modality"}).join(asked, on=keys)
 
 
 def importance_of(importance: pd.DataFrame, sequences: Sequence[str]) -> np.ndarray:
@@ -233,41 +201,39 @@ def score_maps(maps: Mapping[str, np.ndarray], explained: Explained, importance,
                sequences: Sequence[str]) -> pd.DataFrame:
     """Measures of every map of slices with features of each modality's own, one row per method and image.
 
-    ``msfi``, ``portion`` (of the most important modality), ``iou``, ``tau`` (MI correlation), ``share_<sequence>`` of
-    the positive attribution, ``blank``, ``correct`` (the network gives the explained class); ``msfi_chance,
-    portion_chance, iou_chance``. MSFI and portion are NaN for a network that gives no sequence a positive importance,
-    and where nothing is to be marked.
+    ``msfi, portion`` (of the most important modality), ``iou``, each with ``_chance``; ``tau`` (MI correlation),
+    ``share_<sequence>`` of the positive attribution, ``blank``, ``correct`` (the network gives the explained class).
+    The first two are NaN where no sequence has a positive importance, or nothing is to be marked.
     """
     correct, _ = _outcome(model, explained.images, explained.targets)
     where = np.repeat(explained.brain[..., None], explained.images.shape[-1], -1)
-    uniform = share_inside(where, explained.features, explained.brain)
+    uniform = measure.share_inside(where, explained.features, explained.brain)
     top, needed = int(np.argmax(importance)), 1 if np.max(importance) > 0 else np.nan
     common = pd.DataFrame({"subject": explained.subjects, "image": np.arange(len(correct)), "correct": correct,
-                           "msfi_chance": feature_importance_score(uniform, importance),
+                           "msfi_chance": measure.feature_importance_score(uniform, importance),
                            "portion_chance": needed * uniform[:, top]})
     tables = []
     for method, raw in maps.items():
         rows = explained.rows(method)
-        own, inside, heat = explained.at(rows), where[rows], postprocess(raw, explained.sigma)
-        portions, stacked = share_inside(heat, own.features, own.brain), (len(rows), -1, heat.shape[2])
+        own, inside, heat = explained.at(rows), where[rows], explain.postprocess(raw, explained.sigma)
+        portions, stacked = measure.share_inside(heat, own.features, own.brain), (len(rows), -1, heat.shape[2])
         flat = [np.moveaxis(array, -1, 1).reshape(stacked) for array in (heat, own.features & inside, inside)]
-        iou, totals = measure_maps(*flat), modality_totals(heat * inside)
-        found = {"msfi": feature_importance_score(portions, importance), "portion": needed * portions[:, top],
+        iou, totals = measure.measure_maps(*flat), measure.modality_totals(heat * inside)
+        found = {"msfi": measure.feature_importance_score(portions, importance), "portion": needed * portions[:, top],
                  "iou": iou["iou"], "iou_chance": iou["iou_chance"], "blank": totals.sum(1) == 0}
-        if method.startswith(LRP) or METHODS[method].per_modality:
+        if method.startswith(LRP) or explain.METHODS[method].per_modality:
             shares = totals / np.where(totals.sum(1) > 0, totals.sum(1), np.nan)[:, None]
             found |= {f"share_{name}": shares[:, m] for m, name in enumerate(sequences)}
-            found["tau"] = importance_correlation(totals, importance)
+            found["tau"] = measure.importance_correlation(totals, importance)
         tables.append(common.iloc[rows].reset_index(drop=True).assign(**found, method=method))
     return pd.concat(tables, ignore_index=True)
 
 
 def localise(maps: Mapping[str, np.ndarray], explained: Explained, **names) -> pd.DataFrame:
-    """How well maps find the features of all modalities together: ``auprc, precision, blank``.
+    """How well maps find the features of all modalities together: ``auprc, precision, blank, chance``, columns `names`.
 
-    One row per method and image, with ``chance`` (the features' share of the brain) and the columns `names`. Maps (n,
-    H, W, M) are summed over the modalities, their positive part is smoothed; those (N, H, W), of what is no method, are
-    measured as they are.
+    One row per method and image. Maps (n, H, W, M) are summed over the modalities, their positive part is smoothed;
+    those (N, H, W), of what is no method, are measured as they are.
     """
     tables = []
     for method, raw in maps.items():
@@ -276,7 +242,7 @@ def localise(maps: Mapping[str, np.ndarray], explained: Explained, **names) -> p
             rows = explained.rows(method)
             heat = gaussian_filter(np.maximum(raw.sum(-1), 0), (0, explained.sigma, explained.sigma))
         own = explained.at(rows)
-        found = measure_maps(heat, own.features.any(-1), own.brain).rename(columns={"auprc_chance": "chance"})
+        found = measure.measure_maps(heat, own.features.any(-1), own.brain).rename(columns={"auprc_chance": "chance"})
         tables.append(found[["auprc", "precision", "blank", "chance"]].assign(
             subject=own.subjects, image=rows, method=method, **names))
     return pd.concat(tables, ignore_index=True)
@@ -286,21 +252,21 @@ def removal_table(maps: Mapping[str, np.ndarray], explained: Explained, model: k
                   levels: int, seed: int, label: str = "network") -> pd.DataFrame:
     """Delta-AUPC of every map under every replacement baseline: ``method, baseline, image, subject, delta``.
 
-    Of the slices that all methods explain. What is followed is the probability of the explained class, image by image;
-    what is removed lies in the brain.
+    Of the slices that all methods explain: the probability of the explained class, while what is removed lies inside.
     """
     maps, few = of_few(maps, explained)
     inside, falling = np.repeat(few.brain[..., None], few.images.shape[-1], -1), np.linspace(1, 0, levels)
 
     def areas(heat, baseline):
-        curve = removal_curve(lambda changed: _outcome(model, changed, few.targets)[1], few.images, heat,
-                              partial(replace_removed, baseline=_of_brain(baseline, few), seed=seed), inside, falling)
-        return np.array([area_under_removal(one, falling) for one in curve.T])
+        replaced = partial(explain.replace_removed, baseline=_of_brain(baseline, few), seed=seed)
+        curve = measure.removal_curve(lambda changed: _outcome(model, changed, few.targets)[1], few.images, heat,
+                                      replaced, inside, falling)
+        return np.array([measure.area_under_removal(one, falling) for one in curve.T])
 
     tables = []
     for method, raw in progress(list(maps.items()), desc=f"{label}: removal", unit="method"):
-        heat = postprocess(raw, explained.sigma)
-        shuffled = shuffled_maps(heat, inside, seed)
+        heat = explain.postprocess(raw, explained.sigma)
+        shuffled = measure.shuffled_maps(heat, inside, seed)
         tables += [pd.DataFrame({"method": method, "baseline": name, "image": explained.rows(), "subject": few.subjects,
                                  "delta": areas(shuffled, name) - areas(heat, name)}) for name in baselines]
     return pd.concat(tables, ignore_index=True)
@@ -310,13 +276,13 @@ def randomised_similarity(model: keras.Model, maps: Mapping[str, np.ndarray], ex
                           label: str = "network", **settings) -> pd.DataFrame:
     """Similarity of every method's maps to the original while layers are set to random from the output down.
 
-    `maps` are of the trained network, which holds the random weights meanwhile, so that nothing is traced anew;
     `settings` are those of `attribute_all`, and ``seed`` draws the weights too. Given for the slices that all methods
     explain: ``method, step, random`` (`STEPS`), ``subject, similarity``, NaN where a map is flat (Adebayo et al. 2018).
+    The network holds the random weights meanwhile, so that nothing is traced anew.
     """
     before, few = of_few(maps, explained)
     tables, trained = [], model.get_weights()
-    randomised = cascading_randomisation(model, list(STEPS.values()), 1, settings["seed"])
+    randomised = explain.cascading_randomisation(model, list(STEPS.values()), 1, settings["seed"])
     for step, (name, (*_, random)) in enumerate(zip(STEPS, randomised), start=1):
         model.set_weights(random.get_weights())
         after, _ = attribute_all(model, few, list(maps), f"{label}, random: {name}", **settings)
@@ -327,13 +293,10 @@ def randomised_similarity(model: keras.Model, maps: Mapping[str, np.ndarray], ex
 
 def repeat_similarity(maps: Mapping[str, np.ndarray], others: Mapping[str, np.ndarray],
                       explained: Explained) -> pd.DataFrame:
-    """Similarity of the maps of two networks trained alike from another seed: ``method, subject, similarity``.
-
-    Of the slices that all methods explain.
-    """
+    """Similarity of two networks' maps of the slices that all methods explain: ``method, subject, similarity``."""
     (maps, few), (others, _) = of_few(maps, explained), of_few(others, explained)
     return pd.concat([pd.DataFrame({"method": method, "subject": few.subjects,
-                                    "similarity": map_similarity(own, others[method], few.brain)})
+                                    "similarity": measure.map_similarity(own, others[method], few.brain)})
                       for method, own in maps.items()], ignore_index=True)
 
 
@@ -342,17 +305,17 @@ def repeat_similarity(maps: Mapping[str, np.ndarray], others: Mapping[str, np.nd
 
 def method_table(scores: pd.DataFrame, removal: pd.DataFrame, randomised: pd.DataFrame, repeat: pd.DataFrame,
                  **draws) -> pd.DataFrame:
-    """One row per method: mean of all measures with ``<measure>_low``, ``<measure>_high`` and ``<measure>_chance``.
+    """One row per method: means of all measures, with ``<measure>_low``, ``<measure>_high`` and ``<measure>_chance``.
 
-    Tables as from `score_maps`, `removal_table` (``delta_<baseline>``), `randomised_similarity` (its last step counts:
-    ``random``) and `repeat_similarity` (``repeat``). ``blank``, ``slices``: blank maps and all of them.
+    Of `score_maps`, `removal_table` (``delta_<baseline>``), `randomised_similarity` (its last step: ``random``) and
+    `repeat_similarity` (``repeat``). ``blank``, ``slices``: blank maps and all of them.
     """
     last = randomised[randomised["step"] == randomised["step"].max()]
     values = [scores.melt(["method", "subject"], [name for name in SCORES if name in scores], "name"),
               removal.assign(name="delta_" + removal["baseline"], value=removal["delta"]),
-              *(similar.assign(name=name, value=similar["similarity"])
-                for name, similar in (("random", last), ("repeat", repeat)))]
-    found = mean_by(pd.concat(values), ["method", "name"], ["value"], **draws)
+              last.assign(name="random", value=last["similarity"]),
+              repeat.assign(name="repeat", value=repeat["similarity"])]
+    found = measure.mean_by(pd.concat(values), ["method", "name"], ["value"], **draws)
     ends = {end: found.pivot_table(end, "method", "name", dropna=False) for end in ("value", "low", "high")}
     by_method = scores.groupby("method", sort=False)
     chance = by_method[[name for name in scores if name.endswith("_chance")]].mean()
@@ -360,31 +323,26 @@ def method_table(scores: pd.DataFrame, removal: pd.DataFrame, randomised: pd.Dat
         [ends["value"], ends["low"].add_suffix("_low"), ends["high"].add_suffix("_high")])
 
 
-def shown_measures(table: pd.DataFrame) -> dict[str, str]:
-    """Columns of the figure that the table has, with what is better (`BETTER`)."""
-    return {name: better for name, better in BETTER.items() if name in table and table[name].notna().any()}
+def shown_measures(table: pd.DataFrame) -> list[str]:
+    """Columns of the figure (`LABELS`) that the table has."""
+    return [name for name in LABELS if name in table and table[name].notna().any()]
 
 
 def cannot_order(table: pd.DataFrame) -> list[str]:
-    """Columns of delta-AUPC whose values are all below `NEGLIGIBLE` in size.
-
-    Removal by any map, and by its shuffled copy, cost the network the same under this baseline: that may be the
-    baseline, not the map, and the order of the methods means nothing.
-    """
+    """Columns of delta-AUPC whose values are all below `NEGLIGIBLE` in size: the baseline, not the map, may be why."""
     return [name for name in _deltas(table) if (table[name].abs() < NEGLIGIBLE).all()]
 
 
 def _deltas(table):
-    return [name for name in BETTER if name.startswith("delta") and name in table]
+    return [name for name in LABELS if name.startswith("delta") and name in table]
 
 
 def chance_levels(scores: pd.DataFrame) -> dict[str, float]:
     """What a map without knowledge reaches, by measure."""
-    rows = scores[scores["method"] == scores["method"].iloc[0]]
-    zero = dict.fromkeys([name for name in BETTER if name.startswith("delta")], 0.0)
-    modalities = sum(name.startswith("share_") for name in scores)
-    return zero | {name: float(rows[f"{name}_chance"].mean()) for name in ("msfi", "portion")} | {
-        "iou": float(scores["iou_chance"].mean()), "tau": float(correlation_by_chance(modalities).mean())}
+    rows, modalities = scores[scores["method"] == scores["method"].iloc[0]], scores.filter(regex="^share_").shape[1]
+    return dict.fromkeys(_deltas(LABELS), 0.0) | {
+        "msfi": float(rows["msfi_chance"].mean()), "portion": float(rows["portion_chance"].mean()),
+        "iou": float(scores["iou_chance"].mean()), "tau": float(measure.correlation_by_chance(modalities).mean())}
 
 
 def advantage(scores: pd.DataFrame, methods: Sequence[str], **draws) -> pd.DataFrame:
@@ -393,42 +351,26 @@ def advantage(scores: pd.DataFrame, methods: Sequence[str], **draws) -> pd.DataF
     wide = wide.reindex(columns=scores["method"].unique())
     others = wide.drop(columns=list(methods))
     best = others.mean().idxmax() if others.notna().any(axis=None) else others.columns[0]
-    return pd.DataFrame([{"method": name, "other": best} | mean_interval(
+    return pd.DataFrame([{"method": name, "other": best} | measure.mean_interval(
         wide[name] - wide[best], wide.index.get_level_values("subject"), **draws) for name in methods])
 
 
 def localisation_table(scores: pd.DataFrame, **draws) -> pd.DataFrame:
-    """Means of `localise` by ``backbone, source, method``, and what AUPRC has more than the location prior.
-
-    A row per ``measure`` (``auprc``, ``precision``, and ``gain``, the AUPRC minus the prior's, slice by slice):
-    ``value, low, high, slices, subjects``, ``chance``, and ``blank``: share of blank maps.
-    """
-    prior = scores[scores["method"] == "prior"].set_index(["backbone", "image"])["auprc"]
-    known, by = scores.join(prior.rename("prior"), on=["backbone", "image"]), ["backbone", "source", "method"]
-    found = mean_by(known.assign(gain=known["auprc"] - known["prior"]), by, ["auprc", "precision", "gain"], **draws)
-    return found.join(scores.groupby(by)[["chance", "blank"]].mean(), on=by)
+    """Means of `localise` by ``backbone, source, method``, and of ``gain``: the AUPRC minus the location prior's."""
+    prior = scores[scores["method"] == "prior"].set_index(["backbone", "image"])["auprc"].rename("prior")
+    known = scores.join(prior, on=["backbone", "image"]).eval("gain = auprc - prior")
+    return measure.mean_by(known, ["backbone", "source", "method"], ["auprc", "precision", "gain"],
+                   beside=["chance", "blank"], **draws)
 
 
 def checks(table: pd.DataFrame, margins: pd.DataFrame, local: pd.DataFrame,
            exposed: pd.DataFrame | None = None) -> pd.DataFrame:
     """Which methods pass which check, where the truth is known: a row per method, a column per check.
 
-    Parameters
-    ----------
-    table : DataFrame
-        From `method_table`, of networks with a known decision rule.
-    margins : DataFrame
-        From `mslib.analysis.known_rule.decisive_margins`, of networks that follow their rule.
-    local : DataFrame
-        From `localisation_table`, of networks that lesions alone can decide; may be empty.
-    exposed : DataFrame, optional
-        From `mslib.analysis.known_rule.shortcut_table`; None where the network has not learnt the shortcut.
-
-    Returns
-    -------
-    DataFrame
-        `PASSES`, `FAILS`, or `UNTESTABLE`: not defined for the method, for no map of it (blank ones), too few subjects
-        for an interval, or no network that has learnt. Baselines of `cannot_order` do not count.
+    From `method_table`, of networks with a known decision rule; `decisive_margins` of those that follow it;
+    `localisation_table` (may be empty), of networks that lesions alone can decide; `shortcut_table`, where the network
+    has learnt the shortcut. `PASSES`, `FAILS`, or `UNTESTABLE`: not defined for the method, for no map of it (blank
+    ones), too few subjects for an interval, or no network that has learnt. Baselines of `cannot_order` do not count.
     """
     silent = cannot_order(table)
     lows = table[[f"{name}_low" for name in _deltas(table) if name not in silent]]

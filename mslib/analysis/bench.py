@@ -22,10 +22,10 @@ CHANCE = "chance"
 
 @dataclass(frozen=True)
 class Known:
-    """A network whose cause is known, and slices with that cause that it has not seen.
+    """A network whose cause is known, and unseen slices with that cause, the features of `explained`.
 
-    ``decisive``: number of the sequence whose mark decides, the marks being the features of `explained`; ``corner``,
-    bool (N,): slices that show the shortcut. Neither: lesions decide, and are the features.
+    ``decisive``: number of the sequence whose mark decides; ``corner``, bool (N,): slices that show the shortcut.
+    Neither: lesions decide.
     """
 
     name: str
@@ -39,12 +39,8 @@ class Known:
 def registered(name: str, function: Callable) -> Iterator[str]:
     """A function (model, images, targets) -> maps as a method of the registry while it is needed; its name.
 
-    Maps have the shape of the images, (N, H, W, M), or (N, H, W), one for all modalities.
-
-    Raises
-    ------
-    StudyError
-        The name is that of another method; maps of another shape or not finite.
+    Maps have the shape of the images, (N, H, W, M), or (N, H, W), one for all modalities. StudyError: the name is that
+    of another method; maps of another shape or not finite.
     """
     if name in METHODS:
         raise StudyError(f"bench: a method of the name {name} exists; give the function another name")
@@ -69,6 +65,13 @@ def registered(name: str, function: Callable) -> Iterator[str]:
 def bench(networks: Iterable[Known], methods: Sequence[str], sequences: Sequence[str], **settings) -> pd.DataFrame:
     """What methods find of causes that are known: a row per method, after a row `CHANCE`.
 
+    Means over correctly classified slices: ``auprc, precision`` where lesions decide; where a sequence does, ``msfi``
+    (all importance being the decisive sequence's) and ``found`` (share of slices in which it has more of the positive
+    attribution than any other). Of slices that show the shortcut, where that decides: ``shortcut`` (share of the
+    positive attribution on it) and ``exposed`` (surely more than its share of the picture). Of all slices: ``random``,
+    rank correlation with the maps of the same network with random weights, ``sane`` (below `FAILS_ABOVE`), ``blank``
+    (share of blank maps), ``seconds`` an image. NaN: no such network, or not defined for the method.
+
     Parameters
     ----------
     networks : iterable of Known
@@ -80,17 +83,6 @@ def bench(networks: Iterable[Known], methods: Sequence[str], sequences: Sequence
         Names of the modalities.
     **settings
         As of `attribute_all`: superpixels, samples, permutations, steps, seed, precision.
-
-    Returns
-    -------
-    DataFrame
-        Means over correctly classified slices: ``auprc, precision`` where lesions decide; where a sequence does,
-        ``msfi`` (all importance being the decisive sequence's) and ``found`` (share of slices in which it has more of
-        the positive attribution than any other). Of slices that show the shortcut, where that decides: ``shortcut``
-        (share of the positive attribution on it) and ``exposed`` (surely more than its share of the picture). Of all
-        slices: ``random``, rank correlation with the maps of the same network with random weights, ``sane`` (below
-        `FAILS_ABOVE`), ``blank`` (share of blank maps), ``seconds`` an image. NaN: no such network, or not defined for
-        the method.
     """
     tables: dict[str, list] = {name: [] for name in ("lesions", "marks", "shortcut", "random", "cost")}
     for known in networks:
@@ -112,18 +104,16 @@ def bench(networks: Iterable[Known], methods: Sequence[str], sequences: Sequence
 def _found(scores, sequences, decisive):
     """1 where the decisive sequence has a larger share than any other, else 0; NaN where there are no shares."""
     shares = scores.reindex(columns=[f"share_{name}" for name in sequences]).to_numpy(float)
-    others = np.delete(shares, decisive, 1).max(1)
-    return np.where(np.isnan(shares).any(1), np.nan, shares[:, decisive] > others)
+    return np.where(np.isnan(shares).any(1), np.nan, shares[:, decisive] > np.delete(shares, decisive, 1).max(1))
 
 
 def _rows(tables, methods, modalities):
-    rows = pd.DataFrame(index=pd.Index([CHANCE, *methods], name="method"))
-    for table, columns in (("lesions", ("auprc", "precision")), ("marks", ("msfi", "found"))):
-        for name in columns:
-            rows[name] = tables[table].groupby("method")[name].mean() if table in tables else np.nan
+    rows = pd.DataFrame(np.nan, pd.Index([CHANCE, *methods], name="method"), ["auprc", "precision", "msfi", "found"])
     if "lesions" in tables:
+        rows.update(tables["lesions"].groupby("method")[["auprc", "precision"]].mean())
         rows.loc[CHANCE, ["auprc", "precision"]] = tables["lesions"]["chance"].mean()
     if "marks" in tables:
+        rows.update(tables["marks"].groupby("method")[["msfi", "found"]].mean())
         rows.loc[CHANCE, ["msfi", "found"]] = tables["marks"]["msfi_chance"].mean(), 1 / modalities
     rows["shortcut"], rows["exposed"] = np.nan, pd.NA
     if "shortcut" in tables:

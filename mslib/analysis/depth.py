@@ -21,26 +21,7 @@ from scipy.stats import rankdata
 from skimage.filters import sobel
 from skimage.measure import label
 
-from mslib.explain import (
-    CAM_METHODS,
-    LayerPass,
-    average_cells,
-    cascading_randomisation,
-    explain_layers,
-    spatial_layers,
-    upsample_maps,
-)
-from mslib.measure import (
-    MIN_SUBJECTS,
-    adjust_p_values,
-    bootstrap_means,
-    compare_groups,
-    mean_by,
-    mean_interval,
-    measure_maps,
-    percentile_interval,
-    proportion_interval,
-)
+from mslib import explain, measure
 from mslib.nets import evenly, last_convolution
 from mslib.study import StudyError
 
@@ -66,15 +47,13 @@ EDGE_MM, PRIOR_MM, PRIOR_SLICES = 5.0, 3.0, 5.0
 HARD_LAYER, PUBLISHED_SLICE = "block4_conv4", 57
 NETWORK = ["kind", "backbone"]
 TRAINING = [*NETWORK, "seed"]
-UNIT = ["seed", "draw", "subject", "slice"]
 
 
 class Slices(NamedTuple):
     """Slices that networks are explained on: images (N, H, W, M), all else (N, H, W).
 
-    ``table``: one row per slice: ``subject, group, cohort, slice, target, area_mm2`` (all lesions), ``size`` (of
-    `SIZES`); ``prior``: where the other patients have lesions at about that height; ``edge``: the outermost `EDGE_MM`
-    of the brain in the plane.
+    ``table``: ``subject, group, cohort, slice, target, area_mm2`` (all lesions), ``size`` (of `SIZES`); ``prior``:
+    `location_prior`; ``edge``: the outermost `EDGE_MM` of the brain in the plane.
     """
 
     table: pd.DataFrame
@@ -90,10 +69,9 @@ class Slices(NamedTuple):
 
 
 def gather_slices(cases: Iterable, each: int, pixel_mm: float) -> Slices:
-    """So many slices of every case (`evenly`); the location prior is made of all slices of all cases.
+    """So many slices of every case (`evenly`), StudyError where none has any; the prior is made of all of them.
 
-    `cases` have ``subject, group, cohort, slices`` (numbers), ``images, target, lesions, brain``, one slice a row;
-    StudyError where none has a slice.
+    `cases` have ``subject, group, cohort, target, slices`` (numbers), ``images, lesions, brain``, one slice a row.
     """
     rows, chosen, known = [], [], []
     for case in cases:
@@ -133,13 +111,13 @@ def location_prior(table: pd.DataFrame, known: Sequence[tuple[str, np.ndarray, n
 
 def explained_layers(network: keras.Model) -> list[str]:
     """Convolutions and pools of blocks 3 to 5, shallow to deep."""
-    return [name for name in spatial_layers(network) if EXPLAINED.fullmatch(name)]
+    return [name for name in explain.spatial_layers(network) if EXPLAINED.fullmatch(name)]
 
 
 def another_patient(table: pd.DataFrame) -> np.ndarray | None:
     """For each slice of a table the row of another subject's slice, the nearest in height; None: there is no other.
 
-    Of the same ``target`` wherever another subject has it, since maps of two logits differ for that reason alone.
+    Of the same ``target`` wherever there is one, since maps of two logits differ for that reason alone.
     """
     number, owner, target = table["slice"].to_numpy(float), table["subject"].to_numpy(), table["target"].to_numpy()
     distance = np.abs(number[:, None] - number) + (target[:, None] != target) * (np.ptp(number) + 1)
@@ -149,13 +127,14 @@ def another_patient(table: pd.DataFrame) -> np.ndarray | None:
 
 def _measured(heat, slices, **names):
     """Rows of `measure_maps` with the share of the brain's edge and the columns of the slices."""
-    found = measure_maps(heat, slices.lesions, slices.brain)
+    found = measure.measure_maps(heat, slices.lesions, slices.brain)
     total, edge = ((heat * mask).sum((1, 2), dtype=float) for mask in (slices.brain, slices.edge))
     found = found.assign(chance=found["auprc_chance"], edge_share=edge / np.where(total > 0, total, np.nan))
     return slices.table.join(found[[*MEASURES, "q95", "blank", "chance"]]).assign(**{"draw": 0} | names)
 
 
-def measure_layers(found: LayerPass, slices: Slices, flair: int, lobes: np.ndarray | None = None) -> pd.DataFrame:
+def measure_layers(found: explain.LayerPass, slices: Slices, flair: int,
+                   lobes: np.ndarray | None = None) -> pd.DataFrame:
     """Measures of a network's maps and of all comparators on the same slices.
 
     `flair`: channel of FLAIR; `lobes`: int (N, H, W), from `lobe_labels`. A row per slice, source, method and layer
@@ -167,7 +146,7 @@ def measure_layers(found: LayerPass, slices: Slices, flair: int, lobes: np.ndarr
     other, tables, size = another_patient(slices.table), [], slices.brain.shape[1:]
     for method, of_layer in found.cams.items():
         for layer, raw in of_layer.items():
-            heat, names = upsample_maps(raw, size), {"method": method, "layer": layer}
+            heat, names = explain.upsample_maps(raw, size), {"method": method, "layer": layer}
             table = _measured(heat, slices, source="network", **names)
             if method == "gradcam":
                 table["kept"] = found.kept[layer]
@@ -175,12 +154,11 @@ def measure_layers(found: LayerPass, slices: Slices, flair: int, lobes: np.ndarr
                     shares, uniform = lobe_shares(heat, lobes), lobe_shares(slices.brain, lobes)
                     table = pd.concat([table, shares.add_prefix("lobe "), uniform.add_prefix("brain ")], axis=1)
             tables.append(table)
-            if other is not None and method in CAM_METHODS:
+            if other is not None and method in explain.CAM_METHODS:
                 tables.append(_measured(heat[other], slices, source="another patient", **names))
-    grids = {layer: raw.shape[1:] for layer, raw in next(iter(found.cams.values())).items()}
     image = np.maximum(slices.images[..., flair].astype(np.float32), 0)
-    comparators = {("oracle", layer): upsample_maps(average_cells(slices.lesions, grid), size)
-                   for layer, grid in grids.items()}
+    comparators = {("oracle", layer): explain.upsample_maps(explain.average_cells(slices.lesions, raw.shape[1:]), size)
+                   for layer, raw in next(iter(found.cams.values())).items()}
     comparators |= {("prior", "image"): slices.prior, ("intensity", "image"): image,
                     ("edges", "image"): np.stack([sobel(one) for one in image])}
     tables += [_measured(heat, slices, source="comparator", method=name, layer=layer)
@@ -189,12 +167,9 @@ def measure_layers(found: LayerPass, slices: Slices, flair: int, lobes: np.ndarr
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray, brain: np.ndarray) -> np.ndarray:
-    """Spearman's correlation, (N,), of maps (N, h, w) at their own resolution, over cells of which half is brain.
-
-    `brain`: (N, H, W). NaN where one of two maps is constant there.
-    """
+    """Spearman's correlation, (N,), of maps (N, h, w) over cells of which half is brain; NaN: one is constant there."""
     found = np.full(len(a), np.nan)
-    for i, cells in enumerate(average_cells(brain, a.shape[1:]) >= 0.5):
+    for i, cells in enumerate(explain.average_cells(brain, a.shape[1:]) >= 0.5):
         ranks = rankdata([a[i][cells], b[i][cells]], axis=1) if cells.sum() > 2 else np.zeros((2, 1))
         ranks -= ranks.mean(axis=1, keepdims=True)
         norm = np.sqrt((ranks**2).sum(axis=1).prod())
@@ -202,16 +177,16 @@ def rank_correlation(a: np.ndarray, b: np.ndarray, brain: np.ndarray) -> np.ndar
     return found
 
 
-def randomise_layers(network: keras.Model, found: LayerPass, slices: Slices, draws: int,
+def randomise_layers(network: keras.Model, found: explain.LayerPass, slices: Slices, draws: int,
                      seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Maps of networks that are random from the output down to the lowest layers of `STEPS`.
 
-    Methods and layers are those of `found`. At each step every slice is explained once, by one of `draws` random
-    networks. First table: `rank_correlation` with the trained network's map: the columns of
-    `Slices.table`, ``step, draw, method, layer, spearman``; under ``step`` also that of the trained network's own maps
-    with those of ``another patient``. Second: measures of the maps when all layers are random, as of `measure_layers`.
+    At each step every slice is explained once, by one of `draws` random networks. First table: `rank_correlation` with
+    the trained network's map: the columns of `Slices.table`, ``step, draw, method, layer, spearman``; under ``step``
+    also that of the trained network's own maps with those of ``another patient``. Second: measures of the maps when all
+    layers are random, as of `measure_layers`.
     """
-    own = {(method, layer): raw for method, maps in found.cams.items() if method in CAM_METHODS
+    own = {(method, layer): raw for method, maps in found.cams.items() if method in explain.CAM_METHODS
            for layer, raw in maps.items()}
     methods, layers = (list(dict.fromkeys(names)) for names in zip(*own))
     n, size, likeness, untrained = len(slices.table), slices.brain.shape[1:], [], []
@@ -224,17 +199,17 @@ def randomise_layers(network: keras.Model, found: LayerPass, slices: Slices, dra
     other = another_patient(slices.table)
     if other is not None:
         compare(np.arange(n), {key: raw[other] for key, raw in own.items()}, step="another patient", draw=0)
-    for draw, lowest, random in cascading_randomisation(network, list(STEPS), draws, seed):
+    for draw, lowest, random in explain.cascading_randomisation(network, list(STEPS), draws, seed):
         rows = np.arange(draw - 1, n, draws)
         if not len(rows):
             continue
         part = slices.take(rows)
-        cams = explain_layers(random, part.images, part.table["target"], layers, methods).cams
+        cams = explain.explain_layers(random, part.images, part.table["target"], layers, methods).cams
         maps = {(method, layer): cams[method][layer] for method, layer in own}
         compare(rows, maps, step=STEPS[lowest], draw=draw)
         if lowest == list(STEPS)[-1]:
-            untrained += [_measured(upsample_maps(raw, size), part, method=method, layer=layer, source="untrained",
-                                    draw=draw) for (method, layer), raw in maps.items()]
+            untrained += [_measured(explain.upsample_maps(raw, size), part, source="untrained", draw=draw,
+                                    method=method, layer=layer) for (method, layer), raw in maps.items()]
     return pd.concat(likeness, ignore_index=True), pd.concat(untrained, ignore_index=True)
 
 
@@ -247,8 +222,7 @@ def channel_peaks(network: keras.Model, images: np.ndarray, layers: Sequence[str
 def dead_channels(peaks: Mapping[str, np.ndarray], start: Mapping[str, np.ndarray]) -> pd.DataFrame:
     """Shares of a layer's channels that no slice activates: ``layer, channels, slices, dead, dead_at_start, died``.
 
-    `peaks`, `start`: of the fine-tuned network and of its start weights, (N, channels), on the same slices. ``died``:
-    dead since fine-tuning only.
+    `peaks`, `start`: (N, channels) of the same slices, after and before fine-tuning. ``died``: dead since then only.
     """
     rows = []
     for layer, after in peaks.items():
@@ -268,43 +242,39 @@ def depth_table(maps: pd.DataFrame, by: Sequence[str] = NETWORK, **draws) -> pd.
     """Mean of every measure per source, method and layer, correctly and wrongly classified slices apart.
 
     `by`, ``classified, source, method, layer, measure, value, low, high, slices, subjects, trainings, blank`` (share of
-    blank maps, which have no measure). Intervals resample subjects and trainings (of untrained networks: subjects, each
-    explained by draws of its own).
-    ``<measure>_way``: share of the way from the location prior to the oracle of the layer, ``(value - prior) / (oracle
-    - prior)``; NaN where not even the oracle of so coarse a layer exceeds the prior.
+    blank maps, which have no measure). ``<measure>_way``: share of the way from the location prior to the oracle of the
+    layer, ``(value - prior) / (oracle - prior)``; NaN where not even the oracle exceeds the prior.
     """
-    maps, tables = maps.assign(classified=np.where(maps["correct"], "correctly", "wrongly")), []
-    for keys, part in maps.groupby([*by, "classified"]):
-        for _, rows in part.groupby(part["source"] == "untrained"):
-            tables.append(_means(rows, **draws).assign(**dict(zip([*by, "classified"], keys))))
-    return pd.concat(tables, ignore_index=True)
+    maps, keys = maps.assign(classified=np.where(maps["correct"], "correctly", "wrongly")), [*by, "classified"]
+    return pd.concat([_means(rows, **draws).assign(**dict(zip(keys, key)))
+                      for key, rows in maps.groupby([*keys, maps["source"] == "untrained"])], ignore_index=True)
 
 
 def _means(rows, n, confidence, seed):
     cell = ["source", "method", "layer"]
-    wide = rows.pivot_table(index=UNIT, columns=cell, values=list(MEASURES))
+    wide = rows.pivot_table(index=["seed", "draw", "subject", "slice"], columns=cell, values=list(MEASURES))
     units = wide.index.to_frame()
     trainings = units["seed"].astype(str) + "/" + units["draw"].astype(str)
     # Every draw of an untrained network explains other slices: subjects and draws are not crossed.
-    means, resampled = bootstrap_means(wide, units["subject"], units["seed"], n, seed)
+    means, resampled = measure.bootstrap_means(wide, units["subject"], units["seed"], n, seed)
     found = {column: (means[i], resampled[:, i]) for i, column in enumerate(wide.columns)}
-    for measure, source, method, layer in list(found):
-        ends = [(measure, "comparator", "prior", "image"), (measure, "comparator", "oracle", layer)]
-        if measure in WAYS and source == "network" and set(ends) <= set(found):
-            value, prior, oracle = (found[column] for column in [(measure, source, method, layer), *ends])
-            found[f"{measure}_way", source, method, layer] = tuple(
+    for name, source, method, layer in list(found):
+        ends = [(name, "comparator", "prior", "image"), (name, "comparator", "oracle", layer)]
+        if name in WAYS and source == "network" and set(ends) <= set(found):
+            value, prior, oracle = (found[column] for column in [(name, source, method, layer), *ends])
+            found[f"{name}_way", source, method, layer] = tuple(
                 (value[i] - prior[i]) / np.where(oracle[i] > prior[i], oracle[i] - prior[i], np.nan) for i in (0, 1))
     blank = rows.groupby(cell)["blank"].mean()
     counts = {"slices": len(wide), "subjects": units["subject"].nunique(), "trainings": trainings.nunique()}
-    return pd.DataFrame([{**dict(zip(["measure", *cell], column)), **percentile_interval(value, draws, confidence),
-                          **counts, "blank": blank[column[1:]]} for column, (value, draws) in found.items()])
+    return pd.DataFrame([{**dict(zip(["measure", *cell], column)),
+                          **measure.percentile_interval(value, draws, confidence), **counts, "blank": blank[column[1:]]}
+                         for column, (value, draws) in found.items()])
 
 
 def example_candidates(maps: pd.DataFrame, group: str = "SPMS", n_slices: int = 135) -> pd.DataFrame:
     """Slices for the figures, the best first: ``subject, slice, group, errors`` (networks that misclassify it).
 
-    In this order: fewest errors; lesions of at least 100 mm2; a patient of the group that the publication shows;
-    nearest to its slices 57 to 59 of 135.
+    In this order: fewest errors; lesions of 100 mm2 or more; the group and slices (57 to 59 of 135) of the publication.
     """
     one = maps[(maps["source"] == "network") & (maps["method"] == maps["method"].iloc[0])]
     one = one[one["layer"] == one["layer"].iloc[0]].assign(wrong=~one["correct"].astype(bool))
@@ -317,30 +287,24 @@ def example_candidates(maps: pd.DataFrame, group: str = "SPMS", n_slices: int = 
 
 
 def choose_example(candidates: pd.DataFrame, networks: Mapping, patient_of: Callable) -> tuple:
-    """The slice that networks classify correctly together with both its neighbours: the first such of five candidates.
+    """The first of five `example_candidates` that networks classify correctly together with both its neighbours.
 
-    `candidates`: of `example_candidates`; `patient_of`: from a subject to images, (n, H, W, M), and class. Given are
-    the number of errors (if there is no such slice the smallest), the subject, the three slices, and the classes, (3,),
-    that each of the `networks` predicts.
+    `patient_of`: from a subject to images, (n, H, W, M), and class. Given are the number of errors (if there is no such
+    slice the smallest), the subject, the three slices, and the classes, (3,), that each of the `networks` predicts.
     """
-    best = None
+    found = []
     for place in candidates.head(5).itertuples():
         images, target = patient_of(place.subject)
         index = np.clip(place.slice, 1, len(images) - 2) + np.array([-1, 0, 1])
-        found = {name: network.predict(images[index], verbose=0).argmax(1) for name, network in networks.items()}
-        errors = sum(int((classes != target).sum()) for classes in found.values())
-        if best is None or errors < best[0]:
-            best = errors, place.subject, index, found
-        if not errors:
+        classes = {name: network.predict(images[index], verbose=0).argmax(1) for name, network in networks.items()}
+        found.append((sum(int((one != target).sum()) for one in classes.values()), place.subject, index, classes))
+        if not found[-1][0]:
             break
-    return best
+    return min(found, key=lambda one: one[0])
 
 
 def size_examples(maps: pd.DataFrame, cases: Iterable) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Images, lesions and brain of one slice per lesion size, the best of `example_candidates`, by rising lesion area.
-
-    `maps`: of one network; `cases`: as of `gather_slices`.
-    """
+    """Images, lesions, brain of a slice per lesion size (the best of `example_candidates`) of a network, by area."""
     best = [example_candidates(part).iloc[0] for _, part in maps.groupby("size")]
     cases = {case.subject: case for case in cases if case.subject in {place.subject for place in best}}
     found = [(cases[place.subject], list(cases[place.subject].slices).index(place.slice)) for place in best]
@@ -349,23 +313,22 @@ def size_examples(maps: pd.DataFrame, cases: Iterable) -> tuple[np.ndarray, np.n
 
 
 def best_layers(curves: pd.DataFrame) -> pd.DataFrame:
-    """Where maps go furthest from the location prior to the oracle, of networks' own maps in `depth_table`.
+    """Where networks' own maps of `depth_table` go furthest from location prior to oracle (``value``): three rows each.
 
-    Three rows a network (``pick``): the last convolution with Grad-CAM, Grad-CAM's best layer, the best method and
-    layer of all; ``value`` is the share of the way. Layers of which more than half of the maps are blank do not count.
+    ``pick``: the last convolution with Grad-CAM, Grad-CAM's best layer, the best method and layer of all. Layers of
+    which more than half of the maps are blank do not count.
     """
     key = [*NETWORK, "method", "layer"]
     auprc = curves.loc[curves["measure"] == "auprc", [*key, "value"]].rename(columns={"value": "auprc"})
     way = curves[(curves["measure"] == "auprc_way") & curves["value"].notna() & (curves["blank"] <= 0.5)]
     columns = [*NETWORK, "pick", "method", "layer", "auprc", "value", "low", "high", "trainings", "slices", "blank"]
-    picks = []
-    for (_, backbone), part in way.merge(auprc, on=key).groupby(NETWORK):
-        gradcam = part[part["method"] == "gradcam"]
-        picks += [gradcam[gradcam["layer"] == last_convolution(backbone)].assign(pick="last convolution"),
-                  gradcam.nlargest(1, "value").assign(pick="best of Grad-CAM"),
-                  part.nlargest(1, "value").assign(pick="best of all")]
-    picks = [rows for rows in picks if len(rows)]
-    return pd.concat(picks)[columns] if picks else pd.DataFrame(columns=columns)
+    way = way.merge(auprc, on=key)
+    gradcam = way[way["method"] == "gradcam"]
+    picks = {"last convolution": gradcam[gradcam["layer"] == gradcam["backbone"].map(last_convolution)],
+             "best of Grad-CAM": gradcam.loc[gradcam.groupby(NETWORK)["value"].idxmax()],
+             "best of all": way.loc[way.groupby(NETWORK)["value"].idxmax()]}
+    table = pd.concat([rows.assign(pick=pick) for pick, rows in picks.items()])
+    return table[columns].sort_values(NETWORK, kind="stable")
 
 
 def kind_similarity(stored: Mapping[tuple[str, int], Mapping[str, np.ndarray]]) -> pd.DataFrame:
@@ -381,28 +344,20 @@ def kind_similarity(stored: Mapping[tuple[str, int], Mapping[str, np.ndarray]]) 
         for (one, a), (two, b) in combinations(stored.items(), 2) for name in a if "|" in name], ignore_index=True)
 
 
-def similarity_table(table: pd.DataFrame, by: Sequence[str], **draws) -> pd.DataFrame:
-    """Mean rank correlation: `by`, ``value, low, high``; over subjects, for pairs of trainings share their networks."""
-    return mean_by(table, by, ["spearman"], **draws)[[*by, "value", "low", "high"]]
-
-
 def randomisation_summary(table: pd.DataFrame, **draws) -> pd.DataFrame:
     """Are maps of random networks more like the original than a map of another patient is?
 
     From the similarities of `randomise_layers`: ``kind, backbone, method, layer, step, similarity, null`` (with another
     patient's map, same slices), ``value, low, high`` of their difference (interval over subjects, each with draws of
-    its own),
-    ``measure`` (spearman), ``all_random``: the step that decides.
+    its own), ``measure`` (spearman), ``all_random``: the step that decides.
     """
-    keys = [*NETWORK, "method", "layer"]
-    null = table[table["step"] == "another patient"].rename(columns={"spearman": "null"})
-    pairs = table[table["step"] != "another patient"].merge(
-        null[[*keys, "subject", "slice", "null"]], "left", [*keys, "subject", "slice"])
-    pairs = pairs.assign(similarity=pairs["spearman"], spearman=pairs["spearman"] - pairs["null"])
-    by = [*keys, "step"]
-    found = mean_by(pairs, by, ["spearman"], **draws)[[*by, "value", "low", "high"]]
-    means = pairs.groupby(by, as_index=False)[["similarity", "null"]].mean()
-    return means.merge(found, on=by).assign(measure="spearman", all_random=lambda rows: rows["step"] == ALL_RANDOM)
+    place, by = [*NETWORK, "method", "layer", "subject", "slice"], [*NETWORK, "method", "layer", "step"]
+    null = table[table["step"] == "another patient"].set_index(place)["spearman"].rename("null")
+    pairs = table[table["step"] != "another patient"].rename(columns={"spearman": "similarity"}).join(null, on=place)
+    pairs = pairs.assign(spearman=pairs["similarity"] - pairs["null"]).sort_values(by, kind="stable")
+    found = measure.mean_by(pairs, by, ["spearman"], beside=["similarity", "null"], **draws).assign(
+        all_random=lambda rows: rows["step"] == ALL_RANDOM)
+    return found[[*by, "similarity", "null", "value", "low", "high", "measure", "all_random"]]
 
 
 # What the publication says of depth: Grad-CAM in blocks 4 and 5, correctly classified slices.
@@ -414,27 +369,32 @@ def _published(maps):
     return rows[~rows["layer"].str.startswith("block3")]
 
 
-def subject_means(part: pd.DataFrame, measure: str) -> pd.DataFrame:
+def _subject_means(part, name):
     """Mean of a measure over a subject's slices: one row a subject, one column a layer, shallow to deep."""
-    return part.pivot_table(index="subject", columns="layer", values=measure).reindex(columns=layers_of(part))
+    return part.pivot_table(index="subject", columns="layer", values=name).reindex(columns=layers_of(part))
+
+
+def _trend(part, name):
+    """Rank correlation of depth with a measure, subject by subject."""
+    means = _subject_means(part, name)
+    return means.corrwith(pd.Series(range(means.shape[1]), means.columns, float), axis=1, method="spearman")
 
 
 def rank_sums(part: pd.DataFrame) -> pd.DataFrame:
     """Each subject's sum of two ranks per layer: of AUPRC (1 = highest) and of the map's spread (1 = least).
 
-    A small sum is a good compromise: a map that overlaps the lesions and does not cover the brain. A layer whose maps
-    of the subject are all blank has the last rank in both.
+    A small sum is a good compromise. A layer whose maps of the subject are all blank has the last rank in both.
     """
-    auprc, spread = (subject_means(part, name) for name in ("auprc", "half_heat_share"))
+    auprc, spread = (_subject_means(part, name) for name in ("auprc", "half_heat_share"))
     return auprc.rank(axis=1, ascending=False, na_option="bottom") + spread.rank(axis=1, na_option="bottom")
 
 
 def compromise(part: pd.DataFrame, last: str) -> tuple[str, pd.Series]:
     """Is the last convolution a better compromise than its strongest rival, which other subjects have chosen?
 
-    Subjects are divided in halves (every second of each group): the rival is the other layer with the smallest mean
-    rank sum in the first half. Given are its name and, for every subject of the second half, its rank sum minus that of
-    the last convolution: above 0 the last convolution is better.
+    The rival is the other layer with the smallest mean rank sum in one half of the subjects (every second of each
+    group). Given are its name and, for every subject of the other half, its rank sum minus that of the last
+    convolution: above 0 the last convolution is better.
     """
     sums = rank_sums(part)
     groups = part.groupby("subject")["group"].first()[sums.index]
@@ -446,15 +406,14 @@ def compromise(part: pd.DataFrame, last: str) -> tuple[str, pd.Series]:
 def sign_test(values: pd.Series, **draws) -> dict:
     """Is the mean of one value a subject (the index; NaN is left out) above 0, as a row with interval and border?
 
-    Where all subjects have the same value other than 0 the bootstrap has no width; the share of subjects above 0, with
-    Wilson's interval and the border one half, decides instead. ``statistic`` (mean, share above 0), ``value, low,
-    high`` (NaN limits below five subjects), ``border``, ``mean``, ``above`` (subjects above 0), ``subjects``.
+    ``statistic, value, low, high, border, mean, above`` (subjects above 0), ``subjects``. Where all subjects have the
+    same value the bootstrap has no width; the share of them above 0, with Wilson's interval, decides instead.
     """
     values = values.dropna()
-    mean, above = mean_interval(values, values.index, **draws), int((values > 0).sum())
+    mean, above = measure.mean_interval(values, values.index, **draws), int((values > 0).sum())
     row = {"statistic": "mean", **mean, "border": 0.0}
-    if np.isnan(mean["low"]) and len(values) >= MIN_SUBJECTS and (values != 0).any():
-        share = proportion_interval(above, len(values), draws.get("confidence", 0.95))
+    if np.isnan(mean["low"]) and len(values) >= measure.MIN_SUBJECTS and (values != 0).any():
+        share = measure.proportion_interval(above, len(values), draws.get("confidence", 0.95))
         row = {"statistic": "share above 0", **share, "border": 0.5}
     return row | {"mean": mean["value"], "above": above, "subjects": len(values)}
 
@@ -462,30 +421,23 @@ def sign_test(values: pd.Series, **draws) -> dict:
 def depth_tests(maps: pd.DataFrame, **draws) -> pd.DataFrame:
     """Tests of what the publication says of depth: ``kind, backbone, seed, test, layer, rank``, columns of `sign_test`.
 
-    ``spread with depth`` and ``auprc with depth``: rank correlation of depth with the measure, mean over subjects.
-    ``last convolution over rival``: see `compromise`; ``layer`` is the rival, ``rank`` that of the last convolution
-    among all layers. ``hard layer minus last``: AUPRC at `HARD_LAYER` minus that at the last convolution, over slices.
-    Without lesion masks the first is the only one.
+    ``spread with depth`` (without lesion masks the only one), ``auprc with depth``: rank correlations, mean over
+    subjects. ``last convolution over rival``: `compromise`; ``layer`` is the rival, ``rank`` that of the last
+    convolution among all. ``hard layer minus last``: AUPRC at `HARD_LAYER` minus that of the last convolution, slices.
     """
     rows, masked = [], maps["auprc"].notna().any()
-    for network, part in _published(maps).groupby(TRAINING):
-        backbone, network = network[1], dict(zip(TRAINING, network))
-        for test, measure in (("spread with depth", "half_heat_share"), ("auprc with depth", "auprc"))[: 1 + masked]:
-            means = subject_means(part, measure)
-            depth = pd.Series(range(means.shape[1]), means.columns, float)
-            trend = means.corrwith(depth, axis=1, method="spearman")
-            rows.append(network | {"test": test, **sign_test(trend, **draws)})
-        if not masked:
-            continue
-        last = last_convolution(backbone)
-        rival, gain = compromise(part, last)
-        ranks = rank_sums(part).mean().rank()
-        rows.append(network | {"test": "last convolution over rival", "layer": rival, "rank": int(ranks[last]),
-                               **sign_test(gain, **draws)})
+    for training, part in _published(maps).groupby(TRAINING):
+        last, network = last_convolution(training[1]), dict(zip(TRAINING, training))
+        tests = [("spread with depth", _trend(part, "half_heat_share"), {})]
+        if masked:
+            rival, gain = compromise(part, last)
+            facts = {"layer": rival, "rank": int(rank_sums(part).mean().rank()[last])}
+            tests += [("auprc with depth", _trend(part, "auprc"), {}), ("last convolution over rival", gain, facts)]
+        rows += [network | facts | {"test": test, **sign_test(values, **draws)} for test, values, facts in tests]
         wide = part.pivot_table(index=["subject", "slice"], columns="layer", values="auprc")
-        if HARD_LAYER in wide:
-            difference = wide[HARD_LAYER] - wide[last]
-            found = mean_interval(difference, wide.index.get_level_values("subject"), **draws)
+        if HARD_LAYER in wide:  # and lesion masks are known
+            people = wide.index.get_level_values("subject")
+            found = measure.mean_interval(wide[HARD_LAYER] - wide[last], people, **draws)
             rows.append(network | {"test": "hard layer minus last", "layer": HARD_LAYER, "statistic": "mean", **found,
                                    "border": 0.0, "mean": found["value"], "subjects": part["subject"].nunique()})
     columns = [*TRAINING, "test", "layer", "rank", "statistic", "value", "low", "high", "border", "mean", "above",
@@ -494,35 +446,31 @@ def depth_tests(maps: pd.DataFrame, **draws) -> pd.DataFrame:
 
 
 def percentile_comparison(maps: pd.DataFrame, **draws) -> pd.DataFrame:
-    """Is the 95th percentile of Grad-CAM higher in SPMS than in RRMS, per training and layer?
+    """Is the 95th percentile of Grad-CAM (of a blank map 0) higher in SPMS than in RRMS, per training and layer?
 
-    ``value, low, high``: probability that an SPMS patient exceeds an RRMS one (no limits below five patients a group);
-    ``p`` (one-sided Mann-Whitney), ``p_holm`` over all rows of a seed, ``n_a`` SPMS and ``n_b`` RRMS patients; empty if
-    a group is absent. The percentile of a blank map is 0.
+    `compare_groups` of patients, and ``p_holm`` over all rows of a seed; empty if a group is absent.
     """
-    keys, maps = [*TRAINING, "layer"], _published(maps)
-    maps = maps.assign(q95=maps["q95"].where(~maps["blank"].astype(bool), 0.0))
-    rows = []
-    for key, part in maps.groupby([*keys, "subject", "group"])["q95"].mean().reset_index().groupby(keys):
+    keys, maps, rows = [*TRAINING, "layer"], _published(maps), []
+    q95 = maps["q95"].where(~maps["blank"].astype(bool), 0.0)
+    of_subjects = maps.assign(q95=q95).groupby([*keys, "subject", "group"])["q95"].mean().reset_index()
+    for key, part in of_subjects.groupby(keys):
         more, less = (part.loc[part["group"] == group, "q95"] for group in ("SPMS", "RRMS"))
         if len(more) and len(less):
-            rows.append({**dict(zip(keys, key)), **compare_groups(more, less, **draws)})
+            rows.append({**dict(zip(keys, key)), **measure.compare_groups(more, less, **draws)})
     table = pd.DataFrame(rows, columns=[*keys, "value", "low", "high", "p", "n_a", "n_b"])
-    return table.assign(p_holm=table.groupby("seed")["p"].transform(adjust_p_values))
+    return table.assign(p_holm=table.groupby("seed")["p"].transform(measure.adjust_p_values))
 
 
 def lobe_table(maps: pd.DataFrame, **draws) -> pd.DataFrame:
-    """Share of Grad-CAM's sum at the last convolution per training, group and lobe, with intervals.
+    """Share of Grad-CAM's sum at the last convolution per training, group and lobe; empty where no lobes are known.
 
-    ``brain``, the lobe's share of the brain: a uniform map's value; ``exceeds_others``: the interval lies above those
-    of all other groups. Empty where `measure_layers` knew no lobes.
+    ``brain``: the lobe's share of the brain; ``exceeds_others``: the interval lies above those of all other groups.
     """
     keys, names = [*TRAINING, "group", "lobe"], [f"{of} {lobe}" for of in ("lobe", "brain") for lobe in LOBES]
     own = _published(maps.reindex(columns=list(dict.fromkeys([*maps, *names])))).dropna(subset=names[-1:])
     own = own[own["layer"] == own["backbone"].map(last_convolution)]
     long = pd.concat([own.assign(lobe=lobe, share=own[f"lobe {lobe}"], brain=own[f"brain {lobe}"]) for lobe in LOBES])
-    long = long.sort_values(keys[:-1], kind="stable")
-    table = mean_by(long, keys, ["share"], **draws).join(long.groupby(keys)["brain"].mean(), on=keys)
+    table = measure.mean_by(long.sort_values(keys[:-1], kind="stable"), keys, ["share"], beside=["brain"], **draws)
     others = table.merge(table, on=[*TRAINING, "lobe"], suffixes=("", "_other")).query("group != group_other")
     within = others[~(others["high_other"] < others["low"])]
     return table.assign(exceeds_others=~table.set_index(keys).index.isin(within.set_index(keys).index))

@@ -15,16 +15,7 @@ import pandas as pd
 from mslib.explain import attribute, covered, layer_cams, postprocess
 from mslib.measure import MIN_SUBJECTS, feature_importance_score, mean_by, mean_interval, share_inside
 from mslib.nets import SliceSet, predict
-from mslib.nets.known_rule import (
-    ROLES,
-    SHORTCUT,
-    SHORTCUT_AGREEMENT,
-    Experiment,
-    Marked,
-    draw_marks,
-    roles,
-    shortcut_mask,
-)
+from mslib.nets import known_rule as rules
 
 from .attribution import JOINT, LRP, Explained, feature_groups
 from .relevance import mean_shares, shares_of
@@ -33,7 +24,7 @@ from .relevance import mean_shares, shares_of
 CORNER, REVERSED = "corner", "corner, reversed"
 
 
-def explained_marks(marked: Marked, pixel_mm: float, few: np.ndarray | None = None) -> Explained:
+def explained_marks(marked: rules.Marked, pixel_mm: float, few: np.ndarray | None = None) -> Explained:
     """Marked slices as what is explained: the marks are what a map should show."""
     table = marked.slices.table
     return Explained(marked.slices.images.astype("float32"), table["target"].to_numpy(), marked.brain, marked.marks,
@@ -43,19 +34,18 @@ def explained_marks(marked: Marked, pixel_mm: float, few: np.ndarray | None = No
 # --- which cue does the network use? -----------------------------------------------------------------------------
 
 
-def answers_to_cues(model: keras.Model, experiment: Experiment, slices: SliceSet, sequences: Sequence[str],
+def answers_to_cues(model: keras.Model, experiment: rules.Experiment, slices: SliceSet, sequences: Sequence[str],
                     pixel_mm: float, mark_seed: int) -> pd.DataFrame:
     """Slices where one sequence alone shows the class and the others by chance: which one does the network use?
 
-    With the shortcut: where the corner shows the class, and where it shows the opposite. `slices` are of people whom
-    the network has not seen, without marks; `mark_seed` is that of places and stripes of the marks. One row per slice:
-    ``experiment, cue`` (a sequence, `CORNER` or `REVERSED`), ``subject, correct``.
+    `slices`: unseen ones without marks. A row per slice: ``experiment, cue`` (a sequence, or with the shortcut `CORNER`
+    or `REVERSED`), ``subject, correct``.
     """
     if experiment.shortcut:
-        sets = {cue: draw_marks(slices, experiment.decisive, pixel_mm, mark_seed, SHORTCUT_AGREEMENT, shortcut=shown)
-                for cue, shown in ((CORNER, 1.0), (REVERSED, 0.0))}
+        sets = {cue: rules.draw_marks(slices, experiment.decisive, pixel_mm, mark_seed, rules.SHORTCUT_AGREEMENT,
+                                      shortcut=shown) for cue, shown in ((CORNER, 1.0), (REVERSED, 0.0))}
     else:
-        sets = {sequence: draw_marks(slices, number, pixel_mm, mark_seed + number, (1.0, 0.5, 0.5))
+        sets = {sequence: rules.draw_marks(slices, number, pixel_mm, mark_seed + number, (1.0, 0.5, 0.5))
                 for number, sequence in enumerate(sequences)}
     return pd.concat([pd.DataFrame({
         "experiment": experiment.name, "cue": cue, "subject": marked.slices.table["subject"],
@@ -70,7 +60,7 @@ def accuracy_by_cue(answers: pd.DataFrame, **draws) -> pd.DataFrame:
 
 def learnt_shortcut(use: pd.DataFrame) -> bool:
     """Whether the network uses the corner: `accuracy_by_cue` surely above chance with it, surely below reversed."""
-    rows = use[use["experiment"] == SHORTCUT].set_index("cue")
+    rows = use[use["experiment"] == rules.SHORTCUT].set_index("cue")
     shown, reverse = (rows.loc[cue].fillna(rows.loc[cue, "value"]) for cue in (CORNER, REVERSED))
     return bool(shown["low"] > 0.5 and reverse["high"] < 0.5)
 
@@ -85,22 +75,15 @@ def learnt_rules(use: pd.DataFrame) -> list[str]:
 
 
 def known_rule_shares(shares: pd.DataFrame, sequences: Sequence[str], **draws) -> pd.DataFrame:
-    """`mslib.analysis.relevance.mean_shares` by ``experiment`` and ``rule``, with the ``role`` of every sequence.
-
-    `shares`: rows of `mslib.analysis.relevance.slice_shares` with marks; roles are those of
-    `mslib.nets.known_rule.ROLES`.
-    """
+    """`mean_shares` of `slice_shares` with marks by ``experiment, rule``; ``role`` of every sequence: of `ROLES`."""
     role = {(sequences[decisive], sequences[m]): name for decisive in range(len(sequences))
-            for name, m in zip(ROLES, roles(decisive, len(sequences)))}
+            for name, m in zip(rules.ROLES, rules.roles(decisive, len(sequences)))}
     found = mean_shares(shares, ["experiment", "rule"], sequences, **draws)
     return found.assign(role=[role[pair] for pair in zip(found["experiment"], found["modality"])])
 
 
 def margin(shares: np.ndarray, decisive: int) -> np.ndarray:
-    """Share of the decisive sequence minus that of the next one (the largest other mean), slice by slice.
-
-    `shares`: (N, M), percent or not; the result, (N,), is above 0 on average where the decisive one comes first.
-    """
+    """Share (of N, M) of the decisive sequence minus that of the next one (the largest other mean), slice by slice."""
     others = np.delete(shares, decisive, 1)
     means = np.where(np.isnan(others).all(0), -np.inf, np.nansum(others, 0) / (~np.isnan(others)).sum(0).clip(1))
     return shares[:, decisive] - others[:, means.argmax()]
@@ -109,10 +92,9 @@ def margin(shares: np.ndarray, decisive: int) -> np.ndarray:
 def decisive_margins(shares: pd.DataFrame, by: str, kind: str, sequences: Sequence[str], **draws) -> pd.DataFrame:
     """How far does the decisive sequence stand above the next one, by ``method`` or ``rule`` (`by`) and network?
 
-    `shares`: correctly classified slices, of methods from `mslib.analysis.attribution.score_maps` (`kind`: ``share``),
-    of rules from `mslib.analysis.relevance.slice_shares` (`kind`: of `KINDS` there, or `LIFT`). `by`, ``experiment,
-    kind, decisive`` (mean share of the decisive sequence), ``value, low, high`` (`margin`); methods with one map for
-    all sequences are left out.
+    `shares`: correctly classified slices, of `score_maps` (`kind`: ``share``) or of `slice_shares` (`kind`: of `KINDS`
+    there, or `LIFT`). `by`, ``experiment, kind, decisive`` (mean share of the decisive sequence), ``value, low, high``
+    (`margin`); methods with one map for all sequences are left out.
     """
     rows = []
     for (name, experiment), part in shares.groupby([by, "experiment"], sort=False):
@@ -127,10 +109,7 @@ def decisive_margins(shares: pd.DataFrame, by: str, kind: str, sequences: Sequen
 
 
 def layer_scores(model: keras.Model, explained: Explained, importance) -> pd.DataFrame:
-    """MSFI of Grad-CAM and Guided Grad-CAM at every convolution of blocks 3 to 5, image by image.
-
-    ``method, layer, image, subject, msfi, chance, blank``.
-    """
+    """``method, layer, image, subject, msfi, chance, blank`` of (Guided) Grad-CAM at convolutions of blocks 3 to 5."""
     images, brain, features = explained.images, explained.brain, explained.features
     layers = [layer.name for layer in model.layers if layer.name.startswith(tuple(f"block{i}_conv" for i in (3, 4, 5)))]
     cams = layer_cams(model, images, explained.targets, layers, ("gradcam",))["gradcam"]
@@ -148,19 +127,11 @@ def layer_scores(model: keras.Model, explained: Explained, importance) -> pd.Dat
     return pd.concat(tables, ignore_index=True)
 
 
-def layer_curves(scores: pd.DataFrame, **draws) -> pd.DataFrame:
-    """Mean of `layer_scores` by network, method and layer with its interval; ``blank``: share of blank maps."""
-    by = ["experiment", "method", "layer"]
-    beside = scores.groupby(by)[["chance", "blank"]].mean()
-    return mean_by(scores, by, ["msfi"], **draws).join(beside, on=by)
-
-
 def layer_gain(scores: pd.DataFrame, **draws) -> pd.DataFrame:
-    """Does an earlier layer repair Grad-CAM? Best layer against the last one, and against chance, slice by slice.
+    """Does an earlier layer repair Grad-CAM? Best layer (over all networks) against the last one and chance, paired.
 
-    The best layer of a method is that of the highest mean over the networks. From `layer_scores`: ``experiment, method,
-    layer, last, compared`` (``last layer`` or ``chance``), ``value, low, high`` of the difference in MSFI; networks
-    that need no sequence are left out.
+    From `layer_scores`: ``experiment, method, layer, last, compared`` (``last layer`` or ``chance``), ``value, low,
+    high`` of the difference in MSFI; networks that need no sequence are left out.
     """
     rows = []
     for method, part in scores[scores["chance"].notna()].groupby("method", sort=False):
@@ -179,13 +150,12 @@ def layer_gain(scores: pd.DataFrame, **draws) -> pd.DataFrame:
 
 
 def shortcut_shares(maps: Mapping[str, np.ndarray], explained: Explained, corner, superpixels: int) -> pd.DataFrame:
-    """Share of every map's positive attribution that lies on the shortcut, of slices that show it.
+    """Share of every map's positive attribution that lies on the shortcut, of slices that show it (`corner`, (N,)).
 
-    `corner`, bool (N,): which do; `superpixels` as the maps were made with. One row per method and slice: ``method,
-    image, subject, shown`` (by the slice), ``covered`` (the method can give a value there at all), ``share`` (NaN where
+    ``method, image, subject, shown``, ``covered`` (the method can give a value there at all), ``share`` (NaN where
     either is not so, and of blank maps), ``chance`` (the shortcut's share of the picture).
     """
-    square, few = shortcut_mask(explained.images.shape[1:3], explained.pixel_mm), explained.at(explained.rows())
+    square, few = rules.shortcut_mask(explained.images.shape[1:3], explained.pixel_mm), explained.at(explained.rows())
     groups, shared = feature_groups(few.images, few.brain, superpixels)
     tables = []
     for method, raw in maps.items():
@@ -201,15 +171,12 @@ def shortcut_shares(maps: Mapping[str, np.ndarray], explained: Explained, corner
 
 
 def shortcut_table(shares: pd.DataFrame, **draws) -> pd.DataFrame:
-    """Which methods expose the shortcut? Mean of `shortcut_shares` by ``method``.
+    """Which methods expose the shortcut? Mean of `shortcut_shares` by ``method``; ``slices``: those that show it.
 
-    ``covered, value, low, high, chance, slices`` (that show it), ``subjects, exposed``: the share is surely above
-    chance; missing where that cannot be tested (not covered, or fewer than `mslib.measure.MIN_SUBJECTS` subjects have a
-    share).
+    ``exposed``: the share is surely above chance; missing where that cannot be tested (not covered, too few subjects).
     """
     found = mean_by(shares, ["method"], ["share"], **draws).drop(columns="measure").set_index("method")
-    by_method = shares.groupby("method", sort=False)
-    found = found.assign(covered=by_method["covered"].first(), chance=by_method["chance"].first())
+    found = found.join(shares.groupby("method")[["covered", "chance"]].first())
     low = found["low"].fillna(found["value"])  # all slices alike
     exposed = (low > found["chance"] * (1 + 1e-6)).astype("boolean").where(found["subjects"] >= MIN_SUBJECTS)
-    return found.assign(exposed=exposed, slices=by_method["shown"].sum()).reset_index()
+    return found.assign(exposed=exposed, slices=shares.groupby("method")["shown"].sum()).reset_index()

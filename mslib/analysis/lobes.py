@@ -42,10 +42,9 @@ def brain_top(mask: nib.Nifti1Image) -> float:
 def lobe_labels(brain: np.ndarray, affine: np.ndarray, top_mm: float | None = None, index=slice(None)) -> np.ndarray:
     """Lobe of the brain pixels of a stack's slices at `index`, as index into `LOBES`, -1 outside.
 
-    That of the nearest labelled coordinate; coarse by design: 160 coordinates, and the brain is put in place by its
-    bounding box (centre in plane, top). `brain`: bool (n, H, W), the whole stack; `affine`: (column, row, slice) to mm
-    (RAS), as of `mslib.prep.SliceStack`; `top_mm`: top of the brain (`brain_top`), which a stack
-    may not reach; default: that of the stack.
+    That of the nearest of 160 labelled coordinates; the brain is put in place by its bounding box (centre in plane,
+    top). `brain`: bool (n, H, W), the whole stack; `affine`: (column, row, slice) to mm (RAS), as of
+    `mslib.prep.SliceStack`; `top_mm`: `brain_top`, which a stack may not reach; default: that of the stack.
     """
     ends = np.array([np.flatnonzero(brain.any(axis))[[0, -1]] for axis in ((0, 1), (0, 2), (1, 2))])
     centre, reach = (nib.affines.apply_affine(affine, point) for point in (ends.mean(1), ends.T))

@@ -32,10 +32,9 @@ LESION_FREE = "lesion-free"
 
 def by_protocol(predictions: pd.DataFrame, permuted: pd.DataFrame,
                 folds: pd.DataFrame) -> dict[tuple[str, str, int], pd.DataFrame]:
-    """Tested slices of every network, protocol and seed (the keys), in the order of `TITLES`.
+    """Tested slices of every network (but ``cause``), protocol and seed (the keys), in the order of `TITLES`.
 
-    Tables of ``backbone, subject, target, logit_<class>``; the first two also of ``kind``, the first of ``part``
-    (``test``, ``independent`` and others) and ``seed``. ``cause`` networks are left out.
+    Tables of ``backbone, subject, target, logit_<class>``; the first two also of ``kind``, the first of ``part, seed``.
     """
     own = predictions[predictions["kind"].isin(list(INDEPENDENT)) & predictions["part"].isin(["test", "independent"])]
     own = own.assign(protocol=own["kind"].where(own["part"] == "test", own["kind"].map(INDEPENDENT)))
@@ -45,10 +44,7 @@ def by_protocol(predictions: pd.DataFrame, permuted: pd.DataFrame,
 
 
 def _tables(name, table, known, part, groups, degree, protocols):
-    """Predictions of a logistic regression on standardised numbers and their products up to a degree.
-
-    It is fitted to the part ``train``; given as by `by_protocol`.
-    """
+    """Predictions, as of `by_protocol`, of a logistic regression on numbers and their products, fitted to ``train``."""
     tables, train = {}, part == "train"
     model = make_pipeline(StandardScaler(), PolynomialFeatures(degree, include_bias=False), StandardScaler(),
                           LogisticRegression(max_iter=2000))
@@ -81,21 +77,18 @@ def accuracy_table(tables: Mapping[tuple[str, str, int], pd.DataFrame], groups: 
     the same people on both sides `class_knowledge`); NaN for other measures. A table without ``slice`` (baseline model)
     has one row per subject and no level of slices.
     """
-    def largest(rows):
-        return float(rows["target"].value_counts(normalize=True).max())
-
     parts = []
     for (backbone, protocol, seed), table in tables.items():
-        chance = {"slice": largest(table), "subject": largest(table.drop_duplicates("subject"))}
+        people, known = table.drop_duplicates("subject"), protocol == "published_permuted"
+        largest = {level: float(rows["target"].value_counts(normalize=True).max())
+                   for level, rows in (("slice", table), ("subject", people))}
+        balanced = class_knowledge(people["true"], people["target"]) if known else 1 / len(groups)
         rows = evaluate(table, groups, **draws).measures
         rows = rows if "slice" in table else rows[rows["level"] == "subject"]
-        chance = rows["level"].map(chance).where(rows["measure"] == "accuracy")
-        people, known = table.drop_duplicates("subject"), protocol == "published_permuted"
-        balanced = class_knowledge(people["true"], people["target"]) if known else 1 / len(groups)
-        chance = chance.mask(rows["measure"] == "balanced_accuracy", balanced)
-        rows = rows.assign(subjects=table["subject"].nunique(), backbone=backbone, protocol=protocol, seed=seed,
-                           title=TITLES[protocol], chance=chance)
-        parts.append(rows)
+        chance = rows["level"].map(largest).where(rows["measure"] == "accuracy")
+        parts.append(rows.assign(subjects=len(people), backbone=backbone, protocol=protocol, seed=seed,
+                                 title=TITLES[protocol],
+                                 chance=chance.mask(rows["measure"] == "balanced_accuracy", balanced)))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -103,10 +96,9 @@ def baseline_predictions(truth: pd.DataFrame, parts: pd.Series,
                          groups: Sequence[str]) -> dict[tuple[str, str, int], pd.DataFrame]:
     """Logistic regression on a subject's true lesion load and ventricle volume, for the test part of (b) and for (c).
 
-    Eitel et al. 2019 found lesion load alone as good as a network, so that it belongs beside one.
-    `truth`: ``subject, group, lesion_load_ml, ventricle_volume_ml``; without the last two there is no baseline model.
-    `parts`: train, validation, test or independent by subject. Given as by `by_protocol`, one row per subject; the
-    backbone is ``logistic``.
+    Eitel et al. 2019 found lesion load alone as good as a network. `truth`: ``subject, group, lesion_load_ml,
+    ventricle_volume_ml``, without the last two no baseline model; `parts`: by subject. Given as by `by_protocol`, one
+    row per subject; the backbone is ``logistic``.
     """
     if not {"lesion_load_ml", "ventricle_volume_ml"} <= set(truth):
         return {}
@@ -120,8 +112,8 @@ def attainable_predictions(predictions: pd.DataFrame,
                            groups: Sequence[str]) -> dict[tuple[str, str, int], pd.DataFrame]:
     """What the true areas of a slice say of its class: logistic regression on their logarithms, squares and products.
 
-    `predictions` of one network as of `by_protocol`, with the areas `AREAS` and all parts; the regression is fitted to
-    the slices of its part ``train``. The backbone is ``areas``; without areas there is none.
+    `predictions` of one network, all parts, with the areas `AREAS` (without them nothing is given); the backbone is
+    ``areas``.
     """
     if not set(AREAS) <= set(predictions):
         return {}
@@ -133,10 +125,8 @@ def attainable_predictions(predictions: pd.DataFrame,
 def psychometric_table(predictions: pd.DataFrame, **draws) -> pd.DataFrame:
     """Accuracy of ``cause`` networks on unseen people's slices over the lesion area, and on lesion-free slices.
 
-    `predictions`: ``backbone, kind, seed, subject, part, target, lesion_mm2, logit_lesion-free, logit_lesions``;
-    `draws`: n, confidence, seed of the intervals, over subjects and trainings. ``backbone, lesions, mm2, value, low,
-    high, n`` (slices): a row per range of areas (``20-50``; ``mm2`` is their median), ``lesion-free``, and ``100 or
-    more``.
+    ``backbone, lesions, mm2, value, low, high, n`` (slices): a row per range of areas (``20-50``; ``mm2`` is their
+    median), ``lesion-free``, and ``100 or more``. Intervals are over subjects and trainings.
     """
     table = predictions[(predictions["kind"] == "cause") & (predictions["part"] == "test")]
     shown, areas = table["target"] == 1, table["lesion_mm2"]

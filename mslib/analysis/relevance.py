@@ -44,22 +44,21 @@ def _baseline(images, brain, rule):
 def relevance_maps(model: keras.Model, images, targets, rule: str, brain) -> np.ndarray:
     """Relevance of every value, (N, H, W, M), for `targets` (None: the predicted classes).
 
-    `rule`: one of `mslib.explain.LRP_COMPOSITES`, also with `CENTRED` behind it. Images are positive everywhere, so
-    that relevance from 0 on goes to what is bright; from the mean on it goes to what differs from it.
+    `rule`: of `LRP_COMPOSITES`, also with `CENTRED` behind it: relevance then goes to what differs from the mean, not
+    to what is bright.
     """
     return lrp(model, images, targets, rule.removesuffix(CENTRED), baseline=_baseline(images, brain, rule))
 
 
 def slice_shares(model: keras.Model, images, targets, sequences: Sequence[str], rule: str, brain,
                  marks=None) -> pd.DataFrame:
-    """Shares of the sequences in the relevance of every slice for the class that the network predicts.
+    """Shares, in percent, of the sequences in the relevance of every slice for the class that the network predicts.
 
     `targets`: true classes, (N,); `marks`, bool (N, H, W, M): what each sequence's relevance should lie in. One row per
     slice: ``predicted, correct``; ``kept``, the sum of the relevance over the logit (1: nothing went to biases);
     ``intensity_<sequence>``: share of the summed intensity (of a centred rule: of the summed distance from the mean),
-    ``absolute_<sequence>`` and ``positive_<sequence>``: shares of the relevance; with marks ``inside_<sequence>``:
-    share of the sequence's positive relevance inside its mark, ``uniform_<sequence>``: the mark's share of the brain.
-    All shares in percent, NaN where there is nothing to share.
+    ``absolute_<sequence>, positive_<sequence>``: of the relevance; with marks ``inside_<sequence>``: share of the
+    sequence's positive relevance inside its mark, ``uniform_<sequence>``: the mark's share of the brain.
     """
     logits = logits_of(model, batches_of(images, 16))
     predicted = logits.argmax(1)
@@ -76,10 +75,7 @@ def slice_shares(model: keras.Model, images, targets, sequences: Sequence[str], 
 
 
 def flow_table(model: keras.Model, images, rule: str, brain) -> pd.DataFrame:
-    """Relevance of the predicted classes that reaches every layer, as a share of the logits' sum over all images.
-
-    ``layer`` (deep to shallow), ``sum`` (signed), ``absolute``, ``images`` (their number).
-    """
+    """Share of the logits' sum that reaches every ``layer``, deep to shallow: ``sum, absolute, images`` (number)."""
     flow = relevance_flow(model, images, None, rule.removesuffix(CENTRED), baseline=_baseline(images, brain, rule))
     table = pd.DataFrame([{"layer": layer, **{key: float(values.sum()) for key, values in one.items()}}
                           for layer, one in reversed(flow.items())])
@@ -97,10 +93,9 @@ def shares_of(table: pd.DataFrame, kind: str, name: str) -> pd.Series:
 def mean_shares(table: pd.DataFrame, by: Sequence[str], sequences: Sequence[str], **draws) -> pd.DataFrame:
     """Mean share of every sequence by the columns `by`, beside its share of the summed intensity.
 
-    A rule that spreads relevance over all that is bright gives a bright sequence much of it, whatever decides. So the
-    share is also given over the share of the intensity (`LIFT`): 1 is what intensity alone would give. Blank relevance
-    (NaN) does not count. Columns: `by`, ``kind`` (of `KINDS` in percent, `LIFT`, or, of marked slices, `INSIDE`),
-    ``modality, chance`` (what intensity alone, or a uniform map, would give), ``value, low, high, slices, subjects``.
+    `by`, ``kind`` (of `KINDS` in percent, `LIFT`, or, of marked slices, `INSIDE`), ``modality, chance`` (what intensity
+    alone, or a uniform map, would give), ``value, low, high, slices, subjects``. A rule that spreads relevance over all
+    that is bright gives a bright sequence much of it, whatever decides: therefore `LIFT`.
     """
     rows, kinds = [], [*KINDS, LIFT, *[INSIDE] * (f"inside_{sequences[0]}" in table)]
     for key, part in table.groupby(list(by), sort=False, observed=True):
@@ -116,9 +111,8 @@ def mean_shares(table: pd.DataFrame, by: Sequence[str], sequences: Sequence[str]
 def rule_shares(rules: pd.DataFrame, importance: pd.DataFrame, sequences: Sequence[str], **draws) -> pd.DataFrame:
     """Shares by LRP rule, and exact Shapley values by replacement baseline scaled to 100 (negative ones count as 0).
 
-    Like `mean_shares` by ``backbone, source`` (rule, or ``Shapley, <baseline>``). `importance`: from
-    `mslib.analysis.attribution.importance_table` by backbone, of which the values of the cross-entropy stand under both
-    `KINDS`, without interval; NaN where none is positive.
+    Like `mean_shares` by ``backbone, source`` (rule, or ``Shapley, <baseline>``). `importance`: `importance_table` by
+    backbone; its cross-entropy stands under both `KINDS`, without interval; NaN where none is positive.
     """
     found = mean_shares(rules, ["backbone", "rule"], sequences, **draws).rename(columns={"rule": "source"})
     shapley = importance[importance["worth"] == "cross-entropy"]
@@ -133,11 +127,10 @@ def effects_table(table: pd.DataFrame, properties: pd.DataFrame, sequences: Sequ
                   confidence: float = 0.95) -> pd.DataFrame:
     """Relation of patients' shares to age, sex, lesion load and EDSS: a mixed model per backbone and sequence.
 
-    Effects are in percentage points per standard deviation over patients (male sex: against female). The false
-    discovery rate is controlled over all rows (Benjamini and Yekutieli 2001: the shares of a slice add up to 100 and so
-    depend on each other). `properties`: ``subject`` and what is known of ``sex, age, lesion_load_ml, edss``. Rows of
-    `mslib.measure.mixed_effects` with ``backbone, modality, q, label``; empty where no property is known of every
-    patient, or patients are too few.
+    Rows of `mslib.measure.mixed_effects`, in percentage points per standard deviation over patients (male sex: against
+    female), with ``backbone, modality, label`` and ``q``, the false discovery rate over all rows (Benjamini and
+    Yekutieli 2001: the shares of a slice depend on each other). `properties`: ``subject`` and what is known of ``sex,
+    age, lesion_load_ml, edss``; empty where nothing is known of every patient, or patients are too few.
     """
     people = properties.set_index("subject").reindex(table["subject"].unique())
     people["male"] = people["sex"].map({"M": 1.0, "F": 0.0}) if "sex" in people else np.nan
@@ -159,9 +152,8 @@ def effects_table(table: pd.DataFrame, properties: pd.DataFrame, sequences: Sequ
 def seed_stability(table: pd.DataFrame, sequences: Sequence[str]) -> pd.DataFrame:
     """How alike the shares of networks from different seeds are, on the same slices (``seed, slice`` of `table`).
 
-    A row per ``backbone``, ``seed`` other than the first, and ``modality``: ``first, second`` (mean shares, percent),
-    ``apart`` (mean distance of a slice's two shares, percentage points), ``rho`` (Spearman over slices), ``slices,
-    correct_first, correct_second``. Empty with one seed.
+    ``backbone, seed`` (other than the first), ``modality, first, second`` (mean shares, percent), ``apart`` (mean
+    distance of a slice's two shares), ``rho`` (Spearman over slices), ``slices, correct_first, correct_second``.
     """
     rows, first = [], table["seed"] == 1
     pairs = table[first].merge(table[~first], on=["backbone", "subject", "slice"], suffixes=("", "_again"))

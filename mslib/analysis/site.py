@@ -3,42 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
 
-from mslib.measure import classification_report
+from mslib.measure import proportion_interval
 from mslib.nets.heads import fold_logits
 from mslib.study.config import MIN_PER_GROUP
 
 
-class SiteOnly(NamedTuple):
-    """Accuracy with Wilson's interval, that of naming the commonest label, and the number of people."""
-
-    value: float
-    low: float
-    high: float
-    chance: float
-    people: int
-
-
 def acquisition(images: Mapping[str, nib.Nifti1Image]) -> dict[str, float]:
-    """What scanner, sequence and earlier processing leave in one person's images.
+    """What scanner, sequence and earlier processing leave in one person's images, by sequence.
 
-    Parameters
-    ----------
-    images : mapping
-        Sequence to NIfTI image.
-
-    Returns
-    -------
-    dict
-        Of every sequence: size of the voxels along each axis, their number and their 99th percentile (log10), share of
-        voxels that are exactly 0 (background masked, skull-stripped, defaced), noise (median absolute second difference
-        among the others, over the 99th percentile), sharpness (mean absolute difference of neighbours over that of
-        voxels two apart).
+    Size of the voxels along each axis, their number and their 99th percentile (log10), share of voxels that are exactly
+    0 (background masked, skull-stripped, defaced), noise (median absolute second difference among the others, over the
+    99th percentile), sharpness (mean absolute difference of neighbours over that of voxels two apart).
     """
     found = {}
     for sequence, image in images.items():
@@ -57,22 +37,12 @@ def acquisition(images: Mapping[str, nib.Nifti1Image]) -> dict[str, float]:
 
 
 def site_only(features: Sequence[Mapping[str, float]], labels: Sequence[str], seed: int = 0, folds: int = 5
-              ) -> SiteOnly | None:
-    """Logistic regression that tells labels by `acquisition` alone, cross-validated over people.
+              ) -> dict[str, float] | None:
+    """Logistic regression that tells labels (site, or group) by `acquisition` alone, cross-validated over people.
 
-    Parameters
-    ----------
-    features : sequence of mapping
-        One a person.
-    labels : sequence of str
-        Site, or group.
-    seed, folds : int
-        Of the folds; at most as many as the smallest class has people.
-
-    Returns
-    -------
-    SiteOnly or None
-        None where fewer than two labels have three people; people of smaller classes are left out.
+    ``value`` (accuracy), ``low, high`` (Wilson's interval), ``chance`` (naming the commonest label), ``people``; None
+    where fewer than two labels have three people. People of smaller classes are left out; there are at most as many
+    folds as the smallest class has people.
     """
     people = pd.DataFrame({"subject": [f"{number}" for number in range(len(labels))], "group": list(labels)})
     large = people["group"].map(people["group"].value_counts()) >= MIN_PER_GROUP
@@ -84,7 +54,6 @@ def site_only(features: Sequence[Mapping[str, float]], labels: Sequence[str], se
     scaled = ((known - known.mean()) / known.std()).to_numpy()
     people["target"] = people["group"].map(classes.index)
     logits = fold_logits(scaled, people, folds, seed) if scaled.shape[1] else np.zeros((len(people), len(classes)))
-    report = classification_report(logits, people["target"], people["subject"], classes, n=1).measures
-    row = report[(report["level"] == "subject") & (report["measure"] == "accuracy")].iloc[0]
-    chance = people["group"].value_counts(normalize=True).iloc[0]
-    return SiteOnly(*map(float, (row["value"], row["low"], row["high"], chance)), len(people))
+    correct = np.count_nonzero(logits.argmax(1) == people["target"])
+    chance = float(people["group"].value_counts(normalize=True).iloc[0])
+    return proportion_interval(correct, len(people)) | {"chance": chance, "people": len(people)}

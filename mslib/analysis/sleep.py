@@ -18,15 +18,8 @@ from scipy.special import softmax
 from scipy.stats import nct
 from scipy.stats import t as student
 
+from mslib import measure
 from mslib.explain import attribute, lrp, relevance_shares
-from mslib.measure import (
-    adjust_p_values,
-    mean_by,
-    mean_interval,
-    mixed_effects,
-    percentile_interval,
-    resample_counts,
-)
 from mslib.sleep import MODALITIES, STAGES, EpochSet, band_features, modality_information
 
 #: Published variants of the rule (Ellis et al. 2021) that the study's own is compared with: composite, parameters.
@@ -67,10 +60,7 @@ EXPECTED = (
 
 
 def draw_by_stage(table: pd.DataFrame, per_stage: int, seed: int) -> pd.DataFrame:
-    """At most so many epochs of every recording and stage (as scored), drawn without return, in order.
-
-    Column ``weight``: epochs of that recording and stage over those drawn, times an earlier weight.
-    """
+    """At most so many epochs of every recording and stage, in order; ``weight``: for how many a drawn one stands."""
     rng, groups = np.random.default_rng([seed, 17]), table.groupby(["recording", "stage"])
     rows = np.sort(np.concatenate([rng.permutation(rows)[:per_stage] for rows in groups.indices.values()]))
     size = groups["stage"].transform("size")
@@ -92,18 +82,17 @@ def fold_relevance(model: keras.Model, epochs: EpochSet, predictions: pd.DataFra
         chosen = drawn if name == rule else few
         relevance = lrp(model, epochs.batch(chosen["epoch"]), chosen["predicted"].to_numpy(), composite, batch_size=64,
                         **parameters)
-        shares = {f"{kind}_{modality}": share for kind, of_kind in relevance_shares(relevance).items()
-                  for modality, share in zip(MODALITIES, of_kind.T)}
-        tables.append(chosen.assign(rule=name, **shares))
+        tables.append(chosen.assign(rule=name, **{
+            f"{kind}_{modality}": share for kind, of_kind in relevance_shares(relevance).items()
+            for modality, share in zip(MODALITIES, of_kind.T)}))
     return pd.concat(tables, ignore_index=True)
 
 
 def fold_ablation(model: keras.Model, epochs: EpochSet, predictions: pd.DataFrame, per_stage: int,
                   seed: int) -> pd.DataFrame:
-    """Stages predicted of a fold's test epochs with each modality replaced in turn.
+    """Stages predicted of a fold's test epochs with each modality replaced in turn, by zero or white noise of SD 1.
 
-    Replacement baselines: ``zero``, and ``noise``: white, of standard deviation 1 like every signal. Columns
-    ``recording, subject, epoch, stage, baseline, modality`` (``none``: all present), ``predicted``.
+    ``recording, subject, epoch, stage, baseline, modality`` (both `PRESENT`: nothing is replaced), ``predicted``.
     """
     drawn, rng = draw_by_stage(predictions, per_stage, seed), np.random.default_rng([seed, 31])
     signals = epochs.batch(drawn["epoch"])
@@ -122,8 +111,7 @@ def fold_methods(model: keras.Model, epochs: EpochSet, predictions: pd.DataFrame
                  seed: int) -> pd.DataFrame:
     """Shares of the modalities in the maps of attribution methods, of so many correct epochs of every stage.
 
-    `steps` are those of integrated gradients. Columns ``recording, subject, epoch, stage, method, EEG, EOG, EMG``,
-    percent of the summed sizes.
+    ``recording, subject, epoch, stage, method, EEG, EOG, EMG`` (percent); `steps` are those of integrated gradients.
     """
     few = predictions.loc[predictions["stage"] == predictions["predicted"], ["recording", "subject", "epoch", "stage"]]
     rng, stages = np.random.default_rng([seed, 37]), few.groupby("stage").indices.values()
@@ -154,24 +142,22 @@ def typical_recording(predictions: pd.DataFrame) -> str:
 def typical_epochs(predictions: pd.DataFrame, recording: str) -> pd.DataFrame:
     """One correctly classified epoch of every stage, of median certainty: rows of `predictions` with ``probability``.
 
-    Epochs are those of one night; of a stage that is never predicted correctly there, those of all nights given. A
-    stage that is never predicted correctly has no row.
+    Of one night, or where it has none, of all; a stage that is never predicted correctly has no row.
     """
     certainty = softmax(predictions[[f"logit_{stage}" for stage in STAGES]].to_numpy(), axis=1).max(axis=1)
-    correct = predictions.assign(probability=certainty)[predictions["stage"] == predictions["predicted"]]
-    rows = [correct[:0]]
-    for _, part in correct.sort_values("probability", kind="stable").groupby("stage"):
-        here = part[part["recording"] == recording]
-        ranked = here if len(here) else part
-        rows.append(ranked.iloc[[(len(ranked) - 1) // 2]])
-    return pd.concat(rows, ignore_index=True)
+    correct = predictions.assign(probability=certainty).query("stage == predicted")
+    correct = correct.sort_values("probability", kind="stable")
+    here = correct["recording"] == recording
+    ranked = correct[here | ~correct["stage"].isin(correct.loc[here, "stage"])]
+    stages = ranked.groupby("stage")["stage"]
+    return ranked[stages.cumcount() == (stages.transform("size") - 1) // 2].sort_values("stage", ignore_index=True)
 
 
 def subject_shares(relevance: pd.DataFrame) -> pd.DataFrame:
     """Mean shares of every subject, by stage and over all its epochs (``overall``), correct and wrong ones apart.
 
-    Columns ``rule, kind, correct, subject, fold, stage, EEG, EOG, EMG, n`` (epochs), shares in percent. Overall, epochs
-    count by their weight, so that stages of which few were drawn count as often as they occur.
+    ``rule, kind, correct, subject, fold, stage, EEG, EOG, EMG`` (percent), ``n`` (epochs). Overall, epochs count by
+    their weight, so that stages of which few were drawn count as often as they occur.
     """
     keys, columns, tables = ["rule", "correct", "subject", "fold", "stage"], list(MODALITIES), []
     for kind in KINDS:
@@ -188,23 +174,22 @@ def share_summary(table: pd.DataFrame, keys=("rule", "kind", "correct", "stage")
     """Mean over subjects of their mean share: `keys`, ``modality, value, low, high, subjects, n`` (epochs)."""
     by, names = table.assign(n=table.get("n", 1)).groupby([*keys, "subject"], sort=False), list(MODALITIES)
     sizes = by["n"].sum().groupby(list(keys)).sum()
-    means = mean_by(by[names].mean().reset_index(), keys, names, **draws).drop(columns="slices")
+    means = measure.mean_by(by[names].mean().reset_index(), keys, names, **draws).drop(columns="slices")
     return means.rename(columns={"measure": "modality"}).join(sizes, on=list(keys))
 
 
 def share_differences(subjects: pd.DataFrame, information: pd.DataFrame, **draws) -> pd.DataFrame:
     """By how much one modality has more relevance than another, beside how much more information it carries alone.
 
-    From `subject_shares` of one rule, kind and side, and `information`. Every stage and ordered pair: ``stage, more,
-    less, value, low, high`` (percentage points), ``subjects, information`` (difference of the AUC, overall of the
-    balanced accuracy), ``scatter`` (its SD over folds).
+    From `subject_shares` of one rule, kind and side: ``stage, more, less, value, low, high`` (percentage points),
+    ``subjects, information`` (difference of the AUC, overall of the balanced accuracy), ``scatter`` (SD over folds).
     """
     worth, rows = information.set_index(["stage", "modality"]), []
     mean, sd = (worth[f"auc{end}"].fillna(worth[f"balanced_accuracy{end}"]) for end in ("", "_sd"))
     for stage, part in subjects.groupby("stage", sort=False):
         for more, less in permutations(MODALITIES, 2):
             rows.append({"stage": stage, "more": more, "less": less,
-                         **mean_interval(part[more] - part[less], part["subject"], **draws),
+                         **measure.mean_interval(part[more] - part[less], part["subject"], **draws),
                          "subjects": part["subject"].nunique(), "information": mean[stage, more] - mean[stage, less],
                          "scatter": np.hypot(sd[stage, more], sd[stage, less])})
     return pd.DataFrame(rows)
@@ -225,13 +210,13 @@ def consistency(relevance: pd.DataFrame, rule: str, n: int = 2000, confidence: f
 
     Correct and wrong epochs are `matched`, because means of fewer epochs scatter more; subjects are drawn anew within
     their folds. One row: ``correct, wrong`` (SD over folds in percentage points, mean over stages and modalities),
-    ``value`` (wrong less correct) with ``low, high``, ``epochs`` of each kind, ``subjects``. NaN with fewer than two
-    folds that have both kinds.
+    ``value`` (wrong less correct), ``low, high, epochs`` of each kind, ``subjects``. NaN below two folds with both.
     """
     shares = subject_shares(matched(relevance[relevance["rule"] == rule], seed))
     shares = shares[(shares["kind"] == "absolute") & (shares["stage"] != OVERALL)]
     fold = shares.groupby("subject")["fold"].first()
-    counts = np.vstack([np.ones((1, len(fold)), int), resample_counts(fold.to_numpy(), n, seed)])  # first: the data
+    drawn = measure.resample_counts(fold.to_numpy(), n, seed)
+    counts = np.vstack([np.ones((1, len(fold)), int), drawn])  # first: the data
 
     def spread(side):
         wide = shares[shares["correct"] == side].pivot_table(list(MODALITIES), "subject", "stage").reindex(fold.index)
@@ -243,15 +228,14 @@ def consistency(relevance: pd.DataFrame, rule: str, n: int = 2000, confidence: f
 
     correct, wrong = spread(True), spread(False)
     return pd.DataFrame([{"correct": correct[0], "wrong": wrong[0],
-                          **percentile_interval(wrong[0] - correct[0], (wrong - correct)[1:], confidence),
+                          **measure.percentile_interval(wrong[0] - correct[0], (wrong - correct)[1:], confidence),
                           "epochs": int(shares.loc[shares["correct"], "n"].sum()), "subjects": len(fold)}])
 
 
 def information(epochs: EpochSet, rate: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame, np.ndarray]:
-    """How well each stage is recognised from one modality alone, measured by classifiers on band powers.
+    """How well each stage is recognised from one modality alone, on at most ten epochs of every recording and stage.
 
-    The table of `mslib.sleep.modality_information`; the rows of ``epochs.table`` that it rests on, at most ten of every
-    recording and stage; their `mslib.sleep.band_features`, (N, M, F).
+    The table of `mslib.sleep.modality_information`, the epochs, and their `mslib.sleep.band_features`, (N, M, F).
     """
     drawn = draw_by_stage(epochs.table.assign(epoch=np.arange(len(epochs))), 10, seed + 1)
     rows, people = drawn["epoch"].to_numpy(), drawn["subject"].to_numpy()
@@ -262,27 +246,19 @@ def information(epochs: EpochSet, rate: float, seed: int) -> tuple[pd.DataFrame,
 
 
 def ablation_table(ablated: pd.DataFrame, **draws) -> pd.DataFrame:
-    """Loss of correctly classified epochs where a modality is replaced, by stage.
-
-    Columns ``baseline, modality, stage, value, low, high`` (share of correct epochs with all modalities less that
-    without), ``subjects, n``.
-    """
+    """Share of epochs no more classified correctly: ``baseline, modality, stage, value, low, high, subjects, n``."""
     keys, correct = ["baseline", "modality", "stage"], _by_name(ablated)
     correct = correct.assign(correct=ablated["stage"] == ablated["predicted"]).sort_values("subject", kind="stable")
     present = correct["baseline"] == PRESENT
     kept = correct[present].groupby(["stage", "subject"])["correct"].mean().rename("present")
     means = correct[~present].groupby([*keys, "subject"], sort=False)["correct"].mean().reset_index()
-    means = means.join(kept, on=["stage", "subject"])
-    table = mean_by(means.assign(lost=means["present"] - means["correct"]), keys, ["lost"], **draws)
-    sizes = correct.loc[present, "stage"].value_counts()
-    return table.drop(columns=["measure", "slices"]).assign(n=table["stage"].map(sizes))
+    means = means.join(kept, on=["stage", "subject"]).eval("lost = present - correct")
+    table = measure.mean_by(means, keys, ["lost"], **draws).drop(columns=["measure", "slices"])
+    return table.assign(n=table["stage"].map(correct.loc[present, "stage"].value_counts()))
 
 
 def collapse_table(ablated: pd.DataFrame) -> pd.DataFrame:
-    """Where the epochs go: the stage that is predicted most often without a modality, and how often.
-
-    ``baseline, modality, stage, share`` (of all epochs), ``present`` (that stage's share with all modalities), ``n``.
-    """
+    """Where epochs go: ``baseline, modality, stage`` that is then predicted most often, ``share, present`` (before)."""
     present, rows = ablated["baseline"] == PRESENT, []
     before = ablated.loc[present, "predicted"].value_counts(normalize=True)
     for key, predicted in ablated[~present].groupby(["baseline", "modality"], sort=False)["predicted"]:
@@ -293,10 +269,7 @@ def collapse_table(ablated: pd.DataFrame) -> pd.DataFrame:
 
 
 def method_table(methods: pd.DataFrame, relevance: pd.DataFrame, **draws) -> pd.DataFrame:
-    """Share of every modality in the maps of attribution methods and of the rules of relevance, correct epochs.
-
-    Columns ``method, stage, modality, value, low, high`` (percent of the summed sizes), ``subjects, n``.
-    """
+    """`share_summary` by ``method`` and ``stage``, of attribution methods and rules of relevance; correct epochs."""
     rules = relevance[relevance["correct"]].assign(method="LRP " + relevance["rule"])
     table = pd.concat([_by_name(methods), _by_name(rules)], ignore_index=True)
     return share_summary(table, ["method", "stage"], **draws)
@@ -305,10 +278,9 @@ def method_table(methods: pd.DataFrame, relevance: pd.DataFrame, **draws) -> pd.
 def agreement(methods: pd.DataFrame, ablated: pd.DataFrame, information: pd.DataFrame, rule: str) -> pd.DataFrame:
     """How far every method, rule and ablation orders the modalities as relevance does, and as their information does.
 
-    From `method_table`, `ablation_table`, `information` and the study's rule. Per source: ``tau_relevance,
-    tau_information`` (Kendall's tau over the three modalities, mean over stages; 1 same order, 0 chance),
-    ``top_information`` (stages whose first modality is the most informative one), ``stages``, and, for shares,
-    ``difference`` to relevance (mean, percentage points).
+    From `method_table`, `ablation_table`, `information`: ``source, tau_relevance, tau_information`` (Kendall's tau over
+    the modalities, mean over stages), ``top_information`` (stages whose first modality is the most informative one),
+    ``stages``, and, for shares, ``difference`` to relevance (mean, percentage points).
     """
     def wide(table, values="value"):
         return table.pivot_table(index="stage", columns="modality", values=values)[list(MODALITIES)]
@@ -331,11 +303,7 @@ def agreement(methods: pd.DataFrame, ablated: pd.DataFrame, information: pd.Data
 
 
 def covariates(epochs: EpochSet) -> pd.DataFrame:
-    """Subject and effects of every recording, as numbers.
-
-    Index ``recording``; ``subject`` and those of `EFFECTS` that are known and differ: ``decade`` (age / 10), ``woman``
-    and ``drug`` (0 or 1; 0 is placebo).
-    """
+    """``subject`` and those of `EFFECTS` that are known and differ, as numbers, of every ``recording`` (the index)."""
     nights = epochs.table.drop_duplicates("recording").set_index("recording")
     drug = nights["drug"].where(nights["drug"].isna(), (nights["drug"] != "placebo").astype(float))
     table = pd.DataFrame({"subject": nights["subject"], "decade": nights["age"] / 10,
@@ -360,7 +328,8 @@ def detectable(error: float, df: float) -> float:
 def _model(part, outcome, effects) -> pd.DataFrame:
     """Rows of the effects on one outcome; where no model can be fitted, rows that say why."""
     try:
-        fitted = mixed_effects(part, outcome, effects).iloc[1:].rename(columns={"estimate": "value"}).assign(why="")
+        fitted = measure.mixed_effects(part, outcome, effects).iloc[1:].assign(why="")
+        fitted = fitted.rename(columns={"estimate": "value"})
         error = (fitted["high"] - fitted["low"]) / 2 / student.ppf(0.975, fitted["df"])
         fitted["detectable"] = [detectable(*pair) for pair in zip(error, fitted["df"])]
     except ValueError as error:
@@ -372,21 +341,19 @@ def _model(part, outcome, effects) -> pd.DataFrame:
 def fit_effects(shares: pd.DataFrame) -> pd.DataFrame:
     """Effects of age, sex and drug on the share of every modality in every stage, by mixed models.
 
-    From `recording_shares`. Columns `FITTED`: ``value, low, high`` in percentage points (95 %), ``p_fdr`` (Benjamini
-    and Hochberg over all rows), ``detectable`` (uncorrected), ``why`` (no model could be fitted).
+    Of `recording_shares`: `FITTED`, ``p_fdr`` (Benjamini and Hochberg) over all rows, ``why`` where there is no model.
     """
     effects = [name for name in EFFECTS if name in shares]
     rows = [_model(part, modality, effects).assign(stage=stage, modality=modality)
             for stage in STAGES if len(part := shares[shares["stage"] == stage]) and effects for modality in MODALITIES]
     table = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=FITTED)
-    return table.assign(p_fdr=adjust_p_values(table["p"], "fdr_bh"))
+    return table.assign(p_fdr=measure.adjust_p_values(table["p"], "fdr_bh"))
 
 
 def corrected_effects(fitted: pd.DataFrame) -> pd.DataFrame:
-    """Sizes of the effects with intervals that exclude 0 where the corrected p is below 5 %, and there alone.
+    """Sizes of the tested `fit_effects` with intervals that exclude 0 where the corrected p is below 5 %, there alone.
 
-    Tested rows of `fit_effects` with ``value`` without its sign, ``low, high`` at the level that Benjamini and Hochberg
-    leave this test, and ``strongest``: of a term and modality the stage with the lowest corrected p.
+    At the level that Benjamini and Hochberg leave each test; ``strongest``: the stage with the lowest corrected p.
     """
     tested = fitted.dropna(subset=["p_fdr"])
     size, tail = tested["value"].abs(), ALPHA * (tested["p"] / tested["p_fdr"]).fillna(1.0) / 2
@@ -399,16 +366,15 @@ def corrected_effects(fitted: pd.DataFrame) -> pd.DataFrame:
 def relevance_recovery(fitted: pd.DataFrame, sizes: dict[str, float]) -> pd.DataFrame:
     """Do the simulated effects come back in the relevance? A stronger sign should have a larger share.
 
-    One row per place of `EXPECTED`: ``stage, modality, term, value, low, high, detectable, p`` of `fit_effects`,
-    ``simulated`` (sum of the logarithms of amplitude or rate), ``p_fdr`` (corrected for these rows alone),
-    ``recovered`` (corrected p at most 5 % and the simulated sign).
+    Rows of `fit_effects` at the places of `EXPECTED`, with ``simulated`` (sum of the logarithms of amplitude or rate),
+    ``p_fdr`` (corrected for these rows alone), ``recovered`` (corrected p at most 5 % and the simulated sign).
     """
     place = ["stage", "modality", "term"]
     places = pd.DataFrame([(stage, modality, term, sum(sizes[part] for part in parts))
                            for stage, modality, names in EXPECTED if sizes for term, parts in names.items()],
                           columns=[*place, "simulated"])
     table = places.merge(fitted, on=place)[[*place, "value", "low", "high", "detectable", "p", "simulated"]]
-    table["p_fdr"] = adjust_p_values(table["p"], "fdr_bh")
+    table["p_fdr"] = measure.adjust_p_values(table["p"], "fdr_bh")
     return table.assign(recovered=(table["p_fdr"] <= ALPHA) & (table["value"] * table["simulated"] > 0))
 
 
@@ -416,9 +382,9 @@ def signal_recovery(drawn: pd.DataFrame, features: np.ndarray, nights: pd.DataFr
                     sizes: dict[str, float]) -> pd.DataFrame:
     """Do the simulated effects come back from the recordings themselves?
 
-    From `information` (`drawn`, `features`) and `covariates`. Columns ``component, stage, modality, term, simulated,
-    value, low, high, p, subjects, n`` (change of the logarithm of the amplitude relative to bands without effect),
-    ``detectable, inside`` (the simulated size lies in the interval), ``sign`` (the interval excludes 0 on its side).
+    From `information` and `covariates`: ``component, stage, modality, term, simulated, value, low, high, p, subjects,
+    n, detectable`` (change of the logarithm of the amplitude relative to bands without effect), ``inside`` (the
+    simulated size lies in the interval), ``sign`` (the interval excludes 0 on its side).
     """
     numbers, rows = ["value", "low", "high", "p", "subjects", "n", "detectable"], []
     for component, stage, modality, bands, beside, names in COMPONENTS if sizes else ():

@@ -26,7 +26,6 @@ REAL_APPEARANCE = {name: {"brains": (round((low + high) / 2, 4), low, high)} for
     "lesion_T1w": (0.651, 0.693), "lesion_T2w": (1.847, 1.962), "lesion_FLAIR": (1.425, 1.598),
     "csf_T1w": (0.104, 0.116), "csf_T2w": (2.706, 2.731), "csf_FLAIR": (0.355, 0.392),
     "variation_T1w": (0.054, 0.061), "variation_T2w": (0.105, 0.127), "variation_FLAIR": (0.080, 0.085)}.items()}
-SMALLEST_CORE = 30  # voxels of eroded lesions below which their intensity is not measured
 
 
 def lesion_load(mask: nib.Nifti1Image) -> float:
@@ -41,9 +40,8 @@ def brain_points(mask: nib.Nifti1Image, n: int = 4000) -> np.ndarray:
 
 
 def registration_error(points: np.ndarray, true: sitk.Transform, estimated: sitk.Transform) -> dict[str, float]:
-    """Mean distance (mm) over the brain between where a transform puts points and where they belong.
+    """Mean distance (mm) between where transforms of T1w's `brain_points` put them and where they belong.
 
-    Points (LPS, mm) as from `brain_points`; transforms are those of points of T1w to points of the other image.
     ``before``: headers alone, and ``after``.
     """
     there = apply_points(true, points)
@@ -59,23 +57,21 @@ def field_at(field: nib.Nifti1Image, points: np.ndarray) -> np.ndarray:
 
 def bias_correlation(points: np.ndarray, true: sitk.Transform, field: nib.Nifti1Image,
                      log_field: nib.Nifti1Image) -> float:
-    """Correlation between the logarithm of an image's true bias field and the log field estimated in T1w space.
+    """Correlation of the logarithm of an image's true bias field with the log field estimated in T1w space.
 
-    `points` (LPS, mm) are of T1w; `true` maps them to points of the image, where its field is known.
+    At `brain_points` of T1w; `true` maps them to points of the image, where its field is known.
     """
     return float(np.corrcoef(np.log(field_at(field, apply_points(true, points))), field_at(log_field, points))[0, 1])
 
 
 def appearance(images: Mapping[str, np.ndarray], brain: np.ndarray, lesions: np.ndarray,
                voxel_mm3: float = 1.0) -> dict[str, float]:
-    """How a brain looks: ratios of tissue intensities, spread of white matter, volume of the parenchyma.
+    """How a brain looks: ``parenchyma_ml``, and per sequence ``grey_, lesion_, csf_`` and ``variation_``.
 
-    Tissues are the three classes of the T1w intensities away from lesions (Otsu's thresholds); ratios are medians of
-    their cores (eroded by a voxel) over that of white matter. Simulated and real brains are measured alike.
-    `images`, (X, Y, Z) by sequence, ``T1w`` among them: co-registered, bias-corrected, in units in which no signal is
-    0; `brain`, `lesions`: bool (X, Y, Z). As a dict: ``parenchyma_ml``; per sequence ``grey_``, ``lesion_`` (NaN where
-    cores hold fewer than 30 voxels) and ``csf_``, and ``variation_``: SD of white matter by the median absolute
-    deviation, as a share of its median.
+    Tissues are the three classes of the T1w intensities away from lesions (Otsu's thresholds). The first three are
+    medians of their cores (eroded by a voxel) over that of white matter, NaN where cores of lesions hold fewer than 30
+    voxels; the last is the SD of white matter by the median absolute deviation, as a share of its median. `images`, (X,
+    Y, Z) by sequence: co-registered, bias-corrected, in units in which no signal is 0; `brain`, `lesions`: bool.
     """
     box = ndimage.find_objects(brain.astype(np.uint8))[0]
     images = {name: image[box] for name, image in images.items()}
@@ -88,7 +84,7 @@ def appearance(images: Mapping[str, np.ndarray], brain: np.ndarray, lesions: np.
     for name, image in images.items():
         middle = np.median(image[white])
         found |= {f"grey_{name}": np.median(image[grey]) / middle, f"csf_{name}": np.median(image[csf]) / middle,
-                  f"lesion_{name}": np.median(image[core]) / middle if core.sum() >= SMALLEST_CORE else np.nan,
+                  f"lesion_{name}": np.median(image[core]) / middle if core.sum() >= 30 else np.nan,
                   f"variation_{name}": 1.4826 * np.median(abs(image[white] - middle)) / middle}
     return {name: float(value) for name, value in found.items()}
 

@@ -12,7 +12,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from .figure import (
-    add_caption,
+    add_legend,
     colours_of,
     draw_slice,
     full_colour,
@@ -25,13 +25,11 @@ from .figure import (
 )
 
 FEATURE = "#00c853"
-#: Methods side by side.
-COLUMNS = 3
 
 
 @styled
 def plot_attributions(image, maps: Mapping[str, np.ndarray], sequences: Sequence[str], *, features=None,
-                      shared: Sequence[str] = (), caption: str = "") -> Figure:
+                      shared: Sequence[str] = ()) -> Figure:
     """Maps of many methods over one slice, each sequence on its own, methods side by side.
 
     Parameters
@@ -39,25 +37,20 @@ def plot_attributions(image, maps: Mapping[str, np.ndarray], sequences: Sequence
     image : (H, W, M) array
         In [0, 1], the first block.
     maps : mapping of method to (H, W, M) array
-        Raw, signed: red speaks for the class, blue against it. One scale per method, shared by its sequences, so that
-        they can be compared; full colour at the 99.5th percentile of the sizes.
+        Raw, signed: red speaks for the class, blue against it; ValueError where of another shape or not finite. One
+        scale per method, shared by its sequences; full colour at the 99.5th percentile of the sizes.
     sequences : sequence of M str
     features : (H, W, M) bool array, optional
         What should be marked, drawn as outlines.
     shared : sequence of str
         Methods whose map is one for all sequences; their names carry a star.
-
-    Raises
-    ------
-    ValueError
-        A map of another shape than the image, or not finite.
     """
     image = np.asarray(image)
     for name, values in maps.items():
         if np.shape(values) != image.shape or not np.isfinite(values).all():
             raise ValueError(f"{name}: must be finite, of the shape of the image {image.shape} "
                              f"(got {np.shape(values)})")
-    columns = 2 if len(maps) < 4 else COLUMNS  # a wide strip of one row is small where it is read
+    columns = 2 if len(maps) < 4 else 3  # a wide strip of one row is small where it is read
     count, rows = len(sequences), -(-(len(maps) + 1) // columns)
     widths = ([1] * count + [0.25]) * columns
     fig, axes = plt.subplots(rows, len(widths), squeeze=False, width_ratios=widths,
@@ -80,27 +73,17 @@ def plot_attributions(image, maps: Mapping[str, np.ndarray], sequences: Sequence
         if name is not None:
             block[count // 2].set_title(label_of(name) + " *" * (name in shared), fontsize=7, fontweight="bold")
     heat_bar(fig, list(axes.ravel()), "attribution, share of the method's full colour", signed=True)
-    add_caption(fig, caption)
     return fig
 
 
 @styled
 def plot_scores(table, measures: Sequence[str], *, silent: Sequence[str] = (),
-                chance: Mapping[str, float] | None = None, labels: Mapping[str, str] | None = None,
-                caption: str = "") -> Figure:
+                chance: Mapping[str, float] | None = None, labels: Mapping[str, str] | None = None) -> Figure:
     """The measures of methods as dots with intervals: one line per method, one panel per measure.
 
-    Parameters
-    ----------
-    table : DataFrame
-        Index: method; columns `measures`, each with ``<measure>_low`` and ``<measure>_high``. Lines are ordered by the
-        first measure, the highest on top; what is not defined is missing.
-    measures : sequence of str
-    silent : sequence of str
-        Measures that cannot order the methods: drawn in grey.
-    chance : mapping of measure to float, optional
-        Dotted: what a map without knowledge reaches.
-    labels : mapping of measure to str, optional
+    `table`: index method; columns `measures`, each with ``<measure>_low`` and ``<measure>_high``; ordered by the first
+    measure, the highest on top. `silent`: measures that cannot order the methods, drawn in grey. `chance`: dotted, what
+    a map without knowledge reaches, by measure; `labels`: titles by measure.
     """
     require_columns(table, [f"{name}{end}" for name in measures for end in ("", "_low", "_high")], "scores")
     table, place = table.sort_values(measures[0], na_position="first"), np.arange(len(table))
@@ -117,18 +100,14 @@ def plot_scores(table, measures: Sequence[str], *, silent: Sequence[str] = (),
         ax.tick_params(axis="x", labelsize=7)
         ax.grid(axis="y", lw=0.4)
     axes[0, 0].set_yticks(place, [label_of(name) for name in table.index], fontsize=7.5)
-    add_caption(fig, caption)
     return fig
 
 
 @styled
-def plot_checks(table, *, caption: str = "") -> Figure:
+def plot_checks(table) -> Figure:
     """Which methods pass which checks: green and a tick, red and a cross, or grey where it cannot be tested.
 
-    Parameters
-    ----------
-    table : DataFrame
-        Index: method; one column per check, of "passes", "fails", "not testable".
+    `table`: index method; one column per check, of "passes", "fails", "not testable".
     """
     kinds = {"fails": ("#d9826b", "✗"), "not testable": ("#e6e6e6", ""), "passes": ("#8cc9a1", "✓")}
     found = table.map(list(kinds).index)
@@ -142,19 +121,14 @@ def plot_checks(table, *, caption: str = "") -> Figure:
     ax.set(xlabel="", ylabel="")
     fig.legend(handles=[Patch(color=colour, label=f"{name} {mark}") for name, (colour, mark) in kinds.items()],
                loc="outside upper center", ncols=3)
-    add_caption(fig, caption)
     return fig
 
 
 @styled
-def plot_importance(table, sequences: Sequence[str], *, caption: str = "") -> Figure:
+def plot_importance(table, sequences: Sequence[str]) -> Figure:
     """Importance of the sequences with intervals: one panel per network and value function, colours by baseline.
 
-    Parameters
-    ----------
-    table : DataFrame
-        ``network, baseline, worth, modality, value, low, high``.
-    sequences : sequence of str
+    `table`: ``network, baseline, worth, modality, value, low, high``.
     """
     require_columns(table, ["network", "baseline", "worth", "modality", "value", "low", "high"], "importance")
     rows, columns, baselines = (list(dict.fromkeys(table[name])) for name in ("network", "worth", "baseline"))
@@ -172,24 +146,15 @@ def plot_importance(table, sequences: Sequence[str], *, caption: str = "") -> Fi
         ax.set_xticks(range(len(sequences)), sequences)
         ax.set_title(columns[j] if i == 0 else "")
         ax.set_ylabel(label_of(rows[i]) if j == 0 else "", fontweight="bold")
-    handles, names = axes[0, 0].get_legend_handles_labels()
-    fig.legend(handles, names, loc="outside upper center", ncols=len(baselines),
-               title="absent sequences replaced by")
-    add_caption(fig, caption)
+    add_legend(fig, axes[0, 0], len(baselines), title="absent sequences replaced by")
     return fig
 
 
 @styled
-def plot_shares(table, *, chance: float, unit: str, caption: str = "") -> Figure:
+def plot_shares(table, *, chance: float, unit: str) -> Figure:
     """One value with interval per method as horizontal dots beside the level of chance.
 
-    Parameters
-    ----------
-    table : DataFrame
-        Index: method; ``value, low, high``. A method without value is marked "n/a".
-    chance : float
-    unit : str
-        Text of the axis.
+    `table`: index method; ``value, low, high``; a method without value is marked "n/a". `unit`: text of the axis.
     """
     require_columns(table, ["value", "low", "high"], "shares")
     part = table.iloc[::-1]
@@ -204,19 +169,15 @@ def plot_shares(table, *, chance: float, unit: str, caption: str = "") -> Figure
     ax.set_yticks(place, [label_of(name) for name in part.index], fontsize=8)
     ax.set_xlabel(unit)
     ax.grid(axis="x")
-    add_caption(fig, caption)
     return fig
 
 
 @styled
-def plot_localisation(table, *, caption: str = "") -> Figure:
+def plot_localisation(table) -> Figure:
     """How well methods find what decided, one panel per backbone, best first; lines: what needs no network.
 
-    Parameters
-    ----------
-    table : DataFrame
-        ``backbone, source, method, value, low, high, chance`` of AUPRC: filled dots for ``source`` network, hollow
-        ones for ``untrained``, dashed lines for ``comparator``, dotted for the mean ``chance``.
+    `table`: ``backbone, source, method, value, low, high, chance`` of AUPRC: filled dots for ``source`` network, hollow
+    ones for ``untrained``, dashed lines for ``comparator``, dotted for the mean ``chance``.
     """
     require_columns(table, ["backbone", "source", "method", "value", "low", "high", "chance"], "localisation")
     backbones = list(dict.fromkeys(table["backbone"]))
@@ -240,7 +201,5 @@ def plot_localisation(table, *, caption: str = "") -> Figure:
         ax.set_xlabel("AUPRC")
         ax.grid(axis="x")
     axes[0, 0].set_yticks(place, [label_of(name) for name in order], fontsize=7.5)
-    handles, names = axes[0, 0].get_legend_handles_labels()
-    fig.legend(handles, names, loc="outside upper center", ncols=3)
-    add_caption(fig, caption)
+    add_legend(fig, axes[0, 0], 3)
     return fig

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator
 
-from .figure import add_caption, colours_of, label_of, require_columns, styled
+from .figure import colours_of, label_of, require_columns, styled
 
 CHANCE = {"color": "#777777", "ls": ":", "lw": 1.2}
 #: How comparators are drawn: they are no candidates, so none of them has a colour of its own.
@@ -46,8 +46,8 @@ def _draw_curve(ax, part, positions: Mapping[str, int], style: Mapping[str, str]
 @styled
 def plot_depth_curves(table, layers: Sequence[str], *, columns: str = "measure", measures: Sequence[str] | None = None,
                       hue: str = "method", hues: Sequence[str] | None = None, rows: str = "backbone",
-                      labels: Mapping[str, str] | None = None, comparators=None, log: bool = False, ylabel: str = "",
-                      caption: str = "") -> Figure:
+                      labels: Mapping[str, str] | None = None, comparators=None, log: bool = False,
+                      ylabel: str = "") -> Figure:
     """Means over depth, shallow to deep, with interval bands and what they are to be held against.
 
     Parameters
@@ -57,23 +57,16 @@ def plot_depth_curves(table, layers: Sequence[str], *, columns: str = "measure",
         ``blank``: hollow where more than half of the maps are blank and left out.
     layers : sequence of str
         Horizontal axis, shallow to deep.
-    columns : str
-        Column with one panel column per value (measure, kind).
-    measures : sequence of str, optional
-        Its values; by default those of the table in their order.
-    hue : str
-        Column of the colours (method, backbone).
-    hues : sequence of str, optional
-        Order of its values.
-    rows : str
-        Column with one row of panels per value.
+    columns, hue, rows : str
+        Columns with a column of panels, a colour and a row of panels per value.
+    measures, hues : sequence of str, optional
+        Values of `columns` and `hue` in their order; default: that of the table.
     labels : mapping of panel to title, optional
     comparators : DataFrame, optional
         Columns as `table`, and ``source``; drawn without markers. ``source`` names the comparator (`COMPARATORS`), or
         where it is "comparator" the column ``method`` does.
     log : bool
         Logarithmic vertical axis.
-    ylabel : str
     """
     require_columns(table, [columns, "layer", "value", "low", "high", hue, rows], "depth curves")
     if comparators is not None:
@@ -109,23 +102,16 @@ def plot_depth_curves(table, layers: Sequence[str], *, columns: str = "measure",
                  if name in set(comparators["name"])]
     if "chance" in table.columns:
         keys.append(Line2D([], [], label="chance", **CHANCE))
-    inches = 1.8  # an entry of the legend
-    fig.legend(handles=keys, loc="outside upper center", ncols=min(len(keys), max(2, int(fig.get_figwidth() / inches))))
-    add_caption(fig, caption)
+    fig.legend(handles=keys, loc="outside upper center", ncols=min(len(keys), max(2, int(size[0] / 1.8))))  # inches
     return fig
 
 
 @styled
-def plot_size_map(table, layers: Sequence[str], sizes: Sequence[str], *, caption: str = "") -> Figure:
+def plot_size_map(table, layers: Sequence[str], sizes: Sequence[str]) -> Figure:
     """Which layer to read for lesions of a size: AUPRC for every layer and size, the best of each size framed.
 
-    Parameters
-    ----------
-    table : DataFrame
-        Columns ``backbone, method, layer, size, value, low``: a row of panels per backbone, a column per method. No
-        layer is framed where none has an interval: too few people.
-    layers, sizes : sequences of str
-        Rows of a panel, shallow to deep, and its columns.
+    `table`: ``backbone, method, layer, size, value, low``, a row of panels per backbone, a column per method; `layers`
+    and `sizes` are rows and columns of a panel. No layer is framed where none has an interval: too few people.
     """
     require_columns(table, ["backbone", "method", "layer", "size", "value"], "layers by lesion size")
     names, row_names = _present(table, "method", None), _present(table, "backbone", None)
@@ -147,5 +133,4 @@ def plot_size_map(table, layers: Sequence[str], sizes: Sequence[str], *, caption
         if i == 0:
             ax.set_title(label_of(names[j]))
     fig.suptitle("AUPRC", fontsize=9)
-    add_caption(fig, caption)
     return fig

@@ -6,6 +6,7 @@ import functools
 import io
 import textwrap
 from collections.abc import Callable, Sequence
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -22,7 +23,6 @@ from mslib.study import StudyError, atomic_path, write_text
 pd.set_option("display.max_colwidth", None)  # readers are to see the whole reason of a flag
 
 CAM_MAP = "inferno"
-BLANK_BELOW = 1e-12
 SIGNED_MAP = "RdBu_r"
 LESION = "#35d6f4"
 # Okabe and Ito's palette: told apart with any of the common colour-vision deficiencies.
@@ -58,12 +58,18 @@ SPARE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555
 
 
 def styled(plot: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Run a plot function under the study's style; a notebook then shows its figure once, as a value."""
+    """Run a plot function under the study's style, its keyword `caption` below the figure, wrapped to its width.
+
+    A notebook then shows the figure once, as a value.
+    """
 
     @functools.wraps(plot)
-    def wrapper(*args, **kwargs):
+    def wrapper(*args, caption: str = "", **kwargs):
         with plt.style.context("mslib.show.mslib"):
             figure = plot(*args, **kwargs)
+            if caption:
+                text = textwrap.fill(caption, max(40, int(figure.get_figwidth() * 15.5)))
+                figure.supxlabel(text, x=0.01, ha="left", fontsize=7.5, color="#444444")
         plt.close(figure)
         return figure
 
@@ -91,10 +97,8 @@ def save_figure(fig: Figure, path: str | Path, dpi: int = 130) -> Path:
 def colours_of(names: Sequence[str]) -> dict[str, str]:
     """Give each name its fixed colour, or the next spare one where it has none."""
     used = {COLOURS[name] for name in names if name in COLOURS}
-    spare = [colour for colour in SPARE if colour not in used] or list(SPARE)
-    unknown = [name for name in names if name not in COLOURS]
-    given = {name: spare[i % len(spare)] for i, name in enumerate(unknown)}
-    return {name: COLOURS.get(name) or given[name] for name in names}
+    spare = cycle([colour for colour in SPARE if colour not in used] or SPARE)
+    return {name: COLOURS.get(name) or next(spare) for name in names}
 
 
 def label_of(name):
@@ -114,12 +118,9 @@ def readable(table: pd.DataFrame, digits: int = 2, rows: int = 12) -> pd.DataFra
         index=[label_of(name) for name in shown.index.names], columns=[label_of(name) for name in shown.columns.names])
 
 
-def add_caption(fig: Figure, caption: str) -> None:
-    """Write the caption (what is drawn, n, interval) below the figure, wrapped to its width."""
-    if caption:
-        width = max(40, int(fig.get_figwidth() * 15.5))
-        text = "\n".join(textwrap.wrap(caption, width))
-        fig.supxlabel(text, x=0.01, ha="left", fontsize=7.5, color="#444444")
+def add_legend(fig: Figure, ax: Axes, columns: int, **style) -> None:
+    """The legend of one of the axes, above all of them."""
+    fig.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=columns, **style)
 
 
 def slice_array(image, name: str = "slice") -> np.ndarray:
@@ -130,29 +131,16 @@ def slice_array(image, name: str = "slice") -> np.ndarray:
     return image.astype(np.float32)
 
 
-def draw_slice(ax: Axes, image, *, lesion=None, vmax: float = 1.0, sides: bool = False,
-               pixel_mm: float | None = None, z_mm: float | None = None) -> None:
-    """Draw one axial slice in grey as a radiologist reads it.
+def draw_slice(ax: Axes, image, *, lesion=None, sides: bool = False, pixel_mm: float | None = None,
+               z_mm: float | None = None) -> None:
+    """Draw one axial slice, (H, W), in grey as a radiologist reads it: row 0 anterior, column 0 the patient's right.
 
-    Parameters
-    ----------
-    ax : matplotlib.axes.Axes
-    image : (H, W) array
-        Row 0 anterior, column 0 the patient's right.
-    lesion : (H, W) bool array, optional
-        Drawn as an outline.
-    vmax : float
-        Intensity shown white; 0 is black.
-    sides : bool
-        Write R and L at the patient's right and left.
-    pixel_mm : float, optional
-        Pixel size: draws a scale bar of 20 mm, in the corner that a brain leaves free.
-    z_mm : float, optional
-        Height of the slice, written in the upper corner.
+    `lesion`: mask that is outlined; `sides`: with the letters R and L; `pixel_mm`: with a scale bar of 20 mm, in the
+    corner that a brain leaves free; `z_mm`: height that is written in the upper corner.
     """
     image = slice_array(image)
     ax.set_axis_off()
-    ax.imshow(image, cmap="gray", vmin=0, vmax=vmax, interpolation="nearest")
+    ax.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     if lesion is not None:
         outline(ax, lesion)
     height, width = image.shape
@@ -183,7 +171,7 @@ def overlay_heat(ax: Axes, heat, top: float, signed: bool = False) -> None:
     `signed`: red speaks for the class, blue against it; else values below 0 are not shown.
     """
     heat = slice_array(heat, "heat map")
-    if not (np.abs(heat).max() if signed else heat.max()) > BLANK_BELOW:
+    if not (np.abs(heat).max() if signed else heat.max()) > 1e-12:
         ax.text(0.5, 0.5, "blank", transform=ax.transAxes, ha="center", va="center", color="white", fontweight="bold",
                 bbox={"facecolor": "#aa0000", "edgecolor": "none", "pad": 2})
         return

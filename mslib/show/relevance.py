@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from .figure import add_caption, colours_of, label_of, require_columns, styled
+from .figure import add_legend, colours_of, label_of, require_columns, styled
 
 #: Distance of the points of a group, of which the next one is 1 away.
 STEP = 0.26
@@ -25,15 +25,10 @@ def _dots(ax, x, y, colour, filled, **style) -> None:
     ax.scatter(x, y, s=22, facecolors=faces, edgecolors=colour, linewidths=1, zorder=3, **style)
 
 
-def _legend(fig, ax, columns) -> None:
-    handles, names = ax.get_legend_handles_labels()
-    fig.legend(handles, names, loc="outside upper center", ncols=columns)
-
-
 @styled
 def plot_share_points(table, modalities: Sequence[str], *, row: str, group: str, column: str | None = None,
                       groups: Sequence[str] | None = None, unit: str | Mapping[str, str] = "share of relevance [%]",
-                      labels: Mapping | None = None, caption: str = "") -> Figure:
+                      labels: Mapping | None = None) -> Figure:
     """Values of the modalities as points with intervals, beside the level of chance (dotted).
 
     Parameters
@@ -41,8 +36,6 @@ def plot_share_points(table, modalities: Sequence[str], *, row: str, group: str,
     table : DataFrame
         Columns named by `row`, `column` and `group`, and ``modality, value, low, high``; ``chance``, where known. A
         missing value is drawn as a dash.
-    modalities : sequence of str
-        Order of the points of a group.
     row, column, group : str
         Columns whose values are the rows and columns of panels (None: one column), and the groups along the axis.
     groups : sequence of str, optional
@@ -88,22 +81,16 @@ def plot_share_points(table, modalities: Sequence[str], *, row: str, group: str,
     for of_row, ax in zip(rows, axes[:, 0]):
         its_unit = unit if isinstance(unit, str) else unit[of_row]
         ax.set_ylabel(f"{text(of_row)}\n{its_unit}".strip(), fontsize=8)
-    _legend(fig, axes[0, 0], len(modalities))
-    add_caption(fig, caption)
+    add_legend(fig, axes[0, 0], len(modalities))
     return fig
 
 
 @styled
-def plot_flow(flow, shares, sequences: Sequence[str], *, caption: str = "") -> Figure:
+def plot_flow(flow, shares, sequences: Sequence[str]) -> Figure:
     """How much relevance reaches each layer on its way from the logit to the input, and how it ends up there.
 
-    Parameters
-    ----------
-    flow : DataFrame
-        ``backbone, layer`` (deep to shallow), ``sum, absolute`` (shares of the logits).
-    shares : DataFrame
-        ``backbone, modality, value`` (percent): how the input's relevance divides.
-    sequences : sequence of str
+    `flow`: ``backbone, layer`` (deep to shallow), ``sum, absolute`` (shares of the logits); `shares`: ``backbone,
+    modality, value`` (percent): how the input's relevance divides.
     """
     require_columns(flow, ["backbone", "layer", "sum", "absolute"], "flow")
     require_columns(shares, ["backbone", "modality", "value"], "shares")
@@ -128,15 +115,13 @@ def plot_flow(flow, shares, sequences: Sequence[str], *, caption: str = "") -> F
         end.set_xticks([])
         end.set_ylim(0, 100)
         end.set_ylabel("of the input's relevance [%]", fontsize=7)
-    _legend(fig, axes[0, 0], 2)
-    add_caption(fig, caption)
+    add_legend(fig, axes[0, 0], 2)
     return fig
 
 
 @styled
 def plot_relations(table, *, row: str = "backbone", group: str = "label", colour: str = "modality", unit: str,
-                   groups: Sequence[str] | None = None, labels: Mapping[str, str] | None = None,
-                   caption: str = "") -> Figure:
+                   groups: Sequence[str] | None = None, labels: Mapping[str, str] | None = None) -> Figure:
     """Effects with intervals; filled where the false discovery rate is at most 5 %.
 
     Parameters
@@ -145,7 +130,6 @@ def plot_relations(table, *, row: str = "backbone", group: str = "label", colour
         ``estimate, low, high, q`` and the columns named by `row` (panels), `group` (lines) and `colour`; where known
         ``detectable``, the smallest effect that a single test finds with a power of 80 % (a grey bar). A missing
         estimate is drawn as a dash.
-    row, group, colour : str
     unit : str
         Text of the axis.
     groups : sequence of str, optional
@@ -173,6 +157,5 @@ def plot_relations(table, *, row: str = "backbone", group: str = "label", colour
         ax.set_title((labels or {}).get(panel, label_of(panel)))
         ax.set_xlabel(unit)
     axes[0, 0].set_ylim(len(lines) - 0.5, -0.5)
-    _legend(fig, axes[0, 0], len(kinds))
-    add_caption(fig, caption)
+    add_legend(fig, axes[0, 0], len(kinds))
     return fig

@@ -14,33 +14,26 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from .figure import SIGNED_MAP, add_caption, colours_of, heat_bar, styled
+from .figure import SIGNED_MAP, colours_of, heat_bar, styled
 
 #: Height of a stage in a hypnogram, from the top; stages of other names follow in their order.
 DEPTH = ("W", "REM", "N1", "N2", "N3")
-#: Relevance that is drawn in full colour, as a quantile of its size over an epoch, and the seconds it is summed over.
-FULL, SECONDS = 0.995, 0.1
 EPOCH_HOURS = 30 / 3600
 
 
 @styled
-def plot_night(hours, scored, predicted, shares, stages: Sequence[str], modalities: Sequence[str], *, title: str = "",
-               caption: str = "") -> Figure:
+def plot_night(hours, scored, predicted, shares, stages: Sequence[str], modalities: Sequence[str], *,
+               title: str = "") -> Figure:
     """A night's hypnogram, as scored and as the network stages it, with the modalities' shares as a band beneath.
 
     Parameters
     ----------
     hours : (N,) array
-        Onset of every 30-s epoch, ascending.
+        Onset of every 30-s epoch, ascending; of another length than the others a ValueError.
     scored, predicted : (N,) array of int
         Indices into `stages`.
     shares : (N, M) array
         Percent of the relevance; rows add up to 100.
-
-    Raises
-    ------
-    ValueError
-        Lengths differ.
     """
     hours, scored, predicted, shares = map(np.asarray, (hours, scored, predicted, shares))
     if not len(hours) == len(scored) == len(predicted) == len(shares) or shares.shape[1:] != (len(modalities),):
@@ -70,16 +63,17 @@ def plot_night(hours, scored, predicted, shares, stages: Sequence[str], modaliti
     keys = [Patch(color=colours[modality], label=modality) for modality in modalities]
     keys.append(Line2D([], [], color="#D55E00", marker="|", ls="", label="wrongly classified epoch"))
     fig.legend(handles=keys, loc="outside upper center", ncols=len(keys))
-    add_caption(fig, caption)
     return fig
 
 
 def _draw_epoch(ax, signal, relevance, modalities, rate) -> None:
-    """Standardised traces one above the other: grey, coloured where relevance is."""
-    size = max(1, round(SECONDS * rate))
-    kernel = np.ones(size)
+    """Standardised traces one above the other: grey, coloured where relevance, summed over 0.1 s, is.
+
+    Full colour: the 99.5th percentile of its size over the epoch.
+    """
+    kernel = np.ones(max(1, round(0.1 * rate)))
     summed = np.stack([np.convolve(column, kernel, mode="same") for column in relevance.T], axis=1)
-    share = np.clip(summed / (np.quantile(np.abs(summed), FULL) or 1), -1, 1)
+    share = np.clip(summed / (np.quantile(np.abs(summed), 0.995) or 1), -1, 1)
     time = np.arange(len(signal)) / rate
     for column in range(len(modalities)):
         trace = np.clip(signal[:, column], -4, 4) / 8 - column
@@ -95,20 +89,11 @@ def _draw_epoch(ax, signal, relevance, modalities, rate) -> None:
 
 @styled
 def plot_relevant_epochs(examples: Mapping[str, Mapping], stages: Sequence[str], modalities: Sequence[str], *,
-                         rate: float = 100.0, caption: str = "") -> Figure:
+                         rate: float = 100.0) -> Figure:
     """One epoch per stage: traces of the modalities, coloured by the relevance of every sample.
 
-    Parameters
-    ----------
-    examples : mapping of stage to mapping
-        ``signal`` and ``relevance``, (T, M) arrays; ``title``. A stage without example has a panel that says so.
-    rate : float
-        Samples per second.
-
-    Raises
-    ------
-    ValueError
-        Signal and relevance of different shape, or not finite.
+    `examples`: by stage ``signal`` and ``relevance``, (T, M) arrays (ValueError: of different shape or not finite), and
+    ``title``; a stage without example has a panel that says so. `rate`: samples per second.
     """
     fig, axes = plt.subplots(len(stages), 1, sharex=True, squeeze=False, figsize=(9.2, 1.35 * len(stages) + 1.0))
     for ax, stage in zip(axes[:, 0], stages):
@@ -130,5 +115,4 @@ def plot_relevant_epochs(examples: Mapping[str, Mapping], stages: Sequence[str],
         ax.set_title(one.get("title", ""), fontsize=7.5, loc="left", fontweight="normal", pad=2)
     axes[-1, 0].set_xlabel("seconds")
     heat_bar(fig, list(axes[:, 0]), "relevance, share of the epoch's full colour", signed=True)
-    add_caption(fig, caption)
     return fig

@@ -8,19 +8,19 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from .figure import add_caption, colours_of, draw_slice, label_of, outline, overlay_heat, styled
+from .figure import colours_of, draw_slice, label_of, outline, overlay_heat, styled
 
 
 @styled
 def plot_examples(slices, sequences: Sequence[str], groups: Sequence[str], *, lesions=None,
-                  pixel_mm: float | None = None, z_mm: Sequence[float] | None = None,
-                  caption: str = "") -> Figure:
-    """Figure 1: example slices, one row per sequence and one column per group.
+                  pixel_mm: float | None = None, z_mm: Sequence[float] | None = None) -> Figure:
+    """Example slices, a row per sequence, a column per group: figure 1 of Hong and Zhang, ISMRM 2021, abstract 3275.
 
     Parameters
     ----------
     slices : (R, C, H, W) array
-        Intensities in [0, 1]; R sequences, C groups; row 0 anterior, column 0 the patient's right.
+        Intensities in [0, 1] of R sequences and C groups (else ValueError), row 0 anterior, column 0 the patient's
+        right.
     sequences, groups : sequences of str
         Row and column titles.
     lesions : (C, H, W) or (R, C, H, W) bool array, optional
@@ -29,47 +29,33 @@ def plot_examples(slices, sequences: Sequence[str], groups: Sequence[str], *, le
         Pixel size in mm, for the scale bar.
     z_mm : sequence of C floats, optional
         Height of each group's slice.
-
-    Raises
-    ------
-    ValueError
-        Shapes and titles do not agree.
-
-    Notes
-    -----
-    Layout of figure 1 of Hong and Zhang, ISMRM 2021, abstract 3275.
     """
     slices = np.asarray(slices)
     if slices.ndim != 4 or slices.shape[:2] != (len(sequences), len(groups)):
         raise ValueError(f"slices: must be ({len(sequences)}, {len(groups)}, H, W) (got {slices.shape})")
     rows, columns, height, width = slices.shape
-    if lesions is not None:
-        lesions = np.broadcast_to(np.asarray(lesions), slices.shape)
+    lesions = np.broadcast_to(False if lesions is None else lesions, slices.shape)
     size = (1.9 * columns + 0.4, 1.9 * rows * height / width + 0.5)
     fig, axes = plt.subplots(rows, columns, squeeze=False, figsize=size)
-    for i in range(rows):
-        for j in range(columns):
-            ax = axes[i, j]
-            draw_slice(ax, slices[i, j], lesion=None if lesions is None else lesions[i, j], sides=True,
-                       pixel_mm=pixel_mm if (i, j) == (rows - 1, columns - 1) else None,
-                       z_mm=z_mm[j] if z_mm is not None and i == 0 else None)
-            if i == 0:
-                ax.set_title(groups[j])
-        axes[i, 0].text(-0.04, 0.5, sequences[i], transform=axes[i, 0].transAxes, rotation=90, ha="right",
-                        va="center", fontweight="bold")
-    add_caption(fig, caption)
+    for (i, j), ax in np.ndenumerate(axes):
+        draw_slice(ax, slices[i, j], lesion=lesions[i, j], sides=True,
+                   pixel_mm=pixel_mm if (i, j) == (rows - 1, columns - 1) else None,
+                   z_mm=z_mm[j] if z_mm is not None and i == 0 else None)
+        ax.set_title(groups[j] if i == 0 else "")
+    for ax, sequence in zip(axes[:, 0], sequences):
+        ax.text(-0.04, 0.5, sequence, transform=ax.transAxes, rotation=90, ha="right", va="center", fontweight="bold")
     return fig
 
 
 @styled
 def plot_summary(flair, maps: Mapping[str, np.ndarray], *, accuracy=None, curves=None, layers: Sequence[str] = (),
-                 lesion=None, pixel_mm: float | None = None, caption: str = "") -> Figure:
+                 lesion=None, pixel_mm: float | None = None) -> Figure:
     """The findings in three panels: accuracy of new people, localisation over depth, one slice.
 
     Parameters
     ----------
     flair : (H, W) array
-        Intensities in [0, 1].
+        Intensities in [0, 1], of `pixel_mm`; `lesion`, bool, is outlined.
     maps : mapping of title to (H, W) array
         Raw maps of the slice, each relative to its own maximum.
     accuracy : DataFrame, optional
@@ -80,8 +66,6 @@ def plot_summary(flair, maps: Mapping[str, np.ndarray], *, accuracy=None, curves
         and FLAIR intensity (in black); circles and squares as in the first panel.
     layers : sequence of str
         Of the horizontal axis, shallow to deep.
-    lesion : (H, W) bool array, optional
-    pixel_mm : float, optional
     """
     plots = [table for table in (accuracy, curves) if table is not None]
     widths = [1.7 if table is accuracy else 2.6 for table in plots] + [1] * (1 + len(maps))
@@ -132,5 +116,4 @@ def plot_summary(flair, maps: Mapping[str, np.ndarray], *, accuracy=None, curves
         ax.set_title(name, fontsize=7, fontweight="normal")
         if lesion is not None:
             outline(ax, lesion, width=0.6)
-    add_caption(fig, caption)
     return fig

@@ -9,30 +9,25 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from .figure import add_caption, colours_of, require_columns, styled
-
-Reference = Mapping[str, Mapping[str, tuple[float, float, float]]]
+from .figure import add_legend, colours_of, require_columns, styled
 
 
 @styled
 def plot_cohort(table, groups: Sequence[str], measures: Mapping[str, str], *,
-                reference: Reference | None = None, log: Sequence[str] = ("lesion_load_ml",), seed: int = 0,
-                caption: str = "") -> Figure:
+                reference: Mapping[str, Mapping[str, tuple[float, float, float]]] | None = None,
+                log: Sequence[str] = ("lesion_load_ml",), seed: int = 0) -> Figure:
     """The cohort by group, one dot per subject, beside the statistics of real patients.
 
     Parameters
     ----------
     table : pandas.DataFrame
         ``group`` and the columns of `measures`; one row per subject.
-    groups : sequence of str
     measures : mapping of column to label with unit
         Panels, for instance ``{"lesion_load_ml": "lesion load [mL]"}``.
     reference : mapping of measure to mapping of group to (median, low, high), optional
         Real patients: median and range, drawn in black beside the dots.
     log : sequence of str
         Measures on a logarithmic axis (linear below 0.1, so that zeros show).
-    seed : int
-        Sideways scatter of the dots.
     """
     require_columns(table, ["group", *measures], "cohort")
     rng = np.random.default_rng(seed)
@@ -70,23 +65,15 @@ def plot_cohort(table, groups: Sequence[str], measures: Mapping[str, str], *,
         keys.append(Line2D([], [], color="black", marker="D", ms=4, lw=1.2,
                            label="real patients: median, range"))
     fig.legend(handles=keys, loc="outside upper center", ncols=len(keys))
-    add_caption(fig, caption)
     return fig
 
 
 @styled
-def plot_registration_errors(table, *, targets: Mapping[str, float] | None = None, seed: int = 0,
-                             caption: str = "") -> Figure:
+def plot_registration_errors(table, *, targets: Mapping[str, float] | None = None, seed: int = 0) -> Figure:
     """Registration error of every subject before and after co-registration, one panel per sequence.
 
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        Columns ``sequence, before, after`` in mm; one row per subject and sequence.
-    targets : mapping of label to mm, optional
-        Dashed lines (``{"target of the median": 0.3, "target of the worst": 1.0}``).
-    seed : int
-        Sideways scatter of the dots.
+    `table`: ``sequence, before, after`` in mm, a row per subject and sequence; `targets`: dashed lines, label to mm;
+    `seed`: sideways scatter of the dots.
     """
     require_columns(table, ["sequence", "before", "after"], "registration errors")
     sequences = list(dict.fromkeys(table["sequence"]))
@@ -115,6 +102,5 @@ def plot_registration_errors(table, *, targets: Mapping[str, float] | None = Non
         ax.grid(axis="y")
     axes[0, 0].set_ylabel("mean error over the brain [mm]")
     if targets:
-        fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(targets))
-    add_caption(fig, caption)
+        add_legend(fig, axes[0, 0], len(targets))
     return fig

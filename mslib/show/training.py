@@ -12,7 +12,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from .figure import add_caption, colours_of, label_of, require_columns, styled
+from .figure import colours_of, label_of, require_columns, styled
 
 CHANCE = {"color": "#888888", "ls": ":", "lw": 1}
 
@@ -20,16 +20,14 @@ CHANCE = {"color": "#888888", "ls": ":", "lw": 1}
 @styled
 def plot_confusions(matrices, classes: Sequence[str], titles: Sequence[str], *,
                     accuracies: Sequence[tuple[float, float, float]] | None = None,
-                    sizes: Sequence[str] | None = None, n_columns: int | None = None, inches: float = 3.1,
-                    caption: str = "") -> Figure:
-    """Figure 2: confusion matrices side by side, counts with the share of their row.
+                    sizes: Sequence[str] | None = None, n_columns: int | None = None, inches: float = 3.1) -> Figure:
+    """Confusion matrices side by side, counts with the share of their row (figure 2 of Hong and Zhang, ISMRM 2021).
 
     Parameters
     ----------
     matrices : (P, K, K) array of int
-        Rows true class, columns predicted class.
-    classes : sequence of K str
-    titles : sequence of P str
+        Rows true class, columns predicted class; of other shape than `titles` and `classes` a ValueError.
+    classes, titles : sequences of K and P str
     accuracies : sequence of P (value, low, high), optional
         Accuracy and its interval, shares of 1; NaN limits are written as "no interval".
     sizes : sequence of P str, optional
@@ -38,20 +36,10 @@ def plot_confusions(matrices, classes: Sequence[str], titles: Sequence[str], *,
         Panels per row; by default all in one row.
     inches : float
         Width of a panel: larger for many classes or large counts.
-
-    Raises
-    ------
-    ValueError
-        Shapes, titles and classes do not agree.
-
-    Notes
-    -----
-    Layout of figure 2 of Hong and Zhang, ISMRM 2021, abstract 3275 (VGG16+GAP left, VGG19+GAP right).
     """
     matrices = np.asarray(matrices)
     if matrices.shape != (len(titles), len(classes), len(classes)):
-        raise ValueError(f"matrices: must be ({len(titles)}, {len(classes)}, {len(classes)}) "
-                         f"(got {matrices.shape})")
+        raise ValueError(f"matrices: must be ({len(titles)}, {len(classes)}, {len(classes)}) (got {matrices.shape})")
     columns = n_columns or len(matrices)
     rows = -(-len(matrices) // columns)
     fig, axes = plt.subplots(rows, columns, squeeze=False,
@@ -73,19 +61,15 @@ def plot_confusions(matrices, classes: Sequence[str], titles: Sequence[str], *,
         ax.set_title(lines[0], loc="left", pad=6 + 11 * (len(lines) - 1), fontsize=9)
         ax.text(0, 1.02, "\n".join(lines[1:]), transform=ax.transAxes, fontsize=8, va="bottom", linespacing=1.3)
         ax.set(xlabel="predicted class", ylabel="" if i % columns else "true class")
-    add_caption(fig, caption)
     return fig
 
 
 @styled
-def plot_learning_curves(history, *, caption: str = "") -> Figure:
+def plot_learning_curves(history) -> Figure:
     """Loss and accuracy over the epochs, one column per protocol, one colour per network.
 
-    Parameters
-    ----------
-    history : DataFrame
-        Columns ``backbone, protocol, epoch, loss, val_loss, accuracy, val_accuracy``. Column ``best`` (bool),
-        where present, marks the epoch whose weights were kept.
+    `history`: ``backbone, protocol, epoch, loss, val_loss, accuracy, val_accuracy``, and where known ``best`` (bool):
+    the epoch whose weights were kept.
     """
     wanted = ["backbone", "protocol", "epoch", "loss", "val_loss", "accuracy", "val_accuracy"]
     require_columns(history, wanted, "history")
@@ -113,13 +97,12 @@ def plot_learning_curves(history, *, caption: str = "") -> Figure:
     keys += [Line2D([], [], color="#444444", label="validation"),
              Line2D([], [], color="#444444", ls="--", lw=1.2, label="training")]
     fig.legend(handles=keys, loc="outside upper center", ncols=len(keys))
-    add_caption(fig, caption)
     return fig
 
 
 @styled
 def plot_accuracies(table, *, protocols: Sequence[str] | None = None, published: Mapping[str, float] | None = None,
-                    unit: str = "accuracy", caption: str = "") -> Figure:
+                    unit: str = "accuracy") -> Figure:
     """Accuracy over slices and over subjects, with intervals, for every protocol, control and baseline model.
 
     Parameters
@@ -129,11 +112,9 @@ def plot_accuracies(table, *, protocols: Sequence[str] | None = None, published:
         ``seed``: the first one has its interval, others are circles. The baseline model is a ``backbone`` of its own
         (``logistic``).
     protocols : sequence of str, optional
-        Rows from top to bottom.
+        Rows from top to bottom; default: those of the table.
     published : mapping of backbone to accuracy, optional
         Dashed lines in the panel of slices, on the first protocol: what Hong and Zhang report.
-    unit : str
-        Name of the horizontal axes.
     """
     require_columns(table, ["protocol", "backbone", "level", "value", "low", "high"], "accuracies")
     protocols = list(protocols) if protocols else list(dict.fromkeys(table["protocol"]))
@@ -151,7 +132,10 @@ def plot_accuracies(table, *, protocols: Sequence[str] | None = None, published:
             if getattr(row, "seed", 1) > 1:
                 ax.plot(row.value, place, "o", color=colours[row.backbone], ms=4.5, mfc="none", mew=0.8)
                 continue
-            _interval_dot(ax, row, place, colours[row.backbone])
+            ax.plot([row.low, row.high], [place] * 2, color=colours[row.backbone], lw=1.6, solid_capstyle="butt")
+            ax.plot(row.value, place, "o", color=colours[row.backbone], ms=4.5)
+            told = (f"  n={row.n:,}" if hasattr(row, "n") else "") + ("  (no interval)" if np.isnan(row.high) else "")
+            ax.text(1.04, place, f"{row.value:.2f}{told}", fontsize=6, va="center", color="#444444")
             if hasattr(row, "chance"):
                 ax.vlines(row.chance, *ends[number:number + 2], **CHANCE)
         for net, value in (published or {}).items() if level == "slice" else ():
@@ -168,20 +152,15 @@ def plot_accuracies(table, *, protocols: Sequence[str] | None = None, published:
     if "chance" in table:
         keys.append(Line2D([], [], label="chance", **CHANCE))
     fig.legend(handles=keys, loc="outside upper center", ncols=3)
-    add_caption(fig, caption)
     return fig
 
 
 @styled
-def plot_psychometric(table, *, border: float | None = None, caption: str = "") -> Figure:
+def plot_psychometric(table, *, border: float | None = None) -> Figure:
     """Accuracy over the lesion area of a slice, and on lesion-free slices (at the left), with intervals.
 
-    Parameters
-    ----------
-    table : DataFrame
-        Columns ``backbone, lesions, mm2, value, low, high``; ``mm2`` 0 for lesion-free slices.
-    border : float, optional
-        Accuracy that is aimed at, a dotted line.
+    `table`: ``backbone, lesions, mm2, value, low, high``, ``mm2`` 0 for lesion-free slices; `border`: accuracy that is
+    aimed at, a dotted line.
     """
     require_columns(table, ["backbone", "lesions", "mm2", "value", "low", "high"], "psychometric table")
     nets = list(dict.fromkeys(table["backbone"]))
@@ -198,14 +177,6 @@ def plot_psychometric(table, *, border: float | None = None, caption: str = "") 
     ax.set(xlabel="lesion area in the slice (mm²)", ylabel="share of slices classified correctly", ylim=(0, 1.04))
     ax.set_xticks(range(len(names)), names)
     ax.legend(loc="lower right")
-    add_caption(fig, caption)
     return fig
 
 
-def _interval_dot(ax, row, y: float, colour: str) -> None:
-    """A value with its interval; its figure stands in a column on the right."""
-    ax.plot([row.low, row.high], [y, y], color=colour, lw=1.6, solid_capstyle="butt")
-    ax.plot(row.value, y, "o", color=colour, ms=4.5)
-    size = f"  n={row.n:,}" if hasattr(row, "n") else ""
-    size += "" if row.high == row.high else "  (no interval)"
-    ax.text(1.04, y, f"{row.value:.2f}{size}", fontsize=6, va="center", color="#444444")

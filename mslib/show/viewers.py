@@ -53,15 +53,14 @@ def write_viewer(path: str | Path, scans: Mapping[str, str | Path], maps: Mappin
                  layers: Sequence[tuple[str, int, int]], *, lesions: str | Path | None = None, first: str = "",
                  slices: Sequence[tuple[float, str]] = (), title: str = "", note: str = "",
                  link: str = "../index.html") -> Path:
-    """Write heat maps of every layer over the scans of a patient as one HTML file that opens without a network.
+    """Write heat maps of every layer over the scans of a patient as one HTML file (`path`) that opens offline.
 
     The patient's right is at the left, as in all figures. Every layer is scaled to its own maximum over the head.
-    ``#layer=NAME&method=NAME&scan=NAME&lesions=0`` after the page's address opens it there.
+    ``#layer=NAME&method=NAME&scan=NAME&lesions=0`` after the page's address opens it there. StudyError: an image that
+    cannot be read, is blank, or has another number of volumes than `layers`.
 
     Parameters
     ----------
-    path : path
-        The HTML file.
     scans : mapping of str to path
         3-D NIfTI images by sequence, in one world space (mm); the first is shown first.
     maps : mapping of str to path
@@ -74,15 +73,8 @@ def write_viewer(path: str | Path, scans: Mapping[str, str | Path], maps: Mappin
         Layer that is shown first.
     slices : sequence of (float, str)
         Height in mm (RAS) of slices, and what is said of each: the network's verdict.
-    title, note : str
-        Heading, and a sentence below it.
-    link : str
-        Address of the page to go back to.
-
-    Raises
-    ------
-    StudyError
-        An image that cannot be read, is blank, or has another number of volumes than `layers`.
+    title, note, link : str
+        Heading, a sentence below it, and address of the page to go back to.
     """
     images = {name: _read(file, 3) for name, file in scans.items()}
     head = next(iter(images.values()))
