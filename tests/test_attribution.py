@@ -1,12 +1,13 @@
 """What holds for every attribution method: what is refused, what a call says of modalities, what maps add up to."""
 
+import keras
 import numpy as np
 import pytest
 from attribution_cases import blocks, case
 from scipy.stats import spearmanr
 
 from mslib import explain
-from mslib.explain import METHODS, attribute, covered, superpixels
+from mslib.explain import METHODS, attribute, completeness_gap, covered, superpixels
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +81,48 @@ def test_where_a_method_can_give_a_value(flat):
     assert (attribute("gradient", model, images, targets)[~given] != 0).any()
     with pytest.raises(ValueError, match="method: must be one of gradient"):
         covered("saliency", groups)
+
+
+# Completeness
+
+
+@pytest.fixture(scope="module")
+def adding():
+    """A net whose two scores are the sum of an image and 0."""
+    inputs = keras.Input((4, 4, 1))
+    model = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Flatten()(inputs)))
+    model.set_weights([np.stack([np.ones(16), np.zeros(16)], 1), np.zeros(2)])
+    return model
+
+
+def test_gap_where_nothing_is_owed(adding):
+    images = np.array([3.0, 3.0, 2.0, 0.0, 0.0], "float32")[:, None, None, None] * np.ones((1, 4, 4, 1), "float32")
+    baseline = images.copy()
+    baseline[2] = 1
+    maps = np.zeros(images.shape)
+    maps[1, 0, 0] = 1
+    maps[2] = 1.5
+    maps[4, 0, 0] = 1e-3
+    with np.errstate(all="raise"):
+        gap = completeness_gap(maps, adding, images, np.zeros(5, int), baseline)
+    assert gap[0] == 0 and gap[3] == 0, "nothing owed, nothing given"
+    assert gap[1] == pytest.approx(1 / (1e-6 * 48), rel=1e-3), "nothing owed, 1 given, both scores are 48"
+    assert gap[2] == pytest.approx(0.5)
+    assert np.isfinite(gap).all() and gap[4] > 1e20
+
+
+@pytest.mark.parametrize("change,message", [
+    ({"maps": np.zeros((2, 4, 4, 2))}, "maps: must be finite, of the shape of the images"),
+    ({"maps": np.full((2, 4, 4, 1), np.nan)}, "maps: must be finite"),
+    ({"baseline": np.zeros((4, 4, 1))}, "baseline: must be finite, of the shape of the images"),
+    ({"images": np.full((2, 4, 4, 1), np.inf)}, "images: 2 of 2 hold NaN or infinity"),
+    ({"targets": [0, 2]}, "targets: must lie in 0..1")])
+def test_gap_of_unfit_input_is_refused(adding, change, message):
+    given = {"maps": np.zeros((2, 4, 4, 1)), "model": adding, "images": np.ones((2, 4, 4, 1)), "targets": [0, 1],
+             "baseline": np.zeros((2, 4, 4, 1))}
+    with pytest.raises(ValueError) as caught:
+        completeness_gap(**(given | change))
+    assert message in str(caught.value) and len(str(caught.value).splitlines()) == 1
 
 
 # Precision

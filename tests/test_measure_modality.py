@@ -53,6 +53,12 @@ def test_shapley_of_known_games():
     np.testing.assert_allclose(shapley_values(worths_of(lambda s: 0.2 * len(s), 3)), [0.2, 0.2, 0.2])
 
 
+@pytest.mark.parametrize("worths", [np.zeros(6), np.zeros(1), 3.0, [0, np.nan]])
+def test_worths_that_are_none(worths):
+    with pytest.raises(ValueError, match="worths: "):
+        shapley_values(worths)
+
+
 # Maps against importance
 
 
@@ -63,6 +69,8 @@ def test_correlation_with_importance():
     assert np.isnan(found[3])
     assert np.isnan(importance_correlation([[3, 2, np.nan]], [0.6, 0.3, 0.1])).all()
     assert np.isnan(importance_correlation(totals, [0.5, 0.5, 0.5])).all()
+    with pytest.raises(ValueError, match="importance: must have one value for each modality"):
+        importance_correlation(totals, [1, 2])
     assert sorted(np.round(correlation_by_chance(3), 6)) == [-1, -0.333333, -0.333333, 0.333333, 0.333333, 1]
 
 
@@ -101,6 +109,8 @@ def test_similarity_ranks_magnitudes_inside_the_mask():
     assert np.isnan(similar[2]), "constant"
     changed = np.where(inside[..., None], maps, 99)
     np.testing.assert_allclose(map_similarity(changed, -maps, inside)[:2], 1)
+    with pytest.raises(ValueError, match=r"mask: must be \(N, H, W\)"):
+        map_similarity(maps, others[..., :1], inside)
 
 
 # Removal
@@ -169,3 +179,28 @@ def test_a_baseline_may_be_made_from_what_stays(ranked):
     np.testing.assert_allclose(curve, [4.5, 4.0, 2.0])
     np.testing.assert_array_equal(faithfulness.removal_curve(np.mean, images, heat, base),
                                   faithfulness.removal_curve(np.mean, images, heat, lambda x, _: np.zeros(x.shape)))
+
+
+@pytest.mark.parametrize("change,message", [
+    ({"maps": np.ones((1, 10, 9, 1))}, "maps: must have the shape of the images"),
+    ({"images": np.full((1, 10, 10, 1), np.inf)}, "images: 100 values are NaN or infinite"),
+    ({"baseline": np.zeros(3)}, "baseline: must have the shape of the images (1, 10, 10, 1) (got (3,))"),
+    ({"baseline": lambda x, gone: x * np.nan}, "baseline: 100 values are NaN"),
+    ({"inside": np.ones((1, 10, 10), bool)}, "inside: must have the shape of the images"),
+    ({"inside": np.zeros((1, 10, 10, 1), bool)}, "inside: must hold something of every image (image 0 has nothing)"),
+    ({"levels": [0.9, 0.5]}, "levels: must fall from 1, to 0 at most, two at least (got [0.9, 0.5])"),
+    *(({"levels": wrong}, "levels: must fall from 1") for wrong in ([1, 0.5, 0.5], [1, 0.5, -0.1], [1], [1, np.nan]))])
+def test_unfit_removal_is_refused_in_one_line(ranked, change, message):
+    given = dict(zip(("images", "maps", "baseline"), ranked)) | change
+    with pytest.raises(ValueError) as caught:
+        faithfulness.removal_curve(np.mean, **given)
+    assert message in str(caught.value) and len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("call,message", [
+    (lambda heat: faithfulness.shuffled_maps(heat, heat[0] > 0), "inside: must have the shape of the maps"),
+    (lambda heat: faithfulness.area_under_removal([1, 0.5]), "curve: must have one value for each of 11 levels")])
+def test_unfit_parts_of_removal_are_refused(call, message):
+    with pytest.raises(ValueError) as caught:
+        call(np.ones((10, 10, 10)))
+    assert message in str(caught.value)

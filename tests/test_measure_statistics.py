@@ -118,6 +118,15 @@ def test_coverage_with_clustered_values():
     assert hits[1] / trials < 0.75
 
 
+@pytest.mark.parametrize("arguments, message", [
+    (([1.0, 2.0], [0]), "one entry a value"),
+    (([1.0, 2.0], [0, 1], 10, 95), "confidence: must lie between 0 and 1"),
+])
+def test_unfit_bootstrap_input_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        measure.mean_interval(*arguments)
+
+
 def test_compare_groups_equals_scipy():
     rng = np.random.default_rng(2)
     a, b = np.round(rng.normal(1, 1, 9), 1), np.round(rng.normal(0, 1, 12), 1)
@@ -135,6 +144,8 @@ def test_compare_groups_known_answers():
     assert np.isnan(measure.compare_groups([3.0, 0.5, 5.0, 1.0], np.arange(9.0))["low"]), "a group of four"
     assert np.isnan(measure.compare_groups(np.arange(5.0) + 9, np.arange(9.0))["low"]), "groups wholly apart"
     assert measure.compare_groups([1.0, 2.0], [1.0, 2.0])["value"] == 0.5
+    with pytest.raises(ValueError, match=r"each group needs a value \(got 0 and 1\)"):
+        measure.compare_groups([np.nan], [1.0])
 
 
 def test_adjusted_p_values_by_hand():
@@ -227,7 +238,13 @@ def test_undefined_precision_is_nan():
     assert np.isnan(measure.confusion_measures(np.array([[2, 0], [0, 0]]))["recall", 1])
 
 
-def test_logits_that_are_not_finite_are_refused(slices):
-    logits, targets, subjects = slices
-    with pytest.raises(ValueError, match="logits: 60 slices hold NaN"):
-        measure.classification_report(np.full_like(logits, np.nan), targets, subjects, GROUPS)
+@pytest.mark.parametrize("change, message", [
+    ({"logits": np.zeros((60, 2))}, r"logits: must be \(N, 3\)"),
+    ({"logits": np.full((60, 3), np.nan)}, "logits: 60 slices hold NaN"),
+    ({"targets": np.full(60, 3)}, r"targets: must be class ids in 0..2"),
+    ({"targets": np.arange(60) % 3}, "targets: subject sub-00 has several classes"),
+])
+def test_unfit_report_input_is_refused(slices, change, message):
+    arguments = dict(zip(("logits", "targets", "subjects"), slices)) | {"groups": GROUPS} | change
+    with pytest.raises(ValueError, match=message):
+        measure.classification_report(**arguments)

@@ -43,11 +43,16 @@ def explainable(model: keras.Model, output: str | int | None = None) -> keras.Mo
     Parameters
     ----------
     model : keras.Model
-        Functional or built Sequential, as all models nested in it. ValueError: subclassed, with inputs that differ in
-        more than their channels, or anything but signals (N, T, M), images (N, H, W, M) or volumes (N, D, H, W, M) to
-        logits (N, n_classes).
+        Functional or built Sequential, as all models nested in it.
     output : str or int, optional
-        Name or number of the output that is explained; needed where there are several (else ValueError).
+        Name or number of the output that is explained; needed where there are several.
+
+    Raises
+    ------
+    ValueError
+        A subclassed model; several outputs and none chosen, or one that it does not have; inputs that differ in more
+        than their channels; anything but signals (N, T, M), images (N, H, W, M) or volumes (N, D, H, W, M) to logits
+        (N, n_classes).
     """
     _check_kind(model)
     names = [one.name for one in model.layers[-1:]] if isinstance(model, keras.Sequential) else list(model.output_names)

@@ -10,15 +10,27 @@ from skimage.restoration import inpaint_biharmonic
 BASELINES = ("zero", "mean", "blurred", "noise")
 #: What may take the place of removed values: every baseline, and what their neighbourhood suggests.
 REPLACEMENTS = (*BASELINES, "inpainted")
+#: In-painted images that are worth a process.
+INPAINTED_EACH = 8
+#: Blur of a blurred baseline, as a share of the image's size along an axis.
+BLUR = 0.1
 
 
 def baseline_images(images, baseline="zero", seed: int = 0) -> np.ndarray:
-    """One baseline per image, (N, ..., M), float32 of the shape of `images`.
+    """One baseline per image, float32 of the shape of `images`.
 
-    ``zero``; ``mean``: each modality's mean over the image; ``blurred``: Gaussian, SD a tenth of the size; ``noise``:
-    normal, with the mean and SD of each modality of the image, the draws (`seed`) being the same for every image. A
-    number fills everything; an array has the shape of `images` or of one image. ValueError: an unknown name, or an
-    array of another shape or with values that are not finite.
+    Parameters
+    ----------
+    images : array-like, (N, ..., M)
+    baseline : {"zero", "mean", "blurred", "noise"}, float, or array-like
+        ``mean``: each modality's mean over the image. ``blurred``: Gaussian, SD a tenth of the size. ``noise``: normal,
+        with the mean and SD of each modality of the image; the draws (`seed`) are the same for every image. A number
+        fills everything; an array has the shape of `images` or of one image.
+
+    Raises
+    ------
+    ValueError
+        Unknown name, or an array of another shape or with values that are not finite.
     """
     images = np.asarray(images, np.float32)
     space = tuple(range(1, images.ndim - 1))
@@ -29,7 +41,7 @@ def baseline_images(images, baseline="zero", seed: int = 0) -> np.ndarray:
         mean = images.mean(space, keepdims=True)
         made = {"zero": lambda: np.zeros_like(images), "mean": lambda: mean + np.zeros_like(images),
                 "blurred": lambda: ndimage.gaussian_filter(
-                    images, [0, *(0.1 * size for size in images.shape[1:-1]), 0], mode="nearest"),
+                    images, [0, *(BLUR * size for size in images.shape[1:-1]), 0], mode="nearest"),
                 "noise": lambda: mean + images.std(space, keepdims=True) * np.random.default_rng(seed).standard_normal(
                     images.shape[1:])}
         return made[baseline]().astype(np.float32)
@@ -65,8 +77,8 @@ def replace_removed(images, removed, baseline="zero", seed: int = 0) -> np.ndarr
     whole = [(i, modality) for i, modality in where if removed[i, ..., modality].all()]
     if whole:
         raise ValueError(f"baseline: nothing of modality {whole[0][1]} of image {whole[0][0]} stays to in-paint from")
-    # A process for every eight images; the function of skimage alone goes there, not this package.
-    workers = max(1, min(cpu_count(), len(where) // 8))
+    # Processes of their own for many images; the function of skimage alone goes there, not this package.
+    workers = max(1, min(cpu_count(), len(where) // INPAINTED_EACH))
     made = Parallel(n_jobs=workers)(
         delayed(inpaint_biharmonic)(*(np.ascontiguousarray(array[i, ..., modality]) for array in (images, removed)))
         for i, modality in where)

@@ -76,10 +76,10 @@ CAM_VARIANTS = {"gradcam_absolute": _absolute, "gradcam_positive": _positive, "a
 class LayerPass(NamedTuple):
     """What one forward and one backward pass say of many layers (shallow to deep).
 
-    ``cams``: by method and layer, raw maps of float32 at the layers' own resolution; ``logits``: (N, n_classes);
-    ``peaks``: by layer, (N, channels), the largest activation of every channel; ``kept``: by layer, (N,), the share of
-    the gradients' size that is left when each channel's are averaged over its cells, ``sum_k |mean g_k| / sum_k mean
-    |g_k|``.
+    ``cams``: by method and layer, raw maps of float32 at the layers' own resolution, (N, t), (N, h, w) or (N, d, h, w);
+    ``logits``: (N, n_classes); ``peaks``: by layer, (N, channels), the largest activation of every channel, which is
+    silent in an image where it is at most 0; ``kept``: by layer, (N,), the share of the gradients' size that is left
+    when each channel's are averaged over its cells, as Grad-CAM does, ``sum_k |mean g_k| / sum_k mean |g_k|``.
     """
 
     cams: dict[str, dict[str, np.ndarray]]
@@ -94,8 +94,7 @@ def layer_cams(model: keras.Model, images, targets, layers: Sequence[str] | None
     """Class activation maps of every wanted layer, from one forward and one backward pass.
 
     Raw values, ``ReLU(sum over channels)`` as each method defines it: maps of one layer can be compared over images,
-    and blank ones are seen (`blank_maps`). One map stands for all input channels. ValueError: see `explainable`,
-    `resolve_layers`; unfit input, an unknown method, a map that is not finite.
+    and blank ones are seen (`blank_maps`). One map stands for all input channels.
 
     Parameters
     ----------
@@ -117,6 +116,11 @@ def layer_cams(model: keras.Model, images, targets, layers: Sequence[str] | None
     -------
     dict of method to dict of layer (shallow to deep) to ndarray of float32
         Of the images' axes (N, H, W), or of the layer's (N, h, w); of signals and volumes likewise.
+
+    Raises
+    ------
+    ValueError
+        See `explainable`, `resolve_layers`, `check_inputs`; unknown method; a map that is not finite.
     """
     images = stacked(images)
     cams = explain_layers(model, images, targets, layers, methods, batch_size).cams

@@ -89,7 +89,11 @@ def _mean_over(model, make, n, images, targets, batch_size):
 
 def smoothgrad(model: keras.Model, images, targets, *, samples: int = 10, noise: float = 0.15, seed: int = 0,
                batch_size: int = 16) -> np.ndarray:
-    """Mean gradient over noisy copies, `samples` of every image (Smilkov et al. 2017); `noise`: SD over its range."""
+    """Mean gradient over noisy copies of the image (Smilkov et al. 2017).
+
+    `noise`: standard deviation, as a share of the image's range (maximum minus minimum over all modalities); `samples`:
+    copies of every image.
+    """
     rng = np.random.default_rng(seed)
     axes = tuple(range(1, images.ndim))
     spread = noise * (images.max(axes, keepdims=True) - images.min(axes, keepdims=True))
@@ -104,7 +108,8 @@ def integrated_gradients(model: keras.Model, images, targets, *, steps: int = 50
                          batch_size: int = 16) -> np.ndarray:
     """Gradient integrated on the straight line from a baseline, times the difference (Sundararajan et al. 2017).
 
-    A map adds up to the score minus the baseline's, but for the Gauss-Legendre quadrature with `steps` points.
+    A map adds up to the score minus the baseline's, but for the Gauss-Legendre quadrature with `steps` points (see
+    `completeness_gap`).
     """
     base = baseline_images(images, baseline, seed)
     nodes, weights = np.polynomial.legendre.leggauss(steps)
@@ -117,7 +122,8 @@ def gradient_shap(model: keras.Model, images, targets, *, samples: int = 5, base
                   batch_size: int = 16) -> np.ndarray:
     """Expected gradient at random points between baseline and image, times the difference (Lundberg and Lee 2017).
 
-    `samples`: points. A map adds up as in `integrated_gradients`, in expectation.
+    `samples`: points, at the same shares of the way for every image. A map adds up as in `integrated_gradients`, in
+    expectation.
     """
     base = baseline_images(images, baseline, seed)
     rng = np.random.default_rng(seed)
@@ -147,7 +153,10 @@ def deeplift(model: keras.Model, images, targets, *, baseline="zero", seed: int 
 
 
 def gradcam(model: keras.Model, images, targets, *, layer: str | None = None, batch_size: int = 16) -> np.ndarray:
-    """Grad-CAM of one layer (default: `last_convolution`), the same map for every modality (Selvaraju et al. 2017)."""
+    """Grad-CAM of one layer, the same map for every modality (Selvaraju et al. 2017).
+
+    `layer`: default: the last convolution (`last_convolution`).
+    """
     layer = layer or last_convolution(model)
     maps = layer_cams(model, images, targets, [layer], ("gradcam",), batch_size)["gradcam"][layer]
     return np.repeat(maps[..., None], images.shape[-1], -1)
@@ -155,6 +164,6 @@ def gradcam(model: keras.Model, images, targets, *, layer: str | None = None, ba
 
 def guided_gradcam(model: keras.Model, images, targets, *, layer: str | None = None,
                    batch_size: int = 16) -> np.ndarray:
-    """Guided back-propagation times Grad-CAM (Selvaraju et al. 2017); `layer` as in `gradcam`."""
+    """Guided back-propagation times Grad-CAM (Selvaraju et al. 2017); parameters as in `gradcam`."""
     return (guided_backprop(model, images, targets, batch_size=batch_size)
             * gradcam(model, images, targets, layer=layer, batch_size=batch_size))

@@ -40,9 +40,9 @@ def window_groups(images, size: int) -> np.ndarray:
 def superpixels(images, segments: int = 50, compactness: float = 0.1, sigma: float = 2.0, mask=None) -> np.ndarray:
     """SLIC superpixels of every image, each modality's own (Achanta et al. 2012; settings of Jin et al. 2022).
 
-    As int64 of the shape of `images`; no two modalities share a number. Smoothed are the values inside the mask alone
-    (normalised convolution, Knutsson and Westin 1993): what lies outside does not darken the rim, so that no superpixel
-    follows it. ValueError: images or mask of another shape, or an image with nothing inside the mask.
+    Smoothed are the values inside the mask alone (normalised convolution, Knutsson and Westin 1993): what lies outside
+    does not darken the rim, so that no superpixel follows it. ValueError: images or mask of another shape, or an image
+    with nothing inside the mask.
 
     Parameters
     ----------
@@ -53,6 +53,11 @@ def superpixels(images, segments: int = 50, compactness: float = 0.1, sigma: flo
         As in `skimage.segmentation.slic`.
     mask : array-like of bool, of the images' axes without modalities, or of one image, optional
         Where there are superpixels (the brain); outside is -1. Default: where any modality is not 0.
+
+    Returns
+    -------
+    ndarray of int64, shape of `images`
+        No two modalities share a number.
     """
     images = np.asarray(images, np.float32)
     if images.ndim not in (4, 5):

@@ -20,16 +20,17 @@ def lrp(model: keras.Model, inputs, targets=None, rule: str | Composite = "epsil
         layers: bool | Sequence[str] = False, batch_size: int = 16, **parameters):
     """Relevance of every input value, and on request of every layer's output, for the score of a class.
 
-    Relevance starts as the target's logit and is handed down by one rule a layer (Bach et al. 2015; Montavon et al.
-    2017, 2019; Kohlbrenner et al. 2020). A bias keeps the part that it has in a denominator, so that the relevance of
-    the input adds up to the logit only in a net without biases. ValueError: a net, layer, input, rule or parameter that
-    does not fit; relevance that is not finite; a baseline that is not zero where the input goes into anything but
-    convolutions or dense layers.
+    Relevance starts as the target's logit and is handed down by one rule a layer. A bias keeps the part that it has in
+    a denominator, so that the relevance of the input adds up to the logit only in a net without biases.
 
     Parameters
     ----------
     model : keras.Model
-        Any that `explainable` can adapt, of the layers that README.md lists.
+        Any that `explainable` can adapt, of convolutions (depthwise, separable and transposed ones too), dense layers,
+        pools, batch norm, dropout, flatten, add, concatenate and activations like ReLU. Batch norm right after a
+        convolution or dense layer without activation is folded into it; elsewhere it shares relevance out as a layer
+        of its own, by the epsilon rule. So do pools of the mean and add. Relevance goes to the winner of a max-pool,
+        and passes activations and dropout as it is.
     inputs : array-like, (N, T, M), (N, H, W, M) or (N, D, H, W, M)
     targets : array-like of int, (N,), or int, optional
         Default: the class that the net predicts.
@@ -52,6 +53,16 @@ def lrp(model: keras.Model, inputs, targets=None, rule: str | Composite = "epsil
     ndarray of float32, shape of `inputs`
         Signed, in units of the logit. With `layers`, a pair: this, and a dict of layer (shallow to deep) to ndarray
         of float32, shape of the layer's output.
+
+    Raises
+    ------
+    ValueError
+        A net, layer, input, rule or parameter that does not fit; relevance that is not finite; a baseline that is not
+        zero where the input goes into anything but convolutions or dense layers.
+
+    References
+    ----------
+    Bach et al. 2015; Montavon et al. 2017, 2019; Kohlbrenner et al. 2020 (which rule for which layer).
     """
     names, batches = _explain(model, inputs, targets, rule, baseline, layers, batch_size, parameters)
     parts = [[part.numpy() for part in (relevance, *of_layers)] for relevance, of_layers in batches]

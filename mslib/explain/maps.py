@@ -7,7 +7,9 @@ from scipy import ndimage
 
 
 def upsample_maps(maps: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    """Half-pixel linear resampling of maps (..., h, w) to `size` (any axes), cells where the network has them.
+    """Half-pixel linear resampling of maps (..., h, w) to `size`, which may have any number of axes.
+
+    Every cell is drawn where the network has it.
 
     Pools that halve an odd side leave its last row out, so that 10 cells of 16 pixels stand for 168: they keep that
     width, and the rest repeats the outermost. Otherwise as `tf.image.resize`, which would stretch them.
@@ -33,16 +35,21 @@ def postprocess(maps, sigma: float, quantile_share: float = 0.99) -> np.ndarray:
 
     Smoothed along every axis of space; divided by the magnitude at which the ascending magnitudes, added up, reach a
     share of their total; clipped; negatives become 0. One divisor serves all modalities of an image, so that they keep
-    their relation. A blank map stays blank. ValueError: unfit maps, a parameter outside its range.
+    their relation. A blank map stays blank.
 
     Parameters
     ----------
     maps : array-like, (N, T, M), (N, H, W, M) or (N, D, H, W, M)
-        Raw attributions, finite.
+        Raw attributions.
     sigma : float
         SD of the Gaussian along every axis of space, in pixels (samples); 0: none.
     quantile_share : float
         Share of the total magnitude below the value that becomes 1; above 0, at most 1 (the maximum becomes 1).
+
+    Raises
+    ------
+    ValueError
+        Maps of another shape or not finite, a parameter outside its range.
     """
     maps = np.asarray(maps, np.float64)
     if maps.ndim not in (3, 4, 5) or not maps.size or not np.isfinite(maps).all():

@@ -14,8 +14,11 @@ import numpy as np
 
 from . import gradient, perturbation
 from .adapt import explainable, stacked
-from .model import choose_targets, predict_copy
+from .model import batches_of, check_inputs, choose_targets, logits_of, predict_copy
 from .occlusion import occlusion
+
+#: Outputs that differ by less than this share of their size are equal in float32.
+EQUAL = 1e-6
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,9 @@ class Method:
 
     ``function`` takes (model, images, targets, *, parameters) to maps of the images' shape; ``family`` is ``gradient``,
     ``activation`` or ``perturbation``; ``per_modality`` says whether every modality has a map of its own, else one map
-    stands for all; ``complete`` whether a map adds up to the score minus that of the baseline.
+    stands for all; ``complete`` whether a map adds up to the score minus that of the baseline. Feature Permutation has
+    a map of each modality here, unlike in Jin et al. 2022, because its default groups are each modality's own
+    superpixels (or windows), the same for all images.
     """
 
     function: Callable
@@ -63,7 +68,11 @@ METHODS = {
 
 
 def covered(method: str, groups) -> np.ndarray:
-    """Where a method can give a value at all, bool, of the shape of `groups`; -1 is never removed."""
+    """Where a method can give a value at all, bool, shape of `groups`: elsewhere 0 because nothing was asked there.
+
+    `groups`: integers, as the methods that take them are given them (`superpixels`); -1 is never removed. True
+    everywhere for a method without groups.
+    """
     groups = np.asarray(groups)
     return groups >= 0 if "groups" in _method(method).parameters else np.ones(groups.shape, bool)
 
@@ -76,11 +85,7 @@ def _method(name):
 
 def attribute(method: str, model: keras.Model, images, targets=None, *, precision: str = "float32",
               **parameters) -> np.ndarray:
-    """Attribute the score of a class to every value of the input: raw float32 maps of the shape of `images`.
-
-    They are signed where the method is, with one channel per modality. ValueError: an unknown method or parameter (the
-    allowed ones are named), a parameter outside its range, a net or an input that cannot be explained, a map that is
-    not finite.
+    """Attribute the score of a class to every value of the input.
 
     Parameters
     ----------
@@ -95,6 +100,17 @@ def attribute(method: str, model: keras.Model, images, targets=None, *, precisio
         In what a perturbation method lets the net predict (see `predict_copy`); others need float32.
     **parameters
         Of the method (``METHODS[method].parameters``).
+
+    Returns
+    -------
+    ndarray of float32, shape of `images`
+        Raw values, signed where the method is; one channel per modality.
+
+    Raises
+    ------
+    ValueError
+        Unknown method or parameter (the allowed ones are named), a parameter outside its range, a net or an input that
+        cannot be explained, a map that is not finite.
     """
     chosen, model, images = _method(method), explainable(model), stacked(images)
     _check_parameters(method, chosen, parameters)
@@ -126,3 +142,36 @@ def _check_parameters(method, chosen, parameters):
         raise ValueError(f"{method}: width must be above 0 (got {given['width']!r})")
     if "noise" in given and not 0 <= given["noise"] < np.inf:
         raise ValueError(f"{method}: noise must be from 0 on (got {given['noise']!r})")
+
+
+def completeness_gap(maps: np.ndarray, model: keras.Model, images, targets, baseline) -> np.ndarray:
+    """How far attributions are from adding up to what they explain, (N,).
+
+    ``|sum of a map - owed| / |owed|`` with ``owed = score - baseline's score``. Where the two scores are equal in
+    float32 the divisor is a millionth of the larger one: so the gap of a map that rightly adds up to nothing stays
+    small, that of another becomes very large, and both stay finite.
+
+    Parameters
+    ----------
+    maps : ndarray, shape of `images`
+        Of a method that should be complete: integrated gradients, DeepLift, the SHAP methods.
+    model, images, targets
+        What was explained.
+    baseline : ndarray, shape of `images`
+        What it was explained against (`baseline_images`).
+
+    Raises
+    ------
+    ValueError
+        Maps or baseline of another shape than the images, or not finite; see `check_inputs`.
+    """
+    images, targets = check_inputs(model, images, targets)
+    maps, baseline = np.asarray(maps), np.asarray(baseline, np.float32)
+    for name, given in (("maps", maps), ("baseline", baseline)):
+        if given.shape != images.shape or not np.isfinite(given).all():
+            raise ValueError(f"{name}: must be finite, of the shape of the images {images.shape} (got {given.shape})")
+    rows = np.arange(len(images))
+    scores = np.array([logits_of(model, batches_of(x, 16))[rows, targets] for x in (images, baseline)])
+    owed, size = scores[0] - scores[1], np.abs(scores).max(0)
+    whole = np.maximum(np.maximum(np.abs(owed), EQUAL * size), np.finfo(np.float32).tiny)
+    return np.abs(maps.reshape(len(maps), -1).sum(1, dtype=np.float64) - owed) / whole

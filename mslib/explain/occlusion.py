@@ -9,17 +9,29 @@ from .baselines import baseline_images
 from .incremental import obstacle, occlusion_losses
 from .model import logits_of
 
+ENGINES = ("auto", "incremental", "full")
+
 
 def occlusion(model: keras.Model, images, targets, *, window: int = 11, stride: int = 5, baseline="zero",
               seed: int = 0, batch_size: int = 64, engine: str = "auto") -> np.ndarray:
     """What the score loses when a window of one modality is covered (Zeiler and Fergus 2014), overlaps averaged.
 
-    Parameters and result as in `mslib.explain.perturbation`. `window`, `stride`: size and step of the window along
-    every axis of space. `engine`: ``full`` predicts the whole net for every window; ``incremental`` computes only what
-    a window can change (`mslib.explain.incremental`): exact, the maps are equal up to rounding (1e-4 of the largest
-    value of the map, where full passes in float32 are that exact themselves); ``auto``: incremental for the nets that
-    it can do, a chain of convolutions, ReLUs and pools with a dense end, else full. ValueError: an unknown engine, or
-    ``incremental`` for a net that it cannot do: the layer is named.
+    Parameters and result as in `mslib.explain.perturbation`.
+
+    Parameters
+    ----------
+    window, stride : int
+        Size and step of the window along every axis of space.
+    engine : {"auto", "incremental", "full"}
+        ``full`` predicts the whole net for every window. ``incremental`` computes only what a window can change
+        (`mslib.explain.incremental`): exact, the maps are equal up to rounding (1e-4 of the largest value of the map,
+        where full passes in float32 are that exact themselves). ``auto``: incremental for the nets that it can do, a
+        chain of convolutions, ReLUs and pools with a dense end; else full.
+
+    Raises
+    ------
+    ValueError
+        Unknown engine; ``incremental`` for a net that it cannot do: the layer is named.
     """
     losses_of = _losses_of(model, engine)
     base = baseline_images(images, baseline, seed)
@@ -61,8 +73,8 @@ def full_losses(model: keras.Model, image, base, places, target: int, batch_size
 
 def _losses_of(model, engine):
     """The engine's function, chosen before anything is computed."""
-    if engine not in ("auto", "incremental", "full"):
-        raise ValueError(f"occlusion: engine must be one of auto, incremental, full (got {engine!r})")
+    if engine not in ENGINES:
+        raise ValueError(f"occlusion: engine must be one of {', '.join(ENGINES)} (got {engine!r})")
     fault = None if engine == "full" else obstacle(model)
     if fault and engine == "incremental":
         raise ValueError(f"occlusion: engine 'incremental' cannot do this net: {fault}; engine='full' can")

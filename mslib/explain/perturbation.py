@@ -24,9 +24,10 @@ from .model import batches_of, logits_of
 
 def coalition_scores(model: keras.Model, image, base, groups, coalitions, target: int,
                      batch_size: int = 64) -> np.ndarray:
-    """Score of a class, (n,) in float64, with the groups of an image replaced that do not stay in `coalitions`.
+    """Score of a class, (n,) in float64, with the groups of an image that do not stay replaced by their baseline.
 
-    These are (n, n_groups), bool; one that comes again is predicted once.
+    `coalitions`, (n, n_groups), says which groups stay; one that comes again is predicted once. `groups` has the shape
+    of `image` and `base`; values at -1 stay always.
     """
     once, places = np.unique(coalitions, axis=0, return_inverse=True)
     stays = np.concatenate([once, np.ones((len(once), 1), bool)], 1)  # the last one answers to -1
@@ -46,8 +47,9 @@ def _spread_over_groups(values, groups):
 def _explain_each(explain: Callable, images, targets, groups, baseline, seed, check: Callable | None = None):
     """Attribution of every image, whatever images stand beside it; 0 in an image without groups.
 
-    `explain` takes (image, base, groups, n_groups, target, rng) and gives a value a group. `check` takes the greatest
-    number of groups of an image and raises what there is to raise, before the net predicts.
+    `explain` takes (image, base, groups, n_groups, target, rng), the groups numbered per image and a generator of the
+    same seed for every image, and gives a value a group. `check` takes the greatest number of groups of an image and
+    raises what there is to raise, before the net predicts.
     """
     groups, counts = number_groups(default_groups(images) if groups is None else groups, images)
     if check is not None:
@@ -75,9 +77,11 @@ def feature_permutation(model: keras.Model, images, targets, *, groups=None, per
                         batch_size: int = 64) -> np.ndarray:
     """What the score loses when a feature group takes another image's values (Fisher et al. 2019).
 
-    The images, two at least (else ValueError), are shifted cyclically by a random number of places, `permutations`
-    times; over all N - 1 shifts each one gets the values of every other image once. The maps depend on which images are
-    given together. `groups` are the same for all images (else ValueError); default: `default_groups` of their mean.
+    The images, two at least (else ValueError), are shifted cyclically by a random number of places, so that each one
+    always gets values of another; over all N - 1 shifts it gets those of every other image once. The maps depend on
+    which images are given together. `groups` are the same for all images (else ValueError), because values change
+    places between them; default: `default_groups` of their mean. `permutations`: over how many different shifts the
+    loss is averaged; from N - 1 on over all of them, exactly.
     """
     if len(images) < 2:
         raise ValueError("feature_permutation: needs two images at least, because values change places between them")
@@ -145,8 +149,9 @@ def kernel_shap(model: keras.Model, images, targets, *, groups=None, samples: in
     """Shapley values by weighted regression over random coalitions (Lundberg and Lee 2017, theorem 2).
 
     Values of the groups add up to the score minus that of the baseline exactly. `samples`: random coalitions, drawn in
-    pairs of complements: for n groups ``2 (n - 1)`` at least (else ValueError), and more where some are drawn twice.
-    600 do for about 150 superpixels; the published 300 were for superpixels that modalities shared.
+    pairs of complements. Because a pair says one thing about n groups, there must be ``2 (n - 1)`` at least (else
+    ValueError), and more where some are drawn twice. 600 do for about 150 superpixels; the published 300 were for
+    superpixels that modalities shared.
     """
     def values(image, base, own, n_groups, target, rng):
         ends = np.array([np.zeros(n_groups, bool), np.ones(n_groups, bool)])
@@ -191,6 +196,9 @@ def _free_design(coalitions):
 
 
 def _efficient_regression(coalitions, gains, total):
-    """Least squares of the gains under the condition that the coefficients add up to `total`: the last is the rest."""
+    """Least squares of the gains under the condition that the coefficients add up to `total`.
+
+    The last coefficient is the rest, which leaves an ordinary regression for the others.
+    """
     found = np.linalg.lstsq(_free_design(coalitions), gains - total * coalitions[:, -1], rcond=None)[0]
     return np.append(found, total - found.sum())

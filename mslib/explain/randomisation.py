@@ -36,10 +36,15 @@ def cascading_randomisation(model: keras.Model, lowest: Sequence[str], draws: in
 
 
 def randomised_copy(model: keras.Model, lowest: str, seed: int = 0) -> keras.Model:
-    """A copy of a net whose layers are drawn anew from the output down to a layer (He normal, bias 0)."""
+    """A copy of a net whose layers are drawn anew from the output down to a layer (He normal, bias 0).
+
+    `lowest` names the last layer that is drawn (ValueError: the net has none of this name).
+    """
+    names = [layer.name for layer in model.layers]
+    if lowest not in names:
+        raise ValueError(f"lowest: must be a layer of the model: {', '.join(names)} (got {lowest!r})")
     clone = _copy(model)
-    place = clone.layers.index(clone.get_layer(lowest))  # ValueError of Keras: no such layer
-    _randomise(clone.layers[place:], np.random.default_rng(seed))
+    _randomise(clone.layers[names.index(lowest):], np.random.default_rng(seed))
     return clone
 
 

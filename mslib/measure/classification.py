@@ -23,17 +23,18 @@ def classification_report(logits, targets, subjects, groups, n: int = 2000, conf
                           seed: int = 0) -> ClassificationReport:
     """Accuracy, balanced accuracy, precision, recall and F1 at slice and subject level.
 
-    A subject's class is that of the mean of its slices' logits. Intervals as in `bootstrap_classification`.
+    A subject's class is that of the mean of its slices' logits.
 
     Parameters
     ----------
     logits : array-like, (N, n_classes)
-        ValueError where they are not finite.
     targets : array-like of int, (N,)
-        True class of every slice, the same for all of a subject.
+        True class of every slice.
     subjects : array-like, (N,)
     groups : sequence of str
         Names of the classes in the order of the logits.
+    n, confidence, seed
+        Of the intervals, as in `bootstrap_classification`.
 
     Returns
     -------
@@ -41,11 +42,13 @@ def classification_report(logits, targets, subjects, groups, n: int = 2000, conf
         ``measures``: one row per level (slice, subject), measure and group (empty for accuracy and balanced
         accuracy) with value, low, high and n (slices or subjects). ``slice_confusion``, ``subject_confusion``: rows
         true, columns predicted. ``subjects``: true and predicted class, number of slices, mean logits of each.
+
+    Raises
+    ------
+    ValueError
+        Shapes differ; targets not among the classes; NaN logits; a subject of two classes.
     """
-    logits, targets = np.asarray(logits, float), np.asarray(targets)
-    if not (finite := np.isfinite(logits).all(axis=1)).all():
-        raise ValueError(f"logits: {np.count_nonzero(~finite)} slices hold NaN or infinity")
-    subject_ids, names = pd.factorize(np.asarray(subjects))
+    logits, targets, subject_ids, names = _check(logits, targets, subjects, groups)
     sizes = np.bincount(subject_ids)
     mean_logits = np.stack([np.bincount(subject_ids, column) for column in logits.T], axis=1) / sizes[:, None]
     subject_targets = np.zeros(len(sizes), int)
@@ -67,8 +70,9 @@ def classification_report(logits, targets, subjects, groups, n: int = 2000, conf
 
 def bootstrap_classification(predicted, targets, subjects, n_classes: int, n: int = 2000,
                              confidence: float = 0.95, seed: int = 0) -> dict[tuple[str, int | None], dict]:
-    """Intervals of every measure of a confusion matrix over subjects, by `confusion_measures`' keys.
+    """Intervals of every measure of a confusion matrix over subjects, by (measure, class): ``value, low, high``.
 
+    `predicted`, `targets`: class ids, (N,); class is None for ``accuracy`` and ``balanced_accuracy``.
     Slices: whole subjects are resampled, within their class where each class has `MIN_SUBJECTS`, else over all.
     One prediction a subject: accuracy, recall and precision are proportions of subjects and get Wilson's interval,
     which has a width even where all are correct. No interval (NaN) below `MIN_SUBJECTS` subjects otherwise (for
@@ -123,3 +127,21 @@ def _confusion(predicted, targets, subject_ids, n_classes):
     shape = (int(subject_ids.max()) + 1, n_classes, n_classes)
     cells = np.ravel_multi_index((subject_ids, np.asarray(targets), np.asarray(predicted)), shape)
     return np.bincount(cells, minlength=np.prod(shape)).reshape(shape)
+
+
+def _check(logits, targets, subjects, groups):
+    logits, targets = np.asarray(logits, float), np.asarray(targets)
+    subject_ids, names = pd.factorize(np.asarray(subjects))
+    if logits.shape != (len(targets), len(groups)) or len(subject_ids) != len(targets) or not len(targets):
+        raise ValueError(f"logits: must be (N, {len(groups)}) with N targets and N subjects (got "
+                         f"{logits.shape}, {targets.shape}, {subject_ids.shape})")
+    finite = np.isfinite(logits).all(axis=1)
+    if not finite.all():
+        raise ValueError(f"logits: {np.count_nonzero(~finite)} slices hold NaN or infinity")
+    if not np.issubdtype(targets.dtype, np.integer) or targets.min() < 0 or targets.max() >= len(groups):
+        raise ValueError(f"targets: must be class ids in 0..{len(groups) - 1} (got {np.unique(targets)[:8]})")
+    pairs = pd.DataFrame({"subject": subject_ids, "target": targets}).drop_duplicates()
+    twice = pairs["subject"].duplicated()
+    if twice.any():
+        raise ValueError(f"targets: subject {names[pairs.loc[twice, 'subject'].iloc[0]]} has several classes")
+    return logits, targets, subject_ids, names

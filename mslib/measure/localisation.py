@@ -5,38 +5,47 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-COLUMNS = (*(f"{name}{kind}" for name in ("auprc", "pointing", "precision", "mass_share", "iou", "half_heat_share")
-             for kind in ("", "_chance")), "q95")
+#: A map without a value above this inside the brain is blank.
+BLANK = 1e-12
+MEASURES = ("auprc", "pointing", "precision", "mass_share", "iou", "half_heat_share")
+COLUMNS = (*(f"{name}{kind}" for name in MEASURES for kind in ("", "_chance")), "q95")
 
 
 def measure_maps(heat, lesion=None, brain=None) -> pd.DataFrame:
-    """All measures of a stack of maps, from one sorting of each map: a row a map.
-
-    Each measure but ``q95`` has its value by chance as ``<name>_chance``, the lesions' share of the brain where
-    nothing else is said. A blank map (no heat in the brain) has NaN everywhere, a slice without lesion in what is
-    measured against lesions. ``attrs["n_blank"]`` counts the blank maps.
-
-    - ``auprc``: area under the precision-recall curve, heat being a voxel's score for lesion, tied voxels entering
-      together, ``sum_n (R_n - R_(n-1)) P_n``, as in scikit-learn.
-    - ``pointing``: 1 where the hottest voxel lies in a lesion (Zhang et al. 2018); among tied maxima the share that
-      does, which is what a random pick would give.
-    - ``precision``: share of lesion among the p hottest voxels, p the number of lesion voxels (Oliveira et al. 2024);
-      of the voxels that tie at the p-th place the expected share.
-    - ``mass_share``: heat in lesions over heat in the brain, the feature portion (Jin et al. 2022).
-    - ``iou``: intersection over union of lesion and map, binarised (>=) at the median of its non-zero values. Chance: k
-      hot voxels laid at random over n brain voxels, L of them lesion, overlap ``m = k L / n`` of these on average, an
-      IoU of ``m / (k + L - m)``.
-    - ``half_heat_share``: spread, the smallest share of the brain that holds half of the heat; .5 if uniform.
-    - ``q95``: 95th percentile of the heat in the brain, linear between voxels.
-    - ``blank``, ``lesion_voxels``, ``brain_voxels``.
+    """All measures of a stack of maps, from one sorting of each map.
 
     Parameters
     ----------
-    heat : array-like, (N, H, W) or (H, W)
-        ValueError: negative or not finite in the brain; a slice without brain; shapes differ.
+    heat : array-like, (N, H, W) or (H, W), not negative
     lesion, brain : array-like of bool, same shape
         Voxels outside the brain do not count. Default: no lesion (only spread and percentile are then defined); brain
         everywhere.
+
+    Returns
+    -------
+    DataFrame
+        One row per map; each measure but ``q95`` with its value by chance as ``<name>_chance``, which is the lesions'
+        share of the brain where nothing else is said. A blank map (no heat in the brain) has NaN everywhere, a slice
+        without lesion in what is measured against lesions. ``attrs["n_blank"]`` counts the blank maps.
+
+        - ``auprc``: area under the precision-recall curve, heat being a voxel's score for lesion, tied voxels entering
+          together, ``sum_n (R_n - R_(n-1)) P_n``, as in scikit-learn.
+        - ``pointing``: 1 where the hottest voxel lies in a lesion (Zhang et al. 2018); among tied maxima the share
+          that does, which is what a random pick would give.
+        - ``precision``: share of lesion among the p hottest voxels, p the number of lesion voxels (Oliveira et al.
+          2024); of the voxels that tie at the p-th place the expected share.
+        - ``mass_share``: heat in lesions over heat in the brain, the feature portion (Jin et al. 2022).
+        - ``iou``: intersection over union of lesion and map, binarised (>=) at the median of its non-zero values.
+          Chance: k hot voxels laid at random over n brain voxels, L of them lesion, overlap ``m = k L / n`` of these
+          on average, an IoU of ``m / (k + L - m)``.
+        - ``half_heat_share``: spread, the smallest share of the brain that holds half of the heat; .5 if uniform.
+        - ``q95``: 95th percentile of the heat in the brain, linear between voxels.
+        - ``blank``, ``lesion_voxels``, ``brain_voxels``.
+
+    Raises
+    ------
+    ValueError
+        Shapes differ; a slice without brain; negative or non-finite heat.
     """
     heat, lesion, brain = _check(heat, lesion, brain)
     rows = []
@@ -56,7 +65,7 @@ def measure_maps(heat, lesion=None, brain=None) -> pd.DataFrame:
 def _measures(values, hot):
     """All measures from the ascending heat of the brain (n) and of its lesions (L)."""
     n, lesions = len(values), len(hot)
-    row = dict.fromkeys(COLUMNS, np.nan) | {"blank": bool(values[-1] <= 1e-12), "lesion_voxels": lesions,
+    row = dict.fromkeys(COLUMNS, np.nan) | {"blank": bool(values[-1] <= BLANK), "lesion_voxels": lesions,
                                             "brain_voxels": n}
     if row["blank"]:
         return row

@@ -45,21 +45,17 @@ def mixed_effects(table: pd.DataFrame, outcome: str, effects: Sequence[str], sub
                   confidence: float = 0.95) -> pd.DataFrame:
     """Effects on an outcome by a linear mixed model with a random intercept per subject (REML).
 
-    Laird and Ware 1982, Biometrics 38:963. Wald t with between-within degrees of freedom (Schluchter and Elashoff 1990,
-    J Stat Comput Simul 37:69): an effect that is constant within every subject has as many as subjects less such
-    parameters (with the intercept), any other as many as rows less subjects less such effects. With the same number of
-    rows from every subject this is the exact analysis. The variances are the only thing that is searched for, along one
-    line, so that a fit takes milliseconds and ends at the boundary where it belongs there; estimates are those of
-    `statsmodels.regression.mixed_linear_model.MixedLM` (tests).
-
     Parameters
     ----------
     table : pandas.DataFrame
-        One row per observation. Rows without outcome, subject or one of the effects are left out.
+        One row per observation. Rows without outcome, subject or one of the effects are left out; ``n`` counts the
+        others.
     outcome, subject : str
         Columns of numbers, and of whose observation it is.
     effects : sequence of str
         Columns of numbers; categories as 0/1 columns. An intercept is added.
+    confidence : float
+        Between 0 and 1.
 
     Returns
     -------
@@ -74,7 +70,23 @@ def mixed_effects(table: pd.DataFrame, outcome: str, effects: Sequence[str], sub
     ValueError
         A column is absent or holds no finite numbers; an effect that is constant or follows from the others; fewer
         subjects or rows than parameters.
+
+    Notes
+    -----
+    Wald t with between-within degrees of freedom: an effect that is constant within every subject has as many as
+    subjects less such parameters (with the intercept), any other as many as rows less subjects less such effects. With
+    the same number of rows from every subject this is the exact analysis: t of a between-subject effect is that of a
+    regression of the subjects' means, t of a visit that of the paired test. The variances are the only thing that is
+    searched for, along one line, so that a fit takes milliseconds and ends at the boundary where it belongs there;
+    `statsmodels.regression.mixed_linear_model.MixedLM` gives the same estimates (tests).
+
+    References
+    ----------
+    Laird and Ware 1982, Biometrics 38:963; Schluchter and Elashoff 1990, J Stat Comput Simul 37:69 (degrees of
+    freedom).
     """
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence: must lie between 0 and 1 (got {confidence})")
     x, y, number = _read(table, outcome, list(effects), subject)
     within = _varies_within(x, number)
     n_subjects = int(number.max()) + 1

@@ -24,9 +24,18 @@ def shapley_values(worths) -> np.ndarray:
     -------
     ndarray of float, (M, ...)
         Adds up to the worth of all minus that of nothing.
+
+    Raises
+    ------
+    ValueError
+        The number of worths is no power of two, or one is not finite.
     """
     worths = np.asarray(worths, float)
-    count = len(worths).bit_length() - 1
+    count = len(worths).bit_length() - 1 if worths.ndim else -1
+    if count < 1 or len(worths) != 2**count:
+        raise ValueError(f"worths: must be one for each subset, 2, 4, 8 ... (got {worths.shape})")
+    if not np.isfinite(worths).all():
+        raise ValueError("worths: hold NaN or infinity")
     values = np.zeros((count, *worths.shape[1:]))
     for subset in range(2**count):
         size = subset.bit_count()
@@ -49,8 +58,12 @@ def importance_correlation(totals, importance) -> np.ndarray:
     With M modalities it takes few values (M = 3: -1, -1/3, 1/3, 1); the mean over many maps is what can be read. NaN
     where tau is not defined: all modalities of a map alike, as in a map that cannot tell them apart or in a blank one;
     a total that is NaN; or all importances alike (then every row). Report how many rows are NaN: to leave them out in
-    silence would favour maps that are often blank.
+    silence would favour maps that are often blank. ValueError where shapes do not fit.
     """
+    totals, importance = np.asarray(totals, float), np.asarray(importance, float)
+    if totals.ndim != 2 or importance.shape != totals.shape[1:]:
+        raise ValueError(f"importance: must have one value for each modality of the totals (N, M) (got "
+                         f"{importance.shape} and {totals.shape})")
     return np.array([kendalltau(row, importance).statistic for row in totals])
 
 
@@ -61,11 +74,7 @@ def correlation_by_chance(modalities: int) -> np.ndarray:
 
 
 def share_inside(maps, mask, brain=None) -> np.ndarray:
-    """Share, (N, M), of every modality's positive attribution inside a mask (feature portion, Jin et al. 2022).
-
-    NaN where a modality has no positive attribution, and for an image with an empty mask: no share is right there. Of
-    all modalities together: ``share_inside(np.maximum(maps, 0).sum(-1, keepdims=True), mask)``. ValueError: shapes
-    differ.
+    """Share of every modality's positive attribution that lies inside a mask (feature portion, Jin et al. 2022).
 
     Parameters
     ----------
@@ -74,6 +83,17 @@ def share_inside(maps, mask, brain=None) -> np.ndarray:
         What a map should mark (lesions): each modality's own, or the same for all.
     brain : array-like of bool, (N, H, W), optional
         What counts. Default: everywhere.
+
+    Returns
+    -------
+    ndarray of float, (N, M)
+        NaN where a modality has no positive attribution, and for an image with an empty mask: no share is right there.
+        Of all modalities together: ``share_inside(np.maximum(maps, 0).sum(-1, keepdims=True), mask)``.
+
+    Raises
+    ------
+    ValueError
+        Shapes differ.
     """
     positive, mask = np.maximum(np.asarray(maps, np.float64), 0), np.asarray(mask, bool)
     if positive.ndim != 4 or mask.shape not in (positive.shape, positive.shape[:3]):
@@ -103,9 +123,13 @@ def feature_importance_score(portions, importance) -> np.ndarray:
 def map_similarity(a, b, mask) -> np.ndarray:
     """Spearman's rank correlation, (N,), of the magnitudes of two maps inside a mask, image by image.
 
-    Maps are (N, H, W, M) or (N, H, W), the mask (N, H, W); all modalities of an image are ranked together. NaN where
-    one of the two maps is constant inside the mask.
+    Maps are (N, H, W, M) or (N, H, W), the mask (N, H, W), else ValueError; all modalities of an image are ranked
+    together. NaN where one of the two maps is constant inside the mask.
     """
-    pairs = ((one[inside].ravel(), other[inside].ravel()) for one, other, inside in zip(np.abs(a), np.abs(b), mask))
+    a, b, mask = np.abs(a), np.abs(b), np.asarray(mask, bool)
+    if a.shape != b.shape or mask.shape != a.shape[:3]:
+        raise ValueError(f"mask: must be (N, H, W) with two maps of one shape (got {mask.shape}, {a.shape} and "
+                         f"{b.shape})")
+    pairs = ((one[inside].ravel(), other[inside].ravel()) for one, other, inside in zip(a, b, mask))
     return np.array([spearmanr(one, other).statistic if np.ptp(one) > 0 and np.ptp(other) > 0 else np.nan
                      for one, other in pairs])

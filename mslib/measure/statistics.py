@@ -38,11 +38,27 @@ def mean_interval(values, subjects, n: int = 2000, confidence: float = 0.95, see
         NaN (blank map, slice without lesion) is left out; count it beforehand. A subject weighs by its number of
         values.
     subjects : array-like, (N,)
-        Whose value it is. Limits are NaN below `MIN_SUBJECTS` with a value and where all resamples agree.
-    n, confidence, seed
-        Resamples, and the share of them between the limits.
+        Whose value it is.
+    n : int
+        Resamples.
+    confidence : float
+        Between 0 and 1.
+    seed : int
+
+    Returns
+    -------
+    dict
+        ``value, low, high``; all NaN when there is no value, limits NaN below `MIN_SUBJECTS` subjects and where all
+        resamples agree.
+
+    Raises
+    ------
+    ValueError
+        Lengths differ; confidence outside (0, 1).
     """
     values, subject_ids = np.asarray(values, float), pd.factorize(np.asarray(subjects))[0]
+    if len(subject_ids) != len(values):
+        raise ValueError(f"subjects: must have one entry a value (got {len(subject_ids)} for {len(values)})")
     known = ~np.isnan(values)
     values, subject_ids = values[known], np.unique(subject_ids[known], return_inverse=True)[1]
     sums, sizes = np.bincount(subject_ids, values), np.bincount(subject_ids)
@@ -77,13 +93,26 @@ def mean_by(table: pd.DataFrame, by: Sequence[str], columns: Sequence[str], trai
 
 
 def bootstrap_means(values, subjects, trainings=None, n: int = 2000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Means, (m,), of many columns and their resamples, (n, m), subjects and trainings drawn independently.
+    """Means of many columns and their resamples, subjects and trainings drawn independently of each other.
 
     Every training explains the same subjects: both factors are crossed, and a value counts as often as its subject was
     drawn times as often as its training was (Owen 2007, The pigeonhole bootstrap, Annals of Applied Statistics 1:386).
-    `percentile_interval` makes limits of the resamples, also of those of a difference or ratio of columns. `values`:
-    (N, m), NaN is left out of its column; `subjects`, `trainings`: (N,), whose value it is (default: one training).
-    Resamples are NaN where fewer than `MIN_SUBJECTS` subjects have a value.
+    `percentile_interval` makes limits of the resamples, also of those of a difference or ratio of columns.
+
+    Parameters
+    ----------
+    values : array-like of float, (N, m)
+        NaN is left out of its column.
+    subjects, trainings : array-like, (N,)
+        Whose value it is; by default there is one training.
+    n, seed : int
+
+    Returns
+    -------
+    means : ndarray, (m,)
+        NaN without a value.
+    resampled : ndarray, (n, m)
+        NaN where fewer than `MIN_SUBJECTS` subjects have a value.
     """
     values = np.asarray(values, float)
     known, subject = ~np.isnan(values), np.unique(np.asarray(subjects), return_inverse=True)[1]
@@ -117,6 +146,7 @@ def percentile_interval(value: float, resampled: np.ndarray, confidence: float) 
 
     Where all resamples agree the limits are NaN: a width of zero would feign certainty.
     """
+    _check_confidence(confidence)
     resampled = resampled[~np.isnan(resampled)]
     low = high = np.nan
     if not np.isnan(value) and len(resampled) and np.ptp(resampled) > 1e-12 * max(1.0, abs(resampled[0])):
@@ -129,22 +159,30 @@ def proportion_interval(correct: float, total: float, confidence: float = 0.95) 
 
     All NaN without any subject. Wilson 1927, J Am Stat Assoc 22:209; `statsmodels.stats.proportion.proportion_confint`.
     """
+    _check_confidence(confidence)
     if not total:
         return dict.fromkeys(("value", "low", "high"), np.nan)
     low, high = proportion_confint(correct, total, alpha=1 - confidence, method="wilson")
     return {"value": float(correct / total), "low": float(low), "high": float(high)}
 
 
+def _check_confidence(confidence):
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence: must lie between 0 and 1 (got {confidence})")
+
+
 def compare_groups(a, b, n: int = 2000, confidence: float = 0.95, seed: int = 0) -> dict[str, float]:
     """Are values of a greater than those of b? One-sided Mann-Whitney U test with its effect size.
 
-    `a`, `b`: one value a subject (average a subject's slices first), one at least; NaN is left out. As a dict:
-    ``value``, ``U / (A B)``, the probability that a subject of a exceeds one of b, 0.5 by chance, with ``low, high``
-    (subjects resampled within their group; NaN where a group has fewer than `MIN_SUBJECTS` subjects or all resamples
-    agree, as of groups wholly apart); ``p``; ``n_a, n_b``: numbers of subjects.
+    `a`, `b`: one value a subject (average a subject's slices first); NaN is left out; ValueError without a value. As a
+    dict: ``value``, ``U / (A B)``, the probability that a subject of a exceeds one of b, 0.5 by chance, with ``low,
+    high`` (subjects resampled within their group; NaN where a group has fewer than `MIN_SUBJECTS` subjects or all
+    resamples agree, as of groups wholly apart); ``p``; ``n_a, n_b``: numbers of subjects.
     """
     a, b = (np.asarray(group, float) for group in (a, b))
     a, b = a[~np.isnan(a)], b[~np.isnan(b)]
+    if not len(a) or not len(b):
+        raise ValueError(f"compare_groups: each group needs a value (got {len(a)} and {len(b)})")
     wins, resampled = np.heaviside(a[:, None] - b, 0.5), np.array([])
     if min(len(a), len(b)) >= MIN_SUBJECTS:
         counts = resample_counts(np.repeat([0, 1], [len(a), len(b)]), n, seed)
