@@ -1,7 +1,5 @@
 """Class activation maps against a peer library, exact identities and slow re-statements of their definitions."""
 
-from collections import Counter
-
 import keras
 import numpy as np
 import pytest
@@ -196,36 +194,19 @@ def test_gradient_times_activation_sums_to_the_logit(bias):
         assert exact == (bias == 0 or layer in ("block5_conv3", "block5_pool")), layer
 
 
-def test_maps_do_not_depend_on_their_batch(small):
-    model, images, targets = small
-    whole, split = (explain.layer_cams(model, images, targets, methods=("gradcam", "gradcam++"), batch_size=size)
-                    for size in (4, 3))
-    for method, of_layer in whole.items():
-        for layer, maps in of_layer.items():
-            assert maps.shape == (4, 32, 32) and maps.dtype == np.float32
-            assert relative(split[method][layer], maps) < 1e-5
-
-
-def test_one_trace_serves_every_batch_size_and_call(small, monkeypatch):
+def test_one_trace_serves_every_batch_size_and_maps_do_not_depend_on_it(small, monkeypatch):
     cam._traced.cache_clear()
     traces, original = [], cam._pass
     monkeypatch.setattr(cam, "_pass", lambda *args: traces.append(1) or original(*args))
     model, images, targets = small
-    for batch_size in (1, 3, 4):
-        maps = explain.layer_cams(model, images, targets, ["block5_conv1", "block2_pool"], batch_size=batch_size)
+    whole, *split = (explain.layer_cams(model, images, targets, ["block5_conv1", "block2_pool"],
+                                        ("gradcam", "gradcam++"), batch_size=size) for size in (4, 3, 1))
     assert len(traces) == 1
-    assert list(maps["gradcam"]) == ["block2_pool", "block5_conv1"], "in the order of the net"
-
-
-def test_one_forward_and_one_backward_pass_down_to_the_lowest_layer(case):
-    """What the outputs of the traced graph need: all convolutions once, and those above block4_conv1 once back."""
-    model, _, _, maps = case
-    traced = cam._traced(model, explain.resolve_layers(model), tuple(maps)).get_concrete_function()
-    wanted = [output.op.name for output in traced.outputs]
-    needed = tf.compat.v1.graph_util.extract_sub_graph(traced.graph.as_graph_def(), wanted).node
-    count, forth, back = Counter(node.op for node in needed), *{"vgg16": (13, 5), "vgg19": (16, 7)}[model.name]
-    assert (count["Conv2D"], count["MaxPool"]) == (forth, 5)
-    assert (count["Conv2DBackpropInput"], count["MaxPoolGrad"], count["Conv2DBackpropFilter"]) == (back, 2, 0)
+    assert list(whole["gradcam"]) == ["block2_pool", "block5_conv1"], "in the order of the net"
+    for method, of_layer in whole.items():
+        for layer, maps in of_layer.items():
+            assert maps.shape == (4, 32, 32) and maps.dtype == np.float32
+            assert all(relative(one[method][layer], maps) < 1e-5 for one in split)
 
 
 def test_upsampling_is_half_pixel_bilinear():
@@ -297,13 +278,6 @@ def test_unfit_models_are_refused_with_the_remedy(make, message):
 
 @pytest.mark.parametrize("change, message", [
     ({"images": np.zeros((2, 32, 32, 1))}, r"images: must be a non-empty \(N, 32, 32, 3\).*got \(2, 32, 32, 1\)"),
-    ({"images": np.zeros((2, 16, 32, 3))}, r"images: must be a non-empty \(N, 32, 32, 3\)"),
-    ({"images": np.zeros((0, 32, 32, 3))}, "images: must be a non-empty"),
-    ({"images": np.full((2, 32, 32, 3), np.nan)}, r"images: 2 of 2 hold NaN or infinity \(first: index 0\)"),
-    ({"targets": np.array([0, 3])}, r"targets: must lie in 0..2, the model's classes \(got 0..3\)"),
-    ({"targets": np.array([-1, 0])}, r"targets: must lie in 0..2"),
-    ({"targets": np.array([0])}, "targets: must be 2 integer class ids"),
-    ({"targets": np.array([0.0, 1.0])}, "targets: must be 2 integer class ids"),
     ({"layers": ["block9_conv1"]}, "layers: 'block9_conv1': not among the layers.*block4_conv3, block4_pool"),
     ({"layers": ["head"]}, "layers: 'head': not among the layers with a spatial output"),
     ({"layers": []}, "layers: none given"),

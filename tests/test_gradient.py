@@ -3,7 +3,6 @@
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from attribution_cases import FIXTURE, blocks, case, convolutional, relative
 from scipy.ndimage import gaussian_filter
 from tf_keras_vis.gradcam import Gradcam
@@ -242,19 +241,9 @@ def test_rules_are_float32_whatever_the_default_policy(flat):
 
 
 @pytest.mark.parametrize("layer", ["conv1", "conv3"])
-def test_gradcam_of_signals_written_out_and_in_tf_keras_vis(layer):
+def test_tf_keras_vis_finds_the_same_gradcam_of_signals(layer):
     model, images, targets, _ = case("1d")
-    until = keras.Model(model.input, model.get_layer(layer).output)
-    behind = keras.Model(model.get_layer(layer).output, model.output)
     ours = explain.layer_cams(model, images, targets, [layer], upsample=False)["gradcam"][layer]
-    for image, target, found in zip(images, targets, ours):
-        activation = tf.Variable(until(image[None]))
-        with tf.GradientTape() as tape:
-            score = behind(activation)[0, int(target)]
-        slopes = tape.gradient(score, activation).numpy()[0]
-        for time, value in enumerate(found):
-            total = sum(slopes[:, k].mean() * activation.numpy()[0, time, k] for k in range(slopes.shape[1]))
-            assert value == pytest.approx(max(total, 0), rel=1e-4, abs=1e-6)
     peer = Gradcam(model, clone=False)(CategoricalScore(targets.tolist()), images, penultimate_layer=layer,
                                        expand_cam=False, normalize_cam=False, seek_penultimate_conv_layer=False)
     assert relative(ours, peer) < 1e-5

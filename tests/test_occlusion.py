@@ -8,7 +8,7 @@ import pytest
 
 from mslib.explain import attribute
 from mslib.explain.incremental import obstacle
-from mslib.explain.occlusion import occlusion, windows
+from mslib.explain.occlusion import occlusion
 
 layers = keras.layers
 
@@ -141,16 +141,6 @@ def test_vgg16_against_full_passes_in_float64():
     agree(occlusion(model, image, [2], engine="full", **more), exact, 1e-3)
 
 
-@pytest.mark.parametrize("engine", ["incremental", "full"])
-def test_alike_among_others_and_in_any_batch(engine):
-    model, images = net_of("valid"), images_of(SMALL, 3)
-    more = {"window": 5, "stride": 4, "engine": engine}
-    whole = occlusion(model, images, [0, 1, 2], **more)
-    agree(occlusion(model, images[1:2], [1], **more), whole[1:2])
-    for batch_size in (1, 5):
-        agree(occlusion(model, images, [0, 1, 2], batch_size=batch_size, **more), whole)
-
-
 def test_weights_may_change_between_calls():
     model, image = NETS["valid"](), images_of(SMALL, 1)
     before = occlusion(model, image, [1], engine="incremental")
@@ -158,15 +148,6 @@ def test_weights_may_change_between_calls():
     after = occlusion(model, image, [1], engine="incremental")
     agree(after, occlusion(model, image, [1], engine="full"))
     assert not np.allclose(before, after)
-
-
-def test_windows_reach_every_value():
-    for size, window, stride in ((13, 3, 2), (13, 5, 5), (4, 11, 5), (224, 11, 5)):
-        met = np.zeros(size, int)
-        for (place,) in windows((size,), window, stride):
-            assert place.stop - place.start == window and place.start < size
-            met[place] += 1
-        assert (met > 0).all()
 
 
 def branched(shape=SMALL):
