@@ -53,15 +53,6 @@ def test_nested_with_softmax_equals_flat_with_logits(pair):
             np.testing.assert_allclose(found[name], expected[name], atol=1e-6, err_msg=name)
 
 
-def test_weights_are_those_of_the_moment(pair):
-    nested, _ = pair
-    before, kept = explainable(nested), nested.get_weights()
-    nested.set_weights([2 * weight for weight in kept])
-    assert explainable(nested) is before
-    np.testing.assert_array_equal(before.get_layer("conv").kernel, nested.layers[0].get_layer("conv").kernel)
-    nested.set_weights(kept)
-
-
 def test_a_sigmoid_and_lower_precision():
     image = keras.Input((12, 12, 3))
     base = stem()

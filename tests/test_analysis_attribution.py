@@ -158,16 +158,6 @@ def test_removal_rewards_the_map_that_the_network_needs(model, slices):
     assert mean["gradient", "zero"] > 0.2 and mean["lime"].max() < 0.05
 
 
-def test_parameters_of_the_study_are_those_of_the_methods():
-    given = {name: value for name, value in SETTINGS.items() if name != "superpixels"}
-    for name in METHODS:
-        chosen = attribution.method_parameters(name, **given, pixel_mm=1.0)
-        assert set(chosen) - {"precision"} <= set(METHODS[name].parameters)
-        assert "precision" not in chosen or METHODS[name].family == "perturbation"
-    assert attribution.method_parameters("occlusion", **given, pixel_mm=2.0)["window"] == 11
-    assert attribution.method_overview(**SETTINGS, pixel_mm=1.0)["method"].tolist() == list(METHODS)
-
-
 def test_a_map_that_follows_the_network_does_not_survive_random_weights(model, slices, monkeypatch):
     monkeypatch.setattr(attribution, "STEPS", {"output": "logits"})
     maps = {"gradient": attribute("gradient", model, slices.images, slices.targets)}

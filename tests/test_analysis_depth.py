@@ -214,11 +214,6 @@ def test_dead_channels_are_found_and_dated(shallow):
 # Curves over depth
 
 
-def test_layers_are_ordered_by_depth():
-    shuffled = ["block5_pool", "image", "block4_pool", "block5_conv1", "block4_conv4", "block5_conv4"]
-    assert depth.layers_of(pd.DataFrame({"layer": shuffled * 2})) == LAYERS
-
-
 def test_known_means_are_found():
     table = depth.depth_table(make_maps(), **DRAWS)
     curve = table[(table["measure"] == "auprc") & (table["source"] == "network")].set_index("layer")
@@ -266,19 +261,6 @@ def test_wrong_slices_untrained_networks_and_blank_maps_are_apart():
     assert (random["high"] - random["low"]).to_numpy() == pytest.approx(2 * 1.96 * 0.05 / 16**0.5, rel=0.15)
 
 
-def test_figures_ask_for_correctly_classified_slices():
-    """Correct by both networks first, then lesions that can be seen, then the group, then the published slices."""
-    units = [("a", "SPMS", 58, 300, (True, False)), ("b", "RRMS", 60, 300, (True, True)),
-             ("c", "SPMS", 90, 300, (True, True)), ("d", "SPMS", 70, 300, (True, True)),
-             ("e", "SPMS", 58, 30, (True, True))]
-    maps = pd.DataFrame([{"subject": subject, "group": group, "slice": number, "area_mm2": area, "correct": correct,
-                          "source": "network", "method": "gradcam", "layer": layer, "backbone": backbone}
-                         for subject, group, number, area, right in units
-                         for backbone, correct in zip(("vgg16", "vgg19"), right) for layer in LAYERS])
-    found = depth.example_candidates(maps)
-    assert found["subject"].tolist() == ["d", "c", "b", "e", "a"] and found["errors"].tolist() == [0, 0, 0, 0, 1]
-
-
 # Tests of depth
 
 
@@ -295,17 +277,6 @@ def test_the_example_is_the_first_place_where_all_networks_are_right():
     assert {name: found.tolist() for name, found in classes.items()} == {"one": [1, 1, 1], "other": [1, 1, 1]}
     errors, subject, index, classes = depth.choose_example(places[:1], networks, stacks.get)
     assert (errors, subject, index.tolist(), classes["one"].tolist()) == (1, "a", [2, 3, 4], [0, 1, 1])
-
-
-def test_one_slice_of_every_size_is_shown(cases, slices):
-    table = slices.table.assign(source="network", method="gradcam", layer="block5_pool", correct=True)
-    table = table.assign(size=np.where(table["area_mm2"] > table["area_mm2"].median(), "large", "small"))
-    images, lesions, brain = depth.size_examples(table, iter(cases))
-    assert len(images) == len(lesions) == len(brain) == table["size"].nunique()
-    assert (np.diff(lesions.sum((1, 2))) >= 0).all()
-    for image, lesion in zip(images, lesions):
-        assert any((image == case.images[i]).all() and (lesion == case.lesions[i]).all()
-                   for case in cases for i in range(len(case.images)))
 
 
 def test_best_layers_are_those_that_go_furthest():

@@ -6,27 +6,17 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
+from test_known_rule import head
 
 from mslib.analysis import known_rule
 from mslib.analysis.attribution import Explained
 from mslib.analysis.relevance import INSIDE, LIFT
-from mslib.nets import SliceSet
 from mslib.nets.known_rule import Experiment, experiments, shortcut_mask
 
 SEQUENCES, MM = ("T1w", "T2w", "FLAIR"), 2.0
 SHAPE = (96, 84, 3)
 DRAWS = {"n": 200, "confidence": 0.95, "seed": 3275}
 LAYERS = ("block3_conv3", "block5_conv3")
-
-
-def head(n=24):
-    """Round brains of uniform grey, six subjects."""
-    rows, columns = np.mgrid[:SHAPE[0], :SHAPE[1]]
-    brain = np.hypot(rows - SHAPE[0] / 2, columns - SHAPE[1] / 2) < 0.45 * min(SHAPE[:2])
-    table = pd.DataFrame({"subject": np.repeat(list("abcdef"), n // 6), "slice": np.tile(np.arange(n // 6), 6),
-                          "group": "control", "target": 0})
-    images = np.repeat((0.4 * brain)[None, ..., None], n, 0).repeat(3, -1)
-    return SliceSet(images.astype(np.float16), table)
 
 
 def reader(score):
@@ -51,7 +41,7 @@ def corner(images):
 def test_the_cue_that_a_network_uses_comes_back():
     def use(score, name):
         experiment = next(one for one in experiments(SEQUENCES) if one.name == name)
-        answers = known_rule.answers_to_cues(reader(score), experiment, head(), SEQUENCES, MM, 7)
+        answers = known_rule.answers_to_cues(reader(score), experiment, head(24, subjects="abcdef"), SEQUENCES, MM, 7)
         return known_rule.accuracy_by_cue(answers, **DRAWS)
 
     flair = use(stripes, "FLAIR").set_index("cue")["value"]
@@ -59,14 +49,6 @@ def test_the_cue_that_a_network_uses_comes_back():
     own, other = (use(score, "shortcut") for score in (corner, stripes))
     assert own["value"].tolist() == [1, 0] and own["subjects"].tolist() == [6, 6]
     assert known_rule.learnt_shortcut(own) and not known_rule.learnt_shortcut(other)
-
-
-def test_marks_are_what_a_map_should_show():
-    marked = Experiment("FLAIR", 2).marked(head(), MM, 0)
-    explained = known_rule.explained_marks(marked, MM)
-    assert explained.images.dtype == np.float32 and explained.features is marked.marks
-    assert explained.targets.tolist() == marked.slices.table["target"].tolist()
-    assert explained.at([3]).subjects.tolist() == ["a"]
 
 
 def test_networks_that_follow_their_rule_and_the_sequence_that_a_method_finds():
@@ -86,16 +68,6 @@ def test_networks_that_follow_their_rule_and_the_sequence_that_a_method_finds():
     assert found["experiment"].tolist() == list(SEQUENCES) and set(found["method"]) == {"lime"}
     np.testing.assert_allclose(found[["decisive", "value"]], [[0.5, 0.25], [0.2, -0.1], [0.1, -0.2]], atol=0.01)
     assert found["low"][0] > 0.2 and found["high"][2] < -0.15
-
-
-def test_the_margin_is_that_to_the_next_sequence_and_paired():
-    rng = np.random.default_rng(0)
-    common = rng.normal(0, 10, 40)[:, None]
-    shares = np.array([40, 30, 35.0]) + [1, 0, 1] * common + rng.normal(0, 0.1, (40, 3))
-    np.testing.assert_allclose(known_rule.margin(shares, 0), 5, atol=0.6)
-    np.testing.assert_allclose(known_rule.margin(shares, 2), -5, atol=0.6)
-    shares[:, 2] = np.nan
-    assert known_rule.margin(shares, 0).mean() == pytest.approx(10 + common.mean(), abs=0.1)
 
 
 def test_relevance_of_the_decisive_sequence_stands_beside_intensity_and_mark():
@@ -154,15 +126,17 @@ def shortcut_of(maps, shown, subjects="abcdefgh"):
 
 def test_the_shortcut_is_exposed_by_attribution_on_it():
     square, rng = shortcut_mask(SHAPE[:2], MM), np.random.default_rng(0)
-    on = np.zeros((8, *SHAPE), np.float32)
+    on, off = np.zeros((2, 8, *SHAPE), np.float32)
     on[:, square] = rng.uniform(0.5, 1, (8, square.sum(), 3))
     on[:, 50, 40] = np.arange(8)[:, None]
+    off[:, 50, 40] = 1
     uniform, every = np.ones_like(on), np.arange(8) > -1
     maps = {"gradient": on, "smoothgrad": uniform, "occlusion": np.zeros_like(on[:7]), "gradcam": 0 * on,
-            "lime": uniform[:7], "feature_permutation": uniform[:7], "LRP epsilon": on}
+            "lime": uniform[:7], "feature_permutation": uniform[:7], "LRP epsilon": on, "deeplift": off}
     table = shortcut_of(maps, every)
     assert table.loc["gradient", "exposed"] and not table.loc["smoothgrad", "exposed"]
     assert table.loc["smoothgrad", "value"] == pytest.approx(square.mean())
+    assert table.loc["deeplift", ["value", "exposed"]].tolist() == [0, False], "it could look and does not"
     assert table.loc["occlusion", "slices"] == 7 and table.loc["LRP epsilon", "exposed"]
     assert table.loc[["occlusion", "gradcam"], "exposed"].isna().all()
     for name in ("lime", "feature_permutation"):  # superpixels of the brain do not reach the corner
@@ -173,16 +147,9 @@ def test_the_shortcut_is_exposed_by_attribution_on_it():
     assert pd.isna(few.loc["gradient", "exposed"]), "no interval of three subjects"
 
 
-def test_a_method_that_could_look_and_does_not_has_not_exposed_it():
-    off = np.zeros((8, *SHAPE), np.float32)
-    off[:, 50, 40] = 1
-    table = shortcut_of({"gradient": off}, np.arange(8) > -1)
-    assert table["value"].tolist() == [0] and table["exposed"].tolist() == [False]
-
-
 def test_layer_scores_of_a_real_network(shallow):
     from mslib.nets import build_classifier
-    explained = known_rule.explained_marks(Experiment("FLAIR", 2).marked(head(6), MM, 0), MM)
+    explained = known_rule.explained_marks(Experiment("FLAIR", 2).marked(head(6, subjects="abcdef"), MM, 0), MM)
     keras.utils.set_random_seed(0)
     table = known_rule.layer_scores(build_classifier("vgg16", 2, SHAPE, narrow=16), explained, np.array([0, 0, 1.0]))
     assert table["layer"].unique().tolist() == ["block3_conv1", "block4_conv1", "block5_conv1"]

@@ -126,11 +126,6 @@ def test_permuted_labels_say_little_of_the_true_class():
     assert not found.equals(permuted_labels(table, GROUPS, 3276))
 
 
-@pytest.mark.parametrize("columns", [["lesion_load_ml"], ["ventricle_volume_ml", "lesion_load_ml"]])
-def test_without_known_volumes_there_is_no_baseline_model(columns):
-    assert networks.baseline_predictions(truth().drop(columns=columns), pd.Series(dtype=str), GROUPS) == {}
-
-
 def test_the_baseline_model_is_not_fitted_to_whom_it_is_tested_on():
     """Labels of tested subjects that contradict those of training are all missed."""
     known = truth()
@@ -140,9 +135,3 @@ def test_the_baseline_model_is_not_fitted_to_whom_it_is_tested_on():
     table = networks.baseline_predictions(known, parts, GROUPS)["logistic", "honest", 1]
     named = table[[f"logit_{group}" for group in GROUPS]].to_numpy().argmax(axis=1)
     assert (named != table["target"]).all() and len(table) == 15
-
-
-def test_the_kept_epoch_of_every_network_is_marked():
-    history = pd.DataFrame({"backbone": "vgg16", "kind": ["honest"] * 4 + ["published"] * 2, "seed": [1, 1, 2, 2, 1, 1],
-                            "epoch": [1, 2] * 3, "val_loss": [0.2, 0.3, 0.5, 0.4, 0.1, 0.2]})
-    assert networks.kept_epochs(history)["best"].tolist() == [True, False, False, True, True, False]

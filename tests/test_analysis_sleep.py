@@ -37,14 +37,6 @@ def eog_alone(tmp_path_factory):
     return model, epochs, predictions.assign(stage=predictions["predicted"].where(predictions.index % 4 > 0, wrong))
 
 
-def test_draws_stand_for_all_epochs(eog_alone):
-    predictions = eog_alone[2]
-    drawn = sleep.draw_by_stage(predictions, 3, 0)
-    groups = drawn.groupby(["recording", "stage"])
-    assert groups.size().max() == 3 and drawn["epoch"].is_monotonic_increasing
-    assert groups["weight"].sum().tolist() == predictions.groupby(["recording", "stage"]).size().tolist()
-
-
 def test_a_network_that_sees_one_modality_has_all_its_relevance_there(eog_alone, monkeypatch):
     monkeypatch.setattr(sleep, "VARIANTS", {"alpha1_beta0": ("alpha1_beta0", {})})
     table = sleep.fold_relevance(*eog_alone, RULE, explained=3, compared=1, seed=0)

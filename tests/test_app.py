@@ -144,15 +144,6 @@ def test_check_tells_faults_and_suspicions(root, capsys):
     assert "fault: sub-P00: sub-P00/ses-M00/anat/sub-P00_ses-M00_T2w.nii.gz: is truncated" in capsys.readouterr().err
 
 
-def test_a_scanner_of_one_group_alone_is_told(root, capsys):
-    for path in root.glob("*/ses-M00/anat/*_T1w.nii.gz"):
-        makers = "GE" if int(path.name[5:7]) < 4 else "Siemens" if int(path.name[5:7]) < 8 else "Philips"
-        path.with_name(path.name.replace(".nii.gz", ".json")).write_text(json.dumps({"Manufacturer": makers}))
-    main(["check", str(root)])
-    assert ("cohort: Manufacturer tells the groups apart (GE: control, Philips: SPMS, Siemens: RRMS)"
-            in capsys.readouterr().out)
-
-
 # The BIDS App
 
 

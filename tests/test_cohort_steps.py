@@ -109,14 +109,6 @@ def test_a_site_that_tells_the_groups_apart_is_a_suspicion_and_no_fault(study, t
     assert read_json(run.folder / "faults.json") == ["sub-03: excluded: no contrast"]
 
 
-def test_patients_without_a_lesion_mask_are_left_out_where_others_have_one(study, tmp_path):
-    people = cohort(tmp_path / "bids", with_mask=["12"], independent=2)
-    run = study(people)
-    prepared(run, people)
-    steps.subjects(run)
-    assert run.explained() == ["12"] == [run.example()]
-
-
 def test_nobody_to_explain_is_told(study, tmp_path):
     people = [one for one in cohort(tmp_path / "bids") if one.group == "control"]
     run = study(people, groups=["control"])

@@ -54,16 +54,6 @@ def test_benchmark_peers_stay_out_of_the_lock():
         assert package not in declared and package not in LOCK
 
 
-def test_every_dependency_says_what_it_is_for():
-    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    blocks = re.findall(r"^(?:dependencies|study|dev) = \[\n(.*?)^\]", text, flags=re.MULTILINE | re.DOTALL)
-    lines = [line for block in blocks for line in block.splitlines() if line.strip()]
-    assert len(blocks) == 3 and len(lines) == len(WANTED)
-    assert [line for line in lines if not re.search(r'",\s*# \S.{3,}', line)] == []
-    for extra in ("bench", "cluster"):
-        assert re.search(rf"^{extra} = \[.*\]\s+# \S", text, flags=re.MULTILINE), f"extra '{extra}' has no comment"
-
-
 def test_the_library_alone_needs_nothing_of_the_study():
     """What its modules import is a dependency, but for the modules that run or publish a study."""
     study = {canonicalize_name(Requirement(line).name) for extra in ("study", "dev") for line in EXTRAS[extra]}

@@ -33,13 +33,6 @@ def tree(cell):
     return ast.parse("\n".join(lines))
 
 
-def test_there_are_notebooks():
-    assert len(NOTEBOOKS) >= 5
-    assert [path.name for path in NOTEBOOKS if not re.fullmatch(r"\d\d_[a-z0-9_]+\.ipynb", path.name)] == []
-    numbers = [path.name[:2] for path in NOTEBOOKS]
-    assert len(set(numbers)) == len(numbers)
-
-
 SCIENCE = {"02": ("evaluate(",), "03": ("layer_cams(", "Gradcam("), "04": ("attribute(", "postprocess("),
            "05": ("lrp(", "relevance_shares("), "06": ("lrp(", "mixed_effects(")}
 

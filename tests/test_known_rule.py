@@ -28,13 +28,14 @@ RECIPE = Recipe(epochs=1, slices_per_subject=8, learning_rate=2e-3, batch_size=8
 N = 120
 
 
-def head(n=N, shape=(96, 84), level=0.4):
-    """Round brains of even grey, two subjects."""
+def head(n=N, shape=(96, 84), subjects="ab"):
+    """Round brains of even grey."""
     rows, columns = np.mgrid[:shape[0], :shape[1]]
     brain = np.hypot(rows - shape[0] / 2, columns - shape[1] / 2) < 0.45 * min(shape)
-    table = pd.DataFrame({"subject": np.repeat(["a", "b"], n // 2), "slice": np.tile(np.arange(n // 2), 2),
+    each = n // len(subjects)
+    table = pd.DataFrame({"subject": np.repeat(list(subjects), each), "slice": np.tile(np.arange(each), len(subjects)),
                           "group": "control", "target": 0})
-    return SliceSet(np.repeat((level * brain)[None, ..., None], n, 0).repeat(3, -1).astype(np.float16), table)
+    return SliceSet(np.repeat((0.4 * brain)[None, ..., None], n, 0).repeat(3, -1).astype(np.float16), table)
 
 
 @pytest.fixture(scope="module")

@@ -130,13 +130,6 @@ def test_incomplete_rows_are_left_out_and_counted(balanced):
     assert found["n"].eq(41).all()
 
 
-def test_one_row_per_subject_is_a_regression(balanced):
-    once = balanced[balanced["drug"] == 0]
-    found = mixed_effects(once, "y", ["age", "woman"])
-    simple = sm.OLS(once["y"], sm.add_constant(once[["age", "woman"]])).fit()
-    assert np.allclose(found["p"], simple.pvalues) and found["singular"].all()
-
-
 @pytest.mark.parametrize("change, effects, message", [
     (lambda t: t, ["dose"], "no column 'dose'"),
     (lambda t: t.drop(columns="subject"), EFFECTS, "no column 'subject'"),

@@ -19,11 +19,6 @@ from mslib.measure.modality import (
 # Shapley
 
 
-def worths_of(worth, modalities):
-    """Worth of every subset, in the order that `shapley_values` wants."""
-    return [worth([m for m in range(modalities) if subset >> m & 1]) for subset in range(2**modalities)]
-
-
 def by_orders(worth, modalities):
     """Mean gain of every modality over all orders in which they can join."""
     orders = list(permutations(range(modalities)))
@@ -45,12 +40,6 @@ def test_shapley_is_the_mean_gain_over_all_orders(modalities):
     values = shapley_values(np.stack([table, 2 * table], 1))
     np.testing.assert_allclose(values, by_orders(worth, modalities)[:, None] * [1, 2], atol=1e-12)
     assert values[:, 0].sum() == pytest.approx(table[-1] - table[0])
-
-
-def test_shapley_of_known_games():
-    np.testing.assert_allclose(shapley_values(worths_of(lambda s: float(0 in s), 3)), [1, 0, 0])
-    np.testing.assert_allclose(shapley_values(worths_of(lambda s: float({0, 1} <= set(s)), 3)), [0.5, 0.5, 0])
-    np.testing.assert_allclose(shapley_values(worths_of(lambda s: 0.2 * len(s), 3)), [0.2, 0.2, 0.2])
 
 
 @pytest.mark.parametrize("worths", [np.zeros(6), np.zeros(1), 3.0, [0, np.nan]])
@@ -195,12 +184,3 @@ def test_unfit_removal_is_refused_in_one_line(ranked, change, message):
     with pytest.raises(ValueError) as caught:
         faithfulness.removal_curve(np.mean, **given)
     assert message in str(caught.value) and len(str(caught.value).splitlines()) == 1
-
-
-@pytest.mark.parametrize("call,message", [
-    (lambda heat: faithfulness.shuffled_maps(heat, heat[0] > 0), "inside: must have the shape of the maps"),
-    (lambda heat: faithfulness.area_under_removal([1, 0.5]), "curve: must have one value for each of 11 levels")])
-def test_unfit_parts_of_removal_are_refused(call, message):
-    with pytest.raises(ValueError) as caught:
-        call(np.ones((10, 10, 10)))
-    assert message in str(caught.value)

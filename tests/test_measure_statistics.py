@@ -74,10 +74,6 @@ def test_wilson_interval(right, total, low, high):
     assert found == pytest.approx({"value": right / total, "low": low, "high": high}, abs=2e-4)
 
 
-def test_no_subject_no_proportion():
-    assert np.isnan(list(measure.proportion_interval(0, 0).values())).all()
-
-
 def test_the_interval_is_that_of_slow_resampling():
     values, subjects = clustered(np.random.default_rng(1))
     values[3] = np.nan

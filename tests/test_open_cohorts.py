@@ -213,13 +213,6 @@ def test_init_and_check_work_on_it(joined, project, capsys):  # noqa: F811
     assert "site-only classifier: site: accuracy" in told
 
 
-def test_one_site_is_not_measured(originals, tmp_path, capsys):
-    open_cohorts.convert("msleseg", originals["msleseg"], tmp_path)
-    main(["check", str(tmp_path)])
-    told = capsys.readouterr().out
-    assert "site-only" not in told and "cohort: site" not in told
-
-
 def test_sites_that_share_the_groups_are_no_suspicion():
     def lines(*pairs):
         return confounded(pd.DataFrame([{"group": group, "age": None, "site": site} for group, site in pairs]))

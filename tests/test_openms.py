@@ -138,33 +138,6 @@ def test_fetch_from_a_folder(base, names, tmp_path):
     assert [name for name in names if before[name] != after[name]] == [damaged]
 
 
-def test_missing_and_damaged_files_are_listed_and_the_rest_goes_on(base, names, tmp_path, capsys):
-    gone, bad = "longitudinal/raw/patient01/study1_T1W.nii.gz", "longitudinal/raw/patient01/study2_T2W.nii.gz"
-    (base / gone).unlink()
-    (base / bad).write_bytes(b"not the file")
-    missing = fetch(tmp_path / "dest", base, names)
-    assert missing == {gone: "No such file or directory",
-                       bad: "its checksum differs from the registered one, so it is not used"}
-    assert capsys.readouterr().out.splitlines() == [f"{name}: could not be had: {why}" for name, why in missing.items()]
-    assert set(tree(tmp_path / "dest")) == set(names) - {gone, bad}
-
-
-def test_interruption_leaves_no_half_file(base, names, tmp_path, monkeypatch):
-    def interrupted(url, output_file, _):
-        Path(output_file).write_bytes(Path(url).read_bytes()[:20])
-        if len(tree(tmp_path / "dest")) > 5:
-            raise KeyboardInterrupt
-        shutil.copyfile(url, output_file)
-
-    monkeypatch.setattr(openms, "_copy", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        fetch(tmp_path / "dest", base, names)
-    done = tree(tmp_path / "dest")
-    assert 0 < len(done) < len(names) and all(sha256(path) == names[name] for name, path in done.items())
-    monkeypatch.undo()
-    assert fetch(tmp_path / "dest", base, names) == {} and len(tree(tmp_path / "dest")) == len(names)
-
-
 def test_full_disk_and_a_file_in_the_way_are_one_line(base, names, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(code, os.strerror(code))

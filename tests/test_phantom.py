@@ -23,7 +23,7 @@ from mslib.cohort import (
     write_dataset,
 )
 from mslib.cohort.phantom import subject_files
-from mslib.study import StudyError, read_json, read_table
+from mslib.study import read_json, read_table
 
 COUNTS = {"control": 100, "RRMS": 100, "SPMS": 100}
 VOXEL = 3.0
@@ -68,11 +68,6 @@ def test_ids_tell_nothing_and_the_draw_repeats(people):
     further = draw_participants({"RRMS": 2}, 3275, prefix="T")
     assert [p.id for p in further] == ["T01", "T02"]
     assert not {p.seed for p in further} & {p.seed for p in people}
-
-
-def test_unknown_group_is_named():
-    with pytest.raises(StudyError, match=r"must be one of control, RRMS, SPMS \(got PPMS\)"):
-        draw_participants({"PPMS": 1}, 1)
 
 
 @pytest.mark.parametrize(("group", "load", "ventricle", "loss", "dark"),
@@ -201,14 +196,6 @@ def test_brains_look_like_real_ones():
         assert ranges["brains"][1] / near < found[name] < ranges["brains"][2] * near, (name, found[name])
 
 
-def test_fluid_is_dark_where_it_should_be(control):
-    assert control.ventricles.sum() * VOXEL**3 / 1000 == pytest.approx(control.volumes["ventricle_ml"], rel=1e-4)
-    fluid = control.ventricles > 0.95
-    for name, low, high in (("T1w", 0.05, 0.25), ("T2w", 1.7, 3), ("FLAIR", 0.1, 0.5)):
-        image = control.images[name]
-        assert low < np.median(image[fluid]) / np.median(image[control.brain]) < high
-
-
 def test_no_move_no_thickness_is_the_identity_and_thick_slices_are_means(control):
     image = control.images["T2w"]
     scan, affine = acquisition.acquire(image, control.affine, scan_of(), VOXEL)
@@ -257,23 +244,14 @@ def dataset(tmp_path_factory):
     return write_dataset(people, root)
 
 
-def test_the_dataset_is_whole_and_describes_itself_as_bids_asks(dataset):
+def test_the_dataset_is_whole_and_says_that_it_is_simulated(dataset):
+    """What else BIDS asks for, the official validator tells."""
     assert (dataset / "README").read_text(encoding="utf-8").startswith("SIMULATED")
+    assert read_json(dataset / "dataset_description.json")["Name"].startswith("SIMULATED")
     table = read_table(dataset / "participants.tsv")
     assert list(table) == ["participant_id", "group", "age", "sex", "edss", "cohort"]
     assert table["cohort"].tolist() == ["study"] * 3 + ["independent"]
     assert all(path.exists() for name in ("001", "002", "003", "T01") for path in subject_files(dataset, name).values())
-    raw, derived = (read_json(folder / "dataset_description.json") for folder in
-                    (dataset, dataset / "derivatives" / "truth"))
-    assert raw["Name"].startswith("SIMULATED") and raw["BIDSVersion"] and raw["DatasetType"] == "raw"
-    assert derived["DatasetType"] == "derivative" and derived["GeneratedBy"][0]["Name"] and derived["BIDSVersion"]
-    described = read_json(dataset / "participants.json")
-    assert all(described[name]["Description"].startswith("simulated ") for name in table if name != "participant_id")
-    images = sorted(dataset.glob("sub-*/anat/*.nii.gz"))
-    assert len(images) == 12
-    for image in images:
-        sidecar = read_json(image.with_name(image.name.replace(".nii.gz", ".json")))
-        assert sidecar["MagneticFieldStrength"] == 3 and 0 < sidecar["EchoTime"] < sidecar["RepetitionTime"]
 
 
 def test_truth_tells_what_the_files_hold(dataset):

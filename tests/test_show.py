@@ -18,7 +18,6 @@ GROUPS = ["control", "RRMS", "SPMS"]
 LAYERS = ["block5_conv1", "block5_conv2", "block5_pool"]
 SEQUENCES = ["T1w", "T2w", "FLAIR"]
 STAGES, MODALITIES = ["W", "N1", "N2", "N3", "REM"], ["EEG", "EOG", "EMG"]
-EVIL = '<script>alert("sub-001")</script><img src=x onerror=alert(1)>'
 RNG = np.random.default_rng(7)
 SLICES = RNG.uniform(0, 1, (3, 16, 14)).astype(np.float32)
 IMAGE = np.moveaxis(SLICES, 0, -1)
@@ -431,19 +430,10 @@ def test_epochs_are_coloured_where_relevance_is_and_nowhere_else():
     (lambda: show.plot_confusions(np.eye(3), GROUPS, ["a"]), r"matrices: must be \(1, 3, 3\)"),
     (lambda: show.plot_layer_grid(SLICES, {"vgg16": {"pool": SLICES[:, :4]}}), "vgg16 pool: maps must be finite, of"),
     (lambda: show.plot_layer_grid(SLICES, {"vgg16": {"pool": SLICES * np.nan}}), "vgg16 pool: maps must be finite"),
-    (lambda: show.plot_size_map(pd.DataFrame({"layer": []}), [], []), r"lesion size: the table lacks \['backbone'"),
     (lambda: show.plot_attributions(IMAGE, {"lime": SLICES}, SEQUENCES), "lime: must be finite, of the shape"),
     (lambda: show.plot_scores(pd.DataFrame({"a": [1]}), ["msfi"]), r"scores: the table lacks \['msfi'"),
-    (lambda: show.plot_shares(pd.DataFrame({"value": [1]}), chance=0, unit=""), r"shares: the table lacks \['low'"),
-    (lambda: show.plot_share_points(pd.DataFrame({"a": []}), [], row="a", group="a"),
-     r"shares: the table lacks \['modality'"),
-    (lambda: show.plot_localisation(pd.DataFrame({"method": []})), r"localisation: the table lacks \[.backbone."),
-    (lambda: show.plot_flow(pd.DataFrame({"layer": []}), None, []), r"flow: the table lacks \['backbone'"),
-    (lambda: show.plot_relations(pd.DataFrame({"q": []}), unit=""), r"effects: the table lacks \['backbone'"),
     (lambda: night.__wrapped__(predicted=np.zeros(3, int)), r"one length, with 3 shares \(got 20, 20, 3 and \(20, 3"),
-    (lambda: night.__wrapped__(shares=np.ones((20, 2))), "with 3 shares"),
-    (lambda: relevant_epochs.__wrapped__(RELEVANCE[:5]), r"N2: signal and relevance must be finite, \(T, 3\)"),
-    (lambda: relevant_epochs.__wrapped__(SIGNAL * np.nan), "must be finite")])
+    (lambda: relevant_epochs.__wrapped__(RELEVANCE[:5]), r"N2: signal and relevance must be finite, \(T, 3\)")])
 def test_wrong_input_is_told(call, message):
     with pytest.raises(ValueError, match=message):
         call()

@@ -20,7 +20,7 @@ from mslib.nets import SliceSet, build_classifier, build_trainable, gather, pred
 from mslib.nets.data import balanced_draw, predict
 from mslib.nets.heads import Head, fit_head, fold_logits
 from mslib.nets.protocols import cached, fine_tune, plain_network, split_network, start_network
-from mslib.nets.train import BalancedBatches, History, Recipe, RefreshBatchNorm, fit, learning_rates
+from mslib.nets.train import BalancedBatches, History, Recipe, fit, learning_rates
 from mslib.nets.vgg import plain_twin
 from mslib.study import StudyError, write_json
 from mslib.study.config import Augmentation
@@ -232,14 +232,6 @@ def test_a_killed_process_goes_on_as_if_never_killed(slices, parts, whole, tmp_p
     assert "net: goes on after epoch 2 of 4\n" in capsys.readouterr().err
 
 
-def test_a_network_that_was_trained_before_is_trained_as_a_new_one(slices, parts, whole, broken_off, tmp_path):
-    """In one process, after other weights, another optimizer state and a resumed training."""
-    model = small_net()
-    fit(model, slices, *parts, RECIPE, broken_off)
-    model = small_net()
-    same(model, fit(model, slices, *parts, RECIPE, tmp_path / "new"), whole)
-
-
 def test_a_finished_training_is_not_repeated(slices, parts, whole, tmp_path, monkeypatch):
     shutil.copytree(whole[2], tmp_path / "net")
     monkeypatch.setattr(History, "on_epoch_begin", None)
@@ -284,12 +276,6 @@ def test_a_backup_without_its_other_files_is_damaged(slices, parts, broken_off, 
     assert named_as_damaged(broken_off, capsys)
 
 
-def test_a_damaged_backup_falls_back_on_the_one_before(slices, parts, broken_off):
-    """A kill while Keras writes the second backup leaves the first."""
-    cut(broken_off / "backup" / "latest.weights.h5")
-    assert begins(slices, parts, broken_off) == (1, 6)
-
-
 def test_the_best_epoch_is_kept_and_waiting_ends(slices, parts, tmp_path, monkeypatch):
     losses, seen, end = iter([0.9, 0.5, 0.7, 0.6, 0.8, 0.1]), [], History.on_epoch_end
 
@@ -322,22 +308,6 @@ def test_too_few_slices(slices, parts, tmp_path):
         with pytest.raises(StudyError, match=words) as caught:
             fit(small_net(), slices, train, validation, replace(RECIPE, batch_size=size), tmp_path)
         assert len(str(caught.value).splitlines()) == 1
-
-
-def test_refreshing_changes_moving_statistics_alone(slices, parts, monkeypatch):
-    monkeypatch.setattr("mslib.nets.train.REFRESH_BATCHES", 80)
-    model = small_net()
-    norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
-    moving = {id(w) for layer in norms for w in (layer.moving_mean, layer.moving_variance)}
-    before = [np.array(w) for w in model.weights]
-    refresh = RefreshBatchNorm(slices, parts[0], RECIPE)
-    refresh.set_model(model)
-    refresh.on_test_begin()
-    for weight, old in zip(model.weights, before):
-        assert np.array_equal(weight, old) == (id(weight) not in moving), weight.path
-    first = keras.Model(model.input, model.layers[1].output)(slices.batch(parts[0])).numpy()
-    np.testing.assert_allclose(norms[0].moving_mean, first.mean((0, 1, 2)), atol=0.05 * first.std())
-    np.testing.assert_allclose(norms[0].moving_variance, first.var((0, 1, 2)), rtol=0.1, atol=1e-4)
 
 
 def test_prediction_does_not_depend_on_the_batch(slices):
