@@ -169,14 +169,6 @@ def test_a_map_that_follows_the_network_does_not_survive_random_weights(model, s
     assert found["similarity"].abs().max() < 0.3
 
 
-def test_repeated_maps_are_alike_but_for_their_size_and_sign(slices):
-    maps, others = ({name: np.random.default_rng(seed).normal(size=slices.images.shape) for seed, name in seeds}
-                    for seeds in (((0, "gradient"), (1, "lime")), ((0, "gradient"), (2, "lime"))))
-    found = attribution.repeat_similarity(maps, others | {"gradient": -2 * others["gradient"]}, slices)
-    found = found.groupby("method")["similarity"]
-    assert found.min()["gradient"] == pytest.approx(1) and found.mean().abs()["lime"] < 0.1
-
-
 def test_the_last_step_of_the_randomisation_counts_with_its_interval():
     rows = pd.DataFrame([{"method": name, "step": step, "subject": f"{i:02d}",
                           "similarity": 0.9 if step == 1 else 0.2 + 0.01 * i, **dict.fromkeys(attribution.SCORES, 0.5),

@@ -16,8 +16,6 @@ from mslib.sleep.staging import build_stager, prediction_table
 RULE, DRAWS = "epsilon_plus", {"n": 200, "confidence": 0.95, "seed": 0}
 
 
-# ---- one fold
-
 @pytest.fixture(scope="module")
 def eog_alone(tmp_path_factory):
     """Four noisy nights and a network whose first layer sees the EOG alone: (network, epochs, predictions)."""
@@ -66,24 +64,6 @@ def test_only_the_modality_that_is_seen_is_missed_and_attributed(eog_alone, monk
     wrong = eog_alone[2].assign(stage=(eog_alone[2]["predicted"] + 1) % 5)
     assert list(sleep.fold_methods(*eog_alone[:2], wrong, 2, 2, 0)) == list(methods), "without rows, the same columns"
 
-
-def test_typical_night_and_epochs(eog_alone):
-    predictions = eog_alone[2]
-    correct = (predictions["stage"] == predictions["predicted"]).groupby(predictions["recording"]).mean()
-    recording = sleep.typical_recording(predictions)
-    assert (correct < correct[recording]).sum() <= 1 and (correct <= correct[recording]).sum() >= 2
-    chosen = sleep.typical_epochs(predictions, recording)
-    assert (chosen["stage"] == chosen["predicted"]).all() and chosen["stage"].is_unique
-    logits = predictions[[f"logit_{stage}" for stage in STAGES]].to_numpy(float)
-    certain = (np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)).max(axis=1)
-    for row in chosen.itertuples():
-        same = (predictions["predicted"] == row.stage) & (predictions["stage"] == row.stage)
-        here = same & (predictions["recording"] == recording)
-        values = np.sort(certain[here if here.any() else same])
-        assert row.probability == pytest.approx(values[(len(values) - 1) // 2], rel=1e-4)
-
-
-# ---- all folds
 
 def shares_by_hand(eeg=50.0, eog=30.0, subjects="abcdef", noise=1.0):
     """One row per epoch, as `fold_relevance` gives them: every stage alike, noise between epochs, correct and wrong."""
@@ -187,8 +167,6 @@ def test_agreement_of_orders():
     assert agreed.loc["LRP epsilon_100", "difference"] == pytest.approx(40 / 3)
 
 
-# ---- age, sex and drug
-
 def nights(subjects=12):
     """Covariates of two nights of every subject."""
     names = [f"s{number:02d}" for number in range(subjects)]
@@ -284,8 +262,6 @@ def test_simulated_effects_are_looked_for_in_their_places():
     nothing = sleep.relevance_recovery(other, {})
     assert nothing.empty and set(nothing) == set(table)
 
-
-# ---- the step
 
 def run(tmp_path, text, *words):
     path = tmp_path / "test.yaml"

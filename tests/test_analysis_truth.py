@@ -10,7 +10,6 @@ import pytest
 import SimpleITK as sitk
 
 from mslib.analysis import truth
-from mslib.prep import SliceStack
 
 AFFINE = np.array([[2.0, 0, 0, -20], [0, 1.0, 0, 5], [0, 0, 3.0, -7], [0, 0, 0, 1]])
 
@@ -124,18 +123,3 @@ def test_the_subject_of_median_load():
                           "lesion_load_ml": [9, 1, np.nan, 4, 0, 0]})
     assert truth.median_subjects(table) == {"RRMS": "d", "control": "f"}  # of 0, 1, 4, 9 the upper of the middle two
     assert truth.median_subjects(table.drop(columns="lesion_load_ml")) == {"RRMS": "c", "control": "f"}
-
-
-def test_examples_are_the_fullest_slices_near_the_middle():
-    lesions = np.zeros((40, 4, 5), bool)
-    lesions[2] = True             # fullest, but too low
-    lesions[33, 1, 1:3] = True
-    lesions[34, 1, 1:2] = True
-    assert truth.fullest_slice(lesions) == 33 and truth.fullest_slice(lesions[:8] & False) == 4
-    images = np.random.default_rng(0).random((40, 4, 5, 3)).astype(np.float16)
-    stack = SliceStack(images, np.ones_like(lesions), lesions, np.arange(40, dtype=np.float32), np.eye(4))
-    healthy = SliceStack(images, stack.brain, lesions & False, stack.z_mm, stack.affine)
-    found = truth.group_examples({"control": healthy, "RRMS": stack})
-    assert found["groups"] == ["control", "RRMS"] and found["z_mm"] == [20, 33]
-    np.testing.assert_array_equal(found["slices"][2, 1], images[33, :, :, 2].astype(np.float32))
-    np.testing.assert_array_equal(found["lesions"], [lesions[0], lesions[33]])

@@ -144,9 +144,6 @@ def test_check_tells_faults_and_suspicions(root, capsys):
     assert "fault: sub-P00: sub-P00/ses-M00/anat/sub-P00_ses-M00_T2w.nii.gz: is truncated" in capsys.readouterr().err
 
 
-# The BIDS App
-
-
 @pytest.fixture
 def snakemake(monkeypatch):
     """What would be called."""

@@ -18,19 +18,15 @@ def flat():
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_refuses_unfit_input_in_one_line(flat, method):
     model, images, targets, _ = flat
-    unfit = [({"images": images[0]}, "images: must be a non-empty (N, any, any, 3) array"),
-             ({"images": images[:0], "targets": targets[:0]}, "images: must be a non-empty"),
-             ({"images": images[..., :2]}, "images: must be a non-empty (N, any, any, 3) array"),
-             ({"images": np.where(images > 0.99, np.nan, images)}, "hold NaN or infinity"),
-             ({"targets": 4}, "targets: must lie in 0..3"),
-             ({"targets": -1}, "targets: must lie in 0..3"),
-             ({"targets": targets[:2]}, "targets: must be 5 integer class ids"),
-             ({"targets": targets + 0.5}, "targets: must be 5 integer class ids"),
-             ({"batch_size": 0}, f"{method}: batch_size must be a whole number from 1 on (got 0)"),
-             ({"images": np.float32(3)}, "images: must be a non-empty"),
-             ({"precision": "half"}, "precision: must be float32, or bfloat16 for perturbation methods"),
-             ({"method": "saliency"}, "method: must be one of gradient, input_x_gradient"),
-             ({"nonsense": 1}, f"{method}: unknown parameter 'nonsense'; allowed: ")]
+    unfit = [({"images": wrong}, "images: must be a non-empty (N, any, any, 3) array")
+             for wrong in (images[0], images[:0], images[..., :2], np.float32(3))]
+    unfit += [({"targets": wrong}, "targets: must lie in 0..3") for wrong in (4, -1)]
+    unfit += [({"targets": wrong}, "targets: must be 5 integer class ids") for wrong in (targets[:2], targets + 0.5)]
+    unfit += [({"images": np.where(images > 0.99, np.nan, images)}, "hold NaN or infinity"),
+              ({"batch_size": 0}, f"{method}: batch_size must be a whole number from 1 on (got 0)"),
+              ({"precision": "half"}, "precision: must be float32, or bfloat16 for perturbation methods"),
+              ({"method": "saliency"}, "method: must be one of gradient, input_x_gradient"),
+              ({"nonsense": 1}, f"{method}: unknown parameter 'nonsense'; allowed: ")]
     known, family = METHODS[method].parameters, METHODS[method].family
     unfit += [({"precision": "bfloat16"}, f"(got 'bfloat16' for {method})")] if family != "perturbation" else []
     unfit += [({name: value}, f"{method}: {name} must be a whole number from 1 on (got {value})") for value in (0, 2.5)
@@ -58,9 +54,6 @@ def test_default_samples_do_for_default_groups(flat, method):
     assert (attribute(method, model, images[:1], targets[:1]) != 0).any()
 
 
-# Modalities
-
-
 @pytest.mark.parametrize("method", [name for name in METHODS if "groups" in METHODS[name].parameters])
 def test_groups_that_span_modalities_give_them_one_value(flat, method):
     model, images, targets, _ = flat
@@ -81,9 +74,6 @@ def test_where_a_method_can_give_a_value(flat):
     assert (attribute("gradient", model, images, targets)[~given] != 0).any()
     with pytest.raises(ValueError, match="method: must be one of gradient"):
         covered("saliency", groups)
-
-
-# Completeness
 
 
 @pytest.fixture(scope="module")
@@ -122,9 +112,6 @@ def test_gap_of_unfit_input_is_refused(adding, change, message):
     with pytest.raises(ValueError) as caught:
         completeness_gap(**(given | change))
     assert message in str(caught.value) and len(str(caught.value).splitlines()) == 1
-
-
-# Precision
 
 
 def test_a_copy_in_bfloat16_agrees_to_its_precision(flat):

@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from mslib.cohort import Cohort, Subject, read_listing, write_listing
+from mslib.cohort import Cohort, Subject
 from mslib.prep.images import as_image
 from mslib.study import StudyError
 
@@ -69,8 +69,6 @@ def expect(root, line, **options):
     assert [str(fault) for fault in left.faults] == [line]
     assert [subject.id for subject in left] == ["002", "003", "004"]
 
-
-# ---- healthy cohorts
 
 def test_healthy_cohort(root):
     cohort = read(root)
@@ -161,14 +159,6 @@ def test_nifti2_plain_and_other_columns(root):
     assert len(read(root, group_column="diagnosis", groups=None)) == 4
 
 
-def test_listing_round_trip(root, tmp_path):
-    cohort = read(root)
-    write_listing(tmp_path / "cohort.json", cohort, root)
-    assert read_listing(tmp_path / "cohort.json", root) == list(cohort)
-
-
-# ---- names and files
-
 def into_a_folder(root):
     (root / T1).unlink()
     (root / T1).mkdir()
@@ -254,8 +244,6 @@ def test_bad_ids_of_folders(root):
                                    "allowed: 'sub-' and ASCII letters or digits" for name in shown]
 
 
-# ---- the table
-
 def test_values_of_the_table(root):
     write_table(root, [("sub-001", "SPMS", "old", "11", "test"), ("sub-002", "rrms", "-3", "", ""),
                        ("sub-003", "", "", "", ""), ("sub-004", "n/a", "121", "-1", "n/a")],
@@ -311,8 +299,6 @@ def test_independent_cohort_does_not_fill_a_group(root):
     assert lines(root, min_per_group=1) == ["group: participants.tsv: group 'RRMS' has 0 usable subjects; "
                                             "allowed: at least 1, for the split"]
 
-
-# ---- the content of images
 
 def truncated_gzip(path):
     path.write_bytes(path.read_bytes()[:-200])
@@ -432,6 +418,3 @@ def test_mask_faults(root, made, found):
     told = lines(root)
     assert len(told) == 1 and told[0].startswith(f"sub-001: {place}: {found}")
     expect(root, told[0])
-
-
-# ---- all together

@@ -65,9 +65,6 @@ def eagerly():
     tf.config.run_functions_eagerly(False)
 
 
-# Peer
-
-
 def peer_net(name, fused=False):
     """The nets of the fixture, ReLUs and batch norm in layers of their own or fused."""
     stored, flat = np.load(FIXTURE), name != "2d"
@@ -137,9 +134,6 @@ def test_zennit_finds_the_same_where_relus_are_fused_and_a_graph_is_traced():
     stored = np.load(FIXTURE)
     ours = lrp(peer_net("2d", fused=True), stored["2d inputs"], stored["targets"])
     assert relative(ours, stored["2d epsilon_plus"]) < 1e-5
-
-
-# Every rule written out
 
 
 def written_out(rule, x, w, b, relevance, epsilon=1e-6, gamma=0.25):
@@ -219,9 +213,6 @@ def test_every_rule_written_out(kind, rule):
         relevance = written_out(rule, values.ravel().astype(np.float64), matrix, bias, relevance, **given)
         assert relative(found[below].ravel(), relevance) < 1e-4, layer.name
         relevance = found[below].ravel().astype(np.float64)  # so that rounding does not add up over layers
-
-
-# What must hold exactly
 
 
 @pytest.mark.usefixtures("eagerly")
@@ -439,9 +430,6 @@ def test_winner_of_a_max_pool_takes_all():
     np.testing.assert_allclose(lrp(model, [[[3.0], [1.0], [2.0], [5.0]]], 0)[0, :, 0], [3, 0, 0, 5], rtol=1e-5)
 
 
-# Shares
-
-
 def test_shares_of_modalities():
     relevance = np.zeros((3, 2, 2, 2), "float32")
     relevance[0, ..., 0], relevance[0, ..., 1] = [[3, -3], [0, 0]], [[1, 0], [0, 1]]
@@ -449,9 +437,8 @@ def test_shares_of_modalities():
     shares = relevance_shares(relevance)
     np.testing.assert_allclose(shares["absolute"], [[75, 25], [25, 75], [np.nan, np.nan]])
     np.testing.assert_allclose(shares["positive"], [[60, 40], [np.nan, np.nan], [np.nan, np.nan]])
-    for wrong in (np.zeros(3), np.full((1, 4, 2), np.nan), np.zeros((0, 4, 2))):
-        with pytest.raises(ValueError, match="relevance: must be finite"):
-            relevance_shares(wrong)
+    with pytest.raises(ValueError, match="relevance: must be finite"):
+        relevance_shares(np.full((1, 4, 2), np.nan))
 
 
 @pytest.mark.usefixtures("eagerly")
@@ -462,9 +449,6 @@ def test_relevance_finds_the_only_modality_that_counts(images, rule):
     kernel[:, :, [0, 2]] = 0
     model.layers[1].set_weights([kernel, bias])
     np.testing.assert_allclose(relevance_shares(lrp(model, images, 0, rule))["absolute"], [[0, 100, 0]] * 4)
-
-
-# Faults
 
 
 def net_of(*chosen, shape=(10, 8, 3)):
@@ -480,8 +464,6 @@ SHARED = layers.Conv2D(3, 3, padding="same", name="twice")
 @pytest.mark.parametrize("chosen,message", [
     ([layers.UnitNormalization(name="odd")], r"'odd' is a UnitNorm.*layers in its place, of DepthwiseConv\*D, Conv"),
     ([layers.Conv2D(3, 3, activation="tanh", name="bent")], "layer 'bent' has the activation tanh.*supported: linear"),
-    ([layers.Activation("softplus", name="bent")], "layer 'bent' has the activation softplus"),
-    ([layers.LayerNormalization(name="odd")], "'odd' is a LayerNormalization"),
     ([lambda x: x + x], r"is a Add, which relevance cannot .* Add, .*; attribute\(\) explains any network"),
     ([SHARED, SHARED], "layer 'twice' stands at several places"),
     ([layers.MaxPooling2D(2, data_format="channels_first", name="turned")], "layer 'turned' has its channels first"),
@@ -512,9 +494,6 @@ def test_relevance_that_is_not_finite_is_refused(images):
     model.layers[-1].set_weights([np.full((7, 3), 1e38), np.zeros(3)])
     with pytest.raises(ValueError, match="lrp: relevance is not finite"):
         lrp(model, images, 0)
-
-
-# Baseline
 
 
 @pytest.mark.usefixtures("eagerly")

@@ -173,27 +173,16 @@ def shared():
     return keras.Model(inputs, layers.Dense(3)(layers.GlobalAveragePooling2D()(conv(conv(inputs)))))
 
 
-def shared_end():
-    inputs, dense = keras.Input(SMALL), layers.Dense(3, name="twice")
-    x = layers.GlobalAveragePooling2D()(layers.Conv2D(3, 3)(inputs))
-    return keras.Model(inputs, dense(dense(x)))
-
-
 UNFIT = {
     "skip": (branched, "layer 'skip' (Add) does not take the output of the layer before it alone"),
     "branch": (hidden_branch, "does not take the output of the layer before it alone"),
-    "shared at the end": (shared_end, "layer 'twice' (Dense) does not give the net's output"),
     "shared": (shared, "does not take the output of the layer before it alone"),
     "norm": (lambda: net(SMALL, layers.Conv2D(3, 3), layers.LayerNormalization(name="odd"), *mean_head()),
              "layer 'odd' (LayerNormalization) is of no kind that is allowed here"),
     "tanh": (lambda: net(SMALL, layers.Conv2D(3, 3, activation="tanh", name="bent"), *mean_head()),
              "layer 'bent' (Conv2D) uses tanh, not ReLU"),
-    "ceiling": (lambda: net(SMALL, layers.Conv2D(3, 3), layers.ReLU(6, name="bent"), *mean_head()),
-                "layer 'bent' (ReLU) uses a ReLU with slope, threshold or ceiling"),
     "dilation": (lambda: net(SMALL, layers.Conv2D(3, 3, dilation_rate=2, name="wide"), *mean_head()),
                  "layer 'wide' (Conv2D) has dilation or groups"),
-    "groups": (lambda: net(SMALL, layers.Conv2D(3, 3, groups=3, name="apart"), *mean_head()),
-               "layer 'apart' (Conv2D) has dilation or groups"),
     "dense in space": (lambda: net(SMALL, layers.Dense(4, name="early"), *mean_head()), "layer 'early' (Dense)"),
     "signals": (lambda: net((20, 3), layers.Conv1D(4, 3), layers.GlobalAveragePooling1D(), layers.Dense(3)),
                 "the input is not of images")}

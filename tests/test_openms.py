@@ -100,8 +100,6 @@ def fetch(dest, base, names):
     return openms.fetch(dest, base, names=names)
 
 
-# ---- where from
-
 def test_base_address(base, tmp_path, monkeypatch):
     monkeypatch.delenv("MSLIB_DATA", raising=False)
     assert openms.base_address() == openms.BASE
@@ -122,8 +120,6 @@ def test_registry():
     assert len(known) == 62 and all(len(value) == 64 for value in known.values())
     assert all(name.startswith(("cross_sectional/", "longitudinal/")) and ".." not in name for name in known)
 
-
-# ---- download
 
 def test_fetch_from_a_folder(base, names, tmp_path):
     (base / "cross_sectional/not_registered.txt").write_text("x")
@@ -185,7 +181,7 @@ def server(base):
         made.shutdown()
 
 
-def test_fetch_by_http(base, server, names, tmp_path):
+def test_by_http_missing_and_damaged_files_are_listed_and_the_rest_goes_on(base, server, names, tmp_path, capsys):
     listed = sorted(names)
     gone, bad, cut = listed[2], listed[6], listed[9]
     (base / gone).unlink()
@@ -194,6 +190,7 @@ def test_fetch_by_http(base, server, names, tmp_path):
     missing = fetch(tmp_path / "dest", server, names)
     assert missing[gone] == "the server answers 404 File not found"
     assert missing[bad].startswith("its checksum differs") and set(missing) == {gone, bad, cut}
+    assert capsys.readouterr().out.splitlines() == [f"{name}: could not be had: {why}" for name, why in missing.items()]
     assert set(tree(tmp_path / "dest")) == set(names) - {gone, bad, cut}
 
 
@@ -222,8 +219,6 @@ def test_killed_download_goes_on(base, server, names, tmp_path):
     assert fetch(tmp_path / "dest", server, names) == {}
     assert checksums(tmp_path / "dest") == names
 
-
-# ---- conversion
 
 @pytest.fixture(scope="module")
 def converted(database, tmp_path_factory):
@@ -315,8 +310,6 @@ def test_transforms_are_composed_right(converted, database):
     files = [raw / f"study1_{name}_intrastudy_to_FLAIR.txt" for name in ("T1W", "T2W")]
     check_transforms(converted[0], "sub-L01s1", *files, 1e-9)
 
-
-# ---- the real patients
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory):

@@ -56,8 +56,6 @@ def digest(root):
             for path in sorted(Path(root).rglob("*")) if path.is_file()}
 
 
-# People
-
 def test_ids_tell_nothing_and_the_draw_repeats(people):
     assert people == draw_participants(COUNTS, 3275)
     assert people != draw_participants(COUNTS, 3276)
@@ -108,8 +106,6 @@ def test_nuisance_alone_does_not_tell_the_groups(people):
     assert nuisance_accuracy(people, [p.disease.load_ml for p in people]).low > 0.6  # the test can see a difference
 
 
-# Lesions
-
 def test_volumes_sum_to_the_load_and_follow_the_real_law():
     rng = np.random.default_rng(0)
     loads = [p.disease.load_ml for p in draw_participants({"RRMS": 60}, 2)]
@@ -121,15 +117,6 @@ def test_volumes_sum_to_the_load_and_follow_the_real_law():
     logs = np.log(np.concatenate(volumes))
     assert logs.mean() == pytest.approx(3.27, abs=0.2) and logs.std() == pytest.approx(1.37, abs=0.25)
     assert np.median([lesions.draw_number(rng, 15) for _ in range(400)]) == pytest.approx(82, rel=0.1)
-
-
-def test_locations_meet_their_shares():
-    rng = np.random.default_rng(1)
-    for group, shares in lesions.SHARES.items():
-        volumes = lesions.draw_volumes(rng, 30, 120)
-        where = lesions.assign_locations(rng, volumes, shares)
-        got = np.bincount(where, weights=volumes, minlength=4) / volumes.sum()
-        assert np.abs(got - shares).max() < 0.06, group
 
 
 def test_lesions_lie_in_white_matter_at_their_place_and_hold_the_load(head):
@@ -179,8 +166,6 @@ def test_numbers_and_volumes_beside_real_masks():
     assert inside >= 0.8 * len(paths)
     assert stats.ks_2samp(real, drawn).statistic < 0.2
 
-
-# Scans
 
 def test_brains_look_like_real_ones():
     """A patient of typical tissue at 1 mm, with noise and the blur of two interpolations, measured as real ones."""
@@ -232,8 +217,6 @@ def test_noise_and_bias_field_have_their_strength():
     assert field.min() < 0.75 or field.max() > 1.25
     assert max(np.abs(np.diff(field, axis=k)).max() for k in range(3)) < 0.05
 
-
-# The dataset
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):

@@ -8,8 +8,6 @@ import pytest
 from mslib.explain import REPLACEMENTS, baseline_images, postprocess, replace_removed
 from mslib.measure import removal_curve
 
-# Post-processing
-
 
 def smoothed(line, sigma):
     """A line under a sampled Gaussian of four SD, mirrored at its ends."""
@@ -71,19 +69,12 @@ def test_a_blank_map_stays_blank_and_one_value_becomes_one():
 
 @pytest.mark.parametrize("given,message", [
     ({"maps": np.zeros((4, 4))}, "maps: must be finite, (N, H, W, M), (N, T, M) or (N, D, H, W, M)"),
-    ({"maps": np.zeros((0, 4, 4, 3))}, "not empty"),
-    ({"maps": np.full((1, 4, 4, 3), np.nan)}, "48 values not finite"),
-    ({"sigma": -1}, "sigma must be from 0 on"),
-    ({"sigma": np.nan}, "sigma must be from 0 on"),
-    ({"quantile_share": 0}, "quantile_share above 0, at most 1"),
-    ({"quantile_share": 1.01}, "quantile_share above 0, at most 1")])
+    ({"maps": np.full((1, 4, 4, 3), np.nan)}, "48 values not finite"), ({"sigma": -1}, "sigma must be from 0 on"),
+    ({"quantile_share": 0}, "quantile_share above 0, at most 1")])
 def test_unfit_maps_are_refused_in_one_line(given, message):
     with pytest.raises(ValueError) as caught:
         postprocess(**{"maps": np.ones((1, 4, 4, 3)), "sigma": 1} | given)
     assert message in str(caught.value) and len(str(caught.value).splitlines()) == 1
-
-
-# Replacement baselines
 
 
 @pytest.fixture(scope="module")
@@ -132,11 +123,8 @@ def test_a_removal_curve_with_inpainted_values():
 
 
 @pytest.mark.parametrize("given,message", [
-    ({"removed": np.zeros((1, 4, 4), bool)}, "removed: must be bool of the shape of the images"),
-    ({"removed": np.zeros((1, 4, 4, 3))}, "removed: must be bool"),
-    ({"images": np.full((1, 4, 4, 3), np.nan)}, "images: hold NaN"),
+    ({"removed": np.zeros((1, 4, 4, 3))}, "removed: must be bool of the shape of the images"),
     ({"baseline": "painted"}, "an array or one of zero, mean, blurred, noise, inpainted (got 'painted')"),
-    ({"baseline": np.nan}, "baseline: holds NaN"),
     ({}, "baseline: nothing of modality 0 of image 0 stays to in-paint from")])
 def test_unfit_replacements_are_refused_in_one_line(given, message):
     with pytest.raises(ValueError) as caught:

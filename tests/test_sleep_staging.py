@@ -41,8 +41,6 @@ def fitted(epochs, tmp_path_factory):
     return fit_fold(epochs, FOLDS[0], tmp_path_factory.mktemp("unbroken"), **TINY)
 
 
-# ---- the network
-
 def test_network_is_the_published_one():
     model = build_stager()
     convolutions = [(layer.filters, layer.kernel_size[0]) for layer in model.layers
@@ -57,23 +55,6 @@ def test_network_is_the_published_one():
     with pytest.raises(ValueError, match="pool: 8 leaves nothing of 100 samples"):
         build_stager(100, pool=8)
 
-
-def test_class_weights_balance():
-    stages = np.array([0] * 6 + [2] * 3 + [4])
-    weights = class_weights(stages)
-    assert weights[[1, 3]].tolist() == [0, 0]
-    totals = np.bincount(stages, weights[stages])
-    np.testing.assert_allclose(totals[[0, 2, 4]], 10 / 3)
-
-
-def test_a_loss_that_is_no_number_is_told(tmp_path):
-    passes = staging._Passes(tmp_path / "history.csv", [], None, 4, 0)
-    passes.set_model(staging._compiled(build_stager(120, 2), 0.25))
-    with pytest.raises(ValueError, match=r"loss of pass 3 is no number; allowed: a lower learning_rate than 0.25"):
-        passes.on_epoch_end(2, {"loss": 1.0, "accuracy": 0.5, "val_loss": np.nan, "val_accuracy": 0.5})
-
-
-# ---- resumed as unbroken
 
 @pytest.fixture(scope="module")
 def cut(epochs, tmp_path_factory):
@@ -128,8 +109,6 @@ def test_a_training_cut_short_ends_as_an_unbroken_one(epochs, fitted, cut, tmp_p
         np.testing.assert_array_equal(one, other)
 
 
-# ---- folds
-
 @pytest.mark.parametrize(("n", "n_folds"), [(22, 10), (22, 5), (3, 3)])
 def test_folds_share_nobody(n, n_folds):
     subjects = [f"s{number:02d}" for number in range(n)]
@@ -163,8 +142,6 @@ def test_easy_stages_are_learnt_in_people_not_seen(epochs, fitted, tmp_path):
     pd.testing.assert_frame_equal(prediction_table(fitted[0], epochs, FOLDS[0].test, batch_size=7), table, rtol=1e-4,
                                   atol=1e-5)
 
-
-# ---- scores
 
 def test_scores_by_hand():
     stages, predicted = [0, 0, 1, 2, 2, 2], [0, 1, 1, 2, 2, 0]

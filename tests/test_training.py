@@ -176,9 +176,6 @@ def test_batches_depend_on_seed_and_epoch_alone(slices, parts):
     assert not np.array_equal(BalancedBatches(slices, parts[0], replace(RECIPE, seed=6))[0][0], other[0][0])
 
 
-# Repeat and resume
-
-
 def test_a_training_goes_on_where_history_and_best_weights_are_ahead_of_the_backup(slices, parts, whole, tmp_path,
                                                                                    monkeypatch):
     save = keras.callbacks.BackupAndRestore.on_epoch_end
@@ -197,6 +194,8 @@ def test_a_training_goes_on_where_history_and_best_weights_are_ahead_of_the_back
     model = small_net()
     same(model, fit(model, slices, *parts, RECIPE, tmp_path), whole)
     assert epochs == [1, 2, 3], "only what was unfinished is trained"
+    same(model, fit(model, slices, *parts, RECIPE, tmp_path), whole)
+    assert epochs == [1, 2, 3], "a finished training is not repeated"
 
 
 def test_a_kill_between_the_two_files_of_a_backup(slices, parts, whole, broken_off):
@@ -232,13 +231,6 @@ def test_a_killed_process_goes_on_as_if_never_killed(slices, parts, whole, tmp_p
     assert "net: goes on after epoch 2 of 4\n" in capsys.readouterr().err
 
 
-def test_a_finished_training_is_not_repeated(slices, parts, whole, tmp_path, monkeypatch):
-    shutil.copytree(whole[2], tmp_path / "net")
-    monkeypatch.setattr(History, "on_epoch_begin", None)
-    model = small_net()
-    same(model, fit(model, slices, *parts, RECIPE, tmp_path / "net"), whole)
-
-
 def named_as_damaged(folder, capsys):
     lines = [line for line in capsys.readouterr().err.splitlines() if "damaged backup" in line]
     return len(lines) == 1 and lines[0].startswith(f"net: damaged backup in {folder}") and lines[0].endswith(
@@ -258,21 +250,15 @@ def test_a_training_with_a_damaged_backup_starts_again(slices, parts, whole, bro
     assert named_as_damaged(broken_off, capsys)
 
 
-def begins(slices, parts, folder):
-    """Epoch at which a training in the folder would go on, and the steps behind it."""
+@pytest.mark.parametrize("missing", ["history.csv", "best.weights.h5"])
+def test_a_backup_without_its_other_files_is_damaged(slices, parts, broken_off, capsys, monkeypatch, missing):
     def begin(self, epoch, logs=None):
         raise KeyboardInterrupt(epoch, int(self.model.optimizer.iterations))
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt) as caught:
-        patch.setattr(History, "on_epoch_begin", begin)
-        fit(small_net(), slices, *parts, RECIPE, folder, "net")
-    return caught.value.args
-
-
-@pytest.mark.parametrize("missing", ["history.csv", "best.weights.h5"])
-def test_a_backup_without_its_other_files_is_damaged(slices, parts, broken_off, capsys, missing):
     (broken_off / missing).unlink()
-    assert begins(slices, parts, broken_off) == (0, 0)
+    monkeypatch.setattr(History, "on_epoch_begin", begin)
+    with pytest.raises(KeyboardInterrupt, match=r"^\(0, 0\)$"):
+        fit(small_net(), slices, *parts, RECIPE, broken_off, "net")
     assert named_as_damaged(broken_off, capsys)
 
 
@@ -310,15 +296,6 @@ def test_too_few_slices(slices, parts, tmp_path):
         assert len(str(caught.value).splitlines()) == 1
 
 
-def test_prediction_does_not_depend_on_the_batch(slices):
-    model, rows = small_net(), np.arange(0, len(slices.table), 3)
-    at_once = predict(model, slices, rows=rows)
-    np.testing.assert_allclose(predict(model, slices)[rows], at_once, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(predict(model, slices, rows=rows[5:6])[0], at_once[5], rtol=1e-5, atol=1e-6)
-    assert at_once.dtype == "float32" and at_once.shape == (len(rows), 3)
-    assert predict(model, slices, rows=rows, dtype="float16").dtype == "float16"
-
-
 SUM_OF_THREE = """
 import os, pathlib
 import tensorflow as tf
@@ -350,9 +327,6 @@ def test_a_training_keeps_sums_in_order(whole):
     assert tf.config.optimizer.get_experimental_options()["disable_meta_optimizer"]
 
 
-# Areas beside the class
-
-
 def with_areas(slices):
     """Every slice gets a brighter band; areas are its share of the slice, and half of that."""
     rows, images = np.random.default_rng(1).integers(0, 13, len(slices.table)), slices.images.copy()
@@ -378,9 +352,6 @@ def test_areas_are_learned_as_much_as_they_weigh_and_the_class_beside_them(slice
     assert np.mean(loss) == pytest.approx(best["val_loss"], rel=1e-4)
     assert (logits.argmax(1) == target).mean() == pytest.approx(best["val_accuracy"])
     assert best["val_accuracy"] > 0.8, "the class is learned beside"
-
-
-# Kinds of network
 
 
 QUICK = replace(RECIPE, epochs=2, slices_per_subject=4, learning_rate=1e-3, batch_size=12, augmentation=None)
@@ -440,9 +411,6 @@ def test_above_frozen_blocks_the_rest_learns_from_a_fitted_last_layer(tmp_path, 
     expected = after(slices.batch(np.arange(48), [0, 0, 0])).numpy()
     tolerance = 2e-3 if precision == "float32" else 0.05
     np.testing.assert_allclose(logits, expected, atol=tolerance * np.abs(expected).max())
-
-
-# Last layers on cached features
 
 
 def blobs(subjects=20, n=6, identity=0.0, seed=0):
