@@ -358,15 +358,6 @@ def test_direction_of_the_percentile_comparison(q95, auc):
         assert (row["p"] < 0.001) == (auc == 1) and np.isnan(row["low"]), "groups wholly apart have no interval"
 
 
-def test_a_blank_map_has_a_percentile_of_0_and_an_absent_group_is_not_compared():
-    """The lower group's maps are blank: the other exceeds it although no value is left of it."""
-    maps = make_maps(q95=(2.0, 1.0)).assign(blank=lambda rows: rows["group"] == "RRMS")
-    maps.loc[maps["blank"], "q95"] = np.nan
-    assert (depth.percentile_comparison(maps, **DRAWS)["value"] == 1).all()
-    alone = depth.percentile_comparison(maps[maps["blank"]], **DRAWS)
-    assert alone.empty and {"value", "p_holm"} <= set(alone)
-
-
 def test_lobes_of_one_group_beside_the_other():
     maps = make_maps()
     table = depth.lobe_table(maps, **DRAWS).set_index(["group", "lobe"])

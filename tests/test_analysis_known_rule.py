@@ -108,14 +108,6 @@ def test_an_earlier_layer_repairs_grad_cam_beyond_its_interval():
     assert (curves["chance"] == 0.1).all() and (curves["blank"] == 0).all()
 
 
-def test_a_network_that_needs_no_sequence_is_left_out_of_the_gain():
-    lost = of_layers((0.6, 0.3)).assign(experiment="b", msfi=np.nan, chance=np.nan)
-    own = of_layers((0.6, 0.3)).assign(experiment="a")
-    assert set(known_rule.layer_gain(pd.concat([own, lost]), **DRAWS)["experiment"]) == {"a"}
-    assert known_rule.layer_gain(lost, **DRAWS).empty
-    assert known_rule.layer_curves(lost, **DRAWS)["value"].isna().all()
-
-
 def shortcut_of(maps, shown, subjects="abcdefgh"):
     images = np.full((8, *SHAPE), 0.2, np.float32)
     images[:, :30] = 0

@@ -325,9 +325,3 @@ def test_every_kernel_is_drawn_with_the_spread_of_what_an_output_reads():
     read = [9, 9, 64, 50]  # values
     kernels = [weight.numpy() for layer in found for weight in layer.weights if "kernel" in weight.name]
     np.testing.assert_allclose([kernel.std() for kernel in kernels], np.sqrt(2 / np.array(read)), rtol=0.1)
-
-
-@pytest.mark.parametrize("lowest", [["block9_conv1"], ["block4_conv1", "block5_conv1"], []])
-def test_steps_of_randomisation_go_from_deep_to_shallow(small, lowest):
-    with pytest.raises(ValueError, match="lowest: must name layers of the model, deep to shallow"):
-        next(explain.cascading_randomisation(small[0], lowest))

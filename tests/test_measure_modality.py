@@ -31,12 +31,6 @@ def test_shapley_is_the_mean_gain_over_all_orders(modalities):
     assert values[:, 0].sum() == pytest.approx(table[-1] - table[0])
 
 
-@pytest.mark.parametrize("worths", [np.zeros(6), np.zeros(1), 3.0, [0, np.nan]])
-def test_worths_that_are_none(worths):
-    with pytest.raises(ValueError, match="worths: "):
-        modality.shapley_values(worths)
-
-
 def test_correlation_with_importance():
     totals = [[3, 2, 1], [1, 2, 3], [1, 3, 2], [2, 2, 2]]
     found = modality.importance_correlation(totals, [0.6, 0.3, 0.1])

@@ -216,15 +216,3 @@ def test_a_class_of_one_subject_does_not_narrow_the_slices():
     predicted = np.where(subjects == 5, 0, targets)
     found = accuracy(predicted, targets, subjects)
     assert found["low"] < 0.6 and found["high"] == 1
-
-
-@pytest.mark.parametrize("change, message", [
-    ({"logits": np.zeros((60, 2))}, r"logits: must be \(N, 3\)"),
-    ({"logits": np.full((60, 3), np.nan)}, "logits: 60 slices hold NaN"),
-    ({"targets": np.full(60, 3)}, r"targets: must be class ids in 0..2"),
-    ({"targets": np.arange(60) % 3}, "targets: subject sub-00 has several classes"),
-])
-def test_unfit_report_input_is_refused(slices, change, message):
-    arguments = dict(zip(("logits", "targets", "subjects"), slices)) | {"groups": GROUPS} | change
-    with pytest.raises(ValueError, match=message):
-        measure.classification_report(**arguments)

