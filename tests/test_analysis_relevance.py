@@ -5,19 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mslib.analysis.relevance import (
-    INSIDE,
-    KINDS,
-    LIFT,
-    brain_means,
-    effects_table,
-    flow_table,
-    mean_shares,
-    relevance_maps,
-    rule_shares,
-    seed_stability,
-    slice_shares,
-)
+from mslib.analysis import relevance
 
 SEQUENCES, GROUPS = ("T1w", "T2w", "FLAIR"), ("control", "RRMS", "SPMS")
 DRAWS = {"n": 200, "confidence": 0.95, "seed": 1}
@@ -37,9 +25,9 @@ def linear(*weights):
 
 def test_shares_of_a_linear_network_are_its_terms():
     images = np.full((2, 6, 4, 3), [0.4, 0.2, 0.24], np.float32)  # terms 0.4, 0.4, 1.2
-    table = slice_shares(linear(1, 2, 5), images, np.array([0, 1]), SEQUENCES, "epsilon_plus",
-                         np.ones((2, 6, 4), bool))
-    for kind in KINDS:
+    brain = np.ones((2, 6, 4), bool)
+    table = relevance.slice_shares(linear(1, 2, 5), images, np.array([0, 1]), SEQUENCES, "epsilon_plus", brain)
+    for kind in relevance.KINDS:
         np.testing.assert_allclose(table[[f"{kind}_{name}" for name in SEQUENCES]], [[20, 20, 60]] * 2, rtol=1e-4)
     np.testing.assert_allclose(table["kept"], 1, rtol=1e-4)
     np.testing.assert_allclose(table[[f"intensity_{name}" for name in SEQUENCES]],
@@ -48,7 +36,8 @@ def test_shares_of_a_linear_network_are_its_terms():
 
 
 def test_flow_of_a_network_without_biases_is_all_of_the_logit():
-    table = flow_table(linear(1, 2, 5), np.ones((3, 6, 4, 3), np.float32), "epsilon", np.ones((3, 6, 4), bool))
+    images = np.ones((3, 6, 4, 3), np.float32)
+    table = relevance.flow_table(linear(1, 2, 5), images, "epsilon", np.ones((3, 6, 4), bool))
     assert table["layer"].iloc[0] == "logits" and (table["images"] == 3).all()
     np.testing.assert_allclose(table[["sum", "absolute"]], 1, rtol=1e-4)
 
@@ -69,10 +58,10 @@ def made_table(subjects=12, slices=4, seed=0, **shares):
 
 def test_shares_by_class_come_back_with_their_numbers():
     table = made_table(subjects=18)
-    table.loc[0, [f"{kind}_T1w" for kind in KINDS]] = np.nan
-    shares = mean_shares(table, ["backbone", "correct", "group"], SEQUENCES, **DRAWS)
+    table.loc[0, [f"{kind}_T1w" for kind in relevance.KINDS]] = np.nan
+    shares = relevance.mean_shares(table, ["backbone", "correct", "group"], SEQUENCES, **DRAWS)
     assert len(shares) == 2 * 3 * 3 * 3
-    lift = shares[shares["kind"] == LIFT].groupby("modality")["value"].mean()
+    lift = shares[shares["kind"] == relevance.LIFT].groupby("modality")["value"].mean()
     np.testing.assert_allclose(lift[list(SEQUENCES)], [1, 2, 20 / 35], atol=0.1)
     assert shares.loc[shares["modality"] == "T2w", "chance"].isin((15, 1)).all()
     control = shares.query("group == 'control' and modality == 'T1w' and kind == 'absolute'").set_index("correct")
@@ -86,10 +75,10 @@ def shapley(**values):
 
 
 def test_shapley_values_stand_beside_the_rules():
-    shares = rule_shares(made_table(), shapley(T1w=3, T2w=1, FLAIR=-4), SEQUENCES, **DRAWS)
+    shares = relevance.rule_shares(made_table(), shapley(T1w=3, T2w=1, FLAIR=-4), SEQUENCES, **DRAWS)
     scaled = shares[(shares["source"] == "Shapley, zero") & (shares["kind"] == "absolute")]
     np.testing.assert_allclose(scaled["value"], [75, 25, 0])
-    none = rule_shares(made_table(), shapley(T1w=-1, T2w=0, FLAIR=-4), SEQUENCES, **DRAWS)
+    none = relevance.rule_shares(made_table(), shapley(T1w=-1, T2w=0, FLAIR=-4), SEQUENCES, **DRAWS)
     assert none.loc[none["source"] == "Shapley, zero", "value"].isna().all(), "nothing to scale"
 
 
@@ -99,20 +88,21 @@ def test_a_network_that_looks_at_one_mark_gives_it_all_relevance():
     marks[:, :2, :2, 1] = marks[:, 4:, :2, 0] = marks[:, 4:, 2:, 2] = True
     images = np.where(marks, 1, 0).astype(np.float32)
     images[..., 0] = 0.5
-    rows = slice_shares(linear(0, 4, 0), images, np.zeros(10, int), SEQUENCES, "epsilon", np.ones((10, 6, 4), bool),
-                        marks).assign(subject=np.arange(10) // 2, rule="epsilon")
-    value = mean_shares(rows, ["rule"], SEQUENCES, **DRAWS).set_index(["modality", "kind"])[["value", "chance"]]
-    np.testing.assert_allclose(value.loc[("T2w", "absolute")], [100, 100 * 4 / (12 + 4 + 4)], rtol=1e-4)
-    np.testing.assert_allclose(value.loc[("T2w", LIFT)], [5, 1], rtol=1e-4)
-    np.testing.assert_allclose(value.loc[("T2w", INSIDE)], [100, 100 * 4 / 24], rtol=1e-4)
-    assert value.loc[("T1w", "absolute"), "value"] == 0 and np.isnan(value.loc[("T1w", INSIDE), "value"])
+    brain = np.ones((10, 6, 4), bool)
+    rows = relevance.slice_shares(linear(0, 4, 0), images, np.zeros(10, int), SEQUENCES, "epsilon", brain, marks)
+    rows = rows.assign(subject=np.arange(10) // 2, rule="epsilon")
+    value = relevance.mean_shares(rows, ["rule"], SEQUENCES, **DRAWS).set_index(["modality", "kind"])
+    assert value.loc[("T2w", "absolute"), ["value", "chance"]].tolist() == pytest.approx([100, 20], rel=1e-4)
+    assert value.loc[("T2w", relevance.LIFT), ["value", "chance"]].tolist() == pytest.approx([5, 1], rel=1e-4)
+    assert value.loc[("T2w", relevance.INSIDE), ["value", "chance"]].tolist() == pytest.approx([100, 100 / 6], rel=1e-4)
+    assert value.loc[("T1w", "absolute"), "value"] == 0 and np.isnan(value.loc[("T1w", relevance.INSIDE), "value"])
 
 
 def test_only_positive_relevance_counts_inside_marks():
     marks, brain, images = np.zeros((1, 6, 4, 3), bool), np.ones((1, 6, 4), bool), np.ones((1, 6, 4, 3), np.float32)
     marks[0, 0, :2] = True
     images[0, 0, :2] = [3, 1, 9]  # relevance inside 6, 2 and -18, outside 22, 22 and -22
-    found = slice_shares(linear(1, 1, -1), images, [0], SEQUENCES, "epsilon", brain, marks).iloc[0]
+    found = relevance.slice_shares(linear(1, 1, -1), images, [0], SEQUENCES, "epsilon", brain, marks).iloc[0]
     assert found["inside_T1w"] == pytest.approx(600 / 28) and found["inside_T2w"] == pytest.approx(200 / 24)
     assert np.isnan(found["inside_FLAIR"]) and found["uniform_FLAIR"] == pytest.approx(200 / 24)
 
@@ -123,16 +113,16 @@ def test_a_centred_rule_gives_nothing_to_an_even_sequence_however_bright():
     images = brain[..., None] * np.full(3, [0.9, 0.2, 0.4], np.float32)
     images[:, 2, :2, 1] += 0.1
     model, zeros = linear(1, 2, 5), np.zeros(2, int)
-    plain, centred = (slice_shares(model, images, zeros, SEQUENCES, rule, brain)
+    plain, centred = (relevance.slice_shares(model, images, zeros, SEQUENCES, rule, brain)
                       for rule in ("epsilon", "epsilon_centred"))
     assert plain["absolute_T1w"].min() > 20
     np.testing.assert_allclose(plain["kept"], 1, rtol=1e-4)
     shares = centred[[f"absolute_{name}" for name in SEQUENCES]]
     np.testing.assert_allclose(shares, [[0, 100, 0]] * 2, atol=1e-3)
     np.testing.assert_allclose(centred["intensity_T2w"], 100, atol=1e-3)
-    maps = relevance_maps(model, images, 0, "epsilon_centred", brain)
+    maps = relevance.relevance_maps(model, images, 0, "epsilon_centred", brain)
     assert not maps[~brain].any() and maps[:, 2, :2, 1].min() > 0 > maps[:, 1, :, 1].max()
-    means = brain_means(images, brain)
+    means = relevance.brain_means(images, brain)
     assert not means[~brain].any()
     np.testing.assert_allclose(means[brain][:, 0], 0.9, rtol=1e-6)
 
@@ -144,22 +134,23 @@ def test_an_effect_of_age_is_found_and_others_are_not():
                           "sex": rng.choice(["M", "F"], 60), "lesion_load_ml": rng.uniform(1, 20, 60)})
     table["absolute_T1w"] += table["subject"].map(facts.set_index("subject")["age"]) * 0.3
     patients = table[table["group"] != "control"]
-    found = effects_table(patients, facts, SEQUENCES).set_index(["modality", "term"])
+    found = relevance.effects_table(patients, facts, SEQUENCES).set_index(["modality", "term"])
     assert found.loc[("T1w", "age"), "q"] < 0.001
     people = facts[facts["subject"].isin(patients["subject"])]
     assert found.loc[("T1w", "age"), "estimate"] == pytest.approx(0.3 * people["age"].std(), rel=0.15)
     assert (found.drop(("T1w", "age"))["q"] > 0.05).all() and len(found) == 9, "EDSS is not known"
-    assert effects_table(patients, facts[["subject"]], SEQUENCES).empty
-    assert effects_table(patients[patients["subject"] < "06"], facts, SEQUENCES).empty, "too few patients"
+    assert relevance.effects_table(patients, facts[["subject"]], SEQUENCES).empty
+    assert relevance.effects_table(patients[patients["subject"] < "06"], facts, SEQUENCES).empty, "too few patients"
 
 
 def test_seeds_that_agree_and_that_do_not():
     table = made_table()
-    same = seed_stability(pd.concat([table, table.assign(seed=2)]), SEQUENCES)
+    same = relevance.seed_stability(pd.concat([table, table.assign(seed=2)]), SEQUENCES)
     assert (same["apart"] == 0).all() and np.allclose(same["rho"], 1) and (same["slices"] == len(table)).all()
     other = made_table(seed=9, T1w=20, FLAIR=50).assign(seed=2, correct=False)
-    found = seed_stability(pd.concat([table, other, table.assign(seed=3)]), SEQUENCES).set_index(["seed", "modality"])
+    found = relevance.seed_stability(pd.concat([table, other, table.assign(seed=3)]), SEQUENCES)
+    found = found.set_index(["seed", "modality"])
     assert found.loc[(2, "T1w"), "apart"] > 25 and (found.loc[2, "rho"].abs() < 0.5).all()
     assert (found.loc[3, "rho"] > 0.99).all()
     assert found.loc[(2, "T1w"), ["correct_first", "correct_second"]].tolist() == [0.75, 0]
-    assert seed_stability(table, SEQUENCES).empty
+    assert relevance.seed_stability(table, SEQUENCES).empty

@@ -32,9 +32,9 @@ def net(request):
 
 
 @pytest.fixture(scope="module")
-def changed(net):
+def changed():
     """The net with each of `KERNELS`: traced once for all methods."""
-    return {name: with_first_kernel(net[1], change) for name, change in KERNELS.items()}
+    return {name: with_first_kernel(case("2d")[0], change) for name, change in KERNELS.items()}
 
 
 def of_peer(name, method):
@@ -73,14 +73,11 @@ def test_shap_finds_the_same_deeplift_from_a_random_baseline(net):
     assert relative(attribute("deeplift", model, images, targets, baseline=baseline), of_peer(name, "deeplift")) < 1e-5
 
 
-# Axioms
-
-
 @pytest.mark.parametrize("method", [*(name for name, one in METHODS.items() if one.family == "gradient"
                                       and name != "smoothgrad"), *REMOVING])
-def test_modalities_that_are_alike_get_the_same(net, changed, method):
+def test_modalities_that_are_alike_get_the_same(changed, method):
     """Symmetry: first and second modality have the same values and weights. (SmoothGrad draws noise for each.)"""
-    _, _, images, targets, _ = net
+    _, images, targets, _ = case("2d")
     images = images[..., [0, 0, 2]]
     more = DRAWN.get(method, {}) if method in GROUPED else FEW.get(method, {})
     more = more | ({"groups": blocks(images)} if method in GROUPED else {})
@@ -93,9 +90,9 @@ def test_modalities_that_are_alike_get_the_same(net, changed, method):
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "gradcam"])
-def test_a_modality_that_the_net_does_not_see_gets_nothing(net, changed, method):
+def test_a_modality_that_the_net_does_not_see_gets_nothing(changed, method):
     """Null player; regressions on coalitions reach it by many draws."""
-    _, _, images, targets, _ = net
+    _, images, targets, _ = case("2d")
     more = (DRAWN[method] if method in ("lime", "kernel_shap") else FEW.get(method, {})) | (
         {"groups": blocks(images)} if method in GROUPED else {})
     maps = np.abs(attribute(method, changed["blind"], images, targets, **more))
@@ -105,9 +102,9 @@ def test_a_modality_that_the_net_does_not_see_gets_nothing(net, changed, method)
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "smoothgrad"])
-def test_modalities_in_another_order_give_maps_in_that_order(net, changed, method):
+def test_modalities_in_another_order_give_maps_in_that_order(changed, method):
     """SmoothGrad draws its noise in the order of the modalities."""
-    _, model, images, targets, _ = net
+    model, images, targets, _ = case("2d")
     order, more, moved = [2, 0, 1], FEW.get(method, {}), {}
     if method in GROUPED:
         groups = blocks(images)

@@ -13,22 +13,12 @@ import tempfile
 from pathlib import Path
 
 import test_bids as bids
-import test_config
 import yaml
 
 from mslib.__main__ import main
 
 PAGE = Path(__file__).parent / "README.md"
 MARKS = "<!-- bad inputs -->", "<!-- end of bad inputs -->"
-#: What is done to the T1w image of one person each, in the order of `test_bids.IMAGE_FAULTS`.
-IMAGES = (
-    "gzip file cut", "a bit flipped in a gzip file", "voxels cut", "HTML page named as image", "empty file",
-    "gzip file of nothing", "plain file named .nii.gz", "4-D, two volumes", "two slices", "four voxels along an axis",
-    "2-D", "complex numbers", "unknown data type", "NaN", "infinite value", "infinite scaling factor", "one value only",
-    "values of 1e300", "scaling factor of 1e30", "all values negative", "no qform, no sform",
-    "sform with a row of zeros", "singular sform", "NaN in the sform", "impossible quaternion", "voxel size 0",
-    "sizes of sform and pixdim differ", "qform and sform 5 mm apart", "sform flipped left to right", "skewed sform",
-    "sizes in micrometres", "wrong magic", "voxels inside the header")
 TABLES = {
     "participants.tsv separated by commas": b"participant_id,group\nsub-001,RRMS\n",
     "participants.tsv separated by semicolons": b"participant_id;group\nsub-001;RRMS\n",
@@ -39,6 +29,52 @@ TABLES = {
     "path as participant_id": b"participant_id\tgroup\n../../etc\tRRMS\n",
     "a person twice": b"participant_id\tgroup\nsub-001\tRRMS\nsub-001\tRRMS\n",
     "age in words": b"participant_id\tage\nsub-001\told\n"}
+#: Text of a study's file below its name.
+SETTINGS = {
+    "unknown": "sede: 1",
+    "unknown below": "model: {wieghts: scratch}",
+    "word": "model: {backbones: [vgg61]}",
+    "weights": "model: {weights: imagnet}",
+    "empty": "model: {backbones: []}",
+    "type": "seed: eight",
+    "text for number": "training: {weight_decay: 1e-3}",
+    "endless pixels": "model: {pixel_mm: .inf}",
+    "endless rate": "training: {honest: {learning_rate: .inf}}",
+    "huge images": "model: {image_size: [100000, 168]}",
+    "one backbone twice": "model: {backbones: [vgg16, vgg16]}",
+    "one draw": "statistics: {bootstrap: 1}",
+    "too few samples": "attribution: {superpixels: 50}",
+    "truth value": "seed: true",
+    "range": "cohort: {simulated: {voxel_mm: 0.1}}",
+    "negative": "seed: -1",
+    "not a number": "model: {pixel_mm: .nan}",
+    "length": "model: {image_size: [48]}",
+    "shares": "training: {split: {train: 0.9}}",
+    "percentiles": "prep: {percentiles: [99, 1]}",
+    "groups": "groups: [a, a]",
+    "group of a mapping": "groups: {control: no}",
+    "value of two groups": "groups: {a: x, b: [y, x]}\ncohort: {source: bids, root: b}",
+    "mapping of simulated people": "groups: {control: a, RRMS: b, SPMS: c}",
+    "group of nobody": "groups: [control, SPMS]\ncohort: {simulated: {study: {control: 3, SPMS: 3}}}",
+    "group that cannot be simulated": "groups: [control, CIS]",
+    "shipped networks": "model: {shipped: true}",
+    "real patients": "cohort: {source: open_ms}",
+    "too few": "cohort: {simulated: {study: {control: 9, RRMS: 2}}}",
+    "few pixels": "model: {image_size: [64, 31]}",
+    "narrow and given": "model: {narrow: 2, weights: imagenet}",
+    "frozen from random": "training: {published: {frozen_blocks: 4}}",
+    "no root": "cohort: {source: bids}",
+    "nights of nobody": "sleep: {source: folder}",
+    "more folds than people": "sleep: {subjects: 4, folds: 5}",
+    "more people than telemetry": "sleep: {source: telemetry, subjects: 23}",
+    "two folds": "sleep: {folds: 2}",
+    "fold without validation": "training: {folds: 2}",
+    "not registered to T1w": "sequences: [FLAIR, T1w, T2w]",
+    "viewer without maps": "explain: {viewer_subjects: 5}",
+    "rule for pictures": "sleep: {rule: epsilon_plus_flat}",
+    "channel": "sleep: {channels: {ECG: x}}",
+    "section": "model: vgg16",
+}
 
 
 def told(*words):
@@ -52,12 +88,9 @@ def told(*words):
 def rows(folder):
     """Input, command, message and exit status of every case; paths of this machine are replaced."""
     root, file = folder / "bids", folder / "FILE"
-    people = {f"sub-{number:03d}": "RRMS" for number in range(len(IMAGES) + 1)}
-    bids.write_cohort(root, people)
-    for label, (break_it, _) in zip(people, bids.IMAGE_FAULTS):
-        break_it(root / label / "anat" / f"{label}_T1w.nii.gz")
+    bids.write_faulty_images(root)
     status, lines = told("check", root)
-    for name, line in zip(IMAGES, lines, strict=True):
+    for name, line in zip(bids.IMAGE_FAULTS, lines, strict=True):
         yield name, "mslib check", line, status
     shutil.rmtree(root)
     bids.write_cohort(root, {"sub-001": "RRMS"})
@@ -75,11 +108,13 @@ def rows(folder):
     for name, line in zip(("image named for another person", "a sequence twice", "a sequence is missing"), lines,
                           strict=True):
         yield name, "mslib check", line, status
-    for name, (text, *_) in test_config.FAULTS.items():
+    texts = {"missing": "seed: 1", "name": "study: My Study"} | {
+        name: f"study: a\n{text}" for name, text in SETTINGS.items()}
+    for name, text in texts.items():
         file.write_text(text)
-        status, lines = told("check_cohort", "--config", file, "--run-dir", folder / "run")
+        status, (line,) = told("check_cohort", "--config", file, "--run-dir", folder / "run")
         shown = text.removeprefix("study: a\n").replace("\n", ", ")
-        yield f"settings, {name}: `{shown}`", "mslib check_cohort", lines[0], status
+        yield f"settings, {name}: `{shown}`", "mslib check_cohort", line, status
     new = folder / "out"
     for words in (["init", folder / "none"], ["init", root, "--name", "A b"], ["check", folder / "none"],
                   ["init", root, "--group-column", "colour", "--name", "new"], [folder / "none", new, "group"],

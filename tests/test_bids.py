@@ -1,4 +1,4 @@
-"""Every fault that a cohort can have is found, named with subject and file, and told together with all others."""
+"""Faults of a cohort are found, named with subject and file, and told together (more in test_bad_inputs.py)."""
 
 import dataclasses
 import gzip
@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from mslib.cohort import Cohort, Fault, Subject, read_listing, write_listing
+from mslib.cohort import Cohort, Subject
 from mslib.prep.images import as_image
 from mslib.study import StudyError
 
@@ -70,8 +70,6 @@ def expect(root, line, **options):
     assert [subject.id for subject in left] == ["002", "003", "004"]
 
 
-# ---- healthy cohorts
-
 def test_healthy_cohort(root):
     cohort = read(root)
     assert len(cohort) == 4 and cohort.faults == []
@@ -97,16 +95,6 @@ def test_optional_columns_and_masks(root):
     assert (three.age, three.sex, three.edss, three.cohort) == (None, None, 3.5, "independent")
     assert three.brain_mask.name == "sub-003_space-T1w_desc-brain_mask.nii.gz" and three.brain_mask.is_file()
     assert three.lesion_mask.name == "sub-003_space-T1w_label-lesion_mask.nii.gz" and four.brain_mask is None
-
-
-def test_one_session_is_fine(root):
-    for label in PEOPLE:
-        (root / label / "ses-01").mkdir()
-        shutil.move(root / label / "anat", root / label / "ses-01" / "anat")
-        for path in (root / label / "ses-01" / "anat").iterdir():
-            path.rename(path.with_name(path.name.replace(label, f"{label}_ses-01")))
-    (root / "sub-001" / "ses-02" / "dwi").mkdir(parents=True)
-    assert next(iter(read(root))).images["T2w"] == root / "sub-001/ses-01/anat/sub-001_ses-01_T2w.nii.gz"
 
 
 def test_one_session_and_one_run_are_chosen(root):
@@ -171,14 +159,6 @@ def test_nifti2_plain_and_other_columns(root):
     assert len(read(root, group_column="diagnosis", groups=None)) == 4
 
 
-def test_listing_round_trip(root, tmp_path):
-    cohort = read(root)
-    write_listing(tmp_path / "cohort.json", cohort, root)
-    assert read_listing(tmp_path / "cohort.json", root) == list(cohort)
-
-
-# ---- names and files
-
 def into_a_folder(root):
     (root / T1).unlink()
     (root / T1).mkdir()
@@ -194,20 +174,10 @@ SESSION = "allowed: one session, or the label of one as cohort.session"
 
 
 @pytest.mark.parametrize(("change", "line"), [
-    (lambda root: (root / T1).rename(root / "sub-001/anat/sub-001_T1W.nii.gz"),
-     "sub-001/anat: has no T1w image (sub-001_FLAIR.nii.gz, sub-001_T2w.nii.gz); "
-     "allowed: exactly one sub-001_T1w.nii[.gz]"),
-    (lambda root: shutil.copy(root / T1, root / "sub-001/anat/sub-001_run-2_T1w.nii.gz"),
-     "sub-001/anat: has 2 T1w images (sub-001_T1w.nii.gz, sub-001_run-2_T1w.nii.gz); "
-     "allowed: exactly one sub-001_T1w.nii[.gz], or entities of one as cohort.entities"),
-    (lambda root: (root / T1).rename(root / "sub-001/anat/sub-002_T1w.nii.gz"),
-     "sub-001/anat/sub-002_T1w.nii.gz: is named for another subject or session; allowed: sub-001_..."),
     (lambda root: shutil.copytree(root / "sub-001/anat", root / "sub-001/ses-02/anat"),
      f"sub-001: has images in 2 sessions (none, ses-02); {SESSION}"),
     (renamed_session, f"sub-001: has images in 2 sessions (ses-01, ses-02); {SESSION}"),
-    (into_a_folder, f"{T1}: is a folder; allowed: a NIfTI file"),
-    (lambda root: write_table(root, [*PEOPLE.items(), ("sub-001", "RRMS")]),
-     "participants.tsv: has 2 rows; allowed: one row per participant")])
+    (into_a_folder, f"{T1}: is a folder; allowed: a NIfTI file")])
 def test_faults_of_one_subject(root, change, line):
     change(root)
     expect(root, f"sub-001: {line}")
@@ -274,8 +244,6 @@ def test_bad_ids_of_folders(root):
                                    "allowed: 'sub-' and ASCII letters or digits" for name in shown]
 
 
-# ---- the table
-
 def test_values_of_the_table(root):
     write_table(root, [("sub-001", "SPMS", "old", "11", "test"), ("sub-002", "rrms", "-3", "", ""),
                        ("sub-003", "", "", "", ""), ("sub-004", "n/a", "121", "-1", "n/a")],
@@ -296,16 +264,8 @@ def test_values_of_the_table(root):
 @pytest.mark.parametrize(("content", "line"), [
     (None, "is absent; allowed: a tab-separated table with the columns participant_id and group"),
     ("folder", "cannot be read (Is a directory); allowed: a readable tab-separated table"),
-    (b"", "is empty; allowed: the columns participant_id and group"),
     (b"participant_id\tgroup\n", "names no usable participant; allowed: at least one"),
-    (b"participant_id\tgroup\nsub-001\t\xff\n", "is not UTF-8 (byte 29); allowed: a tab-separated table in UTF-8"),
-    (b"participant_id,group\nsub-001,RRMS\n", "has its cells separated by ','; allowed: tabs between the cells"),
-    (b"participant_id;group\nsub-001;RRMS\n", "has its cells separated by ';'; allowed: tabs between the cells"),
-    (b"id\tgroup\nsub-001\tRRMS\n", "has no column 'participant_id' (but id, group); "
-                                    "allowed: a column participant_id and one with the group, named by cohort."),
-    (b"participant_id\tdiagnosis\nsub-001\tRRMS\n", "has no column 'group' (but participant_id, diagnosis)"),
-    (b"participant_id\tgroup\tgroup\nsub-001\tRRMS\tSPMS\n", "repeats column group; allowed: every column once"),
-    (b"participant_id\tgroup\nsub-001\n", "has another number of cells in row 1; allowed: 2 cells in every row")])
+    (b"participant_id\tdiagnosis\nsub-001\tRRMS\n", "has no column 'group' (but participant_id, diagnosis)")])
 def test_broken_table(root, content, line):
     path = root / "participants.tsv"
     path.unlink()
@@ -339,8 +299,6 @@ def test_independent_cohort_does_not_fill_a_group(root):
     assert lines(root, min_per_group=1) == ["group: participants.tsv: group 'RRMS' has 0 usable subjects; "
                                             "allowed: at least 1, for the split"]
 
-
-# ---- the content of images
 
 def truncated_gzip(path):
     path.write_bytes(path.read_bytes()[:-200])
@@ -395,61 +353,57 @@ def skewed(path):
     header(pixdim=[1, 1, np.hypot(1, 0.2), 2, 1, 1, 1, 1])(path)
 
 
-WHOLE, FORM = "allowed: a whole NIfTI file", "allowed: an invertible qform or sform"
+#: What is done to an image; test_bad_inputs.py compares what is told of each.
+IMAGE_FAULTS = {
+    "gzip file cut": truncated_gzip,
+    "a bit flipped in a gzip file": flipped_byte,
+    "voxels cut": short_voxels,
+    "HTML page named as image": not_nifti,
+    "empty file": lambda path: path.write_bytes(b""),
+    "gzip file of nothing": lambda path: path.write_bytes(gzip.compress(b"")),
+    "plain file named .nii.gz": lambda path: path.write_bytes(gzip.decompress(path.read_bytes())),
+    "4-D, two volumes": save(shape=(8, 8, 8, 2)),
+    "two slices": save(shape=(8, 8, 2)),
+    "four voxels along an axis": save(shape=(4, 8, 8)),
+    "2-D": save(shape=(8, 8)),
+    "complex numbers": save(dtype=np.complex64),
+    "unknown data type": header(datatype=99),
+    "NaN": voxel(np.nan),
+    "infinite value": voxel(-np.inf),
+    "infinite scaling factor": header(scl_slope=np.inf),
+    "one value only": save(data=np.full((8, 8, 8), 7, np.int16)),
+    "values of 1e300": save(data=np.linspace(0, 1e300, 512).reshape(8, 8, 8)),
+    "scaling factor of 1e30": header(scl_slope=1e30),
+    "all values negative": save(data=-1 - np.arange(512, dtype=np.float32).reshape(8, 8, 8)),
+    "no qform, no sform": save(qcode=0, scode=0),
+    "sform with a row of zeros": header(srow_x=0, qform_code=0),
+    "singular sform": header(srow_x=[0, 1, 0, 0], srow_y=[0, 1, 0, 0], srow_z=[1, 0, 2, 0]),
+    "NaN in the sform": header(srow_y=np.nan),
+    "impossible quaternion": header(quatern_b=0.9, quatern_c=0.9),
+    "voxel size 0": header(pixdim=[1, 1, 1, 0, 1, 1, 1, 1]),
+    "sizes of sform and pixdim differ": header(pixdim=[1, 1, 1, 3, 1, 1, 1, 1], qform_code=0),
+    "qform and sform 5 mm apart": header(qoffset_x=GRID[0, 3] + 5),
+    "sform flipped left to right": header(srow_x=-GRID[0]),
+    "skewed sform": skewed,
+    "sizes in micrometres": header(xyzt_units=3),
+    "wrong magic": header(magic=b"n+3"),
+    "voxels inside the header": header(vox_offset=10)}
 
 
-IMAGE_FAULTS = [
-    (truncated_gzip, f"is truncated (the compressed data ends early); {WHOLE}"),
-    (flipped_byte, "is damaged (CRC check failed"),
-    (short_voxels, f"is truncated (1948 of 2048 bytes of voxels); {WHOLE}"),
-    (not_nifti, "is not NIfTI; allowed: a NIfTI-1 or NIfTI-2 file"),
-    (lambda path: path.write_bytes(b""), "is empty; allowed: a NIfTI-1 or NIfTI-2 file"),
-    (lambda path: path.write_bytes(gzip.compress(b"")), "is empty; allowed: a NIfTI-1 or NIfTI-2 file"),
-    (lambda path: path.write_bytes(gzip.decompress(path.read_bytes())),
-     "is not gzip-compressed; allowed: a gzip-compressed NIfTI file, or the ending .nii"),
-    (save(shape=(8, 8, 8, 2)),
-     "is 4-D with shape (8, 8, 8, 2); allowed: one 3-D volume, at least 8 voxels along each axis"),
-    (save(shape=(8, 8, 2)), "is 3-D with shape (8, 8, 2)"),
-    (save(shape=(4, 8, 8)), "is 3-D with shape (4, 8, 8)"),
-    (save(shape=(8, 8)), "is 2-D with shape (8, 8)"),
-    (save(dtype=np.complex64), "has data type complex64; allowed: real numbers"),
-    (header(datatype=99), "has data type code 99; allowed: real numbers"),
-    (voxel(np.nan), "has 1 NaN or infinite voxels; allowed: finite values"),
-    (voxel(-np.inf), "has 1 NaN or infinite voxels; allowed: finite values"),
-    (header(scl_slope=np.inf), "has scaling factors inf, 0; allowed: finite factors"),
-    (save(data=np.full((8, 8, 8), 7, np.int16)), "has zero variance (every voxel is 7)"),
-    (save(data=np.linspace(0, 1e300, 512).reshape(8, 8, 8)), "has values from 0 to 1e+300; allowed: values from -1e"),
-    (header(scl_slope=1e30), "has values from 0 to 9.9e+31; allowed: values from -1e+12 to 1e+12"),
-    (save(data=-1 - np.arange(512, dtype=np.float32).reshape(8, 8, 8)), "has values from -512 to -1; allowed: a sig"),
-    (save(qcode=0, scode=0), "has neither qform nor sform (both codes are 0); allowed: a code above 0 for one of them"),
-    (header(srow_x=0, qform_code=0), "has a broken sform (not finite, or a voxel size of 0); " + FORM),
-    (header(srow_x=[0, 1, 0, 0], srow_y=[0, 1, 0, 0], srow_z=[1, 0, 2, 0]), "has a singular sform; " + FORM),
-    (header(srow_y=np.nan), "has a broken sform (not finite, or a voxel size of 0); " + FORM),
-    (header(quatern_b=0.9, quatern_c=0.9), "has a broken qform (w2 should be positive"),
-    (header(pixdim=[1, 1, 1, 0, 1, 1, 1, 1]), "has a broken qform"),
-    (header(pixdim=[1, 1, 1, 3, 1, 1, 1, 1], qform_code=0),
-     "has voxel sizes 1 x 1 x 2 mm in the sform and 1 x 1 x 3 mm in pixdim; allowed: the same sizes in both"),
-    (header(qoffset_x=GRID[0, 3] + 5),
-     "has a qform and an sform 5.0 mm apart; allowed: at most 1 mm, or one of them with code 0"),
-    (header(srow_x=-GRID[0]), "has a qform and an sform 8.0 mm apart"),
-    (skewed, "has an sform skewed by 0.2; allowed: perpendicular axes, or a qform beside it"),
-    (header(xyzt_units=3), "has its sizes in micrometres; allowed: mm"),
-    (header(magic=b"n+3"), "is not NIfTI; allowed: a NIfTI-1 or NIfTI-2 file"),
-    (header(vox_offset=10), "has its voxels at byte 10, inside the header; allowed: a valid vox_offset"),
-]
-
-
-def test_image_faults(tmp_path):
+def write_faulty_images(root):
     """One person for each fault; the last one is healthy."""
     people = {f"sub-{number:03d}": "RRMS" for number in range(len(IMAGE_FAULTS) + 1)}
-    root = write_cohort(tmp_path / "bids", people)
-    for label, (break_it, _) in zip(people, IMAGE_FAULTS):
+    write_cohort(root, people)
+    for label, break_it in zip(people, IMAGE_FAULTS.values()):
         break_it(root / label / "anat" / f"{label}_T1w.nii.gz")
-    told = lines(root, groups=["RRMS"])
-    for line, label, (_, found) in zip(told, list(people)[:-1], IMAGE_FAULTS, strict=True):
-        assert line.startswith(f"{label}: {label}/anat/{label}_T1w.nii.gz: {found}") and "; allowed: " in line
-    left = read(root, groups=["RRMS"], min_per_group=1, on_fault="skip")
-    assert [str(fault) for fault in left.faults] == told and [f"sub-{one.id}" for one in left] == list(people)[-1:]
+    return list(people)
+
+
+def test_faulty_images_may_be_left_out(tmp_path):
+    people = write_faulty_images(tmp_path / "bids")
+    left = read(tmp_path / "bids", groups=["RRMS"], min_per_group=1, on_fault="skip")
+    assert [str(fault).split(":")[0] for fault in left.faults] == people[:-1]
+    assert [f"sub-{one.id}" for one in left] == people[-1:]
 
 
 @pytest.mark.parametrize(("made", "found"), [
@@ -464,22 +418,3 @@ def test_mask_faults(root, made, found):
     told = lines(root)
     assert len(told) == 1 and told[0].startswith(f"sub-001: {place}: {found}")
     expect(root, told[0])
-
-
-# ---- all together
-
-def test_all_faults_together(root):
-    save(shape=(8, 8, 8, 2))(root / T1)
-    voxel(np.nan)(root / "sub-001/anat/sub-001_FLAIR.nii.gz")
-    (root / "sub-002/anat/sub-002_T2w.nii.gz").unlink()
-    truncated_gzip(root / "sub-003/anat/sub-003_FLAIR.nii.gz")
-    write_table(root, [*PEOPLE.items(), ("../x", "RRMS"), ("sub-009", "PPMS")])
-    told = lines(root)
-    assert len(told) == len(set(told)) == 7
-    for start in ("../x: participants.tsv", "sub-009: participants.tsv: has group 'PPMS'",
-                  "sub-009: participants.tsv: has a row but no folder", f"sub-001: {T1}: is 4-D",
-                  "sub-001: sub-001/anat/sub-001_FLAIR.nii.gz: has 1 NaN", "sub-002: sub-002/anat: has no T2w image",
-                  "sub-003: sub-003/anat/sub-003_FLAIR.nii.gz: is truncated"):
-        assert sum(line.startswith(start) for line in told) == 1, start
-    kept = read(root, on_fault="skip", groups=["RRMS"], min_per_group=1)
-    assert [subject.id for subject in kept] == ["004"] and all(isinstance(fault, Fault) for fault in kept.faults)

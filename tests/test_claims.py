@@ -46,21 +46,18 @@ def test_verdict_of_an_interval(low, high, direction, expected):
     assert verdict(low, high, 0.0, direction)[0] == expected
 
 
-def test_every_network_has_its_verdict():
-    assert judged() == {"vgg16": (HOLDS, ""), "vgg19": (FAILS, "")}
-    assert judged(direction="below") == {"vgg16": (FAILS, ""), "vgg19": (HOLDS, "")}
-    found = judged(query="name == 'b'")
-    assert found["vgg16"][0] == OPEN and found["vgg19"][0] == UNTESTABLE
-
-
-def test_all_rows_of_a_network_have_to_pass():
-    found = judged(query="name in ('a', 'b')")
-    assert found["vgg16"][0] == OPEN and found["vgg19"][0] == FAILS
-
-
-def test_next_to_nothing_is_undecided():
-    assert judged(least=0.29)["vgg16"][0] == HOLDS
-    assert judged(least=0.31)["vgg16"] == (OPEN, "less than 0.31 from the border: next to nothing")
+@pytest.mark.parametrize("changes,expected", [
+    ({}, {"vgg16": HOLDS, "vgg19": FAILS}), ({"direction": "below"}, {"vgg16": FAILS, "vgg19": HOLDS}),
+    ({"query": "name == 'b'"}, {"vgg16": OPEN, "vgg19": UNTESTABLE}),
+    ({"query": "name in ('a', 'b')"}, {"vgg16": OPEN, "vgg19": FAILS}),  # all rows of a network have to pass
+    ({"query": "name == 'c'"}, {"": UNTESTABLE}), ({"table": "absent"}, {"": UNTESTABLE}),
+    ({"least": 0.29}, {"vgg16": HOLDS, "vgg19": FAILS}),  # less is next to nothing
+    ({"least": 0.31}, {"vgg16": OPEN, "vgg19": FAILS}), ({"holds": LEAKY}, {"vgg16": LEAKY, "vgg19": FAILS}),
+    ({"by": "name"}, {"a": FAILS}), ({"by": "name", "conjunction": False}, {"a": OPEN}),  # rows that differ
+    ({"refutes": "a longer training might"}, {"vgg16": OPEN, "vgg19": FAILS})])
+def test_verdicts_of_networks(changes, expected):
+    found = judged({"rows": ROWS, "absent": pd.DataFrame()}.get, **changes)
+    assert {network: of_it for network, (of_it, _) in found.items()} == expected
 
 
 def test_what_speaks_against_a_passed_test_makes_it_undecided():
@@ -71,15 +68,6 @@ def test_what_speaks_against_a_passed_test_makes_it_undecided():
     assert judged(tables.get, unless=(("spoil", "~bad", "why"),)) == judged()
     assert judged(tables.get, unless=(("none", "bad", "why"),)) == judged()
     assert judged(tables.get, unless=(("spoil", "bad", "why"),), spoils=FAILS) == judged()
-
-
-def test_rows_that_differ_refute_a_conjunction_alone():
-    assert judged(by="name")["a"] == (FAILS, "") and judged(by="name", conjunction=False)["a"][0] == OPEN
-
-
-def test_what_can_only_be_refuted_never_holds():
-    assert judged(refutes="a longer training might") == {"vgg16": (OPEN, "a longer training might"),
-                                                         "vgg19": (FAILS, "")}
 
 
 def test_seeds_that_disagree_decide_nothing():
@@ -102,14 +90,8 @@ def test_words_for_what_was_planted_and_for_leaking_accuracy():
     absent = judge([replace(claim, planted=False)], {"rows": ROWS}.get, simulated={"nights"})
     assert absent["verdict"].tolist() == [UNTESTABLE] * 2 and set(absent["reason"]) == {
         "the simulated nights do not contain it"}
-    assert judged(holds=LEAKY) == {"vgg16": (LEAKY, ""), "vgg19": (FAILS, "")}
     accuracy = replace(claim, planted=None, holds=LEAKY)
     assert judge([accuracy], {"rows": ROWS}.get, {"patients"})["verdict"].tolist() == [LEAKY, UNREACHED]
-
-
-def test_what_was_not_measured_is_not_testable():
-    assert judged({"rows": pd.DataFrame()}.get) == {"": (UNTESTABLE, "not measured in this study")}
-    assert judged(query="name == 'c'") == {"": (UNTESTABLE, "not measured in this study")}
 
 
 @pytest.mark.parametrize("numbers,text", [

@@ -41,9 +41,6 @@ def qc_file(study, subject):
     return study.anat(subject) / f"sub-{subject}_desc-qc.json"
 
 
-# One subject
-
-
 @pytest.fixture
 def failing(monkeypatch):
     """Preprocessing that fails with a given error."""
@@ -69,9 +66,6 @@ def test_a_faulty_subject_is_excluded_with_its_reason_but_not_by_a_full_disk(stu
         steps.preprocess(run, "99")
     with pytest.raises(StudyError, match="sub-01: images do not overlap"):
         steps.preprocess(study(cohort(tmp_path / "bids"), "stop"), "01")
-
-
-# Who is in which part
 
 
 def prepared(run, people, excluded=()):
@@ -109,25 +103,13 @@ def test_a_site_that_tells_the_groups_apart_is_a_suspicion_and_no_fault(study, t
     assert read_json(run.folder / "faults.json") == ["sub-03: excluded: no contrast"]
 
 
-def test_patients_without_a_lesion_mask_are_left_out_where_others_have_one(study, tmp_path):
-    people = cohort(tmp_path / "bids", with_mask=["12"], independent=2)
-    run = study(people)
-    prepared(run, people)
-    steps.subjects(run)
-    assert run.explained() == ["12"] == [run.example()]
-
-
-def test_nobody_to_explain_is_told(study, tmp_path):
+def test_nobody_to_explain_or_nobody_left_is_told_with_the_reasons(study, tmp_path):
     people = [one for one in cohort(tmp_path / "bids") if one.group == "control"]
     run = study(people, groups=["control"])
     prepared(run, people)
     with pytest.raises(StudyError, match="no patient outside training and validation"):
         steps.subjects(run)
-
-
-def test_nobody_left_is_told_with_the_reasons(study, tmp_path):
-    people = cohort(tmp_path / "bids")[:1]
-    run = study(people)
+    run = study(people[:1])
     write_json(qc_file(run, "00"), {"excluded": "its images do not overlap"})
     with pytest.raises(StudyError, match=r"nobody usable is left\nsub-00: excluded: its images do not overlap"):
         steps.subjects(run)
@@ -186,9 +168,6 @@ def test_a_damaged_record_is_told_with_the_remedy(study, tmp_path, content):
     assert str(caught.value).startswith(f"{qc_file(run, '02')}: ") and len(str(caught.value).splitlines()) == 1
 
 
-# What is known
-
-
 def test_known_truth_is_compared_with_what_was_found(study, tmp_path, monkeypatch):
     """One subject with a known move and field, one whose lesion mask alone is known."""
     monkeypatch.setattr(prep, "unscaled_images", lambda person, out: (person.id,))
@@ -223,9 +202,6 @@ def test_known_truth_is_compared_with_what_was_found(study, tmp_path, monkeypatc
 def _parent(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
-
-
-# Where the cohort comes from
 
 
 def test_faults_of_the_source_are_kept(tmp_path, monkeypatch):

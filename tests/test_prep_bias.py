@@ -33,16 +33,21 @@ def test_planted_fields_are_recovered(biased):
         assert abs(_inside(field, mask).mean()) < 1e-5
 
 
-def test_sequences_help_each_other():
-    """Two tissues in patches; in the second sequence noise hides them, and of it alone its field is not found."""
-    rng = np.random.default_rng(3)
-    shape = (24, 28, 24)
-    tissue = np.kron(rng.integers(0, 2, (6, 7, 6)), np.ones((4, 4, 4)))
+def patches(mixed, noise):
+    """Two sequences of two tissues in patches, as far as wanted brighter in one where the other is darker; fields."""
+    rng, shape = np.random.default_rng(3), (24, 28, 24)
+    tissue, mixture = (np.kron(part, np.ones((4, 4, 4))) for part in (
+        rng.integers(0, 2, (6, 7, 6)), rng.normal(0, mixed, (6, 7, 6))))
     x, y, z = (np.linspace(-1, 1, n) for n in shape)
     first, second = 0.1 * x[:, None, None] * y[:, None], 0.1 * z - 0.1 * y[:, None] ** 2
     fields = np.stack([np.broadcast_to(one, shape) for one in (first, second)], axis=-1)
-    logs = np.stack([1.0 * tissue, 0.3 * tissue], axis=-1) + fields + rng.normal(0, [0.05, 0.1], (*shape, 2))
-    values, inside = np.exp(logs).astype(np.float32), np.ones(shape, bool)
+    logs = np.stack([tissue + mixture, 0.3 * tissue - mixture], axis=-1) + fields + rng.normal(0, noise, (*shape, 2))
+    return np.exp(logs).astype(np.float32), np.ones(shape, bool), fields
+
+
+def test_sequences_help_each_other():
+    """In the second sequence noise hides the tissues, and of it alone its field is not found."""
+    values, inside, fields = patches(0, [0.05, 0.1])
     together = fit_log_fields(values, inside, (5, 5, 5))
     alone = fit_log_fields(values[..., 1:], inside, (5, 5, 5))
     error = [np.std(found - fields[..., 1]) for found in (together[..., 1], alone[..., 0])]
@@ -50,19 +55,8 @@ def test_sequences_help_each_other():
 
 
 def test_what_moves_all_sequences_together_is_no_field():
-    """Patches of mixed tissue, brighter in one sequence as they are darker in the other, leave the sum of both alone.
-
-    It is found as exactly as noise allows, though either field by itself is not.
-    """
-    rng = np.random.default_rng(3)
-    shape = (24, 28, 24)
-    tissue, mixture = (np.kron(part, np.ones((4, 4, 4))) for part in (
-        rng.integers(0, 2, (6, 7, 6)), rng.normal(0, 0.3, (6, 7, 6))))
-    x, y, z = (np.linspace(-1, 1, n) for n in shape)
-    first, second = 0.1 * x[:, None, None] * y[:, None], 0.1 * z - 0.1 * y[:, None] ** 2
-    fields = np.stack([np.broadcast_to(one, shape) for one in (first, second)], axis=-1)
-    logs = np.stack([tissue + mixture, 0.3 * tissue - mixture], axis=-1) + fields + rng.normal(0, 0.02, (*shape, 2))
-    values, inside = np.exp(logs).astype(np.float32), np.ones(shape, bool)
+    """Mixed tissues leave the sum of both fields alone: as exact as noise allows, though neither is by itself."""
+    values, inside, fields = patches(0.3, 0.02)
     errors = fit_log_fields(values, inside, (5, 5, 5)) - fields
     assert np.std(errors.sum(axis=-1)) < 0.004 < 0.03 < np.std(errors, axis=(0, 1, 2)).min()
 

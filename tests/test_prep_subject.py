@@ -161,7 +161,7 @@ def _labels(path):
 
 
 @pytest.mark.parametrize("given,flagged", [
-    ({"T2w": "FLAIR", "FLAIR": "T2w"}, ["T2w", "FLAIR"]), ({"T2w": "FLAIR"}, ["T2w"]), ({"FLAIR": "T2w"}, ["FLAIR"]),
+    ({"T2w": "FLAIR", "FLAIR": "T2w"}, ["T2w", "FLAIR"]), ({"FLAIR": "T2w"}, ["FLAIR"]),
     ({"T1w": "T2w", "T2w": "T1w"}, ["T2w", "FLAIR"]), ({"T1w": "FLAIR", "FLAIR": "T1w"}, ["T2w"]), ("labels", ["T1w"])])
 def test_a_sequence_that_is_another_one_is_flagged(done, tmp_path, given, flagged):
     """By the order of tissues in it; a label map by its few values."""

@@ -142,34 +142,21 @@ def test_pictures_in_notebooks_keep_their_colours_and_weigh_less(tmp_path):
     assert "image/png" in clean_notebook(tmp_path / "b.ipynb").cells[1].outputs[1]["data"], "a pixel stays PNG"
 
 
-def test_a_notebook_that_has_not_run_is_told_of(run, tmp_path):
-    (run.folder / "metrics" / "03_gradcam_layers.json").unlink()
-    with pytest.raises(StudyError, match=r"03_gradcam_layers\.json: is absent or damaged"):
-        publish(run, tmp_path / "results")
-    assert not (tmp_path / "results").exists()
-
-
-def test_foreign_files_are_not_replaced(run, tmp_path):
-    (tmp_path / "results").mkdir()
-    (tmp_path / "results" / "mine.txt").write_text("mine")
-    with pytest.raises(StudyError, match="holds files that no study has published"):
-        publish(run, tmp_path / "results")
-    assert (tmp_path / "results" / "mine.txt").read_text() == "mine"
-
-
-def test_an_unfinished_run_leaves_the_published_results(run, tmp_path):
+def test_an_unfinished_run_leaves_the_published_results_and_foreign_files_are_not_replaced(run, tmp_path):
     publish(run, tmp_path / "results")
     before = contents(tmp_path / "results")
-    (run.folder / "notebooks" / "07_summary.ipynb").unlink()
-    with pytest.raises(StudyError, match=r"07_summary\.ipynb: is absent$"):
-        publish(run, tmp_path / "results")
-    assert contents(tmp_path / "results") == before
-
-
-def test_results_that_cannot_be_written(run, tmp_path):
-    (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(StudyError, match="cannot be written"):
-        publish(run, tmp_path / "file" / "results")
+    for name, message in (("notebooks/07_summary.ipynb", r"07_summary\.ipynb: is absent$"),
+                          ("metrics/03_gradcam_layers.json", r"03_gradcam_layers\.json: is absent or damaged")):
+        (run.folder / name).unlink()
+        with pytest.raises(StudyError, match=message):
+            publish(run, tmp_path / "results")
+        assert contents(tmp_path / "results") == before
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "mine.txt").write_text("mine")
+    for place, message in (("own", "holds files that no study has published"), ("own/mine.txt/a", "cannot be written")):
+        with pytest.raises(StudyError, match=message):
+            publish(run, tmp_path / place)
+    assert (tmp_path / "own" / "mine.txt").read_text() == "mine"
 
 
 def test_every_notebook_has_its_place():
