@@ -20,7 +20,7 @@ from mslib.cohort import Cohort, open_cohorts
 from mslib.cohort.checks import printable
 from mslib.cohort.survey import Survey, study_text, survey, suspicions
 from mslib.steps import Study, look_at_weights
-from mslib.study import CONTROL, StudyConfig, StudyError, load_config, progress, write_text
+from mslib.study import CONTROL, StudyError, load_config, progress, write_text
 from mslib.study.config import MIN_PER_GROUP
 from mslib.study.provenance import ROOT
 from mslib.study.run import DRIVEN

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from mslib.study import Network, StudyError, read_arrays, read_json, read_table, write_json, write_table
-from mslib.study.provenance import commit
+from mslib.study.provenance import ROOT, commit
 
 from .attribution import correct_cause_slices, methods_of, unmarked_controls, write_maps
 from .study import Study, shipped
@@ -49,7 +49,7 @@ def export_bench(study: Study, folder: Path) -> None:
     write_table(folder / "methods.csv", table.reset_index(), float_format="%.4g")
 
 
-def bench(method: str, networks: Path) -> None:
+def bench(method: str, networks: Path = ROOT / "weights" / "bench") -> None:
     """Print what an attribution method (MODULE:FUNCTION) finds of causes that are known, beside the built-in ones."""
     import importlib
     import os

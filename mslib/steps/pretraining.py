@@ -20,14 +20,14 @@ from mslib.study import (
     write_table,
     write_weights,
 )
-from mslib.study.provenance import commit, file_sha256, training_folder
+from mslib.study.provenance import ROOT, commit, file_sha256, training_folder
 
 from .attribution import as_explained, methods_of
 from .networks import slices_of
 from .study import Study
 
 
-def pretrain(backbone: str, folder: Path, recipe: Path) -> None:
+def pretrain(backbone: str, folder: Path, recipe: Path = ROOT / "weights" / "pretraining.yaml") -> None:
     """Pre-train a backbone on simulated people and write what `weights/` ships; goes on where it was stopped.
 
     The folder gets the people's slices, the weights of every stage and ``<backbone>_simulated.h5`` with its card.
