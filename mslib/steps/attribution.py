@@ -7,10 +7,10 @@ import shutil
 import numpy as np
 import pandas as pd
 
-from mslib.study import CONTROL, Network, explained_networks, progress, write_arrays, write_tables, write_weights
+from mslib.study import CONTROL, Network, explained_networks, progress, write_tables, write_weights
 from mslib.study.provenance import training_folder
 
-from .study import Study
+from .study import Study, write_maps
 
 
 def unmarked_controls(study, part):
@@ -32,12 +32,6 @@ def methods_of(rules, costly=True):
     from mslib.explain import METHODS
     chosen = [name for name, method in METHODS.items() if costly or method.family != "perturbation"]
     return [*chosen, *(f"{LRP}{rule}" for rule in rules)]
-
-
-def write_maps(path, slices, maps):
-    """Slices that a notebook shows, and their maps."""
-    known = {name: values for name, values in vars(slices).items() if values is not None}
-    write_arrays(path, **{f"slices {name}": values for name, values in known.items()}, **maps)
 
 
 def known_rule(study: Study) -> None:
@@ -106,8 +100,7 @@ def known_rule(study: Study) -> None:
 def as_explained(slices, pixel_mm, few=None):
     """Slices of `mslib.analysis.depth.gather_slices` for attribution: lesions are features, alike in all sequences."""
     from mslib.analysis.attribution import Explained
-    features = np.repeat(slices.lesions[..., None], slices.images.shape[-1], -1)
-    table = slices.table
+    features, table = np.repeat(slices.lesions[..., None], slices.images.shape[-1], -1), slices.table
     return Explained(slices.images, table["target"].to_numpy(), slices.brain, features, table["subject"].to_numpy(str),
                      pixel_mm, few)
 
@@ -178,30 +171,24 @@ def correct_cause_slices(study, network, model):
     return slices, correct[rows], as_explained(slices, mm, staggered(np.arange(len(rows)), own.perturbed_slices))
 
 
-def _of_relevance(study, each):
-    """So many slices of everybody unseen, controls too (real patients: of the explained ones): table, images, brain."""
-    from mslib.nets import evenly
-    tables, arrays = [], []
-    people = study.unseen() if study.config.trains else study.explained()
-    for subject in progress(people, desc="slices", unit="subject"):
+def relevance(study: Study, backbone: str) -> None:
+    """Shares of the sequences in the relevance of all trainings of a backbone, slice by slice of everybody unseen.
+
+    Real patients: of the explained ones. Of the first training also by other rules and layer by layer, and (first
+    backbone) as volumes.
+    """
+    from mslib.analysis.relevance import flow_table, slice_shares
+    from mslib.nets import evenly, staggered
+    config, own, folder = study.config, study.config.relevance, study.folder / "relevance" / backbone
+    networks = explained_networks(config, backbone, "honest")
+    model, tables, arrays = study.net(*networks[0]), [], []
+    for subject in progress(study.unseen() if config.trains else study.explained(), desc="slices", unit="subject"):
         person, stack = study.subjects.loc[subject], study.stack(subject)
-        index = evenly(np.arange(len(stack.images)), each)
+        index = evenly(np.arange(len(stack.images)), own.slices_per_subject)
         tables.append(pd.DataFrame({"slice": index, "target": study.target(subject)}).assign(
             **person[["subject", "group", "cohort"]]))
         arrays.append((study.images(stack, index), stack.brain[index]))
-    return pd.concat(tables, ignore_index=True), *(np.concatenate(part) for part in zip(*arrays))
-
-
-def relevance(study: Study, backbone: str) -> None:
-    """Shares of the sequences in the relevance of all trainings of a backbone, slice by slice.
-
-    Of the first training also by other rules and layer by layer, and (of the first backbone) as volumes.
-    """
-    from mslib.analysis.relevance import flow_table, slice_shares
-    from mslib.nets import staggered
-    config, own, folder = study.config, study.config.relevance, study.folder / "relevance" / backbone
-    networks = explained_networks(config, backbone, "honest")
-    model, (table, images, brain) = study.net(*networks[0]), _of_relevance(study, own.slices_per_subject)
+    table, (images, brain) = pd.concat(tables, ignore_index=True), map(np.concatenate, zip(*arrays))
 
     def shares(rule, rows):
         part = table.iloc[rows].reset_index(drop=True)
@@ -222,15 +209,12 @@ def relevance(study: Study, backbone: str) -> None:
 def _relevance_volumes(study, backbone, model, folder):
     """Relevance of every slice of some patients in T1w space, for their own class: one volume per sequence."""
     from mslib.analysis.relevance import relevance_maps
-    from mslib.prep import write_volume
     config, own = study.config, study.config.relevance
     folder.mkdir(parents=True, exist_ok=True)
     for subject in study.shown_as_volumes()[:own.volumes] if backbone == config.model.backbones[0] else ():
         stack = study.stack(subject)
-        relevance = relevance_maps(model, study.images(stack), study.target(subject), own.rule, stack.brain)
-        write_volume(folder / study.map_name(subject, "lrp", backbone),
-                     {sequence: relevance[..., m] for m, sequence in enumerate(config.sequences)}, stack,
-                     study.anat(subject) / f"sub-{subject}_space-T1w_desc-preproc_T1w.nii.gz", "Sequences",
-                     {"Description": "Layer-wise relevance for the patient's own class, raw, signed",
-                      "Units": "logit per pixel of the slice", "Rule": own.rule, "Network": str(Network(backbone)),
-                      "Class": study.subjects.loc[subject, "group"]})
+        found = relevance_maps(model, study.images(stack), study.target(subject), own.rule, stack.brain)
+        maps = {sequence: found[..., m] for m, sequence in enumerate(config.sequences)}
+        study.write_volume(folder, subject, "lrp", Network(backbone), maps, stack, "Sequences", {
+            "Description": "Layer-wise relevance for the patient's own class, raw, signed",
+            "Units": "logit per pixel of the slice", "Rule": own.rule})

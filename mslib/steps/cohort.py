@@ -8,18 +8,8 @@ import shutil
 import numpy as np
 import pandas as pd
 
-from mslib.study import (
-    Network,
-    StudyConfig,
-    StudyError,
-    WriteError,
-    explained_networks,
-    progress,
-    read_json,
-    write_json,
-    write_table,
-    write_tables,
-)
+from mslib.study import Network, StudyConfig, StudyError, WriteError, explained_networks, progress
+from mslib.study.files import read_json, write_json, write_table, write_tables
 from mslib.study.provenance import verified
 
 from .study import Study, shipped
@@ -129,7 +119,7 @@ def preprocess(study: Study, subject: str) -> None:
     except StudyError as error:
         if config.cohort.on_fault == "stop" or isinstance(error.__cause__, WriteError):
             raise
-        write_json(study.anat(subject) / f"sub-{subject}_desc-qc.json", {"subject": subject, "excluded": str(error)})
+        write_json(study.derivative(subject, "desc-qc.json"), {"subject": subject, "excluded": str(error)})
 
 
 def subjects(study: Study) -> None:
@@ -142,8 +132,7 @@ def subjects(study: Study) -> None:
     from mslib.nets import split_subjects
     config = study.config
     people = _checked(study)
-    quality = {person.id: read_json(study.anat(person.id) / f"sub-{person.id}_desc-qc.json")
-               for person in people}
+    quality = {person.id: read_json(study.derivative(person.id, "desc-qc.json")) for person in people}
     table = pd.DataFrame([{"subject": person.id, "group": person.group, "cohort": person.cohort, "age": person.age,
                            "sex": person.sex, "edss": person.edss, "lesion_mask": person.lesion_mask is not None}
                           for person in people if "excluded" not in quality[person.id]])
