@@ -149,7 +149,6 @@ BALANCED = ACCURACY.replace("'accuracy'", "'balanced_accuracy'")
 RANDOM = "measure == 'spearman' and all_random"
 LAST = "((backbone == 'vgg16' and layer == 'block5_conv3') or (backbone == 'vgg19' and layer == 'block5_conv4'))"
 SHOWS_IMAGE = "this layer's maps stay alike when the weights are random"
-GUIDED = "method in ('guided_backprop', 'guided_gradcam')"
 
 CLAIMS: list[Claim] = [
     # Accuracy (notebook 02)
@@ -163,12 +162,10 @@ CLAIMS: list[Claim] = [
     Claim("A subject-level split does not reward permuted labels", STUDY, CONTROL, "accuracy",
           f"{BALANCED} and protocol == 'honest_permuted' and level == 'slice'", "chance",
           "balanced accuracy over slices of a network trained on permuted labels", direction="not above"),
-    Claim("New subjects are classified better than by chance", STUDY, CHECK, "accuracy",
-          f"{ACCURACY} and protocol == 'independent' and level == 'subject'", "chance",
-          "accuracy over independent subjects"),
-    Claim("At least 90 % of new subjects are classified correctly", STUDY, CHECK, "accuracy",
-          f"{ACCURACY} and protocol == 'independent' and level == 'subject'", 0.9,
-          "accuracy over independent subjects"),
+    *(Claim(text, STUDY, CHECK, "accuracy", f"{ACCURACY} and protocol == 'independent' and level == 'subject'", border,
+            "accuracy over independent subjects") for text, border in (
+          ("New subjects are classified better than by chance", "chance"),
+          ("At least 90 % of new subjects are classified correctly", 0.9))),
     # Depth (notebook 03)
     Claim("Shallower layers are more localised, deeper ones more general", HONG, PUBLISHED, "depth_tests",
           "kind == 'published' and test == 'spread with depth'", "border",
@@ -207,12 +204,11 @@ CLAIMS: list[Claim] = [
     Claim("Grad-CAM finds nothing of known truth (MSFI .02, on a map of 2 x 2 x 2)", JIN, PUBLISHED,
           "gradcam_msfi_by_layer", "method == 'gradcam' and layer == 'block5_conv3'", "chance",
           "MSFI at the last convolution, one network a sequence", direction="not above", conjunction=False),
-    Claim("Guided BackProp and Guided Grad-CAM keep their maps when the higher layers are random", ADEBAYO, PUBLISHED,
-          "randomisation_methods", f"random == 'block 5 and logits' and {GUIDED}", 0.5,
-          "similarity to the original map", conjunction=False),
-    Claim("Guided BackProp and Guided Grad-CAM keep their maps when all weights are random", ADEBAYO, CONTROL,
-          "randomisation_methods", f"random == 'all layers' and {GUIDED}", 0.5, "similarity to the original map",
-          conjunction=False),
+    *(Claim(f"Guided BackProp and Guided Grad-CAM keep their maps when {what} are random", ADEBAYO, kind,
+            "randomisation_methods", f"random == '{random}' and method in ('guided_backprop', 'guided_gradcam')", 0.5,
+            "similarity to the original map", conjunction=False)
+      for what, kind, random in (("the higher layers", PUBLISHED, "block 5 and logits"),
+                                 ("all weights", CONTROL, "all layers"))),
     Claim("An earlier layer repairs Grad-CAM", STUDY, CHECK, "gradcam_layer_gain", "method == 'gradcam'", 0.0,
           "gain in MSFI of the best layer over the last one and over chance", conjunction=False),
     *(Claim(f"{label_of(rule)} gives the decisive sequence the largest share{beyond}", STUDY, CONTROL,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import defaultdict
 
 import numpy as np
 import pandas as pd
@@ -58,21 +59,20 @@ def known_rule(study: Study) -> None:
     weights = train_known_rules(tasks, recipe, rules.narrow, training)
     model = build_classifier("vgg16", 2, train.images.shape[1:], narrow=rules.narrow)  # one for all, traced once
     test, many = spread(unmarked, rules.test_slices), spread(unmarked, 2 * rules.test_slices)
-    tables = {name: [] for name in ("use", "scores", "importance", "layers", "relevance")}
+    tables = defaultdict(list)
     for experiment in experiments(sequences):
         name = experiment.name
         model.set_weights(weights[f"{name} 1"])
         tables["use"].append(known.answers_to_cues(model, experiment, many, sequences, mm, seed + 2))
         marked = experiment.marked(test, mm, seed + 1)
-        index = np.arange(len(test.table))
-        explained = known.explained_marks(marked, mm, staggered(index, rules.perturbed_slices))
+        explained = known.explained_marks(marked, mm, staggered(np.arange(len(test.table)), rules.perturbed_slices))
         maps, seconds = attribution.attribute_all(model, explained, methods, f"known rule, {name}", **settings)
         write_weights(folder / name / "weights.weights.h5", model)
         some, slices = attribution.of_few(maps, explained)
         middle = len(slices.images) // 2
         write_maps(folder / name / "maps.npz", slices.at([middle]), {key: raw[[middle]] for key, raw in some.items()})
         if experiment.shortcut:
-            tables["shortcut"] = [known.shortcut_shares(maps, explained, marked.corner, own.superpixels)]
+            tables["shortcut"].append(known.shortcut_shares(maps, explained, marked.corner, own.superpixels))
             continue
         importance = attribution.slice_importance(model, explained, sequences, seed, name)
         worth = np.equal(sequences, name).astype(float)  # the rule itself: the decisive sequence is all that matters
@@ -85,10 +85,9 @@ def known_rule(study: Study) -> None:
                            ("layers", known.layer_scores(model, explained, worth))):
             tables[key].append(table.assign(experiment=name))
         if name == shown:
-            tables["removal"] = [attribution.removal_table(maps, explained, model, own.baselines, own.levels, seed,
-                                                           name)]
-            tables["randomised"] = [attribution.randomised_similarity(model, maps, explained, name, **settings)]
-            tables["repeated"] = []
+            tables["removal"].append(attribution.removal_table(
+                maps, explained, model, own.baselines, own.levels, seed, name))
+            tables["randomised"].append(attribution.randomised_similarity(model, maps, explained, name, **settings))
             for number in range(2, rules.seeds + 1):
                 model.set_weights(weights[f"{name} {number}"])
                 others, _ = attribution.attribute_all(model, slices, methods, f"{name}, seed {number}", **settings)
@@ -114,9 +113,8 @@ def attribute(study: Study, backbone: str) -> None:
     config, folder, network = study.config, study.folder / "attributions" / backbone, Network(backbone)
     model, settings, mm = study.net(*network), study.attribution_settings, config.model.pixel_mm
     patients = depth.gather_slices(study.cases(network), config.attribution.shapley_slices, mm)
-    importance = attribution.slice_importance(model, as_explained(patients, mm), config.sequences, config.seed,
-                                              str(network))
-    write_tables(folder, 7, importance=importance)
+    tables = {"importance": attribution.slice_importance(model, as_explained(patients, mm), config.sequences,
+                                                         config.seed, str(network))}
     shown = study.shown_slices(model)[1]
     methods = methods_of(config.relevance.compared, backbone == config.model.backbones[0])
     joint = [name for name in methods if name in attribution.JOINT]
@@ -125,8 +123,8 @@ def attribute(study: Study, backbone: str) -> None:
     joint, _ = attribution.attribute_all(model, shown.at([0, 1, 2]), joint, str(network), **settings)
     write_maps(folder / "honest.npz", shown.at([0]), maps | {name: raw[:1] for name, raw in joint.items()})
     if config.trains and "cause" in config.model.kinds:
-        write_tables(folder, 7, scores=_score_cause(study, Network(backbone, "cause"), methods, settings,
-                                                     folder / "cause.npz"))
+        tables["scores"] = _score_cause(study, Network(backbone, "cause"), methods, settings, folder / "cause.npz")
+    write_tables(folder, 7, **tables)
 
 
 def _score_cause(study, network, methods, settings, path):

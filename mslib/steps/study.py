@@ -103,17 +103,11 @@ class Study(Run):
 
     def example(self) -> str:
         """Id of the patient of the figures."""
-        return self.subjects.index[self.subjects["volume"] == 1][0]
+        return self.shown_as_volumes()[0]
 
     def shown_as_volumes(self) -> list[str]:
         """Ids of the patients of whom maps are made as volumes, that of the figures first."""
-        chosen = self.subjects[self.subjects["volume"] > 0].sort_values("volume")
-        return list(chosen.index)
-
-    def explained_slices(self, subject: str, stack: SliceStack) -> np.ndarray:
-        """Indices of the slices that are explained: those with lesions; all where no lesion mask is known."""
-        masked = self.subjects.loc[subject, "lesion_mask"]
-        return np.flatnonzero(stack.lesions.any(axis=(1, 2))) if masked else np.arange(len(stack.images))
+        return list(self.subjects.query("volume > 0").sort_values("volume").index)
 
     def unseen(self) -> list[str]:
         """Ids of everybody outside training and validation, controls too."""
@@ -130,8 +124,8 @@ class Study(Run):
 
     def images(self, stack: SliceStack, index=slice(None)) -> np.ndarray:
         """Slices of a stack as the networks take them, float32 (n, H, W, M)."""
-        from mslib.nets import SliceSet
-        return SliceSet(stack.images, self.subjects).batch(index, self.input_channels)
+        images = stack.images[index].astype("float32")
+        return images if self.input_channels is None else images[..., self.input_channels]
 
     def slice_set(self, of: str) -> SliceSet:
         """Slices that networks learn: of ``study`` (both cohorts, spread over each brain) or ``cause``."""
@@ -219,13 +213,14 @@ class Study(Run):
     def cases(self, network: Network) -> Iterator[Case]:
         """What a network is explained on, subject by subject, for the subject's own class.
 
-        Slices with lesions: of the explained patients; of ``cause`` networks those of its test people.
+        Slices with lesions (all where no lesion mask is known): of the explained patients; of ``cause`` networks those
+        of its test people.
         """
         if network.kind != "cause":
             for subject in self.explained():
                 stack, person = self.stack(subject), self.subjects.loc[subject]
-                index = self.explained_slices(subject, stack)
-                if len(index):
+                shown = stack.lesions.any(axis=(1, 2)) | (not person["lesion_mask"])
+                if len(index := np.flatnonzero(shown)):
                     yield Case(subject, person["group"], person["cohort"], index, self.images(stack, index),
                                self.target(subject), stack.lesions[index], stack.brain[index])
             return

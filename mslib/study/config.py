@@ -30,19 +30,14 @@ Rule = Literal["epsilon_plus", "epsilon", "alpha1_beta0", "alpha2_beta1", "gamma
 #: Of images: also from each sequence's mean over the brain on.
 ImageRule = Literal[(*get_args(Rule), *(f"{name}_centred" for name in get_args(Rule)))]
 Weights = Annotated[str, Field(pattern=_WEIGHTS)]
-#: A group must have a subject in each of the three parts of the subject-wise split.
-MIN_PER_GROUP = 3
-#: Shortest side that five poolings leave a pixel of.
-MIN_PIXELS = 32
-#: Folds of sleep staging: training, validation and test need a subject each.
-MIN_FOLDS = 3
-#: The class of people without the disease, by its name; a study without such a class has patients only.
-CONTROL = "control"
+MIN_PER_GROUP = 3  # a subject in each of the three parts of the subject-level split
+MIN_PIXELS = 32  # the shortest side that five poolings leave a pixel of
+MIN_FOLDS = 3  # of sleep staging: training, validation and test need a subject each
+CONTROL = "control"  # the class of people without the disease; a study without it has patients only
+SIMULATED_GROUPS = (CONTROL, "RRMS", "SPMS")
 #: Notebooks in the order in which they run; the last reads what the others have recorded.
 NOTEBOOKS = ("00_cohort", "01_coregistration", "02_finetuning", "03_gradcam_layers", "04_multimodal_attribution",
              "05_modality_relevance", "06_sleep_staging", "07_summary", "08_pretraining")
-#: The groups that can be simulated.
-SIMULATED_GROUPS = (CONTROL, "RRMS", "SPMS")
 
 
 class Section(BaseModel):
