@@ -14,26 +14,22 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 from mslib.steps import simulated_people
-from mslib.study import StudyError, explained_networks, load_config
+from mslib.study import Run, StudyError, explained_networks, load_config
 from mslib.study.provenance import ROOT, code_digest
-from mslib.study.run import DRIVEN
-
-def refuse(message):
-    print(message, file=sys.stderr)
-    raise SystemExit(1)
+from mslib.study.run import DRIVEN, TABLES
 
 KEYS = {"study", "file", "run_dir", "results"}
 if unknown := sorted(set(config) - KEYS):
-    refuse(f"--config: must be of {', '.join(sorted(KEYS))} (got {', '.join(unknown)})")
+    sys.exit(f"--config: must be of {', '.join(sorted(KEYS))} (got {', '.join(unknown)})")
 FILE = str(config.get("file", f"config/{config.get('study', 'simulated')}.yaml"))
 try:
     STUDY = load_config(FILE)
 except StudyError as error:
-    refuse(error)
+    sys.exit(str(error))
 if STUDY.study != config.get("study", STUDY.study if "file" in config else "simulated"):
-    refuse(f"{FILE}: study: must be '{config.get('study', 'simulated')}' as the file is named (got '{STUDY.study}')")
+    sys.exit(f"{FILE}: study: must be '{config.get('study', 'simulated')}' as the file is named (got '{STUDY.study}')")
 
-RUN = str(config.get("run_dir", f"runs/{STUDY.study}"))
+RUN = str(Path(config.get("run_dir", f"runs/{STUDY.study}")))
 RESULTS = str(config.get("results", f"results/{STUDY.study}"))
 FAULTS = f"{RUN}/.faults"  # what steps say of bad input, one line each
 os.environ.update({DRIVEN: "1", "MSLIB_PROGRESS": "terminal", "MSLIB_FAULTS": FAULTS,
@@ -48,15 +44,13 @@ def start_files(weights, backbones):
     return [f"weights/{backbone}_simulated.h5" for backbone in backbones] if weights == "simulated" else own
 
 SHIPPED = start_files(STUDY.model.weights, BACKBONES)
-EXPLAINED = explained_networks(STUDY)
-SEEDS = sorted({network.seed for network in EXPLAINED})
+EXPLAINED = list(map(str, explained_networks(STUDY)))
+SEEDS = sorted({network.seed for network in explained_networks(STUDY)})
 # One machine: jobs side by side must fit into its memory. A cluster (no number of cores) looks after that itself.
 CORES = workflow.global_resources["_cores"].value
 if CORES is not None and "mem_mb" not in workflow.global_resources:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
-    workflow.register_resource("mem_mb", memory * 9 // 10)
-# Large networks: two jobs side by side, since each leaves cores idle between its batches; small ones spend their time on
-# tracing, on one core.
+    workflow.register_resource("mem_mb", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20 * 9 // 10)
+# Large networks: two jobs side by side, since each leaves cores idle between its batches; small ones are traced, on one.
 HALF = max(1, (CORES or 16) // 2) if prod(STUDY.model.image_size) > 64 * 64 else 1
 
 def settings(*keys):
@@ -92,27 +86,24 @@ def tell_faults_again():
         print(Path(FAULTS).read_text(encoding="utf-8"), end="", file=sys.stderr)
 
 if workflow.is_main_process:
-    needed = [*SHIPPED, *(FITTED.format(network=network) for network in EXPLAINED if not STUDY.trains)]
-    for weights in STUDY.comparison.weights.values() if STUDY.comparison else ():
-        needed += start_files(weights, BACKBONES[:1])
-    for path in needed:
-        if not Path(path).is_file():
-            refuse(f"{path}: is absent; shipped weights lie in the folder weights (weights/README.md)"
-                   if path.startswith("weights/") else "model.weights, comparison.weights: must be 'imagenet', "
-                   f"'simulated', 'scratch' or the path of a file (got '{path}')")
+    compared = STUDY.comparison.weights.values() if STUDY.comparison else ()
+    needed = [*SHIPPED, *(file for weights in compared for file in start_files(weights, BACKBONES[:1])),
+              *(expand(FITTED, network=EXPLAINED) if not STUDY.trains else ())]
+    for path in (path for path in needed if not Path(path).is_file()):
+        sys.exit(f"{path}: is absent; shipped weights lie in the folder weights (weights/README.md)"
+                 if path.startswith("weights/") else "model.weights, comparison.weights: must be 'imagenet', "
+                 f"'simulated', 'scratch' or the path of a file (got '{path}')")
     try:  # now, not when all is done
-        there = next(place for place in (Path(RESULTS).resolve(), *Path(RESULTS).resolve().parents) if place.exists())
-        TemporaryFile(dir=there).close()
-    except OSError as error:
-        refuse(f"{RESULTS}: cannot be written ({error.strerror})")
-    try:
+        place = RESULTS
+        TemporaryFile(dir=next(above for above in (Path(place) / "x").resolve().parents if above.exists())).close()
+        place = RUN
         Path(RUN).mkdir(parents=True, exist_ok=True)
         LOCK = open(f"{RUN}/.lock", "w")
         fcntl.flock(LOCK, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        refuse(f"{RUN}: another snakemake is running this study; wait for it or stop it")
+        sys.exit(f"{RUN}: another snakemake is running this study; wait for it or stop it")
     except OSError as error:
-        refuse(f"{RUN}: cannot be written ({error.strerror})")
+        sys.exit(f"{place}: cannot be written ({error.strerror})")
     Path(FAULTS).unlink(missing_ok=True)
     atexit.register(tell_faults_again)
     set_altered_aside()
@@ -123,52 +114,47 @@ wildcard_constraints:
 
 # --- what can be asked for ----------------------------------------------------------------------------------------
 
-def of(networks, *names):
-    """Files of networks or backbones: folder of a step, name."""
-    return [f"{RUN}/{name.format(network)}" for network in networks for name in names]
+def read(*names):
+    """Files of tables that are read by these names."""
+    return [str(path) for name in names for path, _ in Run(FILE, RUN).paths(name)]
 
-COHORT = [f"{RUN}/subjects.csv", f"{RUN}/faults.json"] + [
-    f"{RUN}/cohort/{name}.csv" for name in ("truth", "quality", "registration_errors", "bias_fields", "appearance")]
-KINDS = [f"{backbone}/{kind}" for backbone in BACKBONES for kind in STUDY.model.kinds]
-NET_FILES = [*of(EXPLAINED, "nets/{}/weights.weights.h5", "nets/{}/predictions.csv"), f"{RUN}/cohort/truth.csv",
-             *of(KINDS, "nets/{}/permuted.csv"), *of(BACKBONES, "nets/{}/honest/folds.csv")] if STUDY.trains else []
-MAP_FILES = [*of(EXPLAINED, "maps/{}/measures.csv", "maps/{}/cams.npz"),
-             *of([one for one in EXPLAINED if one.seed == 1], "maps/{}/randomisation.csv", "maps/{}/volumes")]
+def written(*names):
+    """The same with wildcards."""
+    return [f"{RUN}/{TABLES[name]}" for name in names]
+
+MEASURED = ["truth", "quality", "registration_errors", "bias_fields", "appearance"]
+COHORT = [f"{RUN}/faults.json", *read("subjects", *MEASURED)]
+NET_FILES = [*expand(FITTED, network=EXPLAINED), *read("predictions", "permuted", "folds", "subjects", "truth")
+             ] if STUDY.trains else []
+MAP_FILES = [*expand(f"{RUN}/maps/{{network}}/cams.npz", network=EXPLAINED), *read("maps", "randomisation"), *expand(
+    f"{RUN}/maps/{{network}}/volumes", network=[name for name in EXPLAINED if name.endswith("/seed1")])]
 CAUSE = ["cause"] if STUDY.trains and "cause" in STUDY.model.kinds else []
 ATTRIBUTED = ["importance.csv", "honest.npz", *(["scores.csv", "cause.npz"] if CAUSE else [])]
-KNOWN = [f"{RUN}/known_rule/{name}.csv" for name in (
-    "use", "scores", "removal", "randomised", "repeated", "importance", "layers", "shortcut", "relevance")
-    if STUDY.has_known_rule]
-ATTRIBUTION_FILES = [*of(BACKBONES, *(f"attributions/{{}}/{name}" for name in ATTRIBUTED)), *KNOWN]
-RELEVANCE_FILES = [*of(BACKBONES, "relevance/{}/shares.csv", "attributions/{}/importance.csv"), *KNOWN,
-                   f"{RUN}/cohort/truth.csv"]
-SLEEP_FILES = [f"{RUN}/sleep/fold-{number}/relevance.csv" for number in range(STUDY.sleep.folds)] if STUDY.sleep else []
-STARTED = ("accuracy", "maps", "methods")
-COMPARED = [f"{RUN}/pretraining/{start}/{name}.csv" for start in STUDY.comparison.weights for name in STARTED
-            ] if STUDY.comparison else []
+KNOWN = read(*(name for name in TABLES if name.startswith("known_rule_"))) if STUDY.has_known_rule else []
+ATTRIBUTION_FILES = [*expand(f"{RUN}/attributions/{{backbone}}/{{file}}", backbone=BACKBONES, file=ATTRIBUTED), *KNOWN]
+RELEVANCE_FILES = [*read("relevance", "importance", "truth"), *KNOWN]
+SLEEP_FILES, COMPARED = read("sleep_relevance"), [name for name in TABLES if name.startswith("pretraining_")]
+COMPARISON_FILES = read(*COMPARED)
 # Notebook: files that it reads, wings whose code runs in its cells, settings that it uses beside those of all.
 COMMON = ["study", "seed", "groups", "sequences", "cohort", "statistics", "model"]
+ATTRIBUTION_WINGS = "analysis/attribution analysis/known_rule analysis/relevance explain"
 NOTEBOOKS = {
     "00_cohort": (COHORT, "analysis/truth show"),
     "01_coregistration": (COHORT, "analysis/truth prep show", "prep"),
     "02_finetuning": (NET_FILES, "analysis/networks nets measure show", "training"),
     "03_gradcam_layers": (
         MAP_FILES, "analysis/cross_fitting analysis/depth analysis/lobes explain measure nets show", "explain"),
-    "04_multimodal_attribution": (
-        ATTRIBUTION_FILES, "analysis/attribution analysis/known_rule analysis/relevance explain measure show",
-        "attribution"),
-    "05_modality_relevance": (
-        RELEVANCE_FILES, "analysis/relevance analysis/known_rule analysis/attribution explain measure show",
-        "relevance"),
+    "04_multimodal_attribution": (ATTRIBUTION_FILES, f"{ATTRIBUTION_WINGS} measure show", "attribution"),
+    "05_modality_relevance": (RELEVANCE_FILES, f"{ATTRIBUTION_WINGS} measure show", "relevance"),
     "06_sleep_staging": (SLEEP_FILES, "analysis/sleep sleep explain measure show", "sleep"),
-    "08_pretraining": (COMPARED, "analysis/depth measure show", "comparison")}
+    "08_pretraining": (COMPARISON_FILES, "analysis/depth measure show", "comparison")}
 METRICS = [f"{RUN}/metrics/{name}.json" for name in STUDY.run_notebooks]
 RECORDED = [file for file in METRICS if "07_summary" not in file]
 NOTEBOOKS["07_summary"] = (RECORDED, "claims analysis/depth explain measure nets show")
 # The run's own last files are asked for too: results/ is checked in, and must not pass for a run that never was.
 TARGETS = {"all": [f"{RESULTS}/provenance.json", *METRICS], "cohort": COHORT,
-           "nets": [*NET_FILES, f"{RUN}/subjects.csv"], "maps": MAP_FILES, "attributions": ATTRIBUTION_FILES,
-           "relevance": RELEVANCE_FILES, "sleep": SLEEP_FILES, "pretraining": COMPARED, "report": RECORDED}
+           "nets": NET_FILES or read("subjects"), "maps": MAP_FILES, "attributions": ATTRIBUTION_FILES,
+           "relevance": RELEVANCE_FILES, "sleep": SLEEP_FILES, "pretraining": COMPARISON_FILES, "report": RECORDED}
 for target, files in TARGETS.items():
     rule:
         name: target
@@ -239,7 +225,7 @@ rule preprocess:
 
 rule subjects:
     input: f"{RUN}/cohort.json", stacks, [] if STUDY.trains else f"weights/{BACKBONES[0]}_simulated.json"
-    output: COHORT[:2]
+    output: f"{RUN}/faults.json", f"{RUN}/subjects.csv"
     params:
         made("subjects", "nets/splits nets/scope", "seed", "groups", "training.split", "explain.nifti_subjects"),
         "" if STUDY.trains else settings("sequences", "model.pixel_mm")
@@ -248,7 +234,7 @@ rule subjects:
 
 rule truth:
     input: f"{RUN}/subjects.csv", stacks
-    output: COHORT[2:]
+    output: written(*MEASURED)
     params: made("truth", "analysis/truth", "sequences")
     message: "Cohort: known truth and errors"
     shell: step("truth")
@@ -300,12 +286,9 @@ if STUDY.trains:
     rule train:
         input: slices_of, SHIPPED, cached
         output:
-            expand(f"{RUN}/nets/{{backbone}}/{{kind}}/seed{{seed}}/{{file}}", allow_missing=True, seed=SEEDS,
-                   file=["weights.weights.h5", "history.csv", "predictions.csv"]),
-            f"{RUN}/nets/{{backbone}}/{{kind}}/permuted.csv", f"{RUN}/nets/{{backbone}}/{{kind}}/features.npz"
-        params:
-            made("train", "nets", "seed", *GRID, *TAKEN, *TRAINED),
-            lambda wildcards: settings(f"training.{wildcards.kind}")
+            fitted("{kind}", SEEDS), expand(written("history", "predictions"), allow_missing=True, seed=SEEDS),
+            written("permuted"), f"{RUN}/nets/{{backbone}}/{{kind}}/features.npz"
+        params: lambda wildcards: made("train", "nets", "seed", *GRID, *TAKEN, *TRAINED, f"training.{wildcards.kind}")
         threads: HALF
         resources: mem_mb=5000
         message: "Networks: train {wildcards.backbone}, {wildcards.kind}"
@@ -314,7 +297,7 @@ if STUDY.trains:
     rule folds:
         input:
             f"{RUN}/nets/{{backbone}}/honest/features.npz", f"{RUN}/nets/{{backbone}}/honest/seed1/predictions.csv"
-        output: f"{RUN}/nets/{{backbone}}/honest/folds.csv"
+        output: written("folds")
         params: made("folds", "nets/heads nets/splits", "seed", "groups", "training.folds")
         message: "Networks: every subject tested once on features of {wildcards.backbone}"
         shell: step("folds", "backbone")
@@ -327,7 +310,7 @@ if STUDY.comparison:
         input:
             CAUSE_FILES,
             lambda wildcards: start_files(STUDY.comparison.weights[wildcards.start], BACKBONES[:1])
-        output: expand(f"{RUN}/pretraining/{{start}}/{{name}}.csv", allow_missing=True, name=STARTED)
+        output: written(*COMPARED)
         params:
             made("compare_start", "nets analysis/depth analysis/attribution explain measure", "seed", "comparison",
             "model", "training", *METHODS, "explain.slices_per_subject", "relevance.rule")
@@ -341,10 +324,9 @@ if STUDY.comparison:
 rule measure_maps:
     input: slices_of, SHIPPED, fitted("{kind}", SEEDS)
     output:
-        expand(f"{RUN}/maps/{{backbone}}/{{kind}}/seed{{seed}}/{{file}}", allow_missing=True, seed=SEEDS,
-               file=["measures.csv", "cams.npz"]),
-        f"{RUN}/maps/{{backbone}}/{{kind}}/seed1/randomisation.csv", f"{RUN}/maps/{{backbone}}/{{kind}}/seed1/dead.csv",
-        directory(f"{RUN}/maps/{{backbone}}/{{kind}}/seed1/volumes")
+        expand([*written("maps"), f"{RUN}/maps/{{backbone}}/{{kind}}/seed{{seed}}/cams.npz"], allow_missing=True,
+               seed=SEEDS),
+        written("randomisation", "dead"), directory(f"{RUN}/maps/{{backbone}}/{{kind}}/seed1/volumes")
     params:
         made("measure_maps", "analysis/depth analysis/lobes explain measure prep/slices", "seed", *GRID,
         *(f"explain.{key}" for key in ("methods", "slices_per_subject", "randomisation_draws")))
@@ -361,9 +343,8 @@ if STUDY.has_known_rule:
             KNOWN, expand(f"{RUN}/known_rule/{{name}}/{{file}}", name=[*STUDY.sequences, "shortcut"],
                           file=["weights.weights.h5", "maps.npz"])
         params:
-            made("known_rule", "nets analysis/known_rule analysis/attribution analysis/relevance explain measure", "seed",
-            *GRID, *METHODS, "attribution.known_rule", "attribution.baselines", "attribution.levels",
-            "training.batch_size", "training.weight_decay")
+            made("known_rule", f"{ATTRIBUTION_WINGS} measure nets", "seed", *GRID, *METHODS, "attribution.known_rule",
+            "attribution.baselines", "attribution.levels", "training.batch_size", "training.weight_decay")
         threads: HALF
         priority: 1  # the longest job, and two notebooks wait for it
         resources: mem_mb=5000
@@ -386,8 +367,7 @@ rule attribute:
 rule relevance_shares:
     input: f"{RUN}/subjects.csv", stacks, fitted("honest", SEEDS)
     output:
-        expand(f"{RUN}/relevance/{{backbone}}/{{file}}.csv", allow_missing=True, file=["shares", "rules", "flow"]),
-        directory(f"{RUN}/relevance/{{backbone}}/volumes")
+        written("relevance", "relevance_rules", "relevance_flow"), directory(f"{RUN}/relevance/{{backbone}}/volumes")
     params: made("relevance", "analysis/relevance explain measure", *GRID, "model.seeds", "relevance")
     threads: HALF
     resources: mem_mb=6000

@@ -11,12 +11,7 @@ from pathlib import Path
 
 import mslib
 from mslib.study import Network, StudyError
-from mslib.study.provenance import ROOT
 
-#: How arguments of steps are read, where they are no plain text.
-KINDS = {"network": Network.parse, "number": int, "blocks": int, "mm": float, "results": Path, "folder": Path,
-         "recipe": Path, "networks": Path}
-DEFAULTS = {"recipe": ROOT / "weights" / "pretraining.yaml", "networks": ROOT / "weights" / "bench"}
 #: Commands that are no step of a study, besides the BIDS App.
 COMMANDS = {"convert": "convert an open cohort to BIDS, or add it to an earlier conversion (docs/your-cohort.md)",
             "init": "look at a BIDS dataset and write the file of a study of it",
@@ -74,18 +69,18 @@ def _steps() -> dict:
 
 
 def _step(name: str, step) -> argparse.ArgumentParser:
-    """Options of a step: its docstring is the help, its arguments after the study are required options."""
+    """Options of a step: its docstring is the help, its arguments after the study are options."""
     parser = argparse.ArgumentParser(prog=f"mslib {name}", description=inspect.getdoc(step).splitlines()[0])
-    for argument in inspect.signature(step).parameters:
+    for argument, about in inspect.signature(step, eval_str=True).parameters.items():
         if argument == "study":
             parser.add_argument("--config", required=True, type=Path)
             parser.add_argument("--run-dir", required=True, type=Path)
         elif argument == "method":
             parser.add_argument(argument, metavar="MODULE:FUNCTION")
         else:
-            default = DEFAULTS.get(argument)
-            parser.add_argument(f"--{argument}", required=default is None, default=default,
-                                type=KINDS.get(argument, str))
+            default = {"required": True} if about.default is about.empty else {"default": about.default}
+            kind = Network.parse if about.annotation is Network else about.annotation
+            parser.add_argument(f"--{argument}", type=kind, **default)
     return parser
 
 
@@ -95,35 +90,30 @@ def _run(arguments: list[str]) -> int:
         _command(first).parse_args(arguments[1:])
         print(*(f"{name:15}{inspect.getdoc(step).splitlines()[0]}" for name, step in _steps().items()), sep="\n")
         return 0
-    if first in COMMANDS and first != "bench":
-        from mslib import app
-        return getattr(app, first)(**vars(_command(first).parse_args(arguments[1:])))
-    if first.isidentifier() and first in (steps := _steps()):
-        given = vars(_step(first, steps[first]).parse_args(arguments[1:]))
+    if first.isidentifier() and first in _steps():
+        step = _steps()[first]
+        given = vars(_step(first, step).parse_args(arguments[1:]))
         if "run_dir" in given:
             from mslib.steps import Study
             given["study"] = Study(given.pop("config"), given.pop("run_dir"))
-        steps[first](**given)
+        step(**given)
         return 0
-    given = vars(_app().parse_args(arguments))
     from mslib import app
-    return app.run(**given)
+    if first in COMMANDS:
+        return getattr(app, first)(**vars(_command(first).parse_args(arguments[1:])))
+    return app.run(**vars(_app().parse_args(arguments)))
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command or step; bad input is told in one line and gives exit status 1."""
+    """Run one command or step; bad input is told in one line, now and at the end of the run, with exit status 1."""
     try:
         return _run(sys.argv[1:] if arguments is None else arguments)
     except StudyError as error:
-        return _fault(str(error))
+        line = str(error)
     except OSError as error:
-        return _fault(f"{error.filename or 'file system'}: {error.strerror or error}")
-
-
-def _fault(line: str) -> int:
-    """Tell a fault, now and (through the file that the Snakefile names) at the end of the run; the exit status."""
+        line = f"{error.filename or 'file system'}: {error.strerror or error}"
     print(line, file=sys.stderr)
-    if path := os.environ.get("MSLIB_FAULTS"):
+    if path := os.environ.get("MSLIB_FAULTS"):  # the Snakefile names it
         with contextlib.suppress(OSError), open(path, "a", encoding="utf-8") as file:
             file.write(f"{line}\n")
     return 1

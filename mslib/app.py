@@ -1,4 +1,7 @@
-"""A cohort of one's own: the BIDS App, and the commands that look at a dataset before a study (`init`, `check`)."""
+"""A cohort of one's own: the BIDS App and the commands of `mslib.__main__`, whose arguments are explained there.
+
+Each returns the exit status, and raises a StudyError where its arguments or the dataset do not allow it.
+"""
 
 from __future__ import annotations
 
@@ -17,27 +20,20 @@ from mslib.cohort import Cohort, open_cohorts
 from mslib.cohort.checks import printable
 from mslib.cohort.survey import Survey, study_text, survey, suspicions
 from mslib.steps import Study, look_at_weights
-from mslib.study import CONTROL, StudyConfig, StudyError, load_config, progress, write_text
+from mslib.study import CONTROL, StudyError, load_config, progress, write_text
 from mslib.study.config import MIN_PER_GROUP
 from mslib.study.provenance import ROOT
 from mslib.study.run import DRIVEN
 
 VALIDATOR = "bids-validator-deno"
+#: Preprocessing of a subject at 1 mm on one core: seconds, MB of memory at the peak, MB of files. Measured on two real
+#: patients (1 mm with a brain mask; 39 slices without one): 7 and 11 s of processor time and 4 s to start, 633 and
+#: 663 MB, 31.6 and 31.4 MB.
+SECONDS, MEMORY_MB, DISK_MB = 12, 650, 32
 
 
 def convert(recipe: str, source: Path, bids_dir: Path) -> int:
-    """Convert an open cohort to BIDS, or add it to an earlier conversion (`mslib.cohort.open_cohorts.convert`).
-
-    Returns
-    -------
-    int
-        Exit status.
-
-    Raises
-    ------
-    StudyError
-        No such recipe or folder, no whole scan, a dataset of another origin in `bids_dir`.
-    """
+    """Convert an open cohort to BIDS, or add it to an earlier conversion (`mslib.cohort.open_cohorts.convert`)."""
     done = open_cohorts.convert(recipe, source, bids_dir)
     print(f"{bids_dir}: {len(done.subjects)} subjects of {recipe}, {len(done.incomplete)} faults",
           f"Next: mslib init {bids_dir}", sep="\n")
@@ -45,27 +41,9 @@ def convert(recipe: str, source: Path, bids_dir: Path) -> int:
 
 
 def init(bids_dir: Path, name: str | None = None, group_column: str | None = None, file: Path | None = None) -> int:
-    """Look at a dataset, say what was found, and write a study's file with a comment per key.
+    """Look at a dataset, say what was found, and write a study's file (``config/<name>.yaml``) with a comment per key.
 
-    Parameters
-    ----------
-    bids_dir : path
-    name : str, optional
-        Of the study (small letters, digits, ``_``); default: made of the folder's name.
-    group_column : str, optional
-        Column of participants.tsv that holds the group; default: the likeliest.
-    file : path, optional
-        Default: ``config/<name>.yaml``.
-
-    Returns
-    -------
-    int
-        Exit status: 1 where a person must decide something first; no file is then written.
-
-    Raises
-    ------
-    StudyError
-        No dataset, a name that is none, a file that is there already.
+    Where a person must decide something first no file is written, and the exit status is 1.
     """
     name = re.sub("[^a-z0-9]+", "_", Path(bids_dir).resolve().name.lower()).strip("_") if name is None else name
     if not re.fullmatch("[a-z0-9_]+", name or ""):
@@ -86,7 +64,11 @@ def init(bids_dir: Path, name: str | None = None, group_column: str | None = Non
     except StudyError:
         file.unlink()
         raise
-    print(f"Written: {file}", *_cost(config, sum(found.usable.values())), sep="\n")
+    people, cores = sum(found.usable.values()), os.cpu_count() or 1
+    print(f"Written: {file}", f"Next: snakemake cohort --config study={config.study}",
+          f"  preprocesses {people} subjects; minutes on {cores} cores: {people * SECONDS / 60 / cores:.1f}, "
+          f"GB of memory a core: {MEMORY_MB / 1000:g}, GB of disk: {people * DISK_MB / 1000:.1f}",
+          f"Then: snakemake --config study={config.study}   (trains and explains networks)", sep="\n")
     return 0
 
 
@@ -121,16 +103,6 @@ def explain(bids_dir: Path, output_dir: Path, group_column: str | None = None, c
     Explained are people whose value in the group column is a class of patients that the networks know (where some of
     them have a lesion mask, those alone): maps of every layer, relevance of the sequences, viewers, pages. Settings are
     written to ``config.yaml`` of `output_dir`, where there are none yet.
-
-    Returns
-    -------
-    int
-        Exit status.
-
-    Raises
-    ------
-    StudyError
-        No shipped network, or nobody of a class that they know.
     """
     usual = load_config(ROOT / "config" / "simulated.yaml")
     shipped = [one for one in usual.model.backbones if (ROOT / "weights" / one / "honest" / "seed1.h5").is_file()]
@@ -161,30 +133,10 @@ def explain(bids_dir: Path, output_dir: Path, group_column: str | None = None, c
     return run(bids_dir, output_dir, "group", config=file, cores=cores, skip_bids_validation=True)
 
 
-#: Preprocessing of a subject at 1 mm on one core: seconds, MB of memory at the peak, MB of files. Measured on two real
-#: patients (1 mm with a brain mask; 39 slices without one): 7 and 11 s of processor time and 4 s to start, 633 and
-#: 663 MB, 31.6 and 31.4 MB.
-SECONDS, MEMORY_MB, DISK_MB = 12, 650, 32
-
-
-def _cost(config: StudyConfig, people: int) -> list[str]:
-    """The next command, and what it takes."""
-    cores = os.cpu_count() or 1
-    return [f"Next: snakemake cohort --config study={config.study}",
-            f"  preprocesses {people} subjects; minutes on {cores} cores: {people * SECONDS / 60 / cores:.1f}, "
-            f"GB of memory a core: {MEMORY_MB / 1000:g}, GB of disk: {people * DISK_MB / 1000:.1f}",
-            f"Then: snakemake --config study={config.study}   (trains and explains networks)"]
-
-
 def check(bids_dir: Path, config: Path | None = None) -> int:
-    """Read every image of a dataset; tell faults and suspicions.
+    """Read every image of a dataset; tell faults (exit status 1) and suspicions.
 
     Without a study's file group column, session and images are those that `init` would take.
-
-    Returns
-    -------
-    int
-        Exit status: 1 where there is a fault.
     """
     if config is None:
         found = survey(bids_dir)
@@ -192,8 +144,7 @@ def check(bids_dir: Path, config: Path | None = None) -> int:
     else:
         cohort = Cohort.of_study(bids_dir, load_config(config), on_fault="skip")
         faults = list(map(str, cohort.faults))
-    doubts = [] if cohort is None else suspicions(cohort, bids_dir)
-    doubts = [f"suspicion: {line}" for line in doubts]
+    doubts = [f"suspicion: {line}" for line in (() if cohort is None else suspicions(cohort, bids_dir))]
     print(*(cohort.left_out if cohort else ()), *doubts, *_site_only(cohort or ()), sep="\n")
     print(*(f"fault: {line}" for line in faults), sep="\n", file=sys.stderr)
     print(f"{bids_dir}: {0 if cohort is None else len(cohort)} usable subjects, {len(faults)} faults, "
@@ -226,31 +177,8 @@ def run(bids_dir: Path, output_dir: Path, analysis_level: str, participant_label
         config: Path | None = None, cores: int | None = None, skip_bids_validation: bool = False) -> int:
     """The BIDS App: preprocess participants, or run the whole study on the group; the Snakefile does the work.
 
-    Parameters
-    ----------
-    bids_dir, output_dir : path
-        The folder of results becomes the run's: derivatives in ``derivatives/mslib``, the report in ``results``.
-    analysis_level : {'participant', 'group'}
-        Preprocessing alone, or everything.
-    participant_label : list of str, optional
-        With or without ``sub-``; default: everybody. Level ``participant`` only.
-    config : path, optional
-        A study's file whose cohort is `bids_dir`; default: ``config.yaml`` of `output_dir`, written by `init` where
-        there is none.
-    cores : int, optional
-        Default: all.
-    skip_bids_validation : bool
-        Do not run the official validator, where it is installed. The images are checked in any case.
-
-    Returns
-    -------
-    int
-        Exit status.
-
-    Raises
-    ------
-    StudyError
-        Faults of the dataset's form, or arguments that do not fit together.
+    The folder of results becomes the run's: derivatives in ``derivatives/mslib``, the report in ``results``; without
+    `config` it holds the study's file too, written by `init`. The official validator runs where it is installed.
     """
     root, output = Path(bids_dir).resolve(), Path(output_dir).resolve()
     if not root.is_dir():

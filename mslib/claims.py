@@ -25,56 +25,26 @@ PUBLISHED, CONTROL, CHECK = "published", "control", "check"
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim about rows of a table with ``value, low, high``: their intervals lie above a border.
-
-    Attributes
-    ----------
-    text, source, kind : str
-        What is claimed, by whom; `PUBLISHED`, `CONTROL` or `CHECK`.
-    table, query : str
-        Table that a notebook has saved, and the pandas query of the rows; all of them have to pass.
-    border : float or str
-        Number, or column that holds it.
-    evidence : str
-        What the value is.
-    direction : str
-        Where the intervals have to lie: ``above``, ``below``, or ``not above`` (some of them may include the border).
-    by : str
-        Column whose values get a verdict each, where the table has it.
-    least : float
-        Distance from the border below which a passed test is next to nothing, and so undecided.
-    unless : tuple of (str, str, str)
-        Tables, queries (of rows with the same value of `by`) and reasons: such rows make "holds" (where `spoils` says
-        so, "does not hold") undecided.
-    spoils : str
-        Verdict that `unless` makes undecided.
-    refutes : str
-        Reason why passing does not make the claim hold: it can only be refuted.
-    planted : bool, optional
-        Of claims about sleep: whether the simulator has put it in. Of simulated nights it can then be recovered, and no
-        more; what was not put in cannot be tested.
-    holds : str
-        The verdict in place of `HOLDS`.
-    conjunction : bool
-        One row that fails refutes the claim; else rows that differ leave it undecided.
-    """
+    """One claim about rows of a table with ``value, low, high``: their intervals lie above a border."""
 
     text: str
-    source: str
-    kind: str
-    table: str
-    query: str
-    border: float | str = 0.0
-    evidence: str = ""
-    direction: str = "above"
-    by: str = "backbone"
-    least: float = 0.0
+    source: str  # who claims it
+    kind: str  # `PUBLISHED`, `CONTROL` or `CHECK`
+    table: str  # that a notebook has saved
+    query: str  # pandas query of the rows; all of them have to pass
+    border: float | str = 0.0  # number, or column that holds it
+    evidence: str = ""  # what the value is
+    direction: str = "above"  # or "below", or "not above": some intervals may include the border
+    by: str = "backbone"  # column whose values get a verdict each, where the table has it
+    least: float = 0.0  # distance from the border below which a passed test is next to nothing, and so undecided
+    #: Tables, queries (of rows with the same value of `by`) and reasons: such rows make the verdict `spoils` undecided.
     unless: tuple[tuple[str, str, str], ...] = ()
     spoils: str = HOLDS
-    refutes: str = ""
+    refutes: str = ""  # why passing does not make the claim hold: it can only be refuted
+    #: Of sleep: whether the simulator has put it in; of simulated nights no more can be recovered, the rest not tested.
     planted: bool | None = None
-    holds: str = HOLDS
-    conjunction: bool = True
+    holds: str = HOLDS  # the verdict in place of it
+    conjunction: bool = True  # one row that fails refutes the claim; else rows that differ leave it undecided
 
 
 def verdict(low: float, high: float, border: float = 0.0, direction: str = "above") -> tuple[str, str]:
@@ -102,7 +72,7 @@ def _of_row(claim: Claim, row: dict) -> tuple[str, str]:
     return found
 
 
-def _of_rows(claim: Claim, rows: list[dict]) -> tuple[str, str]:
+def _of_training(claim: Claim, rows: list[dict]) -> tuple[str, str]:
     """Verdict of all rows of one training together."""
     found = [_of_row(claim, row) for row in rows]
     failed = [one for one in found if one[0] == FAILS]
@@ -116,18 +86,17 @@ def _decide(claim: Claim, rows: list[dict], read: Callable[[str], pd.DataFrame],
     seeds: dict = {}
     for row in rows:
         seeds.setdefault(row.get("seed"), []).append(row)
-    each = [_of_rows(claim, part) for part in seeds.values()]
+    each = [_of_training(claim, part) for part in seeds.values()]
     if len({one[0] for one in each}) > 1:
         return OPEN, "seeds disagree: " + ", ".join(f"{seed} {one[0]}" for seed, one in zip(seeds, each))
-    found = each[0]
-    if found[0] == HOLDS and claim.refutes:
+    if each[0][0] == HOLDS and claim.refutes:
         return OPEN, claim.refutes
-    for table, query, reason in claim.unless if found[0] == claim.spoils else ():
+    for table, query, reason in claim.unless if each[0][0] == claim.spoils else ():
         spoiling = read(table)
         spoiling = spoiling.query(query) if len(spoiling) else spoiling
         if len(spoiling[spoiling[claim.by] == owner] if claim.by in spoiling else spoiling):
             return OPEN, reason
-    return found
+    return each[0]
 
 
 def judge(claims: list[Claim], read: Callable[[str], pd.DataFrame], simulated: Collection[str] = ()) -> pd.DataFrame:
@@ -144,33 +113,31 @@ def judge(claims: list[Claim], read: Callable[[str], pd.DataFrame], simulated: C
     Returns
     -------
     DataFrame
-        ``kind, claim, source, network, evidence, verdict, reason``: one row per claim and network. A claim of which no
-        row is known is not testable.
+        ``kind, claim, source, network, evidence, verdict, reason``: one row per claim and network.
     """
-    judged = []
+    nights, judged = "nights" in simulated, []
     for claim in claims:
         table = read(claim.table)
         rows = table.query(claim.query) if len(table) else table
-        common = {"kind": claim.kind, "claim": claim.text, "source": claim.source}
-        if rows.empty:
-            judged.append(common | {"network": "", "evidence": "", "verdict": UNTESTABLE,
-                                    "reason": "not measured in this study"})
-            continue
-        groups = rows.groupby(claim.by, sort=False) if claim.by in rows else [("", rows)]
+        words = {HOLDS: claim.holds}
+        if claim.planted and nights:
+            words = {HOLDS: RECOVERED, FAILS: LOST}
+        if claim.holds == LEAKY and "patients" in simulated:
+            words[FAILS] = UNREACHED
+        groups = [("", rows)]
+        if claim.by in rows and len(rows):
+            groups = rows.groupby(claim.by, sort=False)
         for owner, part in groups:
-            part = part.to_dict("records")
-            values = "; ".join(map(interval_text, part))
-            borders = ", ".join(sorted({f"{_border(claim, row):.3g}" for row in part}))
-            decided, reason = _decide(claim, part, read, owner)
-            if "nights" in simulated and claim.planted is False:
-                decided, reason = UNTESTABLE, "the simulated nights do not contain it"
-            words = {HOLDS: claim.holds}
-            if claim.planted and "nights" in simulated:
-                words = {HOLDS: RECOVERED, FAILS: LOST}
-            if claim.holds == LEAKY and "patients" in simulated:
-                words[FAILS] = UNREACHED
-            judged.append(common | {"network": owner, "evidence": f"{claim.evidence}: {values}; border {borders}",
-                                    "verdict": words.get(decided, decided), "reason": reason})
+            part, evidence = part.to_dict("records"), ""
+            decided, reason = UNTESTABLE, "not measured in this study"
+            if part:
+                borders = ", ".join(sorted({f"{_border(claim, row):.3g}" for row in part}))
+                evidence = f"{claim.evidence}: {'; '.join(map(interval_text, part))}; border {borders}"
+                decided, reason = _decide(claim, part, read, owner)
+                if nights and claim.planted is False:
+                    decided, reason = UNTESTABLE, "the simulated nights do not contain it"
+            judged.append({"kind": claim.kind, "claim": claim.text, "source": claim.source, "network": owner,
+                           "evidence": evidence, "verdict": words.get(decided, decided), "reason": reason})
     return pd.DataFrame(judged)
 
 
@@ -182,7 +149,6 @@ BALANCED = ACCURACY.replace("'accuracy'", "'balanced_accuracy'")
 RANDOM = "measure == 'spearman' and all_random"
 LAST = "((backbone == 'vgg16' and layer == 'block5_conv3') or (backbone == 'vgg19' and layer == 'block5_conv4'))"
 SHOWS_IMAGE = "this layer's maps stay alike when the weights are random"
-GUIDED = "method in ('guided_backprop', 'guided_gradcam')"
 
 CLAIMS: list[Claim] = [
     # Accuracy (notebook 02)
@@ -196,12 +162,10 @@ CLAIMS: list[Claim] = [
     Claim("A subject-level split does not reward permuted labels", STUDY, CONTROL, "accuracy",
           f"{BALANCED} and protocol == 'honest_permuted' and level == 'slice'", "chance",
           "balanced accuracy over slices of a network trained on permuted labels", direction="not above"),
-    Claim("New subjects are classified better than by chance", STUDY, CHECK, "accuracy",
-          f"{ACCURACY} and protocol == 'independent' and level == 'subject'", "chance",
-          "accuracy over independent subjects"),
-    Claim("At least 90 % of new subjects are classified correctly", STUDY, CHECK, "accuracy",
-          f"{ACCURACY} and protocol == 'independent' and level == 'subject'", 0.9,
-          "accuracy over independent subjects"),
+    *(Claim(text, STUDY, CHECK, "accuracy", f"{ACCURACY} and protocol == 'independent' and level == 'subject'", border,
+            "accuracy over independent subjects") for text, border in (
+          ("New subjects are classified better than by chance", "chance"),
+          ("At least 90 % of new subjects are classified correctly", 0.9))),
     # Depth (notebook 03)
     Claim("Shallower layers are more localised, deeper ones more general", HONG, PUBLISHED, "depth_tests",
           "kind == 'published' and test == 'spread with depth'", "border",
@@ -240,12 +204,11 @@ CLAIMS: list[Claim] = [
     Claim("Grad-CAM finds nothing of known truth (MSFI .02, on a map of 2 x 2 x 2)", JIN, PUBLISHED,
           "gradcam_msfi_by_layer", "method == 'gradcam' and layer == 'block5_conv3'", "chance",
           "MSFI at the last convolution, one network a sequence", direction="not above", conjunction=False),
-    Claim("Guided BackProp and Guided Grad-CAM keep their maps when the higher layers are random", ADEBAYO, PUBLISHED,
-          "randomisation_methods", f"random == 'block 5 and logits' and {GUIDED}", 0.5,
-          "similarity to the original map", conjunction=False),
-    Claim("Guided BackProp and Guided Grad-CAM keep their maps when all weights are random", ADEBAYO, CONTROL,
-          "randomisation_methods", f"random == 'all layers' and {GUIDED}", 0.5, "similarity to the original map",
-          conjunction=False),
+    *(Claim(f"Guided BackProp and Guided Grad-CAM keep their maps when {what} are random", ADEBAYO, kind,
+            "randomisation_methods", f"random == '{random}' and method in ('guided_backprop', 'guided_gradcam')", 0.5,
+            "similarity to the original map", conjunction=False)
+      for what, kind, random in (("the higher layers", PUBLISHED, "block 5 and logits"),
+                                 ("all weights", CONTROL, "all layers"))),
     Claim("An earlier layer repairs Grad-CAM", STUDY, CHECK, "gradcam_layer_gain", "method == 'gradcam'", 0.0,
           "gain in MSFI of the best layer over the last one and over chance", conjunction=False),
     *(Claim(f"{label_of(rule)} gives the decisive sequence the largest share{beyond}", STUDY, CONTROL,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import nbformat
 import pandas as pd
-from jinja2 import DictLoader, Environment, FileSystemLoader
+from jinja2 import Environment, FileSystemLoader
 from nbconvert import HTMLExporter
 from nbconvert.preprocessors import TagRemovePreprocessor
 from nbconvert.preprocessors.sanitize import SanitizeHTML
@@ -49,17 +49,13 @@ LESJAK = ("Data: open_ms_data (Lesjak et al. 2016 and 2017), CC-BY; corrected fo
 #: Pixels of the pictures inside notebooks; those of `PUBLISHED` are whole in ``figures``.
 WIDEST = 680
 PAGES = Environment(loader=FileSystemLoader(Path(__file__).parent / "show" / "pages"), trim_blocks=True,
-                    lstrip_blocks=True, keep_trailing_newline=True,
-                    autoescape=lambda name: ".html" in name)
+                    lstrip_blocks=True, keep_trailing_newline=True, autoescape=lambda name: ".html" in name)
 PAGES.filters |= {"label": label_of, "text": lambda text: html.escape(str(text), quote=False)}  # inside Markdown
 #: What markdown and tables may hold; any other tag is shown as text.
 TAGS = ("a abbr b blockquote br code dd del div dl dt em h1 h2 h3 h4 h5 h6 hr i li ol p pre span strong sub sup table "
         "tbody td th thead tr ul").split()
 SANITIZER = SanitizeHTML(tags=TAGS, attributes={"*": ["class", "id"], "a": ["href"], "td": ["colspan", "rowspan"],
                                                 "th": ["colspan", "rowspan"]})
-#: The basic template of nbconvert with every input folded.
-FOLDED = """{% extends 'basic/index.html.j2' %}
-{% block input_group %}<details><summary>Code</summary>{{ super() }}</details>{% endblock %}"""
 
 
 def clean_notebook(path: Path, answer: str = "") -> nbformat.NotebookNode:
@@ -88,21 +84,22 @@ def _stable_outputs(outputs):
     """Outputs without progress bars; printed text in one piece, however the kernel happened to cut it."""
     kept = []
     for output in outputs:
-        if output.get("name") == "stderr" or "application/vnd.jupyter.widget-view+json" in output.get("data", {}):
+        data = output.get("data", {})
+        if output.get("name") == "stderr" or "application/vnd.jupyter.widget-view+json" in data:
             continue
         if output.output_type == "stream" and kept and kept[-1].output_type == "stream":
             kept[-1]["text"] += output["text"]
-        else:
-            kept.append(output)
-        if "image/png" in output.get("data", {}):
-            drawn, stored = base64.b64decode(output["data"]["image/png"]), io.BytesIO()
+            continue
+        kept.append(output)
+        if "image/png" in data:
+            drawn, stored = base64.b64decode(data["image/png"]), io.BytesIO()
             picture = Image.open(io.BytesIO(drawn)).convert("RGB")
             picture.thumbnail((WIDEST, WIDEST * 4))
             picture.save(stored, "JPEG", quality=72, optimize=True)
             if len(stored.getvalue()) < len(drawn):
-                output["data"]["image/jpeg"] = base64.b64encode(stored.getvalue()).decode()
+                data["image/jpeg"] = base64.b64encode(stored.getvalue()).decode()
                 output["metadata"]["image/jpeg"] = output["metadata"].pop("image/png", {})
-                del output["data"]["image/png"]
+                del data["image/png"]
     return kept
 
 
@@ -111,7 +108,7 @@ def _clean_html(text: str) -> str:
     return SANITIZER.sanitize_html_tags(re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL))
 
 
-def notebook_page(notebook: nbformat.NotebookNode, title: str, figures: Path) -> str:
+def _notebook_page(notebook: nbformat.NotebookNode, title: str, figures: Path) -> str:
     """HTML of a cleaned notebook: inputs folded, pictures that lie in `figures` linked instead of embedded."""
     notebook = copy.deepcopy(notebook)
     for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
@@ -119,9 +116,9 @@ def notebook_page(notebook: nbformat.NotebookNode, title: str, figures: Path) ->
             file = figures / f"{output.get('metadata', {}).get(kind, {}).get('figure')}.png"
             if file.is_file():
                 output["metadata"]["filenames"] = {kind: f"../figures/{file.name}"}
-    exporter = HTMLExporter(template_file="folded.html.j2", extra_loaders=[DictLoader({"folded.html.j2": FOLDED})],
-                            sanitize_html=True, filters={"clean_html": _clean_html}, exclude_input_prompt=True,
-                            exclude_output_prompt=True, exclude_anchor_links=True)
+    exporter = HTMLExporter(template_file="folded.html.j2", extra_loaders=[PAGES.loader], sanitize_html=True,
+                            filters={"clean_html": _clean_html}, exclude_input_prompt=True, exclude_output_prompt=True,
+                            exclude_anchor_links=True)
     hidden = TagRemovePreprocessor(remove_cell_tags={"parameters", "injected-parameters"}, enabled=True)
     exporter.register_preprocessor(hidden, enabled=True)
     body, _ = exporter.from_notebook_node(notebook)
@@ -131,14 +128,7 @@ def notebook_page(notebook: nbformat.NotebookNode, title: str, figures: Path) ->
     return PAGES.get_template("notebook.html.j2").render(title=title, body=body)
 
 
-def question_of(notebook: nbformat.NotebookNode) -> tuple[str, str]:
-    """Title and question of a notebook, from its first cell."""
-    text = notebook.cells[0].source
-    question = re.search(r"\*\*Question\.\*\*\s*(.+)", text)
-    return text.splitlines()[0].lstrip("# "), question[1].strip() if question else ""
-
-
-def minutes_by_rule(folder: Path) -> pd.DataFrame:
+def _minutes_by_rule(folder: Path) -> pd.DataFrame:
     """What every rule has cost, from Snakemake's benchmark files: jobs, minutes, memory (GB) of the largest job."""
     rows = [read_table(path).assign(rule=path.stem.split("-")[0]) for path in sorted(folder.glob("*.tsv"))]
     if not rows:
@@ -151,12 +141,8 @@ def minutes_by_rule(folder: Path) -> pd.DataFrame:
 def publish(run: Run, results: Path) -> None:
     """Write the results folder of a study; what was published before stays until the new is whole.
 
-    Raises
-    ------
-    StudyError
-        The folder cannot be written, or holds something that no study has published; a notebook has not run.
+    StudyError where the folder cannot be written or holds what no study has published, or a notebook has not run.
     """
-    results = Path(results)
     published = any((results / name).is_file() for name in ("provenance.json", "metrics.json"))
     if results.exists() and any(results.iterdir()) and not published:
         raise StudyError(f"{results}: holds files that no study has published; name another results folder")
@@ -182,24 +168,26 @@ def _build(run: Run, folder: Path) -> None:
     for name in run.config.run_notebooks:
         made, metrics = (read_json(run.folder / place / f"{name}.json") for place in ("made", "metrics"))
         figures = [figure for figure in kept[name][0] if f"figures/{figure}.png" in made]
-        tables = [f"tables/{table}.csv" for table in kept[name][1] if f"tables/{table}.csv" in made]
         pages = [file for file in made if file.startswith("viewers/")]
         pages = list({file.split("_")[0]: file for file in reversed(pages)}.values())  # one a patient
-        for file in [*(f"figures/{figure}.png" for figure in figures), *tables, *pages]:
-            _copy(run.folder / file, folder / file)
-        for file in (f"figures/{figure}.svg" for figure in figures):
-            if (run.folder / file).is_file():
-                _copy(run.folder / file, folder / file)
+        files = [f"tables/{table}.csv" for table in kept[name][1] if f"tables/{table}.csv" in made] + pages
+        files += [f"figures/{figure}.{end}" for figure in figures for end in ("png", "svg")]
+        for file in files:
+            if not file.endswith(".svg") or (run.folder / file).is_file():
+                (folder / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(run.folder / file, folder / file)
         answer = str(metrics.get("answer", ""))  # its numbers are computed, its names may come from data
         notebook = clean_notebook(run.folder / "notebooks" / f"{name}.ipynb", answer)
-        title, question = question_of(notebook)
+        first = notebook.cells[0].source
+        title, question = first.splitlines()[0].lstrip("# "), re.search(r"\*\*Question\.\*\*\s*(.+)", first)
         write_text(folder / "notebooks" / f"{name}.ipynb", nbformat.writes(notebook) + "\n")
-        write_text(folder / "notebooks" / f"{name}.html", notebook_page(notebook, title, folder / "figures"))
-        notebooks.append({"name": name, "title": title, "question": question, "answer": answer, "metrics": metrics,
+        write_text(folder / "notebooks" / f"{name}.html", _notebook_page(notebook, title, folder / "figures"))
+        notebooks.append({"name": name, "title": title, "question": question[1].strip() if question else "",
+                          "answer": answer, "metrics": metrics,
                           "figures": {figure: made[f"figures/{figure}.png"] for figure in figures}})
         viewers += pages
     metrics = {one["name"]: one.pop("metrics") for one in notebooks}
-    write_table(folder / "tables" / "minutes.csv", minutes_by_rule(run.folder / "minutes"), float_format="%.3g")
+    write_table(folder / "tables" / "minutes.csv", _minutes_by_rule(run.folder / "minutes"), float_format="%.3g")
     write_json(folder / "metrics.json", metrics)
     provenance = {
         "study": run.config.study, "commit": commit(), "seed": run.config.seed, "config": run.config_path.name,
@@ -213,8 +201,3 @@ def _build(run: Run, folder: Path) -> None:
     described = ["methods.md"] * ("03_gradcam_layers" in metrics)  # a study of patients, not of start weights
     for name in ("README.md", "index.html", *described):
         write_text(folder / name, PAGES.get_template(f"{name}.j2").render(words))
-
-
-def _copy(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)

@@ -10,9 +10,10 @@ import pytest
 import SimpleITK as sitk
 import yaml
 
-from mslib import prep, steps
+from mslib import prep
 from mslib.cohort import Cohort, Fault, Subject, openms, openms_bids, write_listing
 from mslib.nets.scope import image_features, scope_of
+from mslib.steps import cohort as steps
 from mslib.study import StudyError, WriteError, read_json, read_table, write_json, write_text
 
 

@@ -44,13 +44,13 @@ def test_names_of_networks(run):
 
 
 def test_tables_of_networks_and_folds_are_joined(run):
-    for name, path in run.paths("maps").items():
-        write(run, path.relative_to(run.folder), f"subject,value\n001,{len(name)}\n")
+    for path, _ in run.paths("maps"):
+        write(run, path.relative_to(run.folder), "subject,value\n001,1\n")
     table = run.read("maps")
     assert list(table["subject"]) == ["001"] * 18 and set(table["seed"]) == {1, 2, 3}
     assert set(table["kind"]) == {"published", "honest", "cause"}
-    for name, path in run.paths("folds").items():
-        write(run, path.relative_to(run.folder), f"subject,value\n001,{name[3:]}\n")
+    for path, owner in run.paths("folds"):
+        write(run, path.relative_to(run.folder), f"subject,value\n001,{owner['backbone'][3:]}\n")
     assert run.read("folds")[["value", "backbone"]].to_numpy().tolist() == [[16, "vgg16"], [19, "vgg19"]]
     for number in range(3):
         write(run, f"sleep/fold-{number}/predictions.csv", f"recording,stage\n007,{number}\n")

@@ -213,6 +213,7 @@ def test_results_without_a_run_do_not_pass_for_one_and_on_a_cluster_the_same_is_
     shutil.copytree(whole / "results", tmp_path / "results")
     here = planned(tmp_path)
     assert {"start", "simulate", "check", "train", "notebook", "publish"} <= set(here)
+    assert {"train", "folds", "truth"} <= set(planned(tmp_path, ["nets"])), "the baseline model needs true volumes"
     assert planned(tmp_path, ["--workflow-profile", "profiles/slurm", "--executor", "local"]) == here
 
 

@@ -5,24 +5,10 @@
 
 import logging
 
-from .attribution import attribute, known_rule, relevance
-from .cohort import (
-    check_cohort,
-    look_at_weights,
-    make_template,
-    preprocess,
-    simulate,
-    simulated_people,
-    start,
-    subjects,
-    truth,
-)
-from .known_networks import bench, export_bench
-from .maps import measure_maps
-from .networks import activations, cause_cohort, export, folds, train
-from .pretraining import compare_start, pretrain
-from .results import notebook, publish
-from .sleep import fold, nights
+from . import attribution, cohort, known_networks, maps, networks, pretraining, results, sleep
+from .cohort import look_at_weights, simulated_people
+from .known_networks import bench
+from .pretraining import pretrain
 from .study import Study
 
 # Many networks are explained, each traced once on purpose; TensorFlow takes that for a mistake and prints it.
@@ -30,8 +16,9 @@ logging.getLogger("tensorflow").addFilter(lambda record: "triggered tf.function 
 
 #: By name, in the order of the Snakefile.
 STEPS = {step.__name__: step for step in (
-    start, make_template, simulate, check_cohort, preprocess, subjects, truth, cause_cohort, activations, train, folds,
-    compare_start, measure_maps, known_rule, attribute, relevance, nights, fold, notebook, publish, export,
-    export_bench)}
+    cohort.start, cohort.make_template, cohort.simulate, cohort.check_cohort, cohort.preprocess, cohort.subjects,
+    cohort.truth, networks.cause_cohort, networks.activations, networks.train, networks.folds,
+    pretraining.compare_start, maps.measure_maps, attribution.known_rule, attribution.attribute, attribution.relevance,
+    sleep.nights, sleep.fold, results.notebook, results.publish, networks.export, known_networks.export_bench)}
 
 __all__ = ["STEPS", "Study", "bench", "look_at_weights", "pretrain", "simulated_people"]

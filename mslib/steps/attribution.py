@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import shutil
+from collections import defaultdict
 
 import numpy as np
 import pandas as pd
 
-from mslib.study import CONTROL, Network, explained_networks, progress, write_arrays, write_tables, write_weights
+from mslib.study import CONTROL, Network, explained_networks, progress, write_tables, write_weights
 from mslib.study.provenance import training_folder
 
-from .study import Study
+from .study import Study, write_maps
 
 
 def unmarked_controls(study, part):
@@ -32,12 +33,6 @@ def methods_of(rules, costly=True):
     from mslib.explain import METHODS
     chosen = [name for name, method in METHODS.items() if costly or method.family != "perturbation"]
     return [*chosen, *(f"{LRP}{rule}" for rule in rules)]
-
-
-def write_maps(path, slices, maps):
-    """Slices that a notebook shows, and their maps."""
-    known = {name: values for name, values in vars(slices).items() if values is not None}
-    write_arrays(path, **{f"slices {name}": values for name, values in known.items()}, **maps)
 
 
 def known_rule(study: Study) -> None:
@@ -64,21 +59,20 @@ def known_rule(study: Study) -> None:
     weights = train_known_rules(tasks, recipe, rules.narrow, training)
     model = build_classifier("vgg16", 2, train.images.shape[1:], narrow=rules.narrow)  # one for all, traced once
     test, many = spread(unmarked, rules.test_slices), spread(unmarked, 2 * rules.test_slices)
-    tables = {name: [] for name in ("use", "scores", "importance", "layers", "relevance")}
+    tables = defaultdict(list)
     for experiment in experiments(sequences):
         name = experiment.name
         model.set_weights(weights[f"{name} 1"])
         tables["use"].append(known.answers_to_cues(model, experiment, many, sequences, mm, seed + 2))
         marked = experiment.marked(test, mm, seed + 1)
-        index = np.arange(len(test.table))
-        explained = known.explained_marks(marked, mm, staggered(index, rules.perturbed_slices))
+        explained = known.explained_marks(marked, mm, staggered(np.arange(len(test.table)), rules.perturbed_slices))
         maps, seconds = attribution.attribute_all(model, explained, methods, f"known rule, {name}", **settings)
         write_weights(folder / name / "weights.weights.h5", model)
         some, slices = attribution.of_few(maps, explained)
         middle = len(slices.images) // 2
         write_maps(folder / name / "maps.npz", slices.at([middle]), {key: raw[[middle]] for key, raw in some.items()})
         if experiment.shortcut:
-            tables["shortcut"] = [known.shortcut_shares(maps, explained, marked.corner, own.superpixels)]
+            tables["shortcut"].append(known.shortcut_shares(maps, explained, marked.corner, own.superpixels))
             continue
         importance = attribution.slice_importance(model, explained, sequences, seed, name)
         worth = np.equal(sequences, name).astype(float)  # the rule itself: the decisive sequence is all that matters
@@ -91,10 +85,9 @@ def known_rule(study: Study) -> None:
                            ("layers", known.layer_scores(model, explained, worth))):
             tables[key].append(table.assign(experiment=name))
         if name == shown:
-            tables["removal"] = [attribution.removal_table(maps, explained, model, own.baselines, own.levels, seed,
-                                                           name)]
-            tables["randomised"] = [attribution.randomised_similarity(model, maps, explained, name, **settings)]
-            tables["repeated"] = []
+            tables["removal"].append(attribution.removal_table(
+                maps, explained, model, own.baselines, own.levels, seed, name))
+            tables["randomised"].append(attribution.randomised_similarity(model, maps, explained, name, **settings))
             for number in range(2, rules.seeds + 1):
                 model.set_weights(weights[f"{name} {number}"])
                 others, _ = attribution.attribute_all(model, slices, methods, f"{name}, seed {number}", **settings)
@@ -106,8 +99,7 @@ def known_rule(study: Study) -> None:
 def as_explained(slices, pixel_mm, few=None):
     """Slices of `mslib.analysis.depth.gather_slices` for attribution: lesions are features, alike in all sequences."""
     from mslib.analysis.attribution import Explained
-    features = np.repeat(slices.lesions[..., None], slices.images.shape[-1], -1)
-    table = slices.table
+    features, table = np.repeat(slices.lesions[..., None], slices.images.shape[-1], -1), slices.table
     return Explained(slices.images, table["target"].to_numpy(), slices.brain, features, table["subject"].to_numpy(str),
                      pixel_mm, few)
 
@@ -121,9 +113,8 @@ def attribute(study: Study, backbone: str) -> None:
     config, folder, network = study.config, study.folder / "attributions" / backbone, Network(backbone)
     model, settings, mm = study.net(*network), study.attribution_settings, config.model.pixel_mm
     patients = depth.gather_slices(study.cases(network), config.attribution.shapley_slices, mm)
-    importance = attribution.slice_importance(model, as_explained(patients, mm), config.sequences, config.seed,
-                                              str(network))
-    write_tables(folder, 7, importance=importance)
+    tables = {"importance": attribution.slice_importance(model, as_explained(patients, mm), config.sequences,
+                                                         config.seed, str(network))}
     shown = study.shown_slices(model)[1]
     methods = methods_of(config.relevance.compared, backbone == config.model.backbones[0])
     joint = [name for name in methods if name in attribution.JOINT]
@@ -132,8 +123,8 @@ def attribute(study: Study, backbone: str) -> None:
     joint, _ = attribution.attribute_all(model, shown.at([0, 1, 2]), joint, str(network), **settings)
     write_maps(folder / "honest.npz", shown.at([0]), maps | {name: raw[:1] for name, raw in joint.items()})
     if config.trains and "cause" in config.model.kinds:
-        write_tables(folder, 7, scores=_score_cause(study, Network(backbone, "cause"), methods, settings,
-                                                     folder / "cause.npz"))
+        tables["scores"] = _score_cause(study, Network(backbone, "cause"), methods, settings, folder / "cause.npz")
+    write_tables(folder, 7, **tables)
 
 
 def _score_cause(study, network, methods, settings, path):
@@ -178,30 +169,24 @@ def correct_cause_slices(study, network, model):
     return slices, correct[rows], as_explained(slices, mm, staggered(np.arange(len(rows)), own.perturbed_slices))
 
 
-def _of_relevance(study, each):
-    """So many slices of everybody unseen, controls too (real patients: of the explained ones): table, images, brain."""
-    from mslib.nets import evenly
-    tables, arrays = [], []
-    people = study.unseen() if study.config.trains else study.explained()
-    for subject in progress(people, desc="slices", unit="subject"):
+def relevance(study: Study, backbone: str) -> None:
+    """Shares of the sequences in the relevance of all trainings of a backbone, slice by slice of everybody unseen.
+
+    Real patients: of the explained ones. Of the first training also by other rules and layer by layer, and (first
+    backbone) as volumes.
+    """
+    from mslib.analysis.relevance import flow_table, slice_shares
+    from mslib.nets import evenly, staggered
+    config, own, folder = study.config, study.config.relevance, study.folder / "relevance" / backbone
+    networks = explained_networks(config, backbone, "honest")
+    model, tables, arrays = study.net(*networks[0]), [], []
+    for subject in progress(study.unseen() if config.trains else study.explained(), desc="slices", unit="subject"):
         person, stack = study.subjects.loc[subject], study.stack(subject)
-        index = evenly(np.arange(len(stack.images)), each)
+        index = evenly(np.arange(len(stack.images)), own.slices_per_subject)
         tables.append(pd.DataFrame({"slice": index, "target": study.target(subject)}).assign(
             **person[["subject", "group", "cohort"]]))
         arrays.append((study.images(stack, index), stack.brain[index]))
-    return pd.concat(tables, ignore_index=True), *(np.concatenate(part) for part in zip(*arrays))
-
-
-def relevance(study: Study, backbone: str) -> None:
-    """Shares of the sequences in the relevance of all trainings of a backbone, slice by slice.
-
-    Of the first training also by other rules and layer by layer, and (of the first backbone) as volumes.
-    """
-    from mslib.analysis.relevance import flow_table, slice_shares
-    from mslib.nets import staggered
-    config, own, folder = study.config, study.config.relevance, study.folder / "relevance" / backbone
-    networks = explained_networks(config, backbone, "honest")
-    model, (table, images, brain) = study.net(*networks[0]), _of_relevance(study, own.slices_per_subject)
+    table, (images, brain) = pd.concat(tables, ignore_index=True), map(np.concatenate, zip(*arrays))
 
     def shares(rule, rows):
         part = table.iloc[rows].reset_index(drop=True)
@@ -222,15 +207,12 @@ def relevance(study: Study, backbone: str) -> None:
 def _relevance_volumes(study, backbone, model, folder):
     """Relevance of every slice of some patients in T1w space, for their own class: one volume per sequence."""
     from mslib.analysis.relevance import relevance_maps
-    from mslib.prep import write_volume
     config, own = study.config, study.config.relevance
     folder.mkdir(parents=True, exist_ok=True)
     for subject in study.shown_as_volumes()[:own.volumes] if backbone == config.model.backbones[0] else ():
         stack = study.stack(subject)
-        relevance = relevance_maps(model, study.images(stack), study.target(subject), own.rule, stack.brain)
-        write_volume(folder / study.map_name(subject, "lrp", backbone),
-                     {sequence: relevance[..., m] for m, sequence in enumerate(config.sequences)}, stack,
-                     study.anat(subject) / f"sub-{subject}_space-T1w_desc-preproc_T1w.nii.gz", "Sequences",
-                     {"Description": "Layer-wise relevance for the patient's own class, raw, signed",
-                      "Units": "logit per pixel of the slice", "Rule": own.rule, "Network": str(Network(backbone)),
-                      "Class": study.subjects.loc[subject, "group"]})
+        found = relevance_maps(model, study.images(stack), study.target(subject), own.rule, stack.brain)
+        maps = {sequence: found[..., m] for m, sequence in enumerate(config.sequences)}
+        study.write_volume(folder, subject, "lrp", Network(backbone), maps, stack, "Sequences", {
+            "Description": "Layer-wise relevance for the patient's own class, raw, signed",
+            "Units": "logit per pixel of the slice", "Rule": own.rule})

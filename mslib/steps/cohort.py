@@ -8,32 +8,18 @@ import shutil
 import numpy as np
 import pandas as pd
 
-from mslib.study import (
-    Network,
-    StudyConfig,
-    StudyError,
-    WriteError,
-    explained_networks,
-    progress,
-    read_json,
-    write_json,
-    write_table,
-    write_tables,
-)
+from mslib.study import Network, StudyConfig, StudyError, WriteError, explained_networks, progress
+from mslib.study.files import read_json, write_json, write_table, write_tables
 from mslib.study.provenance import verified
 
 from .study import Study, shipped
-
-#: Of so many slices one is compared with those that networks were trained on.
-SCOPE_STEP = 5
 
 
 def simulated_people(config: StudyConfig) -> list:
     """The simulated participants of both cohorts: the study's, and the independent one (ids T..)."""
     from mslib.cohort import draw_participants
     own = config.cohort.simulated
-    laws = {"misplacement_mm": own.misplacement_mm, "misplacement_deg": own.misplacement_deg,
-            "thick_slice_share": own.thick_slice_share}
+    laws = own.model_dump(include={"misplacement_mm", "misplacement_deg", "thick_slice_share"})
     return [*draw_participants(own.study, config.seed, **laws),
             *draw_participants(own.independent, config.seed + 1, prefix="T", **laws)]
 
@@ -49,6 +35,10 @@ def look_at_weights(run: Study) -> None:
             run.trainable(Network(backbone), "float32")
     for network in () if config.trains else explained_networks(config):
         verified(shipped(network))
+
+
+def _described(person) -> dict:
+    return {"subject": person.id} | {key: getattr(person, key) for key in ("group", "cohort", "age", "sex", "edss")}
 
 
 def start(study: Study) -> None:
@@ -129,7 +119,7 @@ def preprocess(study: Study, subject: str) -> None:
     except StudyError as error:
         if config.cohort.on_fault == "stop" or isinstance(error.__cause__, WriteError):
             raise
-        write_json(study.anat(subject) / f"sub-{subject}_desc-qc.json", {"subject": subject, "excluded": str(error)})
+        write_json(study.derivative(subject, "desc-qc.json"), {"subject": subject, "excluded": str(error)})
 
 
 def subjects(study: Study) -> None:
@@ -142,10 +132,8 @@ def subjects(study: Study) -> None:
     from mslib.nets import split_subjects
     config = study.config
     people = _checked(study)
-    quality = {person.id: read_json(study.anat(person.id) / f"sub-{person.id}_desc-qc.json")
-               for person in people}
-    table = pd.DataFrame([{"subject": person.id, "group": person.group, "cohort": person.cohort, "age": person.age,
-                           "sex": person.sex, "edss": person.edss, "lesion_mask": person.lesion_mask is not None}
+    quality = {person.id: read_json(study.derivative(person.id, "desc-qc.json")) for person in people}
+    table = pd.DataFrame([_described(person) | {"lesion_mask": person.lesion_mask is not None}
                           for person in people if "excluded" not in quality[person.id]])
     excluded = [f"sub-{name}: excluded: {row['excluded']}" for name, row in quality.items() if "excluded" in row]
     if table.empty:
@@ -168,16 +156,15 @@ def subjects(study: Study) -> None:
     if not config.trains:
         lesions = table.loc[table["explained"], "subject"].map(lambda name: study.stack(name).lesions.sum())
         shown = lesions.sort_values(ascending=False, kind="stable").index
-    ranked = [*shown[:1], *table.index[table["explained"]]]
-    ranked = list(dict.fromkeys(ranked))[: config.explain.nifti_subjects]
+    ranked = list(dict.fromkeys([*shown[:1], *table.index[table["explained"]]]))[:config.explain.nifti_subjects]
     table["volume"] = pd.Series(np.arange(1, len(ranked) + 1), index=ranked).reindex(table.index, fill_value=0)
     table["out_of_scope"] = "" if config.trains else table["subject"].map(
         lambda name: "; ".join(_out_of_scope(study, study.stack(name))))
     write_table(study.folder / "subjects.csv", table)
     strange = [f"sub-{one.subject}: lies outside what the networks were trained on: {one.out_of_scope}"
                for one in table.itertuples() if one.out_of_scope]
-    write_json(study.folder / "faults.json", [
-        *read_json(study.folder / "cohort.json")["faults"], *excluded, *strange])
+    faults = read_json(study.folder / "cohort.json")["faults"]
+    write_json(study.folder / "faults.json", [*faults, *excluded, *strange])
 
 
 def _out_of_scope(study, stack) -> list[str]:
@@ -185,7 +172,7 @@ def _out_of_scope(study, stack) -> list[str]:
     from mslib.nets.scope import image_features, out_of_scope
     config = study.config
     card = shipped(f"{config.model.backbones[0]}_simulated").with_suffix(".json")
-    features = image_features(stack.images[::SCOPE_STEP], config.sequences, config.model.pixel_mm)
+    features = image_features(stack.images[::5], config.sequences, config.model.pixel_mm)
     return out_of_scope(features, read_json(card)["scope"])
 
 
@@ -203,10 +190,8 @@ def truth(study: Study) -> None:
     compared = people[:: max(1, -(-len(people) // 24))]
     persons, quality, errors, fields, looks = [], [], [], [], []
     for person in progress(people, desc="truth and errors", unit="subject"):
-        sub, derived = f"sub-{person.id}", study.anat(person.id)
-        raw = study.bids_root / "derivatives" / "truth" / sub / "anat"
-        row = {"subject": person.id, "group": person.group, "cohort": person.cohort, "age": person.age,
-               "sex": person.sex, "edss": person.edss}
+        sub, derived, raw = f"sub-{person.id}", study.anat(person.id), study.truth_folder(person.id)
+        row = _described(person)
         if (raw / f"{sub}_truth.json").is_file():
             stored = read_json(raw / f"{sub}_truth.json")
             row |= {key: value for key, value in stored.items() if not isinstance(value, dict)}

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mslib.study import Network, StudyError, read_arrays, read_json, read_table, write_json, write_table
-from mslib.study.provenance import commit
+from mslib.study import Network, StudyError, read_json, read_table, write_json, write_table
+from mslib.study.provenance import ROOT, commit
 
-from .attribution import correct_cause_slices, methods_of, unmarked_controls, write_maps
-from .study import Study, shipped
+from .attribution import correct_cause_slices, methods_of, unmarked_controls
+from .study import Study, read_maps, shipped, write_maps
 
 
 def export_bench(study: Study, folder: Path) -> None:
@@ -30,11 +30,10 @@ def export_bench(study: Study, folder: Path) -> None:
     if not learnt:
         raise StudyError(f"{study.folder / 'known_rule'}: no network follows its rule, so that none has a known cause; "
                          "train longer (attribution.known_rule.epochs)")
-    test, folder = spread(unmarked_controls(study, "test"), rules.test_slices), Path(folder)
+    test, mm = spread(unmarked_controls(study, "test"), rules.test_slices), config.model.pixel_mm * rules.shrink
     for experiment in [one for one in experiments(sequences) if one.name in learnt]:
-        marked = experiment.marked(test, config.model.pixel_mm * rules.shrink, config.seed + 1)
-        explained = known.explained_marks(marked, config.model.pixel_mm * rules.shrink,
-                                          staggered(np.arange(len(test.table)), rules.perturbed_slices))
+        marked = experiment.marked(test, mm, config.seed + 1)
+        explained = known.explained_marks(marked, mm, staggered(np.arange(len(test.table)), rules.perturbed_slices))
         cause = {"corner": marked.corner} if experiment.shortcut else {"decisive": experiment.decisive}
         _write_known(folder, bench.Known(experiment.name, study.known_rule_net(experiment.name), explained, **cause))
     if "cause" in config.model.kinds:
@@ -49,7 +48,7 @@ def export_bench(study: Study, folder: Path) -> None:
     write_table(folder / "methods.csv", table.reset_index(), float_format="%.4g")
 
 
-def bench(method: str, networks: Path) -> None:
+def bench(method: str, networks: Path = ROOT / "weights" / "bench") -> None:
     """Print what an attribution method (MODULE:FUNCTION) finds of causes that are known, beside the built-in ones."""
     import importlib
     import os
@@ -91,17 +90,14 @@ def _known_networks(folder):
     """Networks of `_write_known`, one at a time."""
     import keras
 
-    from mslib.analysis.attribution import Explained
     from mslib.analysis.bench import Known
     from mslib.nets import load_half
     for name in read_json(folder / "bench.json")["networks"]:
-        stored = read_arrays(folder / f"{name}.npz")
+        explained, stored = read_maps(folder / f"{name}.npz")
         model = keras.models.model_from_json(str(stored["architecture"]))
         fitted = {int(key.removeprefix("weight ")): stored[key] for key in stored if key.startswith("weight ")}
         if len(fitted) < len(model.get_weights()):
             load_half(model, shipped(f"{model.name}_simulated"), ())
         model.set_weights([fitted.get(i, weight).astype(np.float32) for i, weight in enumerate(model.get_weights())])
-        slices = {key.removeprefix("slices "): stored[key] for key in stored if key.startswith("slices ")}
         decisive = int(stored["decisive"]) if "decisive" in stored else None
-        yield Known(name, model, Explained(**slices | {"pixel_mm": float(slices["pixel_mm"])}), decisive,
-                    stored.get("corner"))
+        yield Known(name, model, explained, decisive, stored.get("corner"))

@@ -59,7 +59,7 @@ def _lobes(study, table):
     labels = []
     for subject, part in table.groupby("subject", sort=False):
         stack = study.stack(subject)
-        mask = nib.load(study.anat(subject) / f"sub-{subject}_space-T1w_desc-brain_mask.nii.gz")
+        mask = nib.load(study.derivative(subject, "space-T1w_desc-brain_mask.nii.gz"))
         labels.append(lobe_labels(stack.brain, stack.affine, brain_top(mask), part["slice"].to_numpy()))
     return np.concatenate(labels)
 
@@ -68,18 +68,15 @@ def _cam_volumes(study, network, model, folder):
     """Grad-CAM and LayerCAM of every slice of some patients in T1w space, for their own class: one volume per layer."""
     from mslib.analysis import depth
     from mslib.explain import explain_layers, upsample_maps
-    from mslib.prep import write_volume
     folder.mkdir(parents=True, exist_ok=True)
     for subject in study.shown_as_volumes() if network.kind == "honest" else ():
-        stack, target, anat = study.stack(subject), study.target(subject), study.anat(subject)
-        images, groups = study.images(stack), study.config.groups
-        found = explain_layers(model, images, np.full(len(images), target), depth.explained_layers(model),
-                               ("gradcam", "layercam"), 8)
-        facts = {"Network": str(network), "Class": groups[target], "HeightMillimetres": stack.z_mm.round(2).tolist(),
-                 "PredictedClass": [groups[k] for k in found.logits.argmax(1)],
-                 "Cells": [cam.shape[1:] for cam in found.cams["gradcam"].values()]}
+        stack = study.stack(subject)
+        images, targets = study.images(stack), np.full(len(stack.images), study.target(subject))
+        found = explain_layers(model, images, targets, depth.explained_layers(model), ("gradcam", "layercam"), 8)
         for method, cams in found.cams.items():
-            told = {"Description": f"{method}, raw values, not normalised; one map for all sequences", **facts}
-            write_volume(folder / study.map_name(subject, method, network.backbone),
-                         {layer: upsample_maps(cam, images.shape[1:3]) for layer, cam in cams.items()}, stack,
-                         anat / f"sub-{subject}_space-T1w_desc-preproc_T1w.nii.gz", "Layers", told, np.int16)
+            maps = {layer: upsample_maps(cam, images.shape[1:3]) for layer, cam in cams.items()}
+            study.write_volume(folder, subject, method, network, maps, stack, "Layers", {
+                "Description": f"{method}, raw values, not normalised; one map for all sequences",
+                "HeightMillimetres": stack.z_mm.round(2).tolist(),
+                "PredictedClass": [study.config.groups[k] for k in found.logits.argmax(1)],
+                "Cells": [cam.shape[1:] for cam in cams.values()]}, np.int16)

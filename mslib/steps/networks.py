@@ -8,20 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pandas as pd
 
-from mslib.study import (
-    Network,
-    StudyError,
-    atomic_path,
-    explained_networks,
-    progress,
-    read_arrays,
-    read_json,
-    read_table,
-    write_arrays,
-    write_json,
-    write_table,
-    write_weights,
-)
+from mslib.study import Network, StudyError, explained_networks, progress, read_arrays, read_table
+from mslib.study.files import atomic_path, write_arrays, write_json, write_table, write_weights
 from mslib.study.provenance import commit, file_sha256, training_folder
 
 from .study import Study, shipped
@@ -38,8 +26,7 @@ def cause_cohort(study: Study) -> None:
     from mslib.nets.simulated import CAUSE_SEED, cause_slices
     config, folder, count = study.config, study.folder / "nets" / "cause", study.config.training.cause_people
     people = draw_participants({"RRMS": count - count // 2, "SPMS": count // 2}, config.seed + CAUSE_SEED, prefix="C")
-    mm = config.model.pixel_mm
-    grid = {"mm": mm, "size": config.model.image_size, "n_slices": config.prep.n_slices,
+    grid = {"mm": (mm := config.model.pixel_mm), "size": config.model.image_size, "n_slices": config.prep.n_slices,
             "percentiles": config.prep.percentiles, "sequences": config.sequences,
             "template": template(mm, study.template(mm))}
     with ThreadPoolExecutor(2) as pool:
@@ -50,38 +37,10 @@ def cause_cohort(study: Study) -> None:
                       ignore_index=True)
     both = pd.concat([table.assign(target=target) for target in range(len(CAUSE_CLASSES))], ignore_index=True)
     write_table(folder / "slices.csv", both.assign(part=assign_parts("cause", both, CAUSE_SPLIT, config.seed)))
-    write_arrays(folder / "masks.npz", **{name: np.concatenate([one[name] for one in made])
-                                          for name in ("lesions", "brain")})
+    masks = {name: np.concatenate([one[name] for one in made]) for name in ("lesions", "brain")}
+    write_arrays(folder / "masks.npz", **masks)
     with atomic_path(folder / "images.npy") as temporary, temporary.open("wb") as file:
         np.save(file, np.concatenate([one["images"] for one in made], axis=1))
-
-
-def _areas(study, subject, z_mm):
-    """True areas of lesions, black holes and ventricles at heights of a simulated subject; none of a real one."""
-    name = f"sub-{subject}"
-    path = study.bids_root / "derivatives" / "truth" / name / "anat" / f"{name}_truth.json"
-    areas = read_json(path).get("areas_mm2") if path.is_file() else None
-    return {} if areas is None else {f"{key}_mm2": np.interp(z_mm, areas["z_mm"], areas[key]).round(2)
-                                     for key in ("lesion", "black_hole", "ventricle")}
-
-
-def slices_of(study, of):
-    """Slices that networks learn and are tested on: ``study`` (both cohorts, spread over each brain) or ``cause``."""
-    from mslib.nets import SliceSet, evenly
-    if of == "cause":
-        images = np.load(study.folder / "nets" / "cause" / "images.npy", mmap_mode="r")
-        return SliceSet(images.reshape(-1, *images.shape[2:]), read_table(study.folder / "nets/cause/slices.csv"))
-    counts = {"study": study.config.training.slices, "independent": study.config.training.independent_slices}
-    images, tables = [], []
-    for subject, person in progress(study.subjects.iterrows(), total=len(study.subjects), desc="load slices"):
-        stack = study.stack(subject)
-        index = evenly(np.arange(len(stack.images)), counts[person["cohort"]])
-        images.append(stack.images[index])
-        tables.append(pd.DataFrame({
-            "subject": subject, "slice": index, "group": person["group"], "target": study.target(subject),
-            "part": None if person["cohort"] == "study" else "independent",
-            **_areas(study, subject, stack.z_mm[index])}))
-    return SliceSet(np.concatenate(images), pd.concat(tables, ignore_index=True))
 
 
 def _cached(study, backbone, of, blocks):
@@ -90,25 +49,23 @@ def _cached(study, backbone, of, blocks):
 
 def activations(study: Study, backbone: str, of: str, blocks: int) -> None:
     """What frozen blocks make of the slices of ``study`` or ``cause``, and their features, once for all trainings."""
-    from mslib.nets import cached, channels_of, choose_precision
-    config, slices = study.config, slices_of(study, of)
-    model = study.trainable(Network(backbone), choose_precision(config.training.precision))
-    made, features = cached(model, [blocks], slices, channels_of(config.model.input, config.sequences),
-                            f"{backbone} blocks 1 to {blocks}, {of}")
+    from mslib.nets import cached, choose_precision
+    slices = study.slice_set(of)
+    model = study.trainable(Network(backbone), choose_precision(study.config.training.precision))
+    made, features = cached(model, [blocks], slices, study.input_channels, f"{backbone} blocks 1 to {blocks}, {of}")
     path = _cached(study, backbone, of, blocks)
     write_table(path.with_suffix(".csv"), slices.table)
     with atomic_path(path.with_suffix(".npz")) as temporary:
         np.savez(temporary, features=features, activations=made[blocks])
 
 
-def _parts(study, kind, table):
-    """Part of every slice of a table of `_slices` under a kind of network."""
-    from mslib.nets import assign_parts
-    if kind == "cause":
-        return table["part"]
-    own = table[table["part"].isna()]
-    return assign_parts(kind, own, study.config.training.split, study.config.seed).reindex(table.index).fillna(
-        "independent")
+def recipe_of(study, kind, seed, **options):
+    """How a kind of network is trained from a seed; all but the first on a bootstrap sample."""
+    from mslib.nets import KINDS, Recipe
+    training, schedule = study.config.training, getattr(study.config.training, kind)
+    return Recipe(schedule.epochs, schedule.slices_per_subject, schedule.learning_rate, training.batch_size,
+                  training.weight_decay, training.patience, study.config.seed + seed - 1,
+                  bootstrap=KINDS[kind] if seed > 1 else None, **options)
 
 
 def train(study: Study, backbone: str, kind: str) -> None:
@@ -123,28 +80,25 @@ def train(study: Study, backbone: str, kind: str) -> None:
     if kind not in nets.KINDS:
         raise StudyError(f"--kind: must be one of {', '.join(nets.KINDS)} (got {kind!r})")
     config, training, schedule = study.config, study.config.training, getattr(study.config.training, kind)
-    of, blocks, features = "cause" if kind == "cause" else "study", schedule.frozen_blocks, None
     given, precision = config.model.weights != "scratch", nets.choose_precision(training.precision)
     model = study.trainable(Network(backbone, kind), precision)  # one for all trainings, traced once
-    start = model.get_weights()
-    if blocks:
+    start, place, done = model.get_weights(), study.folder / "nets" / backbone / kind, []
+    of, features, options = "cause" if kind == "cause" else "study", None, {}
+    if blocks := schedule.frozen_blocks:
         path = _cached(study, backbone, of, blocks)
-        stored = read_arrays(path.with_suffix(".npz"))
-        slices = nets.SliceSet(stored["activations"], read_table(path.with_suffix(".csv")))
-        features = stored["features"]
+        stored, table = read_arrays(path.with_suffix(".npz")), read_table(path.with_suffix(".csv"))
+        slices, features = nets.SliceSet(stored["activations"], table), stored["features"]
     else:
-        slices, channels = slices_of(study, of), nets.channels_of(config.model.input, config.sequences)
+        slices = study.slice_set(of)
+        options = {"augmentation": training.augmentation, "channels": study.input_channels}
         if given or kind == "honest":
-            features = nets.cached(model, [], slices, channels, f"{backbone} features")[1]
-    place, done = study.folder / "nets" / backbone / kind, []
+            features = nets.cached(model, [], slices, study.input_channels, f"{backbone} features")[1]
 
     def fitted(network, table, folder):
-        seed, parts = config.seed + network.seed - 1, _parts(study, kind, table)
-        recipe = nets.Recipe(
-            schedule.epochs, schedule.slices_per_subject, schedule.learning_rate, training.batch_size,
-            training.weight_decay, training.patience, seed, *((None, None) if blocks else
-                                                              (training.augmentation, channels)),
-            bootstrap=nets.KINDS[kind] if network.seed > 1 else None)
+        parts, recipe = table["part"], recipe_of(study, kind, network.seed, **options)
+        if kind != "cause":
+            own = nets.assign_parts(kind, table[parts.isna()], training.split, config.seed)
+            parts = own.reindex(table.index).fillna("independent")
         if nets.KINDS[kind] == "subject":
             nets.refuse_leakage(table["subject"], parts)
         table = table.assign(part=parts)
@@ -190,17 +144,17 @@ def export(study: Study, network: Network) -> None:
     """Write what fine-tuning has changed in a network to ``weights``, as float16 with a card."""
     from mslib.nets import KINDS, save_half
     config, start, fitted = study.config, study.started(network), study.net(*network)
+    classes, path = study.classes(network.kind), shipped(network)
     if config.model.weights != "simulated":
         raise StudyError("model.weights: must be 'simulated' for networks that are shipped (got "
                          f"{config.model.weights!r})")
     changed = [layer.name for layer in fitted.layers if layer.weights and not all(
         map(np.array_equal, layer.get_weights(), start.get_layer(layer.name).get_weights()))]
-    path = shipped(network)
-    save_half(path, fitted, changed, study.classes(network.kind))
+    save_half(path, fitted, changed, classes)
     table = read_table(study.folder / "nets" / str(network) / "predictions.csv")
-    right = table[[f"logit_{name}" for name in study.classes(network.kind)]].to_numpy().argmax(1) == table["target"]
+    right = table[[f"logit_{name}" for name in classes]].to_numpy().argmax(1) == table["target"]
     write_json(path.with_suffix(".json"), {
-        "network": str(network), "split": KINDS[network.kind], "classes": study.classes(network.kind),
+        "network": str(network), "split": KINDS[network.kind], "classes": classes,
         "starts from": f"{network.backbone}_simulated.h5", "study": config.study, "commit": commit(),
         "schedule": getattr(config.training, network.kind).model_dump(),
         "accuracy of slices": right.groupby(table["part"]).mean().round(4).to_dict(), "layers": changed,

@@ -5,29 +5,21 @@ from __future__ import annotations
 import shutil
 import sys
 import zlib
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from mslib.study import (
-    Network,
-    StudyError,
-    load_config,
-    progress,
-    read_table,
-    write_json,
-    write_table,
-    write_weights,
-)
-from mslib.study.provenance import commit, file_sha256, training_folder
+from mslib.study import Network, StudyError, load_config, progress, read_table, write_json, write_table, write_weights
+from mslib.study.provenance import ROOT, commit, file_sha256, training_folder
 
 from .attribution import as_explained, methods_of
-from .networks import slices_of
+from .networks import recipe_of
 from .study import Study
 
 
-def pretrain(backbone: str, folder: Path, recipe: Path) -> None:
+def pretrain(backbone: str, folder: Path, recipe: Path = ROOT / "weights" / "pretraining.yaml") -> None:
     """Pre-train a backbone on simulated people and write what `weights/` ships; goes on where it was stopped.
 
     The folder gets the people's slices, the weights of every stage and ``<backbone>_simulated.h5`` with its card.
@@ -41,7 +33,7 @@ def pretrain(backbone: str, folder: Path, recipe: Path) -> None:
     from mslib.nets import choose_precision, fold_batch_norm, load_weights, save_half
     from mslib.nets import pretraining as pre
     from mslib.study.config import Pretraining
-    settings, made_by, folder = load_config(recipe, Pretraining), commit(), Path(folder)
+    settings, made_by = load_config(recipe, Pretraining), commit()
     cohort, place = folder / pre.cohort_name(settings), folder / backbone
     cohort.mkdir(parents=True, exist_ok=True)
     with (cohort / ".lock").open("w") as lock:  # two backbones may be trained side by side
@@ -108,10 +100,8 @@ def compare_start(study: Study, start: str) -> None:
     from mslib import nets
     from mslib.analysis import depth
     from mslib.explain import randomised_copy
-    config, own, schedule = study.config, study.config.comparison, study.config.training.cause
-    folder, backbone, training = study.folder / "pretraining" / start, config.model.backbones[0], config.training
-    precision, channels = nets.choose_precision(training.precision), nets.channels_of(config.model.input,
-                                                                                      config.sequences)
+    config, own, folder = study.config, study.config.comparison, study.folder / "pretraining" / start
+    backbone, precision = config.model.backbones[0], nets.choose_precision(config.training.precision)
     networks = [Network(backbone, "cause", seed + 1) for seed in range(config.model.seeds)]
     try:
         model, *others = (study.trainable(network, precision, own.weights[start]) for network in networks)
@@ -122,15 +112,13 @@ def compare_start(study: Study, start: str) -> None:
             write_table(folder / f"{name}.csv", pd.DataFrame(columns=["state"]))
         return
     starts = [network.get_weights() for network in (model, *others)]
-    slices = slices_of(study, "cause")
-    below, features = nets.cached(model, own.frozen_blocks, slices, channels, f"{backbone}, {start}")
+    slices = study.slice_set("cause")
+    below, features = nets.cached(model, own.frozen_blocks, slices, study.input_channels, f"{backbone}, {start}")
     explained = depth.gather_slices(study.cases(networks[0]), config.explain.slices_per_subject, config.model.pixel_mm)
-    test = (slices.table["part"] == "test").to_numpy()
+    test = np.flatnonzero(slices.table["part"] == "test")
     rows, tables, done = [], {"maps": [], "methods": []}, []
-    for blocks, network in ((blocks, network) for blocks in own.frozen_blocks for network in networks):
-        recipe = nets.Recipe(schedule.epochs, schedule.slices_per_subject, schedule.learning_rate, training.batch_size,
-                             training.weight_decay, training.patience, config.seed + network.seed - 1,
-                             bootstrap="subject" if network.seed > 1 else None)
+    for blocks, network in product(own.frozen_blocks, networks):
+        recipe = recipe_of(study, "cause", network.seed)
         label = f"{start}, {blocks} frozen blocks, seed {network.seed}"
         done.append(training_folder(folder / f"{blocks}-{network.seed}", "compare_start", "nets", recipe, own))
         reached = nets.FirstReaching(done[-1] / "equal.weights.h5", own.accuracy)
@@ -150,8 +138,7 @@ def compare_start(study: Study, start: str) -> None:
                 upper.load_weights(str(reached.path))
                 plain = nets.plain_network(model)
             names = {"frozen_blocks": blocks, "seed": network.seed, "state": state}
-            logits = nets.predict(nets.split_network(plain, blocks)[1], activations, label=label,
-                                  rows=np.flatnonzero(test))
+            logits = nets.predict(nets.split_network(plain, blocks)[1], activations, label=label, rows=test)
             right = logits.argmax(1) == slices.table["target"][test]
             rows.append(names | {"epoch": epoch, "accuracy": right.mean()})
             for name, table in _compared_maps(study, plain, explained, network.seed == 1, label).items():

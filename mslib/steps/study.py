@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pandas as pd
 
-from mslib.study import Network, Run, StudyError, read_arrays, read_json, read_table
+from mslib.study import Network, Run, StudyError, progress, read_arrays, read_json, read_table, write_arrays
 from mslib.study.provenance import ROOT
 
 if TYPE_CHECKING:
     import keras
 
     from mslib.analysis.attribution import Explained
+    from mslib.nets import SliceSet
     from mslib.prep import SliceStack
     from mslib.sleep import EpochSet
 
@@ -29,6 +30,20 @@ DATA = {"simulated": "Simulated patients",
 def shipped(name: Network | str) -> Path:
     """Shipped weights of a network, or of a backbone (``vgg16_simulated``)."""
     return ROOT / "weights" / f"{name}.h5"
+
+
+def write_maps(path: Path, slices: Explained, maps: dict[str, np.ndarray]) -> None:
+    """Write slices, and their maps or other arrays, for `read_maps`."""
+    known = {f"slices {name}": values for name, values in vars(slices).items() if values is not None}
+    write_arrays(path, **known, **maps)
+
+
+def read_maps(path: Path) -> tuple[Explained, dict[str, np.ndarray]]:
+    """Slices and their maps as `write_maps` leaves them."""
+    from mslib.analysis.attribution import Explained
+    maps = read_arrays(path)
+    known = {name.removeprefix("slices "): maps.pop(name) for name in list(maps) if name.startswith("slices ")}
+    return Explained(**known | {"pixel_mm": float(known["pixel_mm"])}), maps
 
 
 class Case(NamedTuple):
@@ -51,6 +66,12 @@ class Study(Run):
     def shape(self) -> tuple[int, int, int]:
         """Rows, columns and channels of what the networks see."""
         return *self.config.model.image_size, len(self.config.sequences)
+
+    @property
+    def input_channels(self) -> list[int] | None:
+        """Channels of a stack that the networks see; None: all."""
+        from mslib.nets import channels_of
+        return channels_of(self.config.model.input, self.config.sequences)
 
     @property
     def data(self) -> str:
@@ -82,33 +103,59 @@ class Study(Run):
 
     def example(self) -> str:
         """Id of the patient of the figures."""
-        return self.subjects.index[self.subjects["volume"] == 1][0]
+        return self.shown_as_volumes()[0]
 
     def shown_as_volumes(self) -> list[str]:
         """Ids of the patients of whom maps are made as volumes, that of the figures first."""
-        chosen = self.subjects[self.subjects["volume"] > 0].sort_values("volume")
-        return list(chosen.index)
-
-    def explained_slices(self, subject: str, stack: SliceStack) -> np.ndarray:
-        """Indices of the slices that are explained: those with lesions; all where no lesion mask is known."""
-        masked = self.subjects.loc[subject, "lesion_mask"]
-        return np.flatnonzero(stack.lesions.any(axis=(1, 2))) if masked else np.arange(len(stack.images))
+        return list(self.subjects.query("volume > 0").sort_values("volume").index)
 
     def unseen(self) -> list[str]:
         """Ids of everybody outside training and validation, controls too."""
         return list(self.subjects.index[~self.subjects["part"].isin(("train", "validation"))])
 
+    def derivative(self, subject: str, name: str) -> Path:
+        """A file that preprocessing has made of a subject."""
+        return self.anat(subject) / f"sub-{subject}_{name}"
+
     def stack(self, subject: str) -> SliceStack:
         """Slice stack of a subject."""
         from mslib.prep import load_stack
-        return load_stack(self.anat(subject) / f"sub-{subject}_space-T1w_desc-slices.npz")
+        return load_stack(self.derivative(subject, "space-T1w_desc-slices.npz"))
 
     def images(self, stack: SliceStack, index=slice(None)) -> np.ndarray:
         """Slices of a stack as the networks take them, float32 (n, H, W, M)."""
-        from mslib.nets import channels_of
         images = stack.images[index].astype("float32")
-        channels = channels_of(self.config.model.input, self.config.sequences)
-        return images if channels is None else images[..., channels]
+        return images if self.input_channels is None else images[..., self.input_channels]
+
+    def slice_set(self, of: str) -> SliceSet:
+        """Slices that networks learn: of ``study`` (both cohorts, spread over each brain) or ``cause``."""
+        from mslib.nets import SliceSet, evenly
+        if of == "cause":
+            folder = self.folder / "nets" / "cause"
+            images = np.load(folder / "images.npy", mmap_mode="r")
+            return SliceSet(images.reshape(-1, *images.shape[2:]), read_table(folder / "slices.csv"))
+        counts = {"study": self.config.training.slices, "independent": self.config.training.independent_slices}
+        images, tables = [], []
+        for subject, person in progress(self.subjects.iterrows(), total=len(self.subjects), desc="load slices"):
+            stack = self.stack(subject)
+            index = evenly(np.arange(len(stack.images)), counts[person["cohort"]])
+            images.append(stack.images[index])
+            tables.append(pd.DataFrame({
+                "subject": subject, "slice": index, "group": person["group"], "target": self.target(subject),
+                "part": None if person["cohort"] == "study" else "independent",
+                **self._areas(subject, stack.z_mm[index])}))
+        return SliceSet(np.concatenate(images), pd.concat(tables, ignore_index=True))
+
+    def _areas(self, subject, z_mm):
+        """True areas of lesions, black holes and ventricles at heights of a simulated subject; none of a real one."""
+        path = self.truth_folder(subject) / f"sub-{subject}_truth.json"
+        areas = read_json(path).get("areas_mm2") if path.is_file() else None
+        return {} if areas is None else {f"{key}_mm2": np.interp(z_mm, areas["z_mm"], areas[key]).round(2)
+                                         for key in ("lesion", "black_hole", "ventricle")}
+
+    def truth_folder(self, subject: str) -> Path:
+        """Where the known truth of a subject lies, if there is any."""
+        return self.bids_root / "derivatives" / "truth" / f"sub-{subject}" / "anat"
 
     def classes(self, kind: str) -> list[str]:
         """Classes of a kind of network, in the order of its logits."""
@@ -166,26 +213,23 @@ class Study(Run):
     def cases(self, network: Network) -> Iterator[Case]:
         """What a network is explained on, subject by subject, for the subject's own class.
 
-        Slices with lesions: of the explained patients; of ``cause`` networks those of its test people.
+        Slices with lesions (all where no lesion mask is known): of the explained patients; of ``cause`` networks those
+        of its test people.
         """
-        from mslib.nets import channels_of
         if network.kind != "cause":
             for subject in self.explained():
                 stack, person = self.stack(subject), self.subjects.loc[subject]
-                index = self.explained_slices(subject, stack)
-                if len(index):
+                shown = stack.lesions.any(axis=(1, 2)) | (not person["lesion_mask"])
+                if len(index := np.flatnonzero(shown)):
                     yield Case(subject, person["group"], person["cohort"], index, self.images(stack, index),
                                self.target(subject), stack.lesions[index], stack.brain[index])
             return
-        folder = self.folder / "nets" / "cause"
-        images, masks = np.load(folder / "images.npy", mmap_mode="r")[1], read_arrays(folder / "masks.npz")
-        channels = channels_of(self.config.model.input, self.config.sequences) or slice(None)
-        table = read_table(folder / "slices.csv").query("target == 1").reset_index(drop=True)
-        for subject, rows in table[table["part"] == "test"].groupby("subject"):
+        slices, masks = self.slice_set("cause"), read_arrays(self.folder / "nets" / "cause" / "masks.npz")
+        for subject, rows in slices.table.query("part == 'test' and target == 1").groupby("subject"):
             index = rows.index.to_numpy()
+            masked = index - len(masks["brain"])  # lesion-free slices come first
             yield Case(subject, rows["group"].iloc[0], "cause", rows["slice"].to_numpy(),
-                       images[index].astype("float32")[..., channels], 1, masks["lesions"][index],
-                       masks["brain"][index])
+                       slices.batch(index, self.input_channels), 1, masks["lesions"][masked], masks["brain"][masked])
 
     @property
     def attribution_settings(self) -> dict:
@@ -218,15 +262,20 @@ class Study(Run):
         contrast = "".join(filter(str.isalnum, self.subjects.loc[subject, "group"]))
         return f"sub-{subject}_space-T1w_contrast-{contrast}_stat-{method}_desc-{backbone}_statmap.{end}"
 
+    def write_volume(self, folder: Path, subject: str, method: str, network: Network, maps: dict[str, np.ndarray],
+                     stack: SliceStack, names: str, facts: dict, dtype=np.float32) -> None:
+        """Write maps of all slices of a patient, for the patient's own class, by `mslib.prep.write_volume`."""
+        from mslib.prep import write_volume
+        facts = facts | {"Network": str(network), "Class": self.subjects.loc[subject, "group"]}
+        write_volume(folder / self.map_name(subject, method, network.backbone), maps, stack,
+                     self.derivative(subject, "space-T1w_desc-preproc_T1w.nii.gz"), names, facts, dtype)
+
     def maps(self, place: str) -> tuple[Explained, dict[str, np.ndarray]]:
         """A slice that notebooks show and its maps by every method.
 
         `place`: ``attributions/<backbone>/honest`` or ``cause`` in its place, ``known_rule/<experiment>/maps``.
         """
-        from mslib.analysis.attribution import Explained
-        stored = read_arrays(self.folder / f"{place}.npz")
-        known = {name.removeprefix("slices "): stored.pop(name) for name in list(stored) if name.startswith("slices ")}
-        return Explained(**known | {"pixel_mm": float(known["pixel_mm"])}), stored
+        return read_maps(self.folder / f"{place}.npz")
 
     def known_rule_net(self, experiment: str) -> keras.Model:
         """A network with a known decision rule, of `mslib.nets.known_rule.experiments`."""

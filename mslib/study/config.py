@@ -12,7 +12,7 @@ PATTERNS = {r"^[A-Za-z0-9]+$": "letters and digits", r"^[a-z0-9_]+$": "small let
             r"^(scratch|simulated|imagenet|.+\.h5)$": "scratch, simulated, imagenet or the path of a .h5 file"}
 _WORD, _NAME, _WEIGHTS = PATTERNS
 Group = Annotated[str, Field(pattern=_WORD)]
-#: Text that may look like a number in YAML, such as a run or a coded diagnosis.
+#: May look like a number in YAML, such as a run or a coded diagnosis.
 Text = Annotated[str, BeforeValidator(lambda given: str(given) if type(given) is int else given)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -30,25 +30,30 @@ Rule = Literal["epsilon_plus", "epsilon", "alpha1_beta0", "alpha2_beta1", "gamma
 #: Of images: also from each sequence's mean over the brain on.
 ImageRule = Literal[(*get_args(Rule), *(f"{name}_centred" for name in get_args(Rule)))]
 Weights = Annotated[str, Field(pattern=_WEIGHTS)]
-#: A group must have a subject in each of the three parts of the subject-wise split.
-MIN_PER_GROUP = 3
-#: Shortest side that five poolings leave a pixel of.
-MIN_PIXELS = 32
-#: Folds of sleep staging: training, validation and test need a subject each.
-MIN_FOLDS = 3
-#: The class of people without the disease, by its name; a study without such a class has patients only.
-CONTROL = "control"
+MIN_PER_GROUP = 3  # a subject in each of the three parts of the subject-level split
+MIN_PIXELS = 32  # the shortest side that five poolings leave a pixel of
+MIN_FOLDS = 3  # of sleep staging: training, validation and test need a subject each
+CONTROL = "control"  # the class of people without the disease; a study without it has patients only
+SIMULATED_GROUPS = (CONTROL, "RRMS", "SPMS")
 #: Notebooks in the order in which they run; the last reads what the others have recorded.
 NOTEBOOKS = ("00_cohort", "01_coregistration", "02_finetuning", "03_gradcam_layers", "04_multimodal_attribution",
              "05_modality_relevance", "06_sleep_staging", "07_summary", "08_pretraining")
-#: The groups that can be simulated.
-SIMULATED_GROUPS = (CONTROL, "RRMS", "SPMS")
 
 
 class Section(BaseModel):
-    """A frozen part of the configuration that knows no key but its own."""
+    """A frozen part of the configuration that knows no key but its own; config/README.md says what each is."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    def _faults(self):
+        """What does not fit together, a line each."""
+        return ()
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        if fault := next(iter(self._faults()), None):
+            raise ValueError(fault)
+        return self
 
 
 class Simulated(Section):
@@ -63,11 +68,7 @@ class Simulated(Section):
 
 
 class CohortSection(Section):
-    """Where the patients come from, which of their images are taken, and what happens when one of them is faulty.
-
-    `session`: the label of one session; `entities`: of several images of a sequence, the one whose name has these
-    (``{run: 2}``).
-    """
+    """Where the patients come from, which of their images are taken, and what happens when one of them is faulty."""
 
     source: Literal["simulated", "open_ms", "bids"] = "simulated"
     root: str | None = None
@@ -77,11 +78,9 @@ class CohortSection(Section):
     on_fault: Literal["stop", "skip"] = "stop"
     simulated: Simulated = Simulated()
 
-    @model_validator(mode="after")
-    def _root_for_bids(self):
+    def _faults(self):
         if self.source == "bids" and not self.root:
-            raise ValueError("cohort.root: must name a BIDS folder when cohort.source is 'bids' (got nothing)")
-        return self
+            yield "cohort.root: must name a BIDS folder when cohort.source is 'bids' (got nothing)"
 
 
 class Prep(Section):
@@ -91,19 +90,13 @@ class Prep(Section):
     percentiles: Annotated[tuple[Percent, Percent], Listed] = (0.5, 99.8)
     n_slices: PositiveInt = 135
 
-    @model_validator(mode="after")
-    def _ascending(self):
+    def _faults(self):
         if self.percentiles[0] >= self.percentiles[1]:
-            raise ValueError(f"prep.percentiles: must be lower, then upper (got {list(self.percentiles)})")
-        return self
+            yield f"prep.percentiles: must be lower, then upper (got {list(self.percentiles)})"
 
 
 class Model(Section):
-    """Which networks, with which weights, on which input; `seeds`: trainings of every kind.
-
-    `shipped`: fitted networks are those of the folder weights, nothing is trained.
-    `narrow` divides the channels of every convolution: for tests.
-    """
+    """Which networks, with which weights, on which input."""
 
     backbones: Annotated[list[Literal["vgg16", "vgg19"]], Field(min_length=1)] = ["vgg16", "vgg19"]
     kinds: Annotated[list[Literal["published", "honest", "cause"]], Field(min_length=1)] = ["published", "honest",
@@ -116,11 +109,9 @@ class Model(Section):
     seeds: PositiveInt = 3
     narrow: Annotated[int, Field(ge=1, le=16)] = 1
 
-    @model_validator(mode="after")
-    def _given_weights_are_wide(self):
+    def _faults(self):
         if self.narrow > 1 and self.weights != "scratch":
-            raise ValueError(f"model.narrow: must be 1 where weights do not start at random (got {self.narrow})")
-        return self
+            yield f"model.narrow: must be 1 where weights do not start at random (got {self.narrow})"
 
 
 class Split(Section):
@@ -130,12 +121,9 @@ class Split(Section):
     validation: Share = 0.10
     test: Share = 0.15
 
-    @model_validator(mode="after")
-    def _sum_to_one(self):
-        total = self.train + self.validation + self.test
-        if abs(total - 1) > 1e-6:
-            raise ValueError(f"training.split: train + validation + test must be 1 (got {total:g})")
-        return self
+    def _faults(self):
+        if abs((total := self.train + self.validation + self.test) - 1) > 1e-6:
+            yield f"training.split: train + validation + test must be 1 (got {total:g})"
 
 
 class Augmentation(Section):
@@ -149,10 +137,7 @@ class Augmentation(Section):
 
 
 class Schedule(Section):
-    """How long a kind of network is fine-tuned, and on how many slices of a subject in an epoch.
-
-    With `frozen_blocks` the first blocks stay as they were, and slices are not augmented.
-    """
+    """How long a kind of network is fine-tuned, on how many slices of a subject in an epoch, and above which blocks."""
 
     epochs: PositiveInt = 2
     slices_per_subject: PositiveInt = 16
@@ -161,11 +146,7 @@ class Schedule(Section):
 
 
 class Training(Section):
-    """Slices, split, augmentation, optimiser and one schedule per kind of network.
-
-    `slices` of every subject of the study and `independent_slices` of the independent cohort are learnt and tested,
-    `cause_slices` of each of `cause_people` with and without lesions.
-    """
+    """Slices, split, augmentation, optimiser and one schedule per kind of network."""
 
     slices: PositiveInt = 36
     independent_slices: PositiveInt = 12
@@ -219,12 +200,9 @@ class Pretraining(Section):
     augmentation: Augmentation = Augmentation()
     stages: Annotated[list[Stage], Field(min_length=1)]
 
-    @model_validator(mode="after")
-    def _ends_fine(self):
-        if self.stages[-1].shrink != 1:
-            raise ValueError(f"stages: the last must have shrink 1, the pixels that are shipped for (got "
-                             f"{self.stages[-1].shrink})")
-        return self
+    def _faults(self):
+        if (shrink := self.stages[-1].shrink) != 1:
+            yield f"stages: the last must have shrink 1, the pixels that are shipped for (got {shrink})"
 
 
 class Explain(Section):
@@ -252,11 +230,7 @@ class KnownRule(Section):
 
 
 class Attribution(Section):
-    """Notebook 04: how many slices are explained by all sixteen methods, and how finely.
-
-    `slices`: of a network that lesions alone can decide; `perturbed_slices`: those of them that perturbation methods
-    explain.
-    """
+    """Notebook 04: how many slices are explained by all sixteen methods, and how finely."""
 
     slices: Annotated[int, Field(ge=2)] = 24
     perturbed_slices: Annotated[int, Field(ge=2)] = 6
@@ -272,13 +246,9 @@ class Attribution(Section):
 
 
 class Relevance(Section):
-    """Notebook 05: how much relevance each sequence gets by LRP, of whom, by which rules.
+    """Notebook 05: how much relevance each sequence gets by LRP, of whom, by which rules."""
 
-    `rule`: of those compared, the one that follows known decision rules furthest (notebook 05).
-    `slices_per_subject`: of everybody unseen; `compared_slices`: in all, by every rule.
-    """
-
-    rule: ImageRule = "gamma_centred"
+    rule: ImageRule = "gamma_centred"  # of those compared, it follows known decision rules furthest
     compared: Annotated[list[ImageRule], Field(min_length=2)] = [
         "epsilon_plus", "epsilon_plus_centred", "epsilon", "epsilon_centred", "alpha2_beta1", "alpha2_beta1_centred",
         "gamma", "gamma_centred"]
@@ -288,12 +258,7 @@ class Relevance(Section):
 
 
 class Comparison(Section):
-    """Notebook 08: networks that lesions alone can decide, the first backbone, trained as `training.cause` says.
-
-    From each of the start `weights` (by the name that figures give them), above each number of `frozen_blocks`, from
-    every seed; compared at their best and where they first classify `accuracy` of the validation slices correctly. The
-    first seed's explain `slices` by all methods (perturbation methods: `perturbed_slices`).
-    """
+    """Notebook 08: start weights of networks that lesions alone can decide, first backbone, by `training.cause`."""
 
     weights: Annotated[dict[Annotated[str, Field(pattern="^[a-z]+$")], Weights], Field(min_length=2)] = {
         "scratch": "scratch", "simulated": "simulated", "imagenet": "imagenet"}
@@ -340,18 +305,14 @@ class Sleep(Section):
     compared_per_stage: PositiveInt = 8
     steps: PositiveInt = 20
 
-    @model_validator(mode="after")
-    def _enough_nights(self):
+    def _faults(self):
         if self.source == "folder" and not self.root:
-            raise ValueError("sleep.root: must name a folder with nights.tsv when sleep.source is 'folder' (got "
-                             "nothing)")
+            yield "sleep.root: must name a folder with nights.tsv when sleep.source is 'folder' (got nothing)"
         if self.source != "folder" and self.folds > self.subjects:
-            raise ValueError(f"sleep.folds: must be at most sleep.subjects, {self.subjects}, because nobody is in two "
-                             f"folds (got {self.folds})")
+            yield (f"sleep.folds: must be at most sleep.subjects, {self.subjects}, because nobody is in two folds (got "
+                   f"{self.folds})")
         if self.source == "telemetry" and self.subjects > 22:
-            raise ValueError(f"sleep.subjects: must be at most 22, as many as Sleep-EDF telemetry has (got "
-                             f"{self.subjects})")
-        return self
+            yield f"sleep.subjects: must be at most 22, as many as Sleep-EDF telemetry has (got {self.subjects})"
 
 
 class StudyConfig(Section):
@@ -415,14 +376,7 @@ class StudyConfig(Section):
                                  f"takes it for something else (got {value!r})")
         return given | {"groups": list(groups), "group_values": values}
 
-    @model_validator(mode="after")
-    def _consistent(self):
-        if fault := next(self._faults(), None):
-            raise ValueError(fault)
-        return self
-
     def _faults(self):
-        """What does not fit together, a line each."""
         yield from self._cohort_faults()
         yield from self._network_faults()
 

@@ -14,18 +14,12 @@ import pandas as pd
 
 from .errors import StudyError, WriteError
 
-REMEDY = "delete it and run the same command again"
-
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside `path`, renamed over it when the block ends without an error.
 
-    Parameters
-    ----------
-    path : str or Path
-        The final file. Its folder is made. The temporary name keeps the suffixes, so that writers which
-        choose a format by suffix (NIfTI, PNG) work.
+    The folder is made; the temporary name keeps the suffixes, by which writers choose a format.
 
     Raises
     ------
@@ -61,11 +55,14 @@ def write_json(path: str | Path, value) -> Path:
     return write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
+def _separator(path) -> str:
+    return "\t" if str(path).endswith(".tsv") else ","
+
+
 def write_table(path: str | Path, table: pd.DataFrame, **options) -> Path:
     """Write a table atomically: tab-separated for ``.tsv``, else comma-separated; `options` of ``DataFrame.to_csv``."""
-    separator = "\t" if str(path).endswith(".tsv") else ","
     with atomic_path(path) as temporary:
-        table.to_csv(temporary, sep=separator, index=False, lineterminator="\n", **options)
+        table.to_csv(temporary, sep=_separator(path), index=False, lineterminator="\n", **options)
     return Path(path)
 
 
@@ -88,34 +85,32 @@ def write_arrays(path: str | Path, **arrays) -> Path:
     return Path(path)
 
 
+@contextlib.contextmanager
+def _reading(path):
+    """StudyError with the remedy where a file of an earlier step is absent or damaged."""
+    try:
+        yield
+    except Exception as error:  # a damaged archive raises any of half a dozen
+        raise StudyError(f"{path}: is absent or damaged ({' '.join(str(error).split())}); delete it and run the same "
+                         "command again") from error
+
+
 def read_json(path: str | Path):
     """Read a JSON file of an earlier step; StudyError with the remedy where it is absent or damaged."""
-    try:
+    with _reading(path):
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise StudyError(f"{path}: is absent or damaged ({error}); {REMEDY}") from error
 
 
 def read_table(path: str | Path) -> pd.DataFrame:
-    """Read a table of an earlier step (ids stay text); StudyError with the remedy where it is absent or damaged.
-
-    A table that does not end with a line break was cut.
-    """
-    try:
+    """Read a table of an earlier step (ids stay text); StudyError with the remedy where absent, damaged or cut."""
+    with _reading(path), contextlib.suppress(pd.errors.EmptyDataError):
         if not Path(path).read_bytes().endswith(b"\n"):
             raise ValueError("its last line is cut")
-        return pd.read_csv(path, sep="\t" if str(path).endswith(".tsv") else ",",
-                           dtype={"subject": str, "recording": str, "group": str})
-    except pd.errors.EmptyDataError:
-        return pd.DataFrame()
-    except (OSError, ValueError) as error:
-        raise StudyError(f"{path}: is absent or damaged ({error}); {REMEDY}") from error
+        return pd.read_csv(path, sep=_separator(path), dtype={"subject": str, "recording": str, "group": str})
+    return pd.DataFrame()
 
 
 def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
     """Read an ``.npz`` of an earlier step; StudyError with the remedy where it is absent or damaged."""
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}
-    except Exception as error:  # a damaged archive raises any of half a dozen
-        raise StudyError(f"{path}: is absent or damaged ({' '.join(str(error).split())}); {REMEDY}") from error
+    with _reading(path), np.load(path, allow_pickle=False) as stored:
+        return dict(stored)

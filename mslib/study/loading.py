@@ -12,33 +12,22 @@ from .config import PATTERNS, Section, StudyConfig
 from .errors import StudyError
 
 
-def _allowed(error: dict) -> str:
-    kind, ctx = error["type"], error.get("ctx", {})
+def _fault_line(path: Path, error: dict) -> str:
+    """File, key, what is allowed, what was given."""
+    kind, ctx, given = error["type"], error.get("ctx", {}), error["input"]
+    if kind == "value_error":  # of our own models, which name the key
+        return f"{path}: {ctx['error']}"
+    allowed = error["msg"][0].lower() + error["msg"][1:].replace("Input ", "").replace("input ", "")
     if kind == "extra_forbidden":
-        return "is not a known key"
-    if kind == "string_pattern_mismatch":
-        return f"must be {PATTERNS.get(ctx['pattern'], ctx['pattern'])}"
-    if kind == "float_type" and isinstance(error["input"], str) and re.fullmatch(r"-?\d+e[+-]?\d+", error["input"]):
-        mantissa, exponent = error["input"].split("e")
-        return f"must be a number: write {mantissa}.0e{exponent}, YAML takes {error['input']} for text"
-    if kind == "literal_error":
-        return f"must be {ctx['expected']}"
-    if kind == "value_error":
-        return str(ctx["error"])
-    return error["msg"][0].lower() + error["msg"][1:].replace("Input ", "").replace("input ", "")
-
-
-def fault_lines(path: str | Path, error: ValidationError) -> list[str]:
-    """One line per fault: file, key, what is allowed, what was given."""
-    lines = []
-    for fault in error.errors():
-        if fault["type"] == "value_error":
-            lines.append(f"{path}: {_allowed(fault)}")
-            continue
-        key = ".".join(str(part) for part in fault["loc"]) or "(file)"
-        given = "nothing" if fault["type"] == "missing" else repr(fault["input"])
-        lines.append(f"{path}: {key}: {_allowed(fault)} (got {given})")
-    return lines
+        allowed = "is not a known key"
+    elif kind == "string_pattern_mismatch":
+        allowed = f"must be {PATTERNS.get(ctx['pattern'], ctx['pattern'])}"
+    elif kind == "float_type" and isinstance(given, str) and re.fullmatch(r"-?\d+e[+-]?\d+", given):
+        allowed = f"must be a number: write {given.replace('e', '.0e')}, YAML takes {given} for text"
+    elif kind == "literal_error":
+        allowed = f"must be {ctx['expected']}"
+    key = ".".join(str(part) for part in error["loc"]) or "(file)"
+    return f"{path}: {key}: {allowed} (got {'nothing' if kind == 'missing' else repr(given)})"
 
 
 class _Loader(yaml.SafeLoader):
@@ -55,16 +44,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def load_config(path: str | Path, model: type[Section] = StudyConfig) -> Section:
-    """Read and check a study's YAML file, or another that holds the keys of `model`.
-
-    Parameters
-    ----------
-    path : str or Path
-        The file, for instance ``config/simulated.yaml``.
-
-    Returns
-    -------
-    StudyConfig, or `model`
+    """Read and check a study's YAML file, or another that holds the keys of `model`, whose instance is returned.
 
     Raises
     ------
@@ -83,4 +63,4 @@ def load_config(path: str | Path, model: type[Section] = StudyConfig) -> Section
     try:
         return model.model_validate(raw)
     except ValidationError as error:
-        raise StudyError("\n".join(fault_lines(path, error))) from error
+        raise StudyError("\n".join(_fault_line(path, fault) for fault in error.errors())) from error

@@ -9,9 +9,8 @@ import json
 import platform
 import subprocess
 import zlib
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
-from types import CodeType
 
 from .errors import StudyError
 from .files import read_json
@@ -27,27 +26,18 @@ def notebook_code(path: str | Path) -> str:
     return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
 
 
-@lru_cache(maxsize=1024)
-def _essence(source: str | ast.Module) -> str:
-    """What Python makes of a source: docstrings, comments and layout are not in it."""
-    def essence(part):
-        if isinstance(part, CodeType):
-            names = part.co_names, part.co_varnames, part.co_cellvars, part.co_freevars, part.co_exceptiontable
-            counts = part.co_argcount, part.co_posonlyargcount, part.co_kwonlyargcount, part.co_flags
-            return f"{part.co_code} {names} {counts} {[essence(constant) for constant in part.co_consts]}"
-        return str(sorted(map(repr, part))) if isinstance(part, frozenset) else repr(part)
-
-    return essence(compile(source, "", "exec", dont_inherit=True, optimize=2))
+@cache
+def _tree(source: str) -> ast.Module:
+    return ast.parse(source)
 
 
-@lru_cache(maxsize=4)
-def _functions(source: str) -> dict[str, tuple[str, set[str]]]:
-    """Functions of a source (``name``) and methods of its classes (``.name``): their `_essence`, and what they use."""
-    tree = ast.parse(source)
-    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
-    places = [("", tree), *((".", one) for one in classes)]
-    return {dot + node.name: (_essence(ast.Module([node], [])), _used(node)) for dot, place in places
-            for node in place.body if isinstance(node, ast.FunctionDef)}
+@cache
+def _essence(tree: ast.AST) -> str:
+    """A piece of code without docstrings, comments and layout, as text."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body[0] = ast.Pass()
+    return ast.dump(tree)
 
 
 def _used(tree: ast.AST) -> set[str]:
@@ -70,20 +60,21 @@ def code_digest(step: str, *wings: str) -> str:
         Folders or modules of mslib: ``prep``, ``analysis/depth``.
     """
     modules = sorted((ROOT / "mslib" / "steps").glob("*.py"))
-    functions = _functions("\n".join(path.read_text(encoding="utf-8") for path in modules))
+    tree = _tree("\n".join(path.read_text(encoding="utf-8") for path in modules))
+    places = [("", tree), *((".", node) for node in tree.body if isinstance(node, ast.ClassDef))]
+    functions = {dot + node.name: node for dot, place in places for node in place.body
+                 if isinstance(node, ast.FunctionDef)}
     if step.endswith(".ipynb"):
-        source = notebook_code(ROOT / step)
-        functions = functions | {step: (_essence(source), _used(ast.parse(source)))}
+        functions[step] = _tree(notebook_code(ROOT / step))
     called = [step]
     for name in called:  # grows: the step, and the functions and methods that it reaches
-        called += sorted((functions[name][1] & functions.keys()) - set(called))
-    sources = [functions[name][0] for name in called]
+        called += sorted((_used(functions[name]) & functions.keys()) - set(called))
+    sources = [_essence(functions[name]) for name in called]
     for wing in wings:
         place = ROOT / "mslib" / wing
-        files = sorted(place.rglob("*")) if place.is_dir() else [place.with_suffix(".py")]
-        for file in files:
+        for file in sorted(place.rglob("*")) if place.is_dir() else [place.with_suffix(".py")]:
             if file.suffix == ".py":
-                sources.append(_essence(file.read_text(encoding="utf-8")))
+                sources.append(_essence(_tree(file.read_text(encoding="utf-8"))))
             elif file.suffix not in ("", ".md", ".pyc"):  # folders and licences, README, caches
                 sources.append(file_sha256(file))
     return hashlib.sha256("\n".join(sources).encode()).hexdigest()[:16]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -34,10 +35,9 @@ class Network(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> Network:
         """The network of ``vgg19/honest/seed1``; StudyError for any other form."""
-        parts = text.split("/")
-        if len(parts) != 3 or not parts[2].removeprefix("seed").isdigit() or not parts[2].startswith("seed"):
+        if not (found := re.fullmatch("([^/]+)/([^/]+)/seed([0-9]+)", text)):
             raise StudyError(f"--network: must be BACKBONE/KIND/seedNUMBER (got {text!r})")
-        return cls(parts[0], parts[1], int(parts[2][4:]))
+        return cls(found[1], found[2], int(found[3]))
 
 
 def explained_networks(config: StudyConfig, *of: str) -> list[Network]:
@@ -51,22 +51,19 @@ def explained_networks(config: StudyConfig, *of: str) -> list[Network]:
     return [network for network in networks if network[:len(of)] == of]
 
 
-#: Tables that steps leave, by the name under which they are read; ``{network}`` (explained), ``{first}`` (its first
-#: seed), ``{kind}`` (with its backbone), ``{backbone}``, ``{fold}`` and ``{start}`` (weights) are looped over.
+#: Tables that steps leave, by the name under which they are read; there is one for each value of what stands in braces.
 TABLES = {
-    "subjects": "subjects.csv", "truth": "cohort/truth.csv", "quality": "cohort/quality.csv",
-    "registration_errors": "cohort/registration_errors.csv", "bias_fields": "cohort/bias_fields.csv",
-    "appearance": "cohort/appearance.csv",
-    "predictions": "nets/{network}/predictions.csv", "history": "nets/{network}/history.csv",
-    "permuted": "nets/{kind}/permuted.csv", "folds": "nets/{backbone}/honest/folds.csv",
-    "maps": "maps/{network}/measures.csv", "randomisation": "maps/{first}/randomisation.csv",
-    "dead": "maps/{first}/dead.csv",
+    "subjects": "subjects.csv",
+    **{name: f"cohort/{name}.csv" for name in ("truth", "quality", "registration_errors", "bias_fields", "appearance")},
+    **{name: f"nets/{{backbone}}/{{kind}}/seed{{seed}}/{name}.csv" for name in ("predictions", "history")},
+    "permuted": "nets/{backbone}/{kind}/permuted.csv", "folds": "nets/{backbone}/honest/folds.csv",
+    "maps": "maps/{backbone}/{kind}/seed{seed}/measures.csv",
+    **{name: f"maps/{{backbone}}/{{kind}}/seed1/{name}.csv" for name in ("randomisation", "dead")},
     "attribution_scores": "attributions/{backbone}/scores.csv", "importance": "attributions/{backbone}/importance.csv",
-    "relevance": "relevance/{backbone}/shares.csv", "relevance_rules": "relevance/{backbone}/rules.csv",
-    "relevance_flow": "relevance/{backbone}/flow.csv",
-    "sleep_predictions": "sleep/fold-{fold}/predictions.csv", "sleep_history": "sleep/fold-{fold}/history.csv",
-    "sleep_relevance": "sleep/fold-{fold}/relevance.csv", "sleep_ablation": "sleep/fold-{fold}/ablation.csv",
-    "sleep_methods": "sleep/fold-{fold}/methods.csv",
+    "relevance": "relevance/{backbone}/shares.csv",
+    **{f"relevance_{name}": f"relevance/{{backbone}}/{name}.csv" for name in ("rules", "flow")},
+    **{f"sleep_{name}": f"sleep/fold-{{fold}}/{name}.csv" for name in (
+        "predictions", "history", "relevance", "ablation", "methods")},
     **{f"pretraining_{name}": f"pretraining/{{start}}/{name}.csv" for name in ("accuracy", "maps", "methods")},
     **{f"known_rule_{name}": f"known_rule/{name}.csv" for name in (
         "use", "scores", "removal", "randomised", "repeated", "importance", "layers", "shortcut", "relevance")},
@@ -74,21 +71,9 @@ TABLES = {
 
 
 class Run:
-    """A study's settings and the folder that its run grows in.
+    """The settings of a study's YAML file, ``config``, and the ``folder`` that its run grows in.
 
-    Parameters
-    ----------
-    config : path
-        The study's YAML file.
-    run_dir : path
-        Folder of the run.
-    notebook : str, optional
-        Stem of the notebook that works with it (``03_gradcam_layers``); needed for `record`.
-
-    Attributes
-    ----------
-    config : StudyConfig
-    folder : Path
+    `notebook` is the stem of the one that works with it (``03_gradcam_layers``); needed for `record`.
     """
 
     def __init__(self, config: str | Path, run_dir: str | Path, notebook: str = ""):
@@ -108,14 +93,7 @@ class Run:
     def need(self, target: str) -> None:
         """Let Snakemake make what a target rule lacks, with visible progress; nothing to do where it drives this.
 
-        Parameters
-        ----------
-        target : {"cohort", "nets", "maps", "attributions", "relevance", "sleep", "pretraining", "report"}
-
-        Raises
-        ------
-        StudyError
-            Snakemake could not make it; its own lines say why.
+        StudyError where it could not be made; Snakemake's own lines say why.
         """
         if os.environ.get(DRIVEN):
             return
@@ -127,52 +105,28 @@ class Run:
         if process.returncode:
             raise StudyError(f"{self.folder}: {target} could not be made; the lines above say why")
 
-    def paths(self, name: str) -> dict[str, Path]:
-        """Files behind a name of `TABLES`: by network or fold where there is one each, else under ``""``."""
+    def paths(self, name: str) -> list[tuple[Path, dict]]:
+        """Files behind a name of `TABLES`, each with its backbone, kind and seed, its fold, or its start."""
         pattern, config = TABLES[name], self.config
-        backbones, kinds = config.model.backbones, config.model.kinds
-        for key, values in (("network", explained_networks(config)), ("backbone", backbones),
-                            ("kind", [f"{backbone}/{kind}" for backbone in backbones for kind in kinds]),
-                            ("first", [one for one in explained_networks(config) if one.seed == 1]),
-                            ("fold", range(config.sleep.folds) if config.sleep else ()),
-                            ("start", config.comparison.weights if config.comparison else ())):
-            if f"{{{key}}}" in pattern:
-                return {str(value): self.folder / pattern.format(**{key: value}) for value in values}
-        return {"": self.folder / pattern}
+        every = {"backbone": config.model.backbones, "fold": range(config.sleep.folds if config.sleep else 0),
+                 "start": config.comparison.weights if config.comparison else ()}
+        owners = [{key: value} for key, values in every.items() if f"{{{key}}}" in pattern for value in values]
+        if "{kind}" in pattern:
+            owners = [one._asdict() for one in explained_networks(config) if "{seed}" in pattern or one.seed == 1]
+        elif "{" not in pattern:
+            owners = [{}]
+        return [(self.folder / pattern.format(**owner), owner) for owner in owners]
 
     def read(self, name: str, optional: bool = False) -> pd.DataFrame:
-        """A table that steps have left.
+        """A table of `TABLES` that steps have left; those of several networks, folds or starts are joined.
 
-        Parameters
-        ----------
-        name : str
-            Of `TABLES`.
-        optional : bool
-            An absent table, or one of a stage that this study lacks, is empty.
-
-        Returns
-        -------
-        DataFrame
-            Tables of several networks are joined under ``backbone, kind, seed``, those of folds under ``fold``, of
-            backbones under ``backbone``.
-
-        Raises
-        ------
-        StudyError
-            Absent or damaged.
+        `optional`: an absent table is empty. StudyError where a table is absent or damaged.
         """
         tables = []
-        for key, path in self.paths(name).items():
-            if optional and not path.exists():
-                continue
-            table = read_table(path)
-            if "/seed" in key:
-                network = Network.parse(key)
-                table = table.assign(backbone=network.backbone, kind=network.kind, seed=network.seed)
-            elif key:
-                column = "fold" if key.isdigit() else "start" if "{start}" in TABLES[name] else "backbone"
-                table = table.assign(**{column: int(key) if key.isdigit() else key.split("/")[0]})
-            tables.append(table)
+        for path, owner in self.paths(name):
+            if path.exists() or not optional:
+                table = read_table(path)
+                tables.append(table.assign(**{key: value for key, value in owner.items() if key not in table}))
         return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
     def saved(self, name: str) -> pd.DataFrame:
