@@ -68,7 +68,7 @@ def looks(cohort, out):
 
 def errors(root, out, subject):
     """Registration errors (mm) and correlations of the bias fields of one simulated subject, by sequence."""
-    truth, made = subject_files(root, subject.id), pipeline.output_paths(out, subject.id, subject.images, True)
+    truth, made = subject_files(root, subject.id), pipeline.output_paths(out, subject.id, subject.images)
     points = brain_points(nib.load(made["brain"]))
     for name in subject.images:
         row, true = {"subject": subject.id, "group": subject.group, "sequence": name}, sitk.Transform()

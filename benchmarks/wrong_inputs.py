@@ -19,8 +19,8 @@ import SimpleITK as sitk
 from joblib import Parallel, delayed
 
 from mslib.cohort import openms_bids
+from mslib.prep import brain_mask
 from mslib.prep.images import as_image
-from mslib.prep.masking import brain_mask
 from mslib.prep.pipeline import align, comparable
 from mslib.prep.qc import EDGE_AGREEMENT, contrast_doubts, edge_agreement, label_doubts
 from mslib.study import StudyError

@@ -277,9 +277,8 @@ def test_broken_table(root, content, line):
         assert any(found.startswith(f"cohort: participants.tsv: {line}") for found in lines(root, on_fault=on_fault))
 
 
-def test_root_absent_and_unknown_mode(tmp_path):
+def test_root_absent(tmp_path):
     assert lines(tmp_path / "none") == [f"{tmp_path}/none: No such file or directory; allowed: a readable BIDS folder"]
-    assert lines(tmp_path, on_fault="ignore") == ["on_fault: must be 'stop' or 'skip' (got 'ignore')"]
 
 
 def test_too_few(root):

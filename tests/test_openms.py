@@ -86,35 +86,37 @@ def database(tmp_path_factory):
 
 
 @pytest.fixture
-def names(database):
-    return checksums(database)
+def names(database, monkeypatch):
+    """Checksums of the stand-in, which are the registered ones."""
+    found = checksums(database)
+    for module in (openms, openms_bids):
+        monkeypatch.setattr(module, "registry", lambda: found)
+    return found
 
 
 @pytest.fixture
-def base(database, tmp_path):
+def base(database, tmp_path, monkeypatch):
     """A copy of the database that a test may damage."""
-    return Path(shutil.copytree(database, tmp_path / "base"))
-
-
-def fetch(dest, base, names):
-    return openms.fetch(dest, base, names=names)
+    copy = shutil.copytree(database, tmp_path / "base")
+    monkeypatch.setenv("MSLIB_DATA", str(copy))
+    return Path(copy)
 
 
 # ---- where from
 
 def test_base_address(base, tmp_path, monkeypatch):
-    monkeypatch.delenv("MSLIB_DATA", raising=False)
-    assert openms.base_address() == openms.BASE
+    def address(variable):
+        monkeypatch.setenv("MSLIB_DATA", str(variable))
+        return openms.base_address()
+
+    assert address("") == openms.BASE
     assert openms.BASE.startswith("https://") and openms.COMMIT in openms.BASE
-    assert openms.base_address("http://mirror.example/x") == "http://mirror.example/x/"
-    monkeypatch.setenv("MSLIB_DATA", str(base))
-    assert openms.base_address() == f"{base}/"
+    assert address("http://mirror.example/x") == address("http://mirror.example/x/") == "http://mirror.example/x/"
+    assert address(base) == f"{base}/"
     base.rename(tmp_path / "open_ms_data")
-    monkeypatch.setenv("MSLIB_DATA", str(tmp_path))
-    assert openms.base_address() == f"{tmp_path}/open_ms_data/"
-    assert openms.base_address("http://argument.example/") == "http://argument.example/"
+    assert address(tmp_path) == f"{tmp_path}/open_ms_data/"
     with pytest.raises(StudyError, match=r"nowhere: holds no open_ms_data; allowed: an http\(s\) address, or a folder"):
-        openms.base_address(tmp_path / "nowhere")
+        address(tmp_path / "nowhere")
 
 
 def test_registry():
@@ -127,13 +129,13 @@ def test_registry():
 
 def test_fetch_from_a_folder(base, names, tmp_path):
     (base / "cross_sectional/not_registered.txt").write_text("x")
-    assert fetch(tmp_path / "dest", base, names) == {}
+    assert openms.fetch(tmp_path / "dest") == {}
     assert checksums(tmp_path / "dest") == names
     before = {name: path.stat().st_mtime_ns for name, path in tree(tmp_path / "dest").items()}
     damaged = next(name for name in names if name.startswith("cross_sectional/MNI"))
     (tmp_path / "dest" / damaged).write_bytes(b"cut off")
     shutil.rmtree(base / "longitudinal")  # what is there and whole needs no source
-    assert fetch(tmp_path / "dest", base, names) == {} and checksums(tmp_path / "dest") == names
+    assert openms.fetch(tmp_path / "dest") == {} and checksums(tmp_path / "dest") == names
     after = {name: path.stat().st_mtime_ns for name, path in tree(tmp_path / "dest").items()}
     assert [name for name in names if before[name] != after[name]] == [damaged]
 
@@ -142,7 +144,7 @@ def test_missing_and_damaged_files_are_listed_and_the_rest_goes_on(base, names, 
     gone, bad = "longitudinal/raw/patient01/study1_T1W.nii.gz", "longitudinal/raw/patient01/study2_T2W.nii.gz"
     (base / gone).unlink()
     (base / bad).write_bytes(b"not the file")
-    missing = fetch(tmp_path / "dest", base, names)
+    missing = openms.fetch(tmp_path / "dest")
     assert missing == {gone: "No such file or directory",
                        bad: "its checksum differs from the registered one, so it is not used"}
     assert capsys.readouterr().out.splitlines() == [f"{name}: could not be had: {why}" for name, why in missing.items()]
@@ -156,13 +158,12 @@ def test_interruption_leaves_no_half_file(base, names, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         shutil.copyfile(url, output_file)
 
-    monkeypatch.setattr(openms, "_copy", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        fetch(tmp_path / "dest", base, names)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(openms, "_copy", interrupted)
+        openms.fetch(tmp_path / "dest")
     done = tree(tmp_path / "dest")
     assert 0 < len(done) < len(names) and all(sha256(path) == names[name] for name, path in done.items())
-    monkeypatch.undo()
-    assert fetch(tmp_path / "dest", base, names) == {} and len(tree(tmp_path / "dest")) == len(names)
+    assert openms.fetch(tmp_path / "dest") == {} and len(tree(tmp_path / "dest")) == len(names)
 
 
 def test_full_disk_and_a_file_in_the_way_are_one_line(base, names, tmp_path, monkeypatch):
@@ -172,10 +173,10 @@ def test_full_disk_and_a_file_in_the_way_are_one_line(base, names, tmp_path, mon
     monkeypatch.setattr(openms, "_copy", full)
     for code in (errno.ENOSPC, errno.EROFS):
         with pytest.raises(StudyError, match=rf"^{tmp_path}/dest/\S+: cannot be written \({os.strerror(code)}\)$"):
-            fetch(tmp_path / "dest", base, names)
+            openms.fetch(tmp_path / "dest")
     (tmp_path / "file").write_text("")
     with pytest.raises(StudyError, match=r"file: cannot be written \(File exists\)"):
-        fetch(tmp_path / "file", base, names)
+        openms.fetch(tmp_path / "file")
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
@@ -202,13 +203,14 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
 
 @pytest.fixture
-def server(base):
+def server(base, monkeypatch):
     Handler.cut, Handler.stall, Handler.asked = frozenset(), frozenset(), 0
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(base))) as made:
         made.daemon_threads = True
         made.block_on_close = False
         threading.Thread(target=made.serve_forever, args=(0.02,), daemon=True).start()
-        yield f"http://127.0.0.1:{made.server_address[1]}/"
+        monkeypatch.setenv("MSLIB_DATA", f"http://127.0.0.1:{made.server_address[1]}/")
+        yield
         made.shutdown()
 
 
@@ -218,14 +220,15 @@ def test_fetch_by_http(base, server, names, tmp_path):
     (base / gone).unlink()
     (base / bad).write_bytes(b"something else")
     Handler.cut = frozenset({cut})
-    missing = fetch(tmp_path / "dest", server, names)
+    missing = openms.fetch(tmp_path / "dest")
     assert missing[gone] == "the server answers 404 File not found"
     assert missing[bad].startswith("its checksum differs") and set(missing) == {gone, bad, cut}
     assert set(tree(tmp_path / "dest")) == set(names) - {gone, bad, cut}
 
 
-def test_unreachable_server_is_not_asked_again_and_again(names, tmp_path):
-    missing = fetch(tmp_path / "dest", "http://127.0.0.1:9/", names)  # the discard port: nothing answers
+def test_unreachable_server_is_not_asked_again_and_again(names, tmp_path, monkeypatch):
+    monkeypatch.setenv("MSLIB_DATA", "http://127.0.0.1:9/")  # the discard port: nothing answers
+    missing = openms.fetch(tmp_path / "dest")
     assert list(missing) == list(names)
     assert [why for why in missing.values()].count("the connection failed (not tried again)") == len(names) - 2
 
@@ -233,10 +236,9 @@ def test_unreachable_server_is_not_asked_again_and_again(names, tmp_path):
 def test_killed_download_goes_on(base, server, names, tmp_path):
     stalled = list(names)[4]
     Handler.stall = frozenset({stalled})
-    code = ("import sys, json; from mslib.cohort import openms; "
-            "openms.fetch(sys.argv[1], sys.argv[2], names=json.loads(sys.argv[3]))")
-    arguments = [str(tmp_path / "dest"), server, json.dumps(names)]
-    process = subprocess.Popen([sys.executable, "-c", code, *arguments])
+    code = ("import sys, json; from mslib.cohort import openms; openms.registry = lambda: json.loads(sys.argv[2]); "
+            "openms.fetch(sys.argv[1])")
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "dest"), json.dumps(names)])
     deadline = time.monotonic() + 60
     while Handler.asked < 5 and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -246,7 +248,7 @@ def test_killed_download_goes_on(base, server, names, tmp_path):
     done = tree(tmp_path / "dest")
     assert stalled not in done and {n for n in done if n in names} == set(list(names)[:4])
     Handler.stall = frozenset()
-    assert fetch(tmp_path / "dest", server, names) == {}
+    assert openms.fetch(tmp_path / "dest") == {}
     assert checksums(tmp_path / "dest") == names
 
 
@@ -255,7 +257,9 @@ def test_killed_download_goes_on(base, server, names, tmp_path):
 @pytest.fixture(scope="module")
 def converted(database, tmp_path_factory):
     root = tmp_path_factory.mktemp("converted")
-    return root, openms_bids.to_bids(database, root, checksums=checksums(database))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(openms_bids, "registry", lambda: checksums(database))
+        return root, openms_bids.to_bids(database, root)
 
 
 def test_conversion(converted, database):
@@ -297,14 +301,14 @@ def test_valid_bids_with_source_licence_and_citation(converted, database):
 def test_conversion_repaired(converted, base, names, tmp_path):
     root = shutil.copytree(converted[0], tmp_path / "bids")
     (root / "sub-MNI01/anat/sub-MNI01_T1w.nii.gz").write_bytes(b"half")
-    openms_bids.to_bids(base, root, checksums=names)
+    openms_bids.to_bids(base, root)
     assert checksums(root) == checksums(converted[0])
 
 
 def test_incomplete_and_damaged_patients_are_listed(base, names, tmp_path, capsys):
     (base / "longitudinal/raw/patient01/study1_T1W.nii.gz").unlink()
     (base / "longitudinal/raw/patient01/study2_T2W_intrastudy_to_FLAIR.txt").write_text("x")
-    done = openms_bids.to_bids(base, tmp_path / "bids", checksums=names)
+    done = openms_bids.to_bids(base, tmp_path / "bids")
     assert done.subjects == ("MNI01",)
     assert done.incomplete == (
         "sub-L01s1: longitudinal/raw/patient01/study1_T1W.nii.gz: is absent",
@@ -319,10 +323,10 @@ def test_nothing_to_convert(base, names, tmp_path):
     shutil.rmtree(base / "longitudinal/raw")
     shutil.rmtree(base / "cross_sectional/MNI/patient01")
     with pytest.raises(StudyError, match="holds no patient with T1w, T2w and FLAIR whose files are whole"):
-        openms_bids.to_bids(base, tmp_path / "bids", checksums=names)
+        openms_bids.to_bids(base, tmp_path / "bids")
     (base / "cross_sectional/patient_info.csv").unlink()
     with pytest.raises(StudyError, match=r"cross_sectional/patient_info.csv: is not the table of the patients"):
-        openms_bids.to_bids(base, tmp_path / "bids", checksums=names)
+        openms_bids.to_bids(base, tmp_path / "bids")
 
 
 def check_transforms(root, label, t1_file, t2_file, tolerance):

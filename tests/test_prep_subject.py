@@ -186,7 +186,7 @@ def test_unscaled_images_are_corrected_and_in_place(tmp_path):
     field = np.linspace(-0.3, 0.3, 14, dtype=np.float32)[:, None, None] + np.zeros_like(pattern)
     affine = np.diag([2.0, 2, 2, 1])
     subject = SimpleNamespace(id="01", images={name: tmp_path / f"{name}.nii.gz" for name in ("T1w", "T2w")})
-    paths = output_paths(tmp_path, "01", subject.images, lesion=True)
+    paths = output_paths(tmp_path, "01", subject.images)
     paths["T1w"].parent.mkdir(parents=True)
     for (name, path), shift in zip(subject.images.items(), (0, 2)):
         nib.save(nib.Nifti1Image(np.roll(pattern * np.exp(field), shift, axis=0), affine), path)

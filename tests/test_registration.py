@@ -9,9 +9,8 @@ import prep_cases as cases
 import pytest
 import SimpleITK as sitk
 
-from mslib.prep import align, register_rigid
+from mslib.prep import align, brain_mask, register_rigid
 from mslib.prep.images import apply_points, as_image
-from mslib.prep.masking import brain_mask
 from mslib.study import StudyError
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import SimpleITK as sitk
 from scipy.spatial.transform import Rotation
 
-from .anatomy import CENTRE, GRID_MM, spline_field
+from .anatomy import CENTRE, GRID_MM, random_vector, spline_field
 
 # Half the range of a bias field over the brain, lowest and highest: BrainWeb's levels 20 % and 40 %. Three real 3 T
 # sessions of open_ms_data agree: the fields that N4 finds span 0.09 to 0.17 (nine scans, 1st to 99th percentile).
@@ -27,17 +27,11 @@ class SequenceNuisance:
 
     snr: float
     bias: float
-    translation_mm: tuple[float, float, float]
-    rotation_deg: tuple[float, float, float]
-    in_plane: float
-    slice_mm: float
-    gain: float
-
-
-def _vector(rng: np.random.Generator, longest: float) -> tuple[float, float, float]:
-    """Uniform direction, uniform length up to `longest`."""
-    direction = rng.standard_normal(3)
-    return tuple(float(v) for v in longest * rng.random() * direction / np.linalg.norm(direction))
+    translation_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    rotation_deg: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    in_plane: float = 1.0
+    slice_mm: float = 0.0
+    gain: float = 1.0
 
 
 def draw_nuisance(rng: np.random.Generator, misplacement_mm: float = 5.0, misplacement_deg: float = 5.0,
@@ -50,15 +44,14 @@ def draw_nuisance(rng: np.random.Generator, misplacement_mm: float = 5.0, mispla
     thick = rng.random() < thick_slice_share
     scans = {}
     for name in ("T1w", "T2w", "FLAIR"):
-        first = name == "T1w"
         slices = rng.uniform(3, 4)
-        scans[name] = SequenceNuisance(
-            snr=float(rng.uniform(20, 45)), bias=float(rng.uniform(*BIAS_RANGE)),
-            translation_mm=(0.0, 0.0, 0.0) if first else _vector(rng, misplacement_mm),
-            rotation_deg=(0.0, 0.0, 0.0) if first else _vector(rng, misplacement_deg),
-            in_plane=1.0 if first else float(rng.choice([0.9, 0.95, 1.0, 1.05, 1.1])),
-            slice_mm=round(float(slices), 2) if thick and not first else 0.0,
-            gain=float(np.exp(rng.uniform(np.log(300), np.log(900)))))
+        own = {"snr": float(rng.uniform(20, 45)), "bias": float(rng.uniform(*BIAS_RANGE))}
+        if name != "T1w":
+            own |= {"translation_mm": tuple(random_vector(rng, misplacement_mm).tolist()),
+                    "rotation_deg": tuple(random_vector(rng, misplacement_deg).tolist()),
+                    "in_plane": float(rng.choice([0.9, 0.95, 1.0, 1.05, 1.1])),
+                    "slice_mm": round(float(slices), 2) if thick else 0.0}
+        scans[name] = SequenceNuisance(**own, gain=float(np.exp(rng.uniform(np.log(300), np.log(900)))))
     return scans
 
 
@@ -69,12 +62,11 @@ def bias_field(rng: np.random.Generator, brain: np.ndarray, voxel_mm, strength: 
     1.20 (its FAQ; Collins et al. 1998, IEEE Trans Med Imaging 17(3):463-468). Outside the brain, where there is no
     signal, the field goes on beyond that range. `brain` is bool, (X, Y, Z), on the scan's grid of `voxel_mm` (3).
     """
-    shape, spacing = brain.shape, KNOTS_MM / float(np.min(voxel_mm))
-    squeeze = [max(4, round(n * v / np.min(voxel_mm))) for n, v in zip(shape, voxel_mm)]
-    field = spline_field(rng, squeeze, spacing)
-    field = field[np.ix_(*(np.linspace(0, m - 1, n).round().astype(int) for m, n in zip(squeeze, shape)))]
-    inside = field[brain]
-    low, high = float(inside.min()), float(inside.max())
+    finest = float(np.min(voxel_mm))
+    squeeze = [max(4, round(n * v / finest)) for n, v in zip(brain.shape, voxel_mm)]
+    field = spline_field(rng, squeeze, KNOTS_MM / finest)
+    field = field[np.ix_(*(np.linspace(0, m - 1, n).round().astype(int) for m, n in zip(squeeze, brain.shape)))]
+    low, high = float(field[brain].min()), float(field[brain].max())
     return 1 + strength * (2 * field - low - high) / (high - low)
 
 
@@ -82,11 +74,7 @@ def rician(rng: np.random.Generator, image: np.ndarray, sigma: float) -> np.ndar
     """Magnitude of `image` plus complex Gaussian noise of SD `sigma` (Gudbjartsson and Patz 1995)."""
     power = np.zeros(image.shape, np.float32)
     for part in (image, 0.0):
-        channel = rng.standard_normal(image.shape, dtype=np.float32)
-        channel *= np.float32(sigma)
-        channel += part
-        channel *= channel
-        power += channel
+        power += np.square(np.float32(sigma) * rng.standard_normal(image.shape, dtype=np.float32) + part)
     return np.sqrt(power, out=power)
 
 

@@ -24,8 +24,8 @@ from mslib.study import StudyError, atomic_path, read_arrays
 CENTRE = np.array([0.0, -17.0, 5.0])       # middle of the template brain's bounding box, mm
 GRID_MM = np.array([168.0, 208.0, 180.0])  # extent of the T1w image: holds any pose of any head of the phantom
 POSE_DEG = 3.0                             # largest tilt of the head in the T1w image
-PARENCHYMA_ML = {"F": 1160.0, "M": 1280.0}  # at `AGE`, median; men's are larger (Allen et al. 2002)
-AGE, AGEING = 42, 0.002                    # years; share lost a year from the age of 35 (Hedman et al. 2012)
+PARENCHYMA_ML = {"F": 1160.0, "M": 1280.0}  # at `AGE`, median
+AGE, AGEING = 42, 0.002                    # years; share lost a year
 PARENCHYMA_SHARE = 0.85                    # of the brain mask, median: patients 07 and 26 of open_ms_data .86 and .83
 SIZE_SD, ROOM_SD, PROPORTION_SD = 0.07, 0.015, 0.02  # of the logarithms of parenchyma, mask, and each axis
 LATTICE_MM = 5.0                           # spacing of the knots on which deformations are integrated
@@ -57,7 +57,7 @@ class Template:
     volumes: np.ndarray
 
 
-def signed_distance(mask: np.ndarray) -> np.ndarray:
+def _signed_distance(mask: np.ndarray) -> np.ndarray:
     """Distance in voxels (float32) to the surface of `mask`, negative inside; the surface lies between voxels."""
     image = sitk.SignedMaurerDistanceMap(sitk.GetImageFromArray(mask.astype(np.uint8)), squaredDistance=False)
     return sitk.GetArrayFromImage(image) - np.float32(0.5)
@@ -68,7 +68,7 @@ def _depth(share: np.ndarray, surface: float, per_mm: float) -> np.ndarray:
 
     The second half keeps what averaging has filled: a sulcus that the template only hints at opens before its banks.
     """
-    distance = -ndimage.gaussian_filter(signed_distance(share > surface), 0.5)
+    distance = -ndimage.gaussian_filter(_signed_distance(share > surface), 0.5)
     return (distance + (share - surface) / per_mm) / 2
 
 
@@ -89,7 +89,7 @@ def _build() -> dict[str, np.ndarray]:
     solid = (gm + wm) * inside
     labels, _ = ndimage.label(inside & (solid < 0.5) & (abs(x) < 37) & (y > -60) & (y < 34) & (z > -5) & (z < 35))
     ventricle = labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])  # the largest part
-    distance = ndimage.gaussian_filter(signed_distance(ventricle), 0.7)
+    distance = ndimage.gaussian_filter(_signed_distance(ventricle), 0.7)
     wall = ndimage.distance_transform_edt(distance < 2.5, return_distances=False, return_indices=True)
     solid, share = solid[tuple(wall)], (wm / np.maximum(gm + wm, 1e-3))[tuple(wall)]  # tissue up to the wall
     deep = ((abs(x) < 30) & (y > -38) & (y < 24) & (z > -16) & (z < 20)) | (
@@ -102,8 +102,8 @@ def _build() -> dict[str, np.ndarray]:
     bank = THICKEST_MM + 4 * np.clip(2.5 * slope - 1, 0, 1) + 20 * compact  # narrow: open along the middle only
     pial = np.minimum(_depth(solid, 0.75, 0.12), white + bank)
     white = mixed * (share - 0.5) + (1 - mixed) * white
-    hull = -ndimage.gaussian_filter(signed_distance(inside), 1) - 1
-    cortex = signed_distance((solid > 0.5) & (share < 0.5) & (mixed < 0.5) & (distance > 6))
+    hull = -ndimage.gaussian_filter(_signed_distance(inside), 1) - 1
+    cortex = _signed_distance((solid > 0.5) & (share < 0.5) & (mixed < 0.5) & (distance > 6))
     normal = np.stack(np.gradient(ndimage.gaussian_filter(distance, 2)))
     return {"hull": hull, "pial": pial, "white": white, "ventricle": distance, "cortex": cortex,
             "normal": normal.astype(np.float32), "affine": affine,
@@ -121,10 +121,9 @@ def _coarsen(maps: dict[str, np.ndarray], voxel_mm: float) -> dict[str, np.ndarr
                                         mode="nearest")
 
     out = {name: resample(values) if values.ndim == 3 else values for name, values in maps.items()}
-    out["normal"] = np.stack([resample(part) for part in maps["normal"]])
-    out["affine"] = maps["affine"] @ np.diag([voxel_mm] * 3 + [1.0])
-    out["affine"][:3, 3] = maps["affine"][:3, 3] + (voxel_mm - 1) / 2
-    return out
+    affine = maps["affine"] @ np.diag([voxel_mm] * 3 + [1.0])
+    affine[:3, 3] = maps["affine"][:3, 3] + (voxel_mm - 1) / 2
+    return out | {"normal": np.stack([resample(part) for part in maps["normal"]]), "affine": affine}
 
 
 @functools.lru_cache(maxsize=2)
@@ -150,15 +149,16 @@ def write_template(path: str | Path, voxel_mm: float = 1.0) -> Path:
     return Path(path)
 
 
+def cubic_spline(distance: np.ndarray) -> np.ndarray:
+    """Value of a cubic B-spline at a signed distance from its middle, in knots."""
+    t = np.abs(distance)
+    return np.where(t < 1, 2 / 3 - t**2 + t**3 / 2, np.clip(2 - t, 0, None)**3 / 6)
+
+
 def _bases(shape, spacing: float) -> list[np.ndarray]:
     """Per axis (voxels, knots): cubic B-splines whose first knot lies one spacing before the first voxel."""
-    bases = []
-    for n in shape:
-        knots = int(np.ceil(n / spacing)) + 3
-        t = np.abs((np.arange(n)[:, None] / spacing) - (np.arange(knots)[None] - 1))
-        basis = np.where(t < 1, 2 / 3 - t**2 + t**3 / 2, np.where(t < 2, (2 - t)**3 / 6, 0))
-        bases.append(basis.astype(np.float32))
-    return bases
+    knots = [np.arange(-1, int(np.ceil(n / spacing)) + 2) for n in shape]
+    return [cubic_spline(np.arange(n)[:, None] / spacing - at).astype(np.float32) for n, at in zip(shape, knots)]
 
 
 def _spline(control: np.ndarray, bases: list[np.ndarray]) -> np.ndarray:
@@ -176,6 +176,12 @@ def spline_field(rng: np.random.Generator, shape, spacing: float) -> np.ndarray:
     return _spline(rng.standard_normal([basis.shape[1] for basis in bases]).astype(np.float32), bases)
 
 
+def random_vector(rng: np.random.Generator, longest: float) -> np.ndarray:
+    """Uniform direction, uniform length up to `longest`."""
+    direction = rng.standard_normal(3)
+    return longest * rng.random() * direction / np.linalg.norm(direction)
+
+
 @dataclass(frozen=True)
 class Head:
     """One person's tissue fractions and distances at the `inside` voxels (flat indices) of the T1w grid.
@@ -189,7 +195,6 @@ class Head:
     brain: np.ndarray
     gm: np.ndarray
     wm: np.ndarray
-    csf: np.ndarray
     ventricle: np.ndarray
     cortex: np.ndarray
     points: np.ndarray
@@ -225,8 +230,7 @@ def _lattice(maps: Template, rng: np.random.Generator, shape, voxel_mm: float, s
              ventricle_factor: float) -> np.ndarray:
     """Template indices (3, X, Y, Z) at the lattice's knots: pose, size, individual shape, widened ventricles."""
     voxel = maps.affine[0, 0]
-    axis = rng.standard_normal(3)
-    turn = Rotation.from_rotvec(np.deg2rad(POSE_DEG) * rng.random() * axis / np.linalg.norm(axis)).as_matrix()
+    turn = Rotation.from_rotvec(random_vector(rng, np.deg2rad(POSE_DEG))).as_matrix()
     matrix = (np.diag(1 / size) @ turn / voxel).astype(np.float32)
     centre = ((CENTRE - maps.affine[:3, 3]) / voxel).astype(np.float32).reshape(3, 1, 1, 1)
     knots = np.ix_(*(LATTICE_MM * (np.arange(basis.shape[1]) - 1) - voxel_mm * (basis.shape[0] - 1) / 2
@@ -247,8 +251,7 @@ def _inside(maps: Template, lattice: np.ndarray, shape, voxel_mm: float) -> tupl
     """Voxels in the brain mask: flat indices (n), template indices (3, n), share of the voxel within the mask (n)."""
     bases = _bases(shape, LATTICE_MM / voxel_mm)
     near = _spline(_sample(maps.hull, lattice), bases) > -3
-    rows = [np.flatnonzero(near.any(axis=tuple({0, 1, 2} - {k}))) for k in range(3)]
-    box = tuple(slice(row[0], row[-1] + 1) for row in rows)
+    box = ndimage.find_objects(near.astype(np.uint8))[0]
     bases, candidates = [basis[part] for basis, part in zip(bases, box)], near[box]
     at = np.stack([_spline(part, bases)[candidates] for part in lattice])
     brain = np.clip(0.5 + _sample(maps.hull, at) / voxel_mm, 0, 1)
@@ -300,5 +303,4 @@ def make_head(maps: Template, rng: np.random.Generator, voxel_mm: float, ventric
     white = np.minimum(white, pial - THINNEST_MM + 2 * np.maximum(cortex - 1, 0))
     share = np.clip(0.5 + white / max(voxel_mm, 1), 0, 1)
     points = at * np.float32(maps.affine[0, 0]) + maps.affine[:3, 3:].astype(np.float32)
-    return Head(shape, affine, inside, brain, solid * (1 - share), solid * share, brain - solid, wall, cortex, points,
-                ventricle)
+    return Head(shape, affine, inside, brain, solid * (1 - share), solid * share, wall, cortex, points, ventricle)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,9 +15,8 @@ from mslib.study import StudyConfig, StudyError, progress, read_json, write_json
 from mslib.study.config import MIN_PER_GROUP
 
 from .checks import Fault, ImageFault, check_image, check_mask
-from .participants import COHORT, COHORTS, LABEL, LABEL_RULE, TABLE, Subject, read_participants
+from .participants import COHORT, COHORTS, LABEL, LABEL_RULE, SEQUENCES, TABLE, Subject, read_participants
 
-THREADS = 2
 GROUP = "group"  # stands for the subject in faults of a whole group
 OUTSIDE, INSIDE = "links outside the cohort's folder", "files inside it"
 
@@ -39,7 +39,7 @@ class Cohort:
         return len(self.subjects)
 
     @classmethod
-    def from_bids(cls, root: str | Path, sequences: Sequence[str] = ("T1w", "T2w", "FLAIR"), *,
+    def from_bids(cls, root: str | Path, sequences: Sequence[str] = SEQUENCES, *,
                   groups: Sequence[str] | Mapping[str, Sequence[str]] | None = None, group_column: str = "group",
                   session: str | None = None, entities: Mapping[str, str] | None = None, min_per_group: int = 1,
                   on_fault: str = "stop") -> Cohort:
@@ -68,8 +68,6 @@ class Cohort:
             One line per fault, all together, with ``stop``; with ``skip`` only where the cohort as a whole
             cannot be used (no table, no subject, too few subjects in a group).
         """
-        if on_fault not in ("stop", "skip"):
-            raise StudyError(f"on_fault: must be 'stop' or 'skip' (got {on_fault!r})")
         root = Path(root)
         try:
             folders, wrong = _folders(root)
@@ -78,16 +76,16 @@ class Cohort:
         rows, faults, left_out = read_participants(root, group_column, groups)
         folders -= left_out.keys()
         faults += wrong + (_unpaired(rows, folders) if rows is not None else [])
-        outside = {fault.subject for fault in wrong}
-        paired = [rows[label] for label in sorted(rows or ()) if label in folders - outside]
-        with ThreadPoolExecutor(THREADS) as pool:
+        rows = rows or {}
+        paired = [rows[label] for label in sorted(folders & rows.keys() - {fault.subject for fault in wrong})]
+        with ThreadPoolExecutor(2) as pool:
             jobs = pool.map(lambda row: _subject(root, row, tuple(sequences), session, entities or {}), paired)
             results = list(progress(jobs, total=len(paired), desc="check images", unit="subject"))
         faults += [fault for _, wrong in results for fault in wrong]
         faulty = {fault.subject for fault in faults}
-        healthy = [subject for subject, _ in results if subject and f"sub-{subject.id}" not in faulty]
+        healthy = [subject for subject, _ in results if f"sub-{subject.id}" not in faulty]
         # With "stop" the faults get repaired, so that every row counts; with "skip" only what is left does.
-        counted = (rows or {}).values() if on_fault == "stop" else healthy
+        counted = rows.values() if on_fault == "stop" else healthy
         if COHORT not in faulty:
             counts = Counter(one.group for one in counted if one.cohort == COHORTS[0])
             faults += [Fault(GROUP, TABLE, f"group {group!r} has {counts[group]} usable subjects",
@@ -112,16 +110,13 @@ class Cohort:
 
 def _folders(root: Path) -> tuple[set[str], list[Fault]]:
     """Names of the subjects' folders that are valid, and faults of those that are not or lead outside."""
-    folders, faults = set(), []
-    for folder in sorted(root.iterdir()):
-        if not folder.name.startswith("sub-") or not folder.is_dir():
-            continue
-        if not LABEL.fullmatch(folder.name):
-            faults.append(Fault(folder.name, folder.name, "is no valid name of a folder", LABEL_RULE))
-            continue
-        folders.add(folder.name)
-        if not folder.resolve().is_relative_to(root.resolve()):
-            faults.append(Fault(folder.name, folder.name, OUTSIDE, INSIDE))
+    found = sorted(path for path in root.iterdir() if path.name.startswith("sub-") and path.is_dir())
+    folders, faults = {path.name for path in found if LABEL.fullmatch(path.name)}, []
+    for path in found:
+        if path.name not in folders:
+            faults.append(Fault(path.name, path.name, "is no valid name of a folder", LABEL_RULE))
+        elif not path.resolve().is_relative_to(root.resolve()):
+            faults.append(Fault(path.name, path.name, OUTSIDE, INSIDE))
     return folders, faults
 
 
@@ -163,20 +158,22 @@ def sessions_of(folder: Path, sequences: Sequence[str]) -> dict[str, list[Path]]
 def _choose(root: Path, label: str, sequences: tuple[str, ...], wanted: str | None, entities: Mapping[str, str]
             ) -> tuple[str, dict[str, Path], list[Fault]]:
     """Session ('' where it has no folder of its own) and one image per sequence, by name alone."""
+    def none(found, allowed):
+        return "", {}, [Fault(label, label, found, allowed)]
+
     try:
         sessions = sessions_of(root / label, sequences)
     except OSError as error:
-        found = f"cannot be read ({error.strerror or error})"
-        return "", {}, [Fault(label, label, found, "a readable folder")]
+        return none(f"cannot be read ({error.strerror or error})", "a readable folder")
     listed = ", ".join(name or "none" for name in sessions)
     if wanted is not None:
         sessions = {name: images for name, images in sessions.items() if _same(name.removeprefix("ses-"), wanted)}
         if not sessions:
-            found = f"has images in sessions {listed}" if listed else "has no images"
-            return "", {}, [Fault(label, label, found, f"images in session {wanted!r}")]
+            return none(f"has images in sessions {listed}" if listed else "has no images",
+                        f"images in session {wanted!r}")
     if len(sessions) > 1:
-        return "", {}, [Fault(label, label, f"has images in {len(sessions)} sessions ({listed})",
-                              "one session, or the label of one as cohort.session")]
+        return none(f"has images in {len(sessions)} sessions ({listed})",
+                    "one session, or the label of one as cohort.session")
     session, images = next(iter(sessions.items()), ("", []))
     place = "/".join(part for part in (label, session, "anat") if part)
     prefix = f"{label}_{session}_" if session else f"{label}_"
@@ -201,32 +198,25 @@ def _choose(root: Path, label: str, sequences: tuple[str, ...], wanted: str | No
 
 def _mask(root: Path, kind: str, label: str, session: str, name: str) -> Path | None:
     """A mask of the derivatives `kind`, with or without the session in its path."""
-    for part in dict.fromkeys((session, "")):
-        stem = f"{label}_{part}_{name}" if part else f"{label}_{name}"
-        for ending in (".nii.gz", ".nii"):
-            path = root / "derivatives" / kind / label / part / "anat" / (stem + ending)
-            if path.exists() or path.is_symlink():
-                return path
-    return None
+    places = (root / "derivatives" / kind / label / part / "anat" / f"{label}_{part and part + '_'}{name}{ending}"
+              for part in (session, "") for ending in (".nii.gz", ".nii"))
+    return next((path for path in places if path.exists() or path.is_symlink()), None)
 
 
-def _subject(root: Path, row: Subject, *choice) -> tuple[Subject | None, list[Fault]]:
+def _subject(root: Path, row: Subject, *choice) -> tuple[Subject, list[Fault]]:
     """Find and check all files of one subject; `choice` as `_choose` takes it."""
     label = f"sub-{row.id}"
     session, images, faults = _choose(root, label, *choice)
 
     def check(path, function):
         try:
-            try:
-                target = path.resolve(strict=True)
-            except (OSError, RuntimeError) as error:
-                raise ImageFault("is a link to nothing", "a file (fetch the data first)") from error
-            if not target.is_relative_to(root.resolve()):
+            if not os.path.exists(path):
+                raise ImageFault("is a link to nothing", "a file (fetch the data first)")
+            if not path.resolve().is_relative_to(root.resolve()):
                 raise ImageFault(OUTSIDE, INSIDE)
             return function(path)
         except ImageFault as fault:
             faults.append(Fault(label, path.relative_to(root).as_posix(), *fault.args))
-            return None
 
     grids = {sequence: check(path, check_image) for sequence, path in images.items()}
     masks = {}
@@ -235,9 +225,7 @@ def _subject(root: Path, row: Subject, *choice) -> tuple[Subject | None, list[Fa
         if path is not None and grids.get("T1w"):
             shape, affine = grids["T1w"]
             check(path, partial(check_mask, shape=shape, affine=affine, may_be_empty=kind == "truth"))
-    if faults:
-        return None, faults
-    return replace(row, images=images, brain_mask=masks["brainmask"], lesion_mask=masks["truth"]), []
+    return replace(row, images=images, brain_mask=masks["brainmask"], lesion_mask=masks["truth"]), faults
 
 
 def _moved(subject: Subject, move) -> Subject:
@@ -249,7 +237,7 @@ def _moved(subject: Subject, move) -> Subject:
 def write_listing(path: str | Path, cohort: Cohort, root: str | Path, suspicions: Sequence[str] = ()) -> Path:
     """Write the subjects, faults and suspicions of a checked cohort; image paths are kept relative to `root`."""
     def relative(file):
-        return Path(file).absolute().relative_to(Path(root).absolute()).as_posix()  # links keep their names
+        return file.absolute().relative_to(Path(root).absolute()).as_posix()  # links keep their names
 
     return write_json(path, {"subjects": [asdict(_moved(one, relative)) for one in cohort],
                              "faults": [str(fault) for fault in cohort.faults], "left_out": cohort.left_out,

@@ -109,12 +109,8 @@ def _form(header: nib.Nifti1Header, name: str) -> np.ndarray | None:
     return form
 
 
-def voxel_to_world(header: nib.Nifti1Header) -> np.ndarray:
-    """The 4 x 4 matrix from voxels to mm (RAS+) that a header states, checked.
-
-    ImageFault: sizes are not in mm; no form is coded; a form is not finite, singular or (alone) skewed; voxel sizes of
-    the sform differ from pixdim by more than 0.5 %; both forms are coded and place a corner more than 1 mm apart.
-    """
+def _voxel_to_world(header: nib.Nifti1Header) -> np.ndarray:
+    """The 4 x 4 matrix from voxels to mm (RAS+) that a header states, checked."""
     unit = int(header["xyzt_units"]) & 7
     if unit in (1, 3):
         # SimpleITK would scale these to mm, nibabel would not.
@@ -153,7 +149,7 @@ def _read(path: Path) -> tuple[tuple[int, ...], np.ndarray, tuple[float, float]]
     content = _content(path)
     header = _header(content)
     _check_extent(header)
-    affine, shape, kind = voxel_to_world(header), header.get_data_shape(), header.get_data_dtype()
+    affine, shape, kind = _voxel_to_world(header), header.get_data_shape(), header.get_data_dtype()
     start, need = int(header["vox_offset"]), int(np.prod(shape, dtype=np.int64)) * kind.itemsize
     if start < header.sizeof_hdr:
         raise ImageFault(f"has its voxels at byte {start}, inside the header", "a valid vox_offset")
@@ -179,7 +175,7 @@ def check_image(path: str | Path) -> tuple[tuple[int, ...], np.ndarray]:
     """Read one ``.nii`` or ``.nii.gz`` file wholly and check it: shape, and voxels to mm (4 x 4, RAS+).
 
     ImageFault: unreadable, truncated, not NIfTI, not one 3-D volume, not real numbers, NaN or infinite values, zero
-    variance, no value above 0, or broken or conflicting qform and sform.
+    variance, no value above 0, broken or conflicting qform and sform, or sizes that are not in mm.
     """
     shape, affine, (low, high) = _read(Path(path))
     if low == high:

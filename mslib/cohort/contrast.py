@@ -11,7 +11,7 @@ wide published range such that the ratios of real patients come out (`mslib.anal
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
@@ -20,8 +20,7 @@ from .anatomy import Head, spline_field
 from .lesions import Lesions
 
 
-@dataclass(frozen=True)
-class Tissue:
+class Tissue(NamedTuple):
     """Longitudinal and transverse relaxation time (ms) and relative proton density."""
 
     t1: float
@@ -66,9 +65,9 @@ def signal(protocol: dict[str, float], tissue: Tissue) -> float:
     return float(tissue.pd * mz * np.exp(-te / tissue.t2))
 
 
-def scaled(tissue: Tissue, logarithms) -> Tissue:
+def _scaled(tissue: Tissue, logarithms) -> Tissue:
     """The tissue with T1, T2 and proton density times exp(`logarithms`)."""
-    return Tissue(*(np.array([tissue.t1, tissue.t2, tissue.pd]) * np.exp(logarithms)).tolist())
+    return Tissue(*(np.array(tissue) * np.exp(logarithms)).tolist())
 
 
 def vary(rng: np.random.Generator, variation: float = 1.0) -> tuple[dict[str, Tissue], dict[str, dict[str, float]]]:
@@ -76,46 +75,28 @@ def vary(rng: np.random.Generator, variation: float = 1.0) -> tuple[dict[str, Ti
     def draw(spread, size):
         return variation * spread * np.clip(rng.standard_normal(size), -2, 2)
 
-    tissues = {name: scaled(tissue, draw(PERSON_SPREAD, 3) * [1, 1, 0.5]) for name, tissue in TISSUES.items()}
+    tissues = {name: _scaled(tissue, draw(PERSON_SPREAD, 3) * [1, 1, 0.5]) for name, tissue in TISSUES.items()}
     return tissues, {name: {key: float(value * np.exp(draw(PROTOCOL_SPREAD, ()))) for key, value in times.items()}
                      for name, times in SEQUENCES.items()}
 
 
-def textures(rng: np.random.Generator, head: Head) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _textures(rng: np.random.Generator, head: Head) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Smooth random fields at the inside voxels of a head, SD about 1: of the tissue, of CSF flow, of the brain's rim.
 
     Real white matter varies over 5 to 20 mm and alike in all three sequences (T1w against T2w and FLAIR), as longer
     T1 and T2 make it; its deep part, several mm from the cortex, has longer ones.
     """
-    voxel = head.affine[0, 0]
-
-    def field(millimetres):
-        return spline_field(rng, head.shape, max(millimetres / voxel, 1.0)).ravel()[head.inside] / FIELD_SD
-
-    fine, middle, coarse, flow, rim = (field(mm) for mm in (*TEXTURE_MM, 15.0, 7.0))
+    fine, middle, coarse, flow, rim = (
+        spline_field(rng, head.shape, max(mm / head.affine[0, 0], 1.0)).ravel()[head.inside] / FIELD_SD
+        for mm in (*TEXTURE_MM, 15.0, 7.0))
     deep = np.exp(-((head.cortex - 7) / 3) ** 2)
     strength = np.exp(0.1 * np.clip(rng.standard_normal(), -2, 2))
     return np.float32(strength) * (0.5 * fine + 0.75 * middle + 0.4 * coarse + 0.8 * deep - 0.2), flow, rim
 
 
-def deep_share(head: Head) -> np.ndarray:
-    """Share of a voxel's grey matter that belongs to thalamus and basal ganglia, by template coordinates."""
-    x, y, z = head.points
-    depth = np.minimum(np.minimum(32 - np.abs(x), np.minimum(y + 38, 24 - y)), np.minimum(z + 14, 20 - z))
-    return np.clip(depth / 4, 0, 1)
-
-
-def blurred(head: Head, values: np.ndarray, sd_mm: float) -> np.ndarray:
+def _blurred(head: Head, values: np.ndarray, sd_mm: float) -> np.ndarray:
     """Values at the inside voxels (0 outside) after a Gaussian of `sd_mm`."""
     return ndimage.gaussian_filter(head.volume(values), sd_mm / head.affine[0, 0], truncate=2.5).ravel()[head.inside]
-
-
-def rim_share(head: Head, field: np.ndarray) -> np.ndarray:
-    """Share without signal of a voxel: in the outermost millimetre a brain mask holds patches of dura, veins and bone.
-
-    Without them white matter would be the darkest tissue of T2w, and black after scaling by percentiles of the brain.
-    """
-    return np.clip((0.97 - blurred(head, head.brain, 1.0)) / 0.25, 0, 1) * np.clip(0.3 + 1.5 * field, 0, 0.95)
 
 
 def diffuse_share(head: Head, load_ml: float, field: np.ndarray) -> np.ndarray:
@@ -128,23 +109,24 @@ def diffuse_share(head: Head, load_ml: float, field: np.ndarray) -> np.ndarray:
 
 
 def scans(head: Head, lesions: Lesions, rng: np.random.Generator, load_ml: float, variation: float = 1.0):
-    """Noise-free signal of one person's brain with and without lesions, and the person's protocols.
+    """Noise-free signal of one person's brain with and without lesions, and the person's protocols (as `SEQUENCES`).
 
-    `rng` draws tissues, protocols and texture, the same whatever the lesions; the diffuse change of white matter
-    depends on `load_ml`, with lesions and without; `variation` as in `vary`.
-
-    Returns
-    -------
-    sick, lesion_free : dict of str to ndarray of float32, (n,)
-        By sequence, at the inside voxels of `head`. Equal where ``lesions.share`` is 0.
-    protocols : dict
-        As `SEQUENCES`.
+    Signals are float32, (n,), by sequence, at the inside voxels of `head`; equal where ``lesions.share`` is 0. `rng`
+    draws tissues, protocols and texture, the same whatever the lesions; the diffuse change of white matter depends on
+    `load_ml`, with lesions and without; `variation` as in `vary`.
     """
     tissues, protocols = vary(rng, variation)
-    texture, flow, rim = textures(rng, head)
-    grey, white = (blurred(head, values, POINT_SPREAD_MM) for values in (head.gm, head.wm))
+    texture, flow, rim = _textures(rng, head)
+    grey, white = (_blurred(head, values, POINT_SPREAD_MM) for values in (head.gm, head.wm))
     water = np.maximum(head.brain - grey - white, 0)
-    deep, visible = deep_share(head), 1 - rim_share(head, rim)
+    # Deep grey matter is thalamus and basal ganglia, by template coordinates. In the outermost millimetre a brain mask
+    # holds patches of dura, veins and bone without signal: without them white matter would be the darkest tissue of
+    # T2w, and black after scaling by percentiles of the brain.
+    x, y, z = head.points
+    depth = np.minimum(np.minimum(32 - np.abs(x), np.minimum(y + 38, 24 - y)), np.minimum(z + 14, 20 - z))
+    deep = np.clip(depth / 4, 0, 1)
+    edge = np.clip((0.97 - _blurred(head, head.brain, 1.0)) / 0.25, 0, 1)
+    visible = 1 - edge * np.clip(0.3 + 1.5 * rim, 0, 0.95)
     changed = diffuse_share(head, load_ml, flow)
     share, dark = (values.ravel()[head.inside] for values in (lesions.share, lesions.dark_share))
     at = np.flatnonzero(share)
@@ -155,7 +137,7 @@ def scans(head: Head, lesions: Lesions, rng: np.random.Generator, load_ml: float
     for name, protocol in protocols.items():
         typical = {tissue: np.float32(signal(protocol, one)) for tissue, one in tissues.items()}
         # What one SD of texture multiplies a tissue's signal by, which the others of its kind share.
-        gain = {tissue: np.exp(np.log(((1 - FREE_WATER) * signal(protocol, scaled(tissues[tissue], TEXTURE))
+        gain = {tissue: np.exp(np.log(((1 - FREE_WATER) * signal(protocol, _scaled(tissues[tissue], TEXTURE))
                                        + FREE_WATER * typical["csf"]) / typical[tissue]).astype(np.float32) * texture)
                 for tissue in ("cortex", "white")}
         fluid = typical["csf"] * np.exp(np.float32(FLOW[name]) * flow) * water

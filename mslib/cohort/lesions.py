@@ -96,11 +96,9 @@ class LesionField:
         index, wall, cortex = self.candidates[location]
         for slack in (0, 1, 2, 4, 50):
             pick = self.rng.integers(0, len(index), 512)
-            fits = ((wall[pick] < 1.5 + 0.7 * radius + slack) if location == 0 else
-                    (cortex[pick] < 1 + 0.5 * radius + slack) & (wall[pick] > 4 + radius - slack)
-                    if location == 1 else
-                    (wall[pick] > 4 + radius - slack) & (cortex[pick] > 1 + 0.7 * radius - slack)
-                    if location == 2 else np.ones(512, bool))
+            clear = wall[pick] > 4 + radius - slack
+            fits = (wall[pick] < 1.5 + 0.7 * radius + slack, clear & (cortex[pick] < 1 + 0.5 * radius + slack),
+                    clear & (cortex[pick] > 1 + 0.7 * radius - slack), True)[location]
             free = fits & (self.label.ravel()[index[pick]] == 0)
             if free.any():
                 return np.array(np.unravel_index(index[pick[np.argmax(free)]], self.shape))
@@ -111,9 +109,9 @@ class LesionField:
         ratios = np.exp(0.22 * self.rng.standard_normal(3))
         frame = np.linalg.qr(self.rng.standard_normal((3, 3)))[0]
         if location == 0:
-            low, high = np.maximum(centre - 2, 0), np.minimum(centre + 2, np.array(self.shape) - 1)
-            away = np.array([self.distance[tuple(np.where(np.arange(3) == k, high, centre))]
-                             - self.distance[tuple(np.where(np.arange(3) == k, low, centre))] for k in range(3)])
+            ahead, behind = (tuple(np.clip(centre + step, 0, np.array(self.shape) - 1).T)
+                             for step in (2 * np.eye(3, dtype=int), -2 * np.eye(3, dtype=int)))
+            away = self.distance[ahead] - self.distance[behind]
             frame[0] = away / max(np.linalg.norm(away), 1e-6) + 1e-3 * frame[0]
             frame = np.linalg.qr(frame.T)[0].T
             ratios[0] *= 1.8
@@ -168,7 +166,7 @@ class LesionField:
         self.profile[box][stronger], self.owner[box][stronger] = new[stronger], label
 
 
-def choose_black_holes(rng: np.random.Generator, volumes: np.ndarray, share: float) -> np.ndarray:
+def _choose_black_holes(rng: np.random.Generator, volumes: np.ndarray, share: float) -> np.ndarray:
     """Which lesions are black holes: whole lesions, larger ones more likely, until their share of volume is met."""
     order = np.argsort(-np.log(rng.random(len(volumes))) / np.sqrt(np.maximum(volumes, 1e-6)))
     chosen, held, goal = np.zeros(len(volumes), bool), 0.0, share * volumes.sum()
@@ -183,9 +181,9 @@ def make_lesions(head: Head, rng: np.random.Generator, load_ml: float, shares, b
                  spots_mm3=()) -> Lesions:
     """Lesions of a load, or incidental spots.
 
-    `shares` are those of the total volume `load_ml` by `LOCATIONS`, `black_hole_share` is what is T1-dark of it;
-    `spots_mm3` are volumes of incidental subcortical spots, which count where there is no load. Black holes hold 55 to
-    100 % of black-hole tissue, other lesions at most 30 %.
+    `shares`: of the volume `load_ml` by `LOCATIONS`; `black_hole_share`: what is T1-dark of it; `spots_mm3`: volumes of
+    incidental subcortical spots, where there is no load. Black holes hold 55 to 100 % of black-hole tissue, other
+    lesions at most 30 %.
     """
     volumes, where = np.array(spots_mm3, float), np.full(len(spots_mm3), 2)
     if load_ml > 0:
@@ -194,9 +192,8 @@ def make_lesions(head: Head, rng: np.random.Generator, load_ml: float, shares, b
     if not len(volumes):
         return Lesions(*(np.zeros(head.shape, kind) for kind in (np.int16, bool, np.float32, np.float32)))
     field = LesionField(head, rng)
-    taken = np.array([field.place(volume, location, k + 1)
-                      for k, (volume, location) in enumerate(zip(volumes, where))])
-    dark = choose_black_holes(rng, taken.astype(float), black_hole_share)
+    taken = np.array([field.place(*lesion, number) for number, lesion in enumerate(zip(volumes, where), 1)])
+    dark = _choose_black_holes(rng, taken.astype(float), black_hole_share)
     strength = rng.uniform(0.85, 1.0) * (1 - 0.45 * rng.random(len(volumes)) ** 1.5)
     darkness = np.where(dark, rng.uniform(0.55, 1.0, len(volumes)), 0.3 * rng.random(len(volumes)) ** 2)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import shutil
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,15 +12,15 @@ from types import MappingProxyType
 
 import pandas as pd
 
-from mslib.study import CONTROL, StudyError, atomic_path, progress, read_json, write_json, write_text
+from mslib.study import CONTROL, StudyError, progress, read_json, write_text
 from mslib.study.provenance import file_sha256
 
 from .checks import Fault, ImageFault, check_image, check_mask
 from .openms_bids import Conversion
-from .participants import LABEL, LABEL_RULE, TABLE, read_cells, write_description
+from .participants import LABEL, LABEL_RULE, TABLE, copy_image, ending, read_cells, write_description
 from .survey import sidecar
 
-GENERATOR = "mslib.cohort.open_cohorts"
+GENERATOR = [{"Name": "mslib.cohort.open_cohorts"}]
 COLUMNS = ("participant_id", "group", "age", "sex", "edss", "cohort", "site")
 LEVELS = {CONTROL: "healthy", "MS": "multiple sclerosis, type not stated", "RRMS": "relapsing-remitting",
           "SPMS": "secondary-progressive", "PPMS": "primary-progressive"}
@@ -40,8 +39,8 @@ class Recipe:
     """Where the files of an open cohort lie, and who its people are.
 
     `images` (by BIDS suffix), `masks` (by label): expressions of a path below the source, with groups ``id`` and, where
-    people have several, ``session``; `example`: such a path; `people`: what the cohort's tables say, by id and column;
-    `group`: of those of whom they do not say it.
+    people have several, ``session``; `example`: such a path; `table`, `people`: name of the cohort's table, and what it
+    says, by id and column; `group`: of those of whom it does not say it.
     """
 
     site: str
@@ -51,20 +50,12 @@ class Recipe:
     images: dict[str, str]
     masks: dict[str, str]
     example: str
-    people: Callable[[Path], dict[str, dict]] = lambda source: {}
+    table: str | None = None
+    people: Callable[[Path], dict[str, dict]] | None = None
 
 
-def _first(source: Path, name: str) -> Path | None:
-    """The uppermost file of that name below the source, outside derivatives."""
-    found = [path for path in source.rglob(name) if "derivatives" not in path.relative_to(source).parts]
-    return min(found, key=lambda path: (len(path.parts), path), default=None)
-
-
-def _msleseg_people(source: Path) -> dict[str, dict]:
+def _msleseg_people(path: Path) -> dict[str, dict]:
     """Of ``clinical_data.csv`` (semicolons, decimal commas, types in Italian): each person's first time point."""
-    path = _first(source, "clinical_data.csv")
-    if path is None:
-        return {}
     types = {"SMRR": "RRMS", "SMSP": "SPMS", "SMPP": "PPMS"}
     try:
         table = pd.read_csv(path, sep=";", dtype=str, keep_default_na=False).sort_values("Timepoint", kind="stable")
@@ -76,10 +67,10 @@ def _msleseg_people(source: Path) -> dict[str, dict]:
                          "Timepoint, Age, Sex, MS Type, EDSS between semicolons, or no such file") from error
 
 
-def _leipzig_people(source: Path) -> dict[str, dict]:
+def _leipzig_people(path: Path) -> dict[str, dict]:
     """Of ``participants.tsv``: sex, and the middle of the age's bin (``20-25``)."""
-    path, people = _first(source, TABLE), {}
-    for row in read_cells(path.parent).to_dict("records") if path else ():
+    people = {}
+    for row in read_cells(path.parent).to_dict("records"):
         named = {name.split()[0].lower(): text for name, text in row.items() if name}
         years = [float(text) for text in re.findall(r"\d+", named.get("age", ""))]
         sex = named.get("gender", named.get("sex", "")).upper()[:1]
@@ -97,7 +88,8 @@ RECIPES = MappingProxyType({
     "msleseg": Recipe(
         "MSLesSeg", "https://doi.org/10.6084/m9.figshare.27919209", "CC BY 4.0", "MS",
         {"T1w": _MSLESEG.format("T1"), "T2w": _MSLESEG.format("T2"), "FLAIR": _MSLESEG.format("FLAIR")},
-        {"lesion": _MSLESEG.format("MASK")}, "train/P1/T1/P1_T1_FLAIR.nii.gz", _msleseg_people),
+        {"lesion": _MSLESEG.format("MASK")}, "train/P1/T1/P1_T1_FLAIR.nii.gz", "clinical_data.csv",
+        _msleseg_people),
     "ms3seg": Recipe(
         "MS3SEG", "https://doi.org/10.6084/m9.figshare.30393475", "CC BY 4.0", "MS",
         {"T1w": _MS3SEG.format("T1WI_reg"), "T2w": _MS3SEG.format("T2WI_reg"), "FLAIR": _MS3SEG.format("FLAIR")},
@@ -107,7 +99,14 @@ RECIPES = MappingProxyType({
         "Leipzig", "https://openneuro.org/datasets/ds000221", "CC0", CONTROL,
         {"T1w": _LEIPZIG.format("acq-mp2rage_T1w"), "T2w": _LEIPZIG.format("(?:acq-[A-Za-z0-9]+_)?T2w"),
          "FLAIR": _LEIPZIG.format("(?:acq-[A-Za-z0-9]+_)?FLAIR")}, {},
-        "sub-010002/ses-01/anat/sub-010002_ses-01_acq-lowres_FLAIR.nii.gz", _leipzig_people)})
+        "sub-010002/ses-01/anat/sub-010002_ses-01_acq-lowres_FLAIR.nii.gz", TABLE, _leipzig_people)})
+
+
+def _people(recipe: Recipe, source: Path) -> dict[str, dict]:
+    """What the uppermost table of the cohort outside derivatives says of its people, by id and column."""
+    found = [path for path in source.rglob(recipe.table or "no table")
+             if "derivatives" not in path.relative_to(source).parts]
+    return recipe.people(min(found, key=lambda path: (len(path.parts), path))) if found else {}
 
 
 def _scans(recipe: Recipe, source: Path) -> dict[tuple[str, str], dict[str, list[tuple[str, Path]]]]:
@@ -126,18 +125,15 @@ def _scans(recipe: Recipe, source: Path) -> dict[tuple[str, str], dict[str, list
 def _chosen(recipe: Recipe, source: Path, label: str, files: dict, registry: dict[str, str]
             ) -> tuple[dict[str, tuple[str, Path, str]], list[Fault]]:
     """For every sequence, and every mask that is there, one whole file with its SHA-256; and all faults of the scan."""
-    faults, chosen, grid = [], {}, None
-
-    def fault(place, found, allowed):
-        faults.append(Fault(label, place, found, allowed))
-
+    faults, chosen, grids = [], {}, []
     if not LABEL.fullmatch(label):
-        fault(label, "is no valid name of a subject", LABEL_RULE)
+        faults.append(Fault(label, label, "is no valid name of a subject", LABEL_RULE))
     for name in (*recipe.images, *recipe.masks):
         found = files.get(name, [])
         if len(found) > 1 or (not found and name in recipe.images):
             listed = ", ".join(place for every in ([found] if found else files.values()) for place, _ in every)
-            fault(str(source), f"has {len(found) or 'no'} {name} files ({listed})", f"one, as in {recipe.example}")
+            faults.append(Fault(label, str(source), f"has {len(found) or 'no'} {name} files ({listed})",
+                                f"one, as in {recipe.example}"))
         for place, path in found if len(found) == 1 and not faults else ():
             try:
                 if not path.is_file():
@@ -149,32 +145,29 @@ def _chosen(recipe: Recipe, source: Path, label: str, files: dict, registry: dic
                     raise ImageFault("has another checksum than the registered one", "the same file, or no such line "
                                      "in sourcedata/registry_*.txt")
                 if name in recipe.images:
-                    shape, affine = check_image(path)
-                    grid = grid or (shape, affine)  # T1w is the first
+                    grids.append(check_image(path))
                 else:
-                    check_mask(path, *grid, may_be_empty=True)
+                    check_mask(path, *grids[0], may_be_empty=True)  # T1w is the first
                 chosen[name] = place, path, digest
             except ImageFault as error:
-                fault(place, *error.args)
+                faults.append(Fault(label, place, *error.args))
     return chosen, faults
 
 
 def _write(recipe: Recipe, label: str, session: str, chosen: dict, registry: dict[str, str], root: Path) -> None:
     """Copy the files of a scan that are not there yet, each with a sidecar."""
+    anat = f"{label}/{session}/anat/{label}_{session}"
+    reference = f"bids:raw:{anat}_T1w{''.join(chosen['T1w'][1].suffixes[-2:])}"
     for name, (place, path, digest) in chosen.items():
-        folder = root / label / session / "anat" if name in recipe.images else (
-            root / "derivatives" / "truth" / label / session / "anat")
-        stem = f"{label}_{session}_" + (name if name in recipe.images else f"space-T1w_label-{name}_mask")
-        target = folder / (stem + (".nii.gz" if path.name.endswith(".gz") else ".nii"))
-        if registry.get(place) == digest and target.is_file() and target.stat().st_size == path.stat().st_size:
-            continue
-        with atomic_path(target) as temporary:
-            shutil.copyfile(path, temporary)
-        reference = f"bids:raw:{label}/{session}/anat/{label}_{session}_T1w{''.join(chosen['T1w'][1].suffixes[-2:])}"
-        facts = sidecar(path) if name in recipe.images else {
-            "Type": "Lesion" if name == "lesion" else "ROI", "SpatialReference": reference}
-        write_json(folder / f"{stem}.json", facts | {"SourceFile": place, "SourceSHA256": digest,
-                                                     "SourceURL": recipe.source, "License": recipe.licence})
+        if name in recipe.images:
+            stem, facts = root / f"{anat}_{name}", sidecar(path)
+        else:
+            stem = root / f"derivatives/truth/{anat}_space-T1w_label-{name}_mask"
+            facts = {"Type": "Lesion" if name == "lesion" else "ROI", "SpatialReference": reference}
+        target = stem.with_suffix(ending(path))
+        if registry.get(place) != digest or not target.is_file() or target.stat().st_size != path.stat().st_size:
+            copy_image(path, stem, facts | {"SourceFile": place, "SourceSHA256": digest, "SourceURL": recipe.source,
+                                            "License": recipe.licence})
 
 
 def _rows(root: Path) -> dict[str, dict]:
@@ -182,7 +175,7 @@ def _rows(root: Path) -> dict[str, dict]:
     description = root / "dataset_description.json"
     if not description.exists() and not (root / TABLE).exists():
         return {}
-    if not description.exists() or read_json(description).get("GeneratedBy") != [{"Name": GENERATOR}]:
+    if not description.exists() or read_json(description).get("GeneratedBy") != GENERATOR:
         raise StudyError(f"{root}: holds a dataset that mslib convert has not written; allowed: a new folder, or one "
                          "that it has written")
     return {row["participant_id"]: row for row in read_cells(root).to_dict("records")}
@@ -191,34 +184,20 @@ def _rows(root: Path) -> dict[str, dict]:
 def convert(recipe: str, source: str | Path, bids_root: str | Path) -> Conversion:
     """Convert what is whole in an open cohort to BIDS, or add it to an earlier conversion; the rest is listed.
 
-    Files are copied byte for byte; those that an earlier call has copied are left alone.
+    Files are copied byte for byte; those that an earlier call has copied are left alone. Scans left out are also
+    printed, a line each.
 
-    Parameters
-    ----------
-    recipe : str
-        One of `RECIPES`.
-    source : path
-        Folder with the unpacked cohort, or one above it.
-    bids_root : path
-        New, or written by this function: each cohort becomes a `site` of the same dataset. Where its
-        ``sourcedata/registry_<recipe>.txt`` names a file, the file must have the checksum that stands there.
-
-    Returns
-    -------
-    Conversion
-        Scans left out are also printed, a line each.
-
-    Raises
-    ------
-    StudyError
-        No such recipe or folder, no whole scan, a dataset of another origin under `bids_root`.
+    `recipe`: one of `RECIPES`; `source`: folder with the unpacked cohort, or one above it; `bids_root`: new, or written
+    by this function: each cohort becomes a `site` of the same dataset. Where its ``sourcedata/registry_<recipe>.txt``
+    names a file, the file must have the checksum that stands there. StudyError: no such recipe or folder, no whole
+    scan, a dataset of another origin under `bids_root`.
     """
     if recipe not in RECIPES:
         raise StudyError(f"RECIPE: must be one of {', '.join(RECIPES)} (got {recipe!r})")
     own, source, root = RECIPES[recipe], Path(source), Path(bids_root)
     if not source.is_dir():
         raise StudyError(f"{source}: is no folder; allowed: the unpacked data of {own.site} ({own.source})")
-    rows, people, file = _rows(root), own.people(source), root / "sourcedata" / f"registry_{recipe}.txt"
+    rows, people, file = _rows(root), _people(own, source), root / "sourcedata" / f"registry_{recipe}.txt"
     registry = dict(map(shlex.split, file.read_text(encoding="utf-8").splitlines())) if file.is_file() else {}
     whole, lines = {}, []
     for (name, session), files in progress(_scans(own, source).items(), desc=f"convert {recipe}", unit="scan"):
@@ -230,9 +209,8 @@ def convert(recipe: str, source: str | Path, bids_root: str | Path) -> Conversio
         _write(own, label, session, chosen, registry, root)
         registry |= {place: digest for place, _, digest in chosen.values()}
         write_text(file, "".join(f"{shlex.quote(place)} {digest}\n" for place, digest in sorted(registry.items())))
-        whole[label] = dict.fromkeys(COLUMNS, "n/a") | {"group": own.group, "cohort": "study"} | {
-            key: text for key, text in people.get(name, {}).items() if text} | {
-            "participant_id": label, "site": own.site}
+        known = {key: text for key, text in people.get(name, {}).items() if text}
+        whole[label] = {"group": own.group, "cohort": "study", **known, "participant_id": label, "site": own.site}
     print(*(f"{line}\n" for line in lines), sep="", end="")
     if not whole:
         raise StudyError(f"{source}: holds no whole scan of {own.site}; allowed: files as {own.example}")
@@ -242,6 +220,6 @@ def convert(recipe: str, source: str | Path, bids_root: str | Path) -> Conversio
     write_description(
         root, "Open cohorts: " + ", ".join(one.site for one in sites), table, LEVELS,
         README.format(sources=", ".join(f"{one.site} ({one.source}, {one.licence})" for one in sites)), derived,
-        License=", ".join(f"{one.licence} ({one.site})" for one in sites), GeneratedBy=[{"Name": GENERATOR}],
+        License=", ".join(f"{one.licence} ({one.site})" for one in sites), GeneratedBy=GENERATOR,
         SourceDatasets=[{"URL": one.source} for one in sites])
     return Conversion(tuple(label.removeprefix("sub-") for label in whole), tuple(lines))

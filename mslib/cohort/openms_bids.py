@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,10 +15,8 @@ from mslib.study import StudyError, atomic_path, write_json
 from mslib.study.provenance import file_sha256
 
 from .openms import BASE, COMMIT, REPOSITORY, registry
-from .participants import write_description
+from .participants import SEQUENCES, copy_image, write_description
 
-MNI = {"T1w": "T1", "T2w": "T2", "FLAIR": "FLAIR"}
-RAW = {"T1w": "T1W", "T2w": "T2W", "FLAIR": "FLAIR"}
 GROUPS = {"RR": "RRMS", "SP": "SPMS", "PR": "PRMS", "CIS": "CIS", "n/a": "unknown"}
 LEVELS = {"RRMS": "relapsing-remitting", "SPMS": "secondary-progressive", "PRMS": "progressive-relapsing",
           "CIS": "clinically isolated syndrome", "unknown": "not stated"}
@@ -58,18 +55,19 @@ class Conversion:
 
 @dataclass(frozen=True)
 class Patient:
-    """One subject of the BIDS dataset: where its files are in the database, and its row of ``participants.tsv``."""
+    """One subject of the BIDS dataset: its row of ``participants.tsv``, and where its files are in the database.
+
+    `files`: by sequence, ``lesion`` (patients in MNI orientation), ``xfm_T1w`` and ``xfm_T2w`` (raw sessions).
+    """
 
     label: str
-    images: dict[str, str]
-    lesions: str | None
-    transforms: dict[str, str]
+    files: dict[str, str]
     row: dict
 
-    def faults(self, source: Path, checksums: dict[str, str]) -> list[str]:
+    def faults(self, source: Path) -> list[str]:
         """One line per file that is absent or is not the registered one."""
-        lines = []
-        for name in [*self.images.values(), *([self.lesions] if self.lesions else []), *self.transforms.values()]:
+        lines, checksums = [], registry()
+        for name in self.files.values():
             if not (source / name).is_file():
                 lines.append(f"{self.label}: {name}: is absent")
             elif name in checksums and file_sha256(source / name) != checksums[name]:
@@ -87,37 +85,39 @@ def _table(source: Path, part: str) -> pd.DataFrame:
     return table.replace(["", "N/A"], "n/a")
 
 
+def _files(place: str, session: int) -> dict[str, str]:
+    """What a folder holds of a patient in MNI orientation (session 0), or of one raw session."""
+    if not session:
+        steps = "N4_noneck_reduced_winsor_regtoFLAIR"
+        images = {name: f"{place}/{name.removesuffix('w')}_{steps}_brain_N4_regtoMNI.nii.gz" for name in SEQUENCES}
+        return images | {"lesion": f"{place}/GOLD_STANDARD_{steps}_regtoMNI.nii.gz"}
+    stems = {name: f"{place}/study{session}_{name.upper()}" for name in SEQUENCES}
+    return {name: f"{stem}.nii.gz" for name, stem in stems.items()} | {
+        f"xfm_{name}": f"{stems[name]}_intrastudy_to_FLAIR.txt" for name in ("T1w", "T2w")}
+
+
 def _patients(source: Path) -> list[Patient]:
     """Patients of the MNI part, without those of whom there is a mask only; sessions of the raw longitudinal part."""
     patients = []
-
-    def add(label, images, lesions, transforms, known, days=0.0):
-        age = known["age"] if not days or known["age"] == "n/a" else f"{float(known['age']) + days / 365.25:.1f}"
-        patients.append(Patient(f"sub-{label}", images, lesions, transforms, {
-            "group": GROUPS.get(known["ms_type"], known["ms_type"]), "age": age, "sex": known["sex"],
-            "edss": known.get("edss", "n/a"), "cohort": "study"}))
-
-    for part, layout in (("cross_sectional", "MNI"), ("longitudinal", "raw")):
+    for part, layout, sessions in (("cross_sectional", "MNI", (0,)), ("longitudinal", "raw", (1, 2))):
         table = _table(source, part)
         for folder in sorted((source / part / layout).glob("patient[0-9][0-9]")):
-            number, place = int(folder.name.removeprefix("patient")), f"{part}/{layout}/{folder.name}"
+            number = int(folder.name.removeprefix("patient"))
             known = table.loc[str(number)]
-            if layout == "MNI":
-                images = {name: f"{place}/{stem}_N4_noneck_reduced_winsor_regtoFLAIR_brain_N4_regtoMNI.nii.gz"
-                          for name, stem in MNI.items()}
-                lesions = f"{place}/GOLD_STANDARD_N4_noneck_reduced_winsor_regtoFLAIR_regtoMNI.nii.gz"
-                if any((source / name).is_file() for name in images.values()):
-                    add(f"MNI{number:02d}", images, lesions, {}, known)
-                continue
-            for session in (1, 2):
-                stems = {name: f"{place}/study{session}_{stem}" for name, stem in RAW.items()}
-                add(f"L{number:02d}s{session}", {name: f"{stem}.nii.gz" for name, stem in stems.items()}, None,
-                    {name: f"{stems[name]}_intrastudy_to_FLAIR.txt" for name in ("T1w", "T2w")}, known,
-                    float(known["days_between_studies"]) if session == 2 else 0.0)
+            for session in sessions:
+                files = _files(f"{part}/{layout}/{folder.name}", session)
+                if not session and not any((source / files[name]).is_file() for name in SEQUENCES):
+                    continue
+                label, age = f"sub-L{number:02d}s{session}" if session else f"sub-MNI{number:02d}", known["age"]
+                if session == 2 and age != "n/a" and (days := float(known["days_between_studies"])):
+                    age = f"{float(age) + days / 365.25:.1f}"
+                patients.append(Patient(label, files, {
+                    "group": GROUPS.get(known["ms_type"], known["ms_type"]), "age": age, "sex": known["sex"],
+                    "edss": known.get("edss", "n/a"), "cohort": "study"}))
     return patients
 
 
-def t1_to_others(t1_file: str | Path, t2_file: str | Path) -> dict[str, sitk.Transform]:
+def _t1_to_others(t1_file: Path, t2_file: Path) -> dict[str, sitk.Transform]:
     """The authors' transforms (``*_intrastudy_to_FLAIR.txt``) as T1w points to FLAIR and T2w points (LPS mm).
 
     Theirs take FLAIR points to T1w and T2w points: ``FLAIR`` is the inverse of the first, ``T2w`` the second after it.
@@ -128,11 +128,9 @@ def t1_to_others(t1_file: str | Path, t2_file: str | Path) -> dict[str, sitk.Tra
     return {"FLAIR": t1.GetInverse(), "T2w": to_t2w}
 
 
-def _brain_mask(patient: Patient, source: Path) -> bytes:
-    """Voxels that are not 0 in any of the skull-stripped images, in the grid of the T1w image, as a NIfTI file."""
-    images = [nib.load(source / name) for name in patient.images.values()]
-    if any(i.shape != images[0].shape or not np.allclose(i.affine, images[0].affine, atol=1e-3) for i in images):
-        raise StudyError(f"{patient.label}: {patient.images['T1w']}: the three images have different grids")
+def _brain_mask(paths: list[Path]) -> bytes:
+    """Voxels that are not 0 in any of the skull-stripped images, which share a grid, as a NIfTI file."""
+    images = [nib.load(path) for path in paths]
     inside = np.any([np.asanyarray(image.dataobj) != 0 for image in images], axis=0).astype(np.uint8)
     header = images[0].header.copy()
     header.set_data_dtype(np.uint8)
@@ -141,58 +139,49 @@ def _brain_mask(patient: Patient, source: Path) -> bytes:
 
 def _write_subject(patient: Patient, source: Path, root: Path) -> None:
     """Images, expert lesions (in the T1w image's grid), brain mask and the authors' transforms, each with a sidecar."""
-    label = patient.label
+    label, files = patient.label, patient.files
     truth = root / "derivatives" / "truth" / label / "anat"
 
-    def origin(name):
-        part = name.split("/")[0]
+    def origin(kind):
+        name, part = files[kind], files[kind].split("/")[0]
         return {"SourceFile": name, "SourceURL": BASE + name, "SourceSHA256": file_sha256(source / name),
                 "License": LICENCE, "Citation": CITATION[part], "Note": NOTES[part]}
 
-    def copy(name, target, **facts):
-        with atomic_path(target.with_suffix(".nii.gz")) as temporary:
-            shutil.copyfile(source / name, temporary)
-        write_json(target.with_suffix(".json"), origin(name) | facts)
-
-    for sequence, name in patient.images.items():
-        copy(name, root / label / "anat" / f"{label}_{sequence}")
-    if patient.lesions:
-        lesions, t1w = nib.load(source / patient.lesions), nib.load(source / patient.images["T1w"])
-        if lesions.shape != t1w.shape or not np.allclose(lesions.affine, t1w.affine, atol=1e-3):
-            raise StudyError(f"{label}: {patient.lesions}: has another grid than the T1w image")
+    for sequence in SEQUENCES:
+        copy_image(source / files[sequence], root / label / "anat" / f"{label}_{sequence}", origin(sequence))
+    if "lesion" in files:
         space = {"SpatialReference": f"bids:raw:{label}/anat/{label}_T1w.nii.gz"}
-        copy(patient.lesions, truth / f"{label}_space-T1w_label-lesion_mask", Type="Lesion", **space)
+        copy_image(source / files["lesion"], truth / f"{label}_space-T1w_label-lesion_mask",
+                   origin("lesion") | {"Type": "Lesion", **space})
         stem = root / "derivatives" / "brainmask" / label / "anat" / f"{label}_space-T1w_desc-brain_mask"
+        used = [files[sequence] for sequence in SEQUENCES]
         with atomic_path(stem.with_suffix(".nii.gz")) as temporary:
-            temporary.write_bytes(_brain_mask(patient, source))
-        write_json(stem.with_suffix(".json"), {"Type": "Brain", **space, "Sources": list(patient.images.values()),
+            temporary.write_bytes(_brain_mask([source / name for name in used]))
+        write_json(stem.with_suffix(".json"), {"Type": "Brain", **space, "Sources": used,
                                                "Description": "voxels that are not 0 in any skull-stripped image"})
-    if patient.transforms:
-        transforms = t1_to_others(*(source / patient.transforms[name] for name in ("T1w", "T2w")))
-        for name, transform in transforms.items():
-            target = truth / f"{label}_from-T1w_to-{name}_mode-points_xfm.tfm"
-            with atomic_path(target) as temporary:
-                sitk.WriteTransform(transform, str(temporary))
-            used = ["T1w"] if name == "FLAIR" else ["T1w", "T2w"]
-            write_json(target.with_suffix(".json"),
-                       {"Sources": [origin(patient.transforms[one]) for one in used],
-                        "Description": "T1w points to points of the other image, mm, LPS (ITK)"})
+        return
+    for name, transform in _t1_to_others(source / files["xfm_T1w"], source / files["xfm_T2w"]).items():
+        target = truth / f"{label}_from-T1w_to-{name}_mode-points_xfm.tfm"
+        with atomic_path(target) as temporary:
+            sitk.WriteTransform(transform, str(temporary))
+        used = ["xfm_T1w"] if name == "FLAIR" else ["xfm_T1w", "xfm_T2w"]
+        write_json(target.with_suffix(".json"), {
+            "Sources": [origin(kind) for kind in used],
+            "Description": "T1w points to points of the other image, mm, LPS (ITK)"})
 
 
-def to_bids(source: str | Path, bids_root: str | Path, *, checksums: dict[str, str] | None = None) -> Conversion:
+def to_bids(source: str | Path, bids_root: str | Path) -> Conversion:
     """Convert what is whole in a copy of the database; the rest is listed, also as printed lines.
 
     Images are copied byte for byte, so that headers and orientation stay as they are. `source`: folder that
-    `openms.fetch` filled; `checksums`: paths and their SHA-256 (default: `openms.registry`), a file that differs is not
-    used. StudyError: no patient is complete, the patients' tables are absent, or `bids_root` cannot be written.
+    `openms.fetch` filled; a file that differs from the registered one is not used. StudyError: no patient is complete,
+    the patients' tables are absent, or `bids_root` cannot be written.
     """
     source, root = Path(source), Path(bids_root)
-    checksums = registry() if checksums is None else checksums
     patients = _patients(source)
-    lines = {patient.label: patient.faults(source, checksums) for patient in patients}
-    for label, found in lines.items():
-        print(*(f"{line}; {label} is left out\n" for line in found), sep="", end="")
-    whole = [patient for patient in patients if not lines[patient.label]]
+    faults = [(patient.label, line) for patient in patients for line in patient.faults(source)]
+    print(*(f"{line}; {label} is left out\n" for label, line in faults), sep="", end="")
+    whole = [patient for patient in patients if patient.label not in dict(faults)]
     if not whole:
         raise StudyError(f"{source}: holds no patient with T1w, T2w and FLAIR whose files are whole")
     for patient in whole:
@@ -204,5 +193,4 @@ def to_bids(source: str | Path, bids_root: str | Path, *, checksums: dict[str, s
         ReferencesAndLinks=list(CITATION.values()), HowToAcknowledge="Cite the papers in ReferencesAndLinks",
         GeneratedBy=[{"Name": "mslib.cohort.openms_bids"}],
         SourceDatasets=[{"URL": f"https://github.com/{REPOSITORY}", "Version": COMMIT}])
-    return Conversion(tuple(one.label.removeprefix("sub-") for one in whole),
-                      tuple(line for found in lines.values() for line in found))
+    return Conversion(tuple(one.label.removeprefix("sub-") for one in whole), tuple(line for _, line in faults))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,11 +11,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from mslib.study import StudyError, write_json, write_table, write_text
+from mslib.study import StudyError, atomic_path, write_json, write_table, write_text
 
 from .checks import Fault
 
 TABLE = "participants.tsv"
+SEQUENCES = ("T1w", "T2w", "FLAIR")
 #: Stands for the subject in faults of the cohort as a whole.
 COHORT = "cohort"
 COHORTS = ("study", "independent")
@@ -54,18 +56,16 @@ def _subject(label: str, cells: dict[str, str], group_column: str, groups: Seque
     known = known_cells(cells)
 
     def number(column, high):
-        text = known.get(column)
-        if text is None:
-            return None
         try:
             # BIDS writes ages of 89 and more as "89+" to protect the participant.
-            value = float(text.removesuffix("+") if column == "age" else text)
+            value = float(known[column].removesuffix("+") if column == "age" else known[column])
+        except KeyError:
+            return None
         except ValueError:
             value = float("nan")
-        if not 0 <= value <= high:
-            fault(f"has {column} {text!r}", f"a number from 0 to {high}, or n/a")
-            return None
-        return value
+        if 0 <= value <= high:
+            return value
+        fault(f"has {column} {known[column]!r}", f"a number from 0 to {high}, or n/a")
 
     group, cohort = known.get(group_column, ""), known.get("cohort", COHORTS[0])
     if group_column in cells and not group:
@@ -78,45 +78,41 @@ def _subject(label: str, cells: dict[str, str], group_column: str, groups: Seque
                    edss=number("edss", 10), cohort=cohort, site=known.get("site"))
 
 
-def _table(path: Path, fault: Callable[[str, str], None]) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows of a tab-separated table; no columns where it cannot be read."""
+def _table(path: Path) -> tuple[list[str], list[list[str]], list[tuple[str, str]]]:
+    """Columns and rows of a tab-separated table (none where it cannot be read), and its faults (found, allowed)."""
+    def unreadable(found, allowed):
+        return [], [], [(found, allowed)]
+
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        fault(f"is not UTF-8 (byte {error.start})", "a tab-separated table in UTF-8")
-        return [], []
+        return unreadable(f"is not UTF-8 (byte {error.start})", "a tab-separated table in UTF-8")
     except FileNotFoundError:
-        fault("is absent", "a tab-separated table with the columns participant_id and group")
-        return [], []
+        return unreadable("is absent", "a tab-separated table with the columns participant_id and group")
     except OSError as error:
-        fault(f"cannot be read ({error.strerror or error})", "a readable tab-separated table")
-        return [], []
+        return unreadable(f"cannot be read ({error.strerror or error})", "a readable tab-separated table")
     table = [[cell.strip() for cell in line.split("\t")] for line in text.split("\n") if line.strip()]
     if not table:
-        fault("is empty", "the columns participant_id and group")
-        return [], []
+        return unreadable("is empty", "the columns participant_id and group")
     columns, *rows = table
     if len(columns) == 1 and (other := re.search("[;,]", columns[0])):
-        fault(f"has its cells separated by {other[0]!r}", "tabs between the cells")
-        return [], []
-    ragged = [str(number) for number, cells in enumerate(rows, 1) if len(cells) != len(columns)]
-    if ragged:
-        fault(f"has another number of cells in row {', '.join(ragged)}", f"{len(columns)} cells in every row")
-    repeated = [name for name, count in Counter(columns).items() if count > 1]
-    if repeated:
-        fault(f"repeats column {', '.join(repeated)}", "every column once")
-    return columns, rows
+        return unreadable(f"has its cells separated by {other[0]!r}", "tabs between the cells")
+    faults = []
+    if ragged := [str(number) for number, cells in enumerate(rows, 1) if len(cells) != len(columns)]:
+        faults.append((f"has another number of cells in row {', '.join(ragged)}", f"{len(columns)} cells in every row"))
+    if repeated := [name for name, count in Counter(columns).items() if count > 1]:
+        faults.append((f"repeats column {', '.join(repeated)}", "every column once"))
+    return columns, rows, faults
 
 
 def read_cells(root: Path) -> pd.DataFrame:
     """``participants.tsv`` as texts, one row per line; StudyError where it cannot be read or has no ids."""
-    faults = []
-    columns, lines = _table(root / TABLE, lambda *pair: faults.append(str(Fault(COHORT, TABLE, *pair))))
+    columns, lines, faults = _table(root / TABLE)
     if not faults and "participant_id" not in columns:
-        faults.append(str(Fault(COHORT, TABLE, f"has no column 'participant_id' (but {', '.join(columns)})",
-                                "a column participant_id and one with the group")))
+        faults = [(f"has no column 'participant_id' (but {', '.join(columns)})",
+                   "a column participant_id and one with the group")]
     if faults:
-        raise StudyError("\n".join(faults))
+        raise StudyError("\n".join(str(Fault(COHORT, TABLE, *fault)) for fault in faults))
     return pd.DataFrame(lines, columns=columns)
 
 
@@ -124,27 +120,25 @@ def read_participants(root: Path, group_column: str, groups: Sequence[str] | Map
                       ) -> tuple[dict[str, Subject] | None, list[Fault], dict[str, str]]:
     """Read ``participants.tsv``: one `Subject` (without images) per usable label, in the table's order, and all faults.
 
-    `group_column` names the class; `groups` are the allowed ones (None: any), or classes and the values that stand for
-    them: then rows of other values are left out, and are the third that is given (label and value). Rows are None where
-    the table has no participants; labels with path characters are left out. Faults of the table as a whole carry the
-    subject ``cohort``.
+    `groups` are the allowed classes (None: any), or classes and the values that stand for them: then rows of other
+    values are left out, and are the third that is given (label and value). Rows are None where the table has no
+    participants; labels with path characters are left out.
     """
-    faults: list[Fault] = []
     mapped = isinstance(groups, Mapping)
     classes = {value: name for name, values in groups.items() for value in values} if mapped else {}
-    left_out: dict[str, str] = {}
+    rows, left_out = {}, {}
+    columns, lines, found = _table(root / TABLE)
+    faults = [Fault(COHORT, TABLE, *one) for one in found]
 
     def fault(found, allowed, subject=COHORT):
         faults.append(Fault(subject, TABLE, found, allowed))
 
-    columns, lines = _table(root / TABLE, fault)
     for name in ("participant_id", group_column):
         if columns and name not in columns:
             fault(f"has no column {name!r} (but {', '.join(columns)})",
                   "a column participant_id and one with the group, named by cohort.group_column")
     if "participant_id" not in columns:
         return None, faults, left_out
-    rows: dict[str, Subject] = {}
     people = [dict.fromkeys(columns, "") | dict(zip(columns, cells)) for cells in lines]
     for label, count in Counter(cells["participant_id"] for cells in people).items():
         if not LABEL.fullmatch(label):
@@ -164,6 +158,18 @@ def read_participants(root: Path, group_column: str, groups: Sequence[str] | Map
     return rows, faults, left_out
 
 
+def ending(path: Path) -> str:
+    """The ending that a copy of an image needs."""
+    return ".nii.gz" if path.suffix == ".gz" else ".nii"
+
+
+def copy_image(source: Path, stem: Path, facts: dict) -> None:
+    """Copy an image byte for byte to a path without its ending, with a sidecar."""
+    with atomic_path(stem.with_suffix(ending(source))) as temporary:
+        shutil.copyfile(source, temporary)
+    write_json(stem.with_suffix(".json"), facts)
+
+
 def write_description(root: str | Path, title: str, people: pd.DataFrame, levels: dict[str, str], readme: str,
                       derived: dict[str, str], origin: str = "", **facts) -> Path:
     """Write what a BIDS dataset holds beside its subjects: descriptions, participants, README; gives its path.
@@ -173,14 +179,15 @@ def write_description(root: str | Path, title: str, people: pd.DataFrame, levels
     `facts`: further entries of every description.
     """
     root = Path(root)
-    folders = {root: title} | {root / "derivatives" / name: f"{title}: {text}" for name, text in derived.items()}
-    for folder, name in folders.items():
-        kind = {"DatasetType": "raw"}
-        if folder != root:
-            kind = {"DatasetType": "derivative", "DatasetLinks": {"raw": "../.."}, "SourceDatasets": [{"URL": "../.."}]}
-            write_text(folder / ".bidsignore", "*_xfm.*\n*_truth.json\n*_biasfield.nii.gz\n")
-            write_text(folder / "README", f"{name}. The raw dataset lies two folders above.\n")
-        write_json(folder / "dataset_description.json", {"Name": name, "BIDSVersion": "1.10.0", **facts, **kind})
+    facts = {"Name": title, "BIDSVersion": "1.10.0"} | facts
+    write_json(root / "dataset_description.json", facts | {"DatasetType": "raw"})
+    for folder, text in derived.items():
+        name, place = f"{title}: {text}", root / "derivatives" / folder
+        write_text(place / ".bidsignore", "*_xfm.*\n*_truth.json\n*_biasfield.nii.gz\n")
+        write_text(place / "README", f"{name}. The raw dataset lies two folders above.\n")
+        write_json(place / "dataset_description.json", facts | {
+            "Name": name, "DatasetType": "derivative", "DatasetLinks": {"raw": "../.."},
+            "SourceDatasets": [{"URL": "../.."}]})
     columns = {"group": {"Description": "diagnosis", "Levels": levels},
                "age": {"Description": "age at the scan", "Units": "year"},
                "sex": {"Description": "sex", "Levels": {"F": "female", "M": "male"}},

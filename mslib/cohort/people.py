@@ -11,8 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtr, ndtri
 
-from mslib.study import StudyError
-
 from .acquisition import SequenceNuisance, draw_nuisance
 
 
@@ -79,22 +77,20 @@ def _truncated(z: float, law, logarithmic: bool) -> float:
     return float(np.exp(value) if logarithmic else value)
 
 
-def draw_disease(rng: np.random.Generator, group: str) -> tuple[DiseaseState, float]:
-    """Draw disease and disability score of one member of `group` from `LAWS`."""
-    law = LAWS[group]
+def _draw_disease(rng: np.random.Generator, law: GroupLaw) -> tuple[DiseaseState, float]:
+    """Draw disease and disability score of one person of a group."""
     severity = rng.standard_normal()
     load, ventricle, loss, score = (np.sqrt(COMMON_SEVERITY) * severity
                                     + np.sqrt(1 - COMMON_SEVERITY) * rng.standard_normal(4))
     dark, spotted = rng.standard_normal(), rng.random() < SPOT_SHARE
     spots = np.exp(rng.uniform(np.log(3), np.log(60), rng.integers(1, 9)))
-    sick = law.load_ml is not None
     low, high = law.edss
     state = DiseaseState(
-        load_ml=_truncated(load, law.load_ml, True) if sick else 0.0,
+        load_ml=_truncated(load, law.load_ml, True) if law.load_ml else 0.0,
         ventricle_factor=_truncated(ventricle, law.ventricle, True),
         brain_loss=float(np.clip(law.loss[0] + law.loss[1] * loss, *law.loss[2:])),
         black_hole_share=float(np.clip(law.black_holes[0] + law.black_holes[1] * dark, *law.black_holes[2:])),
-        spots_mm3=tuple(float(v) for v in spots) if spotted and not sick else (),
+        spots_mm3=tuple(float(v) for v in spots) if spotted and not law.load_ml else (),
         severity=float(severity))
     return state, float(np.round(2 * (low + (high - low) * ndtr(score))) / 2)
 
@@ -102,20 +98,17 @@ def draw_disease(rng: np.random.Generator, group: str) -> tuple[DiseaseState, fl
 def draw_participants(counts: dict[str, int], seed: int, prefix: str = "", **nuisance: float) -> list[Participant]:
     """Draw the people of a cohort; cheap, deterministic, and independent of each other.
 
-    `counts`: people per group of `LAWS` (StudyError: another group); `prefix`: put before the number of the id ("T"
-    gives T01, T02, ...); `nuisance`: of `acquisition.draw_nuisance`.
+    `counts`: people per group of `LAWS`; `prefix`: put before the number of the id ("T" gives T01, T02, ...);
+    `nuisance`: of `acquisition.draw_nuisance`.
     """
-    unknown = sorted(set(counts) - set(LAWS))
-    if unknown:
-        raise StudyError(f"simulated cohort: group must be one of {', '.join(LAWS)} (got {', '.join(unknown)})")
     root = np.random.SeedSequence([seed, *prefix.encode()])
-    groups = [group for group in LAWS for _ in range(counts.get(group, 0))]
+    groups = [group for group in sorted(counts, key=list(LAWS).index) for _ in range(counts[group])]
     np.random.default_rng(root).shuffle(groups)
     width = max(3 - len(prefix), len(str(len(groups))))
     people = []
     for number, (group, child) in enumerate(zip(groups, root.spawn(len(groups))), start=1):
         disease_rng, scan_rng = (np.random.default_rng(part) for part in child.spawn(2))
-        disease, edss = draw_disease(disease_rng, group)
+        disease, edss = _draw_disease(disease_rng, LAWS[group])
         people.append(Participant(
             id=f"{prefix}{number:0{width}d}", group=group,
             age=int(np.clip(round(42 + 9 * scan_rng.standard_normal()), 20, 65)),

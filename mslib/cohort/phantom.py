@@ -14,12 +14,11 @@ from scipy import ndimage
 from mslib.study import atomic_path, write_json
 
 from . import acquisition, anatomy, contrast, lesions
-from .anatomy import Template, make_head, template
-from .participants import COHORTS, write_description
+from .anatomy import Template
+from .participants import COHORTS, SEQUENCES, write_description
 from .people import Participant
 
 SCANNING_SEQUENCE = {"T1w": "GR", "T2w": "SE", "FLAIR": ["SE", "IR"]}
-SEQUENCES = tuple(SCANNING_SEQUENCE)
 BIAS_STEP, BIAS_MM = 1e-4, 6.0  # of the written bias fields: resolution, and spacing (they are smooth)
 
 
@@ -55,11 +54,10 @@ def render(participant: Participant, voxel_mm: float = 1.0, template: Template |
     `variation` multiplies how much tissues and protocols differ between people. Voxels of 2 mm and more are for quick
     trials: small lesions then fill part of a voxel only.
     """
-    maps = template if template is not None else anatomy.template(voxel_mm)
     shape_rng, lesion_rng, tissue_rng = _streams(participant)[:3]
     disease = participant.disease
-    head = make_head(maps, shape_rng, voxel_mm, disease.ventricle_factor, disease.brain_loss, participant.sex,
-                     participant.age)
+    head = anatomy.make_head(template or anatomy.template(voxel_mm), shape_rng, voxel_mm, disease.ventricle_factor,
+                             disease.brain_loss, participant.sex, participant.age)
     found = lesions.make_lesions(head, lesion_rng, disease.load_ml, lesions.SHARES.get(participant.group),
                                  disease.black_hole_share, disease.spots_mm3)
     *scans, protocols = contrast.scans(head, found, tissue_rng, disease.load_ml, variation)
@@ -87,20 +85,18 @@ def save_nifti(path: str | Path, values: np.ndarray, affine: np.ndarray, slope: 
 
 
 def subject_files(bids_root: str | Path, participant_id: str) -> dict[str, Path]:
-    """Every file that `simulate_subject` writes, by a short name; ``truth`` comes last."""
-    root, sub = Path(bids_root), f"sub-{participant_id}"
-    raw, truth = root / sub / "anat", root / "derivatives" / "truth" / sub / "anat"
-    files = {}
+    """Every file that `simulate_subject` writes, by a short name."""
+    anat = f"sub-{participant_id}/anat/sub-{participant_id}"
+    truth = f"derivatives/truth/{anat}"
+    files = {"lesion": f"{truth}_space-T1w_label-lesion_mask.nii.gz", "truth": f"{truth}_truth.json",
+             "black_hole": f"{truth}_space-T1w_label-blackhole_mask.nii.gz",
+             "brain": f"derivatives/brainmask/{anat}_space-T1w_desc-brain_mask.nii.gz"}
     for name in SEQUENCES:
-        files |= {name: raw / f"{sub}_{name}.nii.gz", f"{name}_json": raw / f"{sub}_{name}.json",
-                  f"{name}_bias": truth / f"{sub}_{name}_biasfield.nii.gz"}
-    for name in SEQUENCES[1:]:
-        files[f"{name}_xfm"] = truth / f"{sub}_from-T1w_to-{name}_mode-points_xfm.tfm"
-    files["lesion"] = truth / f"{sub}_space-T1w_label-lesion_mask.nii.gz"
-    files["black_hole"] = truth / f"{sub}_space-T1w_label-blackhole_mask.nii.gz"
-    files["brain"] = root / "derivatives" / "brainmask" / sub / "anat" / f"{sub}_space-T1w_desc-brain_mask.nii.gz"
-    files["truth"] = truth / f"{sub}_truth.json"
-    return files
+        files |= {name: f"{anat}_{name}.nii.gz", f"{name}_json": f"{anat}_{name}.json",
+                  f"{name}_bias": f"{truth}_{name}_biasfield.nii.gz"}
+        if name != "T1w":
+            files[f"{name}_xfm"] = f"{truth}_from-T1w_to-{name}_mode-points_xfm.tfm"
+    return {short: Path(bids_root) / name for short, name in files.items()}
 
 
 def _write_scan(files: dict[str, Path], name: str, participant: Participant, rendered: Rendered,
@@ -131,23 +127,23 @@ def _write_scan(files: dict[str, Path], name: str, participant: Participant, ren
 
 def simulate_subject(participant: Participant, bids_root: str | Path, voxel_mm: float = 1.0,
                      cache: str | Path | None = None) -> dict[str, Path]:
-    """Write one subject (`subject_files`): raw scans, sidecars, brain mask, and last the truth.
+    """Write one subject (`subject_files`) below the root of the dataset (`write_dataset`), last the truth.
 
-    `bids_root`: root of the dataset (`write_dataset`); `voxel_mm`: voxel size of T1w, the other grids scale with it;
-    `cache`: see `anatomy.template`.
+    `voxel_mm`: voxel size of T1w, the other grids scale with it; `cache`: see `anatomy.template`.
     """
     files = subject_files(bids_root, participant.id)
-    rendered = render(participant, voxel_mm, template(voxel_mm, cache))
+    rendered = render(participant, voxel_mm, anatomy.template(voxel_mm, cache))
     for name, rng in zip(SEQUENCES, _streams(participant)[3:]):
         _write_scan(files, name, participant, rendered, voxel_mm, rng)
     space = {"SpatialReference": f"bids:raw:{files['T1w'].relative_to(bids_root).as_posix()}"}
-    for name, kind, mask in (("lesion", "Lesion", rendered.lesions), ("black_hole", "Lesion", rendered.black_holes),
-                             ("brain", "Brain", rendered.brain)):
+    masks = {"lesion": rendered.lesions, "black_hole": rendered.black_holes, "brain": rendered.brain}
+    for name, mask in masks.items():
         save_nifti(files[name], mask.astype(np.uint8), rendered.affine)
-        write_json(files[name].with_suffix("").with_suffix(".json"), {"Type": kind, "Sources": [], **space})
-    shown = {"lesion": rendered.lesions, "black_hole": rendered.black_holes, "ventricle": rendered.ventricles}
+        facts = {"Type": "Brain" if name == "brain" else "Lesion", "Sources": [], **space}
+        write_json(files[name].with_suffix("").with_suffix(".json"), facts)
     z_mm = rendered.affine[2, 3] + voxel_mm * np.arange(rendered.brain.shape[2])
-    areas = {name: (mask.sum((0, 1)) * voxel_mm**2).round(2).tolist() for name, mask in shown.items()}
+    areas = {name: (mask.sum((0, 1)) * voxel_mm**2).round(2).tolist()
+             for name, mask in (masks | {"ventricle": rendered.ventricles}).items() if name != "brain"}
     write_json(files["truth"], {
         "lesion_load_ml": rendered.volumes["lesion_ml"], "lesion_count": int(ndimage.label(rendered.lesions)[1]),
         "black_hole_share": float(rendered.black_holes.sum() / max(rendered.lesions.sum(), 1)),
@@ -169,10 +165,7 @@ LEVELS = {"control": "healthy control", "RRMS": "relapsing-remitting multiple sc
 
 
 def write_dataset(participants: list[Participant], bids_root: str | Path) -> Path:
-    """Write what a BIDS dataset holds beside its subjects: descriptions, participants, README; gives its path.
-
-    Ids of digits only are listed as the study's cohort, others as the independent one.
-    """
+    """Write what the dataset holds beside its subjects; ids that are no numbers are of the independent cohort."""
     rows = [{"participant_id": f"sub-{p.id}", "group": p.group, "age": p.age, "sex": p.sex, "edss": p.edss,
              "cohort": COHORTS[0] if p.id.isdigit() else COHORTS[1]} for p in participants]
     return write_description(

@@ -8,27 +8,21 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
+from scipy import ndimage
 
 from mslib.study import StudyError
 
-FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])
 
-
-def one_thread_each() -> None:
-    """Let SimpleITK use one thread per image in this process.
-
-    Sums depend on the number of threads in the last digits. With one, results are the same everywhere; subjects are
-    worked on side by side instead.
-    """
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+def matrix_of(image: sitk.Image) -> np.ndarray:
+    """Voxel indices to mm (LPS) from the image's origin, shape (3, 3)."""
+    return np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()
 
 
 def affine_of(image: sitk.Image) -> np.ndarray:
     """Voxel indices to mm (RAS), shape (4, 4)."""
     affine = np.eye(4)
-    affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()
-    affine[:3, 3] = image.GetOrigin()
-    return FLIP @ affine
+    affine[:3] = np.column_stack([matrix_of(image), image.GetOrigin()])
+    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
 
 
 def array_of(image: sitk.Image) -> np.ndarray:
@@ -37,23 +31,19 @@ def array_of(image: sitk.Image) -> np.ndarray:
 
 
 def reoriented_grid(image: sitk.Image, voxel_mm: float | None = None) -> sitk.Image:
-    """Empty image with the axes of `image` put in the order right, anterior, superior.
+    """An image whose grid has the axes of `image` put in the order right, anterior, superior; values do not count.
 
     With `voxel_mm` the grid has cubic voxels of that edge and covers the same field of view.
     """
-    grid = sitk.Image(image.GetSize(), sitk.sitkUInt8)
-    grid.CopyInformation(image)
-    grid = sitk.DICOMOrient(grid, "RAS")
+    grid = sitk.DICOMOrient(image, "RAS")
     if voxel_mm is None:
         return grid
     extent = np.array(grid.GetSize()) * grid.GetSpacing()
     size = np.maximum(1, np.round(extent / voxel_mm)).astype(int)
     index = ((extent - size * voxel_mm) / 2 + voxel_mm / 2) / grid.GetSpacing() - 0.5
-    fine = sitk.Image(size.tolist(), sitk.sitkUInt8)
-    fine.SetOrigin(grid.TransformContinuousIndexToPhysicalPoint(index.tolist()))
-    fine.SetSpacing([voxel_mm] * 3)
-    fine.SetDirection(grid.GetDirection())
-    return fine
+    origin = grid.TransformContinuousIndexToPhysicalPoint(index.tolist())
+    return sitk.Resample(grid, size.tolist(), sitk.Transform(), sitk.sitkNearestNeighbor, origin, [voxel_mm] * 3,
+                         grid.GetDirection())
 
 
 def as_image(source: str | Path | sitk.Image) -> sitk.Image:
@@ -70,23 +60,19 @@ def as_image(source: str | Path | sitk.Image) -> sitk.Image:
             raise StudyError(f"{source}: is not a readable image ({reason})") from error
     if source.GetDimension() != 3 or source.GetNumberOfComponentsPerPixel() != 1:
         raise StudyError(f"image of size {source.GetSize()}: must have three dimensions and one value per voxel")
-    return source if source.GetPixelID() == sitk.sitkFloat32 else sitk.Cast(source, sitk.sitkFloat32)
+    return sitk.Cast(source, sitk.sitkFloat32)
 
 
 def bounding_box(mask: np.ndarray, margin: tuple[int, int, int] = (0, 0, 0)) -> tuple[slice, ...]:
     """Slices of the smallest box around the True voxels of `mask`, widened by `margin` voxels per axis."""
-    box = []
-    for axis, extra in enumerate(margin):
-        present = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
-        first, last = int(present[0]) - extra, int(present[-1]) + extra
-        box.append(slice(max(first, 0), min(last + 1, mask.shape[axis])))
-    return tuple(box)
+    box = ndimage.find_objects(mask.astype(np.uint8))[0]
+    return tuple(slice(max(part.start - extra, 0), min(part.stop + extra, n))
+                 for part, extra, n in zip(box, margin, mask.shape))
 
 
 def reduce_to(image: sitk.Image, spacing_mm: float) -> sitk.Image:
     """Average whole voxels together until each axis comes near `spacing_mm`; thick slices stay as they are."""
-    factors = [max(1, round(spacing_mm / s)) for s in image.GetSpacing()]
-    factors = [min(f, n) for f, n in zip(factors, image.GetSize())]
+    factors = [min(n, max(1, round(spacing_mm / s))) for n, s in zip(image.GetSize(), image.GetSpacing())]
     return sitk.BinShrink(image, factors) if max(factors) > 1 else image
 
 
@@ -101,11 +87,7 @@ def checked_mask(mask, image: sitk.Image, allow_empty: bool = False) -> sitk.Ima
     """Give `mask` as 0/1 on the grid of `image`; StudyError: another grid, or empty where that is not allowed."""
     name = "mask" if isinstance(mask, sitk.Image) else str(mask)
     mask = sitk.Cast(as_image(mask) > 0, sitk.sitkUInt8)
-    same = mask.GetSize() == image.GetSize() and all(
-        np.allclose(a, b, atol=1e-2) for a, b in ((mask.GetOrigin(), image.GetOrigin()),
-                                                  (mask.GetSpacing(), image.GetSpacing()),
-                                                  (mask.GetDirection(), image.GetDirection())))
-    if not same:
+    if not mask.IsSameImageGeometryAs(image, 1e-2 / image.GetSpacing()[0], 1e-2):  # of the first voxel size: 0.01 mm
         found, wanted = (f"(size {one.GetSize()}, origin {tuple(round(value, 1) for value in one.GetOrigin())})"
                          for one in (mask, image))
         raise StudyError(f"{name}: is on another grid {found} than its image {wanted}")

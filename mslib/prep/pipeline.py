@@ -14,12 +14,10 @@ from mslib.cohort.phantom import save_nifti
 from mslib.study import StudyError, atomic_path, write_json, write_table, write_text
 from mslib.study.config import Prep
 
-from .bias import correct_bias, estimate_bias
 from .images import affine_of, array_of, as_image, bounding_box, checked_mask, reduce_to, reoriented_grid
-from .intensity import STEP, scale_intensity
-from .masking import brain_mask
+from .intensity import STEP, correct_bias, estimate_bias, scale_intensity
 from .qc import QC_MM, contrast_doubts, edge_agreement, label_doubts, quality_row, registration_figure
-from .registration import Registration, register_rigid
+from .registration import Registration, brain_mask, register_rigid
 from .slices import save_stack, slice_stack
 
 COARSE_MM, FINE_MM = (6.0, 3.0), (1.5,)
@@ -32,25 +30,6 @@ RULES = {
     "intensity": "percentiles of the brain to 0 and 1, clipped, 0 outside the brain, multiples of 2**-14",
     "masks": "at least half of the voxel; where the T1w grid is kept only reordered",
 }
-
-
-def output_paths(out: str | Path, subject: str, sequences, lesion: bool) -> dict[str, Path]:
-    """Paths of a subject's derivatives by short name: sequences, brain, lesion, xfm_<sequence>, bias_<sequence>, ..."""
-    anat = Path(out) / f"sub-{subject}" / "anat"
-    paths = {name: anat / f"sub-{subject}_space-T1w_desc-preproc_{name}.nii.gz" for name in sequences}
-    paths["brain"] = anat / f"sub-{subject}_space-T1w_desc-brain_mask.nii.gz"
-    if lesion:
-        paths["lesion"] = anat / f"sub-{subject}_space-T1w_label-lesion_mask.nii.gz"
-    for name in list(sequences)[1:]:
-        paths[f"xfm_{name}"] = anat / f"sub-{subject}_from-T1w_to-{name}_mode-points_xfm.tfm"
-    for name in sequences:
-        paths[f"bias_{name}"] = anat / f"sub-{subject}_space-T1w_desc-logbias_{name}.nii.gz"
-    paths["slices"] = anat / f"sub-{subject}_space-T1w_desc-slices.npz"
-    paths["figure"] = anat.parent / "figures" / f"sub-{subject}_desc-registration_qc.png"
-    paths["qc"] = anat / f"sub-{subject}_desc-qc.json"
-    return paths
-
-
 #: What is meant by the names of files, for descriptions.tsv.
 DESCRIPTIONS = {
     "preproc": "bias-corrected, on the grid of the output, scaled to 0 to 1 in the brain, 0 outside",
@@ -61,6 +40,20 @@ DESCRIPTIONS = {
 IGNORED = "*_xfm.tfm\n*_desc-logbias_*\n*_desc-slices.npz\n*_desc-qc.json\nsub-*/figures\n"
 
 
+def output_paths(out: str | Path, subject: str, sequences) -> dict[str, Path]:
+    """Paths of a subject's derivatives by short name: sequences, brain, lesion, xfm_<sequence>, bias_<sequence>, ..."""
+    sub = f"sub-{subject}"
+    names = {"brain": "space-T1w_desc-brain_mask.nii.gz", "lesion": "space-T1w_label-lesion_mask.nii.gz",
+             "slices": "space-T1w_desc-slices.npz", "qc": "desc-qc.json"}
+    for number, sequence in enumerate(sequences):
+        names |= {sequence: f"space-T1w_desc-preproc_{sequence}.nii.gz",
+                  f"bias_{sequence}": f"space-T1w_desc-logbias_{sequence}.nii.gz"}
+        if number:
+            names[f"xfm_{sequence}"] = f"from-T1w_to-{sequence}_mode-points_xfm.tfm"
+    paths = {short: Path(out) / sub / "anat" / f"{sub}_{name}" for short, name in names.items()}
+    return paths | {"figure": Path(out) / sub / "figures" / f"{sub}_desc-registration_qc.png"}
+
+
 def describe_derivatives(out: str | Path, raw: str | Path) -> Path:
     """Write what the derivative dataset `out` holds beside its subjects; gives its description.
 
@@ -69,9 +62,8 @@ def describe_derivatives(out: str | Path, raw: str | Path) -> Path:
     out = Path(out)
     near = Path(raw).is_relative_to(out.parents[1])  # both move together
     link = os.path.relpath(raw, out) if near else Path(raw).resolve().as_uri()
-    container = os.environ.get("MSLIB_CONTAINER")
     maker = {"Name": "mslib", "Version": version("mslib")}
-    if container:
+    if container := os.environ.get("MSLIB_CONTAINER"):
         maker["Container"] = {"Type": "docker", "Tag": container}
     write_text(out / ".bidsignore", IGNORED)
     write_text(out / "README", "Derivatives of mslib.prep in the T1w space of each subject. Where they come from says "
@@ -81,16 +73,6 @@ def describe_derivatives(out: str | Path, raw: str | Path) -> Path:
     return write_json(out / "dataset_description.json", {
         "Name": "mslib preprocessing", "BIDSVersion": "1.10.0", "DatasetType": "derivative", "GeneratedBy": [maker],
         "SourceDatasets": [{"URL": link}], "DatasetLinks": {"raw": link}})
-
-
-def _raw_uri(path: str | Path, subject: str) -> str:
-    """BIDS URI of an image of the raw dataset."""
-    parts = Path(path).parts
-    return "bids:raw:" + "/".join(parts[parts.index(f"sub-{subject}"):] if f"sub-{subject}" in parts else parts[-1:])
-
-
-def _sidecar(path: Path, facts: dict) -> None:
-    write_json(path.with_name(path.name.replace(".nii.gz", ".json")), facts)
 
 
 def _mask_on(grid: sitk.Image, mask: sitk.Image, reordered: bool) -> np.ndarray:
@@ -120,14 +102,20 @@ def align(images: dict, mask: sitk.Image) -> tuple[dict[str, Registration], dict
                                  initial=start, levels_mm=FINE_MM) for name, start in rough.items()}, fields
 
 
-def _on_grid(image: sitk.Image, transform: sitk.Transform, log_field: sitk.Image, grid: sitk.Image,
-             brain: np.ndarray) -> np.ndarray:
-    """The corrected image on the output grid by one interpolation, in the box of the brain, 0 outside the box."""
-    box = bounding_box(brain)
-    piece = sitk.Resample(image, grid[box[0], box[1], box[2]], transform, sitk.sitkLinear, 0.0)
-    values = np.zeros(brain.shape, np.float32)
-    values[box] = array_of(correct_bias(piece, log_field))
-    return values
+def _on_grid(images: dict, registrations: dict[str, Registration], log_fields: dict, grid: sitk.Image,
+             brain: np.ndarray, percentiles, reduce_mm: float = 0.0) -> dict[str, np.ndarray]:
+    """The corrected and scaled images on the output grid by one interpolation, 0 outside the brain.
+
+    Before that voxels are averaged together until they come near `reduce_mm`.
+    """
+    box, volumes = bounding_box(brain), {}
+    for name, image in images.items():
+        place = registrations[name].transform if name in registrations else sitk.Transform()
+        piece = sitk.Resample(reduce_to(image, reduce_mm), grid[box[0], box[1], box[2]], place, sitk.sitkLinear, 0.0)
+        values = np.zeros(brain.shape, np.float32)
+        values[box] = array_of(correct_bias(piece, log_fields[name]))
+        volumes[name] = scale_intensity(values, brain, percentiles)
+    return volumes
 
 
 def comparable(images: dict, mask: sitk.Image, registrations: dict[str, Registration], log_fields: dict,
@@ -137,9 +125,7 @@ def comparable(images: dict, mask: sitk.Image, registrations: dict[str, Registra
     edge = max(QC_MM, float(np.prod(first.GetSpacing())) ** (1 / 3))
     grid = reoriented_grid(first, edge)
     brain = _mask_on(grid, mask, False)
-    return {name: scale_intensity(_on_grid(
-        reduce_to(image, edge), registrations[name].transform if name in registrations else sitk.Transform(),
-        log_fields[name], grid, brain), brain, percentiles) for name, image in images.items()}, brain
+    return _on_grid(images, registrations, log_fields, grid, brain, percentiles, edge), brain
 
 
 def preprocess_subject(subject, out, prep: Prep | None = None, sequences=("T1w", "T2w", "FLAIR"),
@@ -151,11 +137,9 @@ def preprocess_subject(subject, out, prep: Prep | None = None, sequences=("T1w",
     Parameters
     ----------
     subject : Subject
-        Anything with ``id``, ``images`` (sequence to path), ``brain_mask`` and ``lesion_mask`` (path on the T1w
-        grid, or None).
+        Has ``id``, ``images`` (sequence to path), ``brain_mask`` and ``lesion_mask`` (path on the T1w grid, or None).
     out : path
         Derivative dataset; the subject's folder is made in it.
-    prep : mslib.study.config.Prep, optional
     sequences : sequence of str
         The first is the one that the others are registered to.
     image_size, pixel_mm
@@ -167,27 +151,73 @@ def preprocess_subject(subject, out, prep: Prep | None = None, sequences=("T1w",
         One line naming the subject: unreadable image, mask empty or on another grid, images that do not overlap,
         no contrast, output that cannot be written.
     """
-    prep = prep or Prep()
-    paths = output_paths(out, subject.id, sequences, subject.lesion_mask is not None)
+    paths = output_paths(out, subject.id, sequences)
     try:
-        _make(subject, paths, prep, sequences, image_size, pixel_mm)
+        _make(subject, paths, prep or Prep(), sequences, image_size, pixel_mm)
     except StudyError as error:
         raise StudyError(f"sub-{subject.id}: {error}") from error
     return paths
 
 
+def _make(subject, paths: dict[str, Path], prep: Prep, sequences, image_size, pixel_mm: float) -> None:
+    """Everything that `preprocess_subject` does."""
+    images = {name: as_image(subject.images[name]) for name in sequences}
+    first, t1w = next(iter(images.items()))
+    given, reordered = subject.brain_mask is not None, prep.resample_mm is None
+    mask = checked_mask(subject.brain_mask if given else brain_mask(t1w), t1w)
+    lesion = None if subject.lesion_mask is None else checked_mask(subject.lesion_mask, t1w, allow_empty=True)
+    registrations, log_fields = align(images, mask)
+    grid = reoriented_grid(t1w, prep.resample_mm)
+    affine, brain = affine_of(grid), _mask_on(grid, mask, reordered)
+    volumes = _on_grid(images, registrations, log_fields, grid, brain, prep.percentiles)
+
+    def uri(path):
+        """BIDS URI of an image of the raw dataset."""
+        parts, sub = Path(path).parts, f"sub-{subject.id}"
+        return "bids:raw:" + "/".join(parts[parts.index(sub):] if sub in parts else parts[-1:])
+
+    def sidecar(name, **facts):
+        write_json(paths[name].with_suffix("").with_suffix(".json"), facts)
+
+    for name, field in log_fields.items():
+        save_nifti(paths[name], np.rint(volumes[name] / STEP).astype(np.int16), affine, STEP)
+        save_nifti(paths[f"bias_{name}"], np.rint(array_of(field) / STEP).astype(np.int16), affine_of(field), STEP)
+    reference = uri(subject.images[first])
+    source = uri(subject.brain_mask) if given else reference
+    save_nifti(paths["brain"], brain.astype(np.uint8), affine)
+    sidecar("brain", Type="Brain", SpatialReference=reference, Sources=[source])
+    if lesion is not None:
+        lesion = _mask_on(grid, lesion, reordered)
+        save_nifti(paths["lesion"], lesion.astype(np.uint8), affine)
+        sidecar("lesion", Type="Lesion", SpatialReference=reference, Sources=[uri(subject.lesion_mask)])
+    stack = slice_stack(list(volumes.values()), brain, affine, lesion, n_slices=prep.n_slices, image_size=image_size,
+                        pixel_mm=pixel_mm)
+    save_stack(paths["slices"], stack)
+    parameters = {**prep.model_dump(mode="json"), "sequences": list(sequences), "image_size": list(image_size),
+                  "pixel_mm": pixel_mm, "levels_mm": [*COARSE_MM, *FINE_MM]}
+    for name in sequences:
+        sidecar(name, Sources=list(dict.fromkeys([uri(subject.images[name]), reference])), SkullStripped=True,
+                SpatialReference=reference, **RULES, parameters=parameters,
+                versions={package: version(package) for package in PACKAGES})
+    for name, found in registrations.items():
+        with atomic_path(paths[f"xfm_{name}"]) as temporary:
+            sitk.WriteTransform(found.transform, str(temporary))
+    registration_figure(paths["figure"], volumes, images, grid, brain)
+    compared, inside = comparable(images, mask, registrations, log_fields, prep.percentiles)
+    agreement = {name: edge_agreement(compared[first], compared[name], inside) for name in registrations}
+    millilitres = float(brain.sum()) * float(np.prod(grid.GetSpacing())) / 1000
+    doubts = label_doubts(images) + (contrast_doubts(compared, inside) if first == "T1w" else [])
+    write_json(paths["qc"], quality_row(subject.id, registrations, agreement, millilitres, len(stack.z_mm),
+                                        prep.n_slices, "given" if given else "template", doubts))
+
+
 def unscaled_images(subject, out) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, float]:
     """What `preprocess_subject` left in `out`, before scaling: a voxel without signal is 0.
 
-    Returns
-    -------
-    images : dict of str to ndarray of float32, (X, Y, Z)
-        Bias-corrected and co-registered, by sequence.
-    brain, lesions : ndarray of bool, (X, Y, Z)
-        The subject must have a lesion mask.
-    voxel_mm3 : float
+    Given are the bias-corrected and co-registered images by sequence (float32, (X, Y, Z)), the brain, the lesions (the
+    subject must have a mask of them), and the volume of a voxel in mm3.
     """
-    paths = output_paths(out, subject.id, subject.images, True)
+    paths = output_paths(out, subject.id, subject.images)
     brain, lesions = (sitk.ReadImage(str(paths[name])) for name in ("brain", "lesion"))
     images = {}
     for name, path in subject.images.items():
@@ -195,50 +225,3 @@ def unscaled_images(subject, out) -> tuple[dict[str, np.ndarray], np.ndarray, np
         piece = sitk.Resample(as_image(path), brain, place, sitk.sitkLinear, 0.0)
         images[name] = array_of(correct_bias(piece, sitk.ReadImage(str(paths[f"bias_{name}"]), sitk.sitkFloat32)))
     return images, array_of(brain) > 0, array_of(lesions) > 0, float(np.prod(brain.GetSpacing()))
-
-
-def _make(subject, paths, prep, sequences, image_size, pixel_mm) -> None:
-    images = {name: as_image(subject.images[name]) for name in sequences}
-    t1w = images[sequences[0]]
-    given, reordered = subject.brain_mask is not None, prep.resample_mm is None
-    mask = checked_mask(subject.brain_mask if given else brain_mask(t1w), t1w)
-    lesion = None if subject.lesion_mask is None else checked_mask(subject.lesion_mask, t1w, allow_empty=True)
-    registrations, log_fields = align(images, mask)
-    grid = reoriented_grid(t1w, prep.resample_mm)
-    affine, brain = affine_of(grid), _mask_on(grid, mask, reordered)
-    volumes = {}
-    for name, image in images.items():
-        transform = registrations[name].transform if name in registrations else sitk.Transform()
-        corrected = _on_grid(image, transform, log_fields[name], grid, brain)
-        volumes[name] = scale_intensity(corrected, brain, prep.percentiles)
-        save_nifti(paths[name], np.rint(volumes[name] / STEP).astype(np.int16), affine, STEP)
-        bias = np.rint(array_of(log_fields[name]) / STEP).astype(np.int16)
-        save_nifti(paths[f"bias_{name}"], bias, affine_of(log_fields[name]), STEP)
-    space = {"SpatialReference": _raw_uri(subject.images[sequences[0]], subject.id)}
-    save_nifti(paths["brain"], brain.astype(np.uint8), affine)
-    _sidecar(paths["brain"], {"Type": "Brain", **space, "Sources": [
-        _raw_uri(subject.brain_mask if given else subject.images[sequences[0]], subject.id)]})
-    if lesion is not None:
-        lesion = _mask_on(grid, lesion, reordered)
-        save_nifti(paths["lesion"], lesion.astype(np.uint8), affine)
-        _sidecar(paths["lesion"], {"Type": "Lesion", **space, "Sources": [_raw_uri(subject.lesion_mask, subject.id)]})
-    stack = slice_stack(list(volumes.values()), brain, affine, lesion, n_slices=prep.n_slices, image_size=image_size,
-                        pixel_mm=pixel_mm)
-    save_stack(paths["slices"], stack)
-    parameters = {**prep.model_dump(mode="json"), "sequences": list(sequences), "image_size": list(image_size),
-                  "pixel_mm": pixel_mm, "levels_mm": [*COARSE_MM, *FINE_MM]}
-    for name in sequences:
-        sources = dict.fromkeys(_raw_uri(subject.images[one], subject.id) for one in (name, sequences[0]))
-        _sidecar(paths[name], {"Sources": list(sources), "SkullStripped": True, **space, **RULES,
-                               "parameters": parameters,
-                               "versions": {package: version(package) for package in PACKAGES}})
-    for name, found in registrations.items():
-        with atomic_path(paths[f"xfm_{name}"]) as temporary:
-            sitk.WriteTransform(found.transform, str(temporary))
-    registration_figure(paths["figure"], volumes, images, grid, brain)
-    compared, inside = comparable(images, mask, registrations, log_fields, prep.percentiles)
-    agreement = {name: edge_agreement(compared[sequences[0]], compared[name], inside) for name in registrations}
-    millilitres = float(brain.sum()) * float(np.prod(grid.GetSpacing())) / 1000
-    doubts = label_doubts(images) + (contrast_doubts(compared, inside) if sequences[0] == "T1w" else [])
-    write_json(paths["qc"], quality_row(subject.id, registrations, agreement, millilitres, len(stack.z_mm),
-                                        prep.n_slices, "given" if given else "template", doubts))

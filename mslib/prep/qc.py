@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import SimpleITK as sitk
@@ -19,10 +18,8 @@ from .registration import Registration
 BRAIN_ML = (700.0, 2200.0)
 QC_MM = 2.0  # edge of the cubes on which sequences are compared, whatever the scans' own grids; voxels may be larger
 EDGE_AGREEMENT = 16.0  # right pairs: 20 and more; heads of two people: 13 at most
-SHIFT, RIM = 3, 2  # cubes; the rim is mixed with what lies outside the brain
-MARGIN = 6  # voxels
-POINTS = 50_000
 MIN_VALUES = 64
+STEPS = np.eye(3, dtype=int)  # of a voxel along each axis
 ZOOM = 1.5  # pixels a mm
 OUTLINES = ((0.3, (255, 176, 0)), (0.62, (0, 208, 255)))  # level of T1w, colour
 
@@ -30,7 +27,7 @@ OUTLINES = ((0.3, (255, 176, 0)), (0.62, (0, 208, 255)))  # level of T1w, colour
 def _directions(values: np.ndarray, points: np.ndarray) -> np.ndarray:
     """Gradient directions (3, n) at voxels (3, n), shortened where the gradient drowns in noise (0.02 per voxel)."""
     ahead, behind = (np.stack([values.ravel()[np.ravel_multi_index(points + step[:, None], values.shape, mode="clip")]
-                               for step in steps]) for steps in (np.eye(3, dtype=int), -np.eye(3, dtype=int)))
+                               for step in steps]) for steps in (STEPS, -STEPS))
     gradient = (ahead - behind) / 2
     return gradient / np.sqrt(np.square(gradient).sum(axis=0) + 0.02 ** 2)
 
@@ -44,13 +41,13 @@ def edge_agreement(first: np.ndarray, second: np.ndarray, brain: np.ndarray) -> 
     deviation: within about +-3 for unrelated images.
     """
     inside = np.flatnonzero(brain)
-    points = np.stack(np.unravel_index(inside[:: max(1, len(inside) // POINTS)], brain.shape))
+    points = np.stack(np.unravel_index(inside[:: max(1, len(inside) // 50_000)], brain.shape))
     edges = _directions(first, points)
 
     def agreement(shift):
         return float(np.square((edges * _directions(second, points + shift[:, None])).sum(axis=0)).mean())
 
-    displaced = [agreement(shift) for shift in SHIFT * np.concatenate([np.eye(3, dtype=int), -np.eye(3, dtype=int)])]
+    displaced = [agreement(shift) for shift in np.concatenate([STEPS, -STEPS]) * 3]
     return (agreement(np.zeros(3, int)) - np.mean(displaced)) / max(np.std(displaced), 1e-6)
 
 
@@ -66,40 +63,31 @@ def contrast_doubts(volumes: dict[str, np.ndarray], brain: np.ndarray) -> list[s
 
     Voxels well inside the brain are parted by T1w into fluid, grey and white matter (Otsu's thresholds). In T2w fluid
     must be brightest and grey matter brighter than white, in FLAIR fluid must be darkest, as their physics has it; a
-    T1w that is none puts the others out of order.
-
-    Parameters
-    ----------
-    volumes : dict of str to ndarray, (X, Y, Z)
-        Co-registered on cubes, in [0, 1]; T1w and any of T2w, FLAIR.
-    brain : ndarray of bool, (X, Y, Z)
+    T1w that is none puts the others out of order. `volumes`: T1w and any of T2w, FLAIR, (X, Y, Z) in [0, 1],
+    co-registered on cubes; `brain`: bool, (X, Y, Z).
     """
-    inside = ndimage.binary_erosion(brain, iterations=RIM)
-    if len(np.unique(volumes["T1w"][inside])) < MIN_VALUES:
+    inside = ndimage.binary_erosion(brain, iterations=2)  # without the rim, which is mixed with what lies outside
+    values = {name: volume[inside] for name, volume in volumes.items()}
+    if len(np.unique(values["T1w"])) < MIN_VALUES:
         return ["T1w: shows no tissues well inside the brain"]
-    tissue = np.digitize(volumes["T1w"][inside], threshold_multiotsu(volumes["T1w"][inside], 3))
-    doubts = []
-    for name, ordered in (("T2w", lambda fluid, grey, white: fluid > grey > white),
-                          ("FLAIR", lambda fluid, grey, white: fluid < min(grey, white))):
-        if name in volumes:
-            found = [float(np.median(volumes[name][inside][tissue == k])) for k in range(3)]
-            if not ordered(*found):
-                values = ", ".join(f"{value:.2f}" for value in found)
-                doubts.append(f"{name}: fluid, grey and white matter by T1w are {values}, not as in {name} (another "
-                              "sequence?)")
+    tissue, doubts = np.digitize(values["T1w"], threshold_multiotsu(values["T1w"], 3)), []
+    for name in [name for name in ("T2w", "FLAIR") if name in values]:
+        fluid, grey, white = (float(np.median(values[name][tissue == k])) for k in range(3))
+        if not (fluid > grey > white if name == "T2w" else fluid < min(grey, white)):
+            doubts.append(f"{name}: fluid, grey and white matter by T1w are {fluid:.2f}, {grey:.2f}, {white:.2f}, not "
+                          f"as in {name} (another sequence?)")
     return doubts
 
 
 def quality_row(subject: str, registrations: dict[str, Registration], agreement: dict[str, float],
-                brain_ml: float, n_slices: int, wanted: int, mask_source: str, doubts: Sequence[str] = ()) -> dict:
-    """One flat row of numbers of a subject, ready for JSON; ``flags`` lists the reasons for doubt.
+                brain_ml: float, n_slices: int, wanted: int, mask_source: str, doubts: list[str]) -> dict:
+    """One flat row of numbers of a subject, ready for JSON; ``flags`` lists `doubts` and other reasons for doubt.
 
-    `registrations` and `agreement` (`edge_agreement` after registration) are of each sequence with T1w, `brain_ml` is
-    the volume of the brain mask in mL, `wanted` the slices asked for, `mask_source` ``given`` or ``template``, `doubts`
-    those of `label_doubts` and `contrast_doubts`.
+    `registrations`, `agreement` (`edge_agreement` after registration): of each sequence with T1w; `brain_ml`: volume of
+    the brain mask; `wanted`: slices asked for; `mask_source`: ``given`` or ``template``.
     """
     row = {"subject": subject, "brain_ml": round(brain_ml, 1), "mask": mask_source, "n_slices": n_slices}
-    flags = list(doubts)
+    flags = [*doubts]
     for sequence, found in registrations.items():
         numbers = {"mi_start": found.metric_start, "mi_end": found.metric_end, "motion_mm": found.motion_mm,
                    "motion_deg": found.motion_deg, "overlap": found.overlap, "edges": agreement[sequence]}
@@ -130,14 +118,14 @@ def _panel(values: np.ndarray, t1w: np.ndarray, pixel_mm, title: str) -> np.ndar
 
 
 def registration_figure(path, volumes: dict[str, np.ndarray], images: dict[str, sitk.Image], grid: sitk.Image,
-                        brain: np.ndarray):
+                        brain: np.ndarray) -> None:
     """Draw edges of T1w over each other sequence, before and after registration; the same bytes for the same input.
 
     An axial and a sagittal plane. Good is: lines follow ventricles, cortex and brain outline in the columns "after".
     `volumes`: (X, Y, Z) on `grid` in [0, 1], T1w first; `images`: the same as scanned.
     """
     (_, t1w), *others = volumes.items()
-    box = bounding_box(brain, (MARGIN,) * 3)
+    box = bounding_box(brain, (6, 6, 6))
     middle = [(part.start + part.stop) // 2 for part in box]
     rows = []
     for name, registered in others:
@@ -152,4 +140,3 @@ def registration_figure(path, volumes: dict[str, np.ndarray], images: dict[str, 
         rows.append(np.concatenate([np.pad(one, ((0, height - len(one)), (0, 4), (0, 0))) for one in row], axis=1))
     with atomic_path(path) as temporary:
         Image.fromarray(np.concatenate(rows)).save(temporary, format="png")
-    return path

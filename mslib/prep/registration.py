@@ -1,23 +1,23 @@
-"""Rigid registration of two sequences of one head by mutual information."""
+"""Registration by mutual information: two sequences of one head, rigid; the template's brain mask, affine."""
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
 import numpy as np
 import SimpleITK as sitk
 
+from mslib.cohort.acquisition import to_sitk
 from mslib.study import StudyError
 
-from .images import apply_points, as_image, checked_mask, one_thread_each, reduce_to
+from .images import apply_points, as_image, checked_mask, matrix_of, reduce_to
 
-LEVELS_MM = (6.0, 3.0, 1.5)
 SAMPLES, BINS, SEED = 20000, 32, 1  # points per level, bins of the histogram, of the jitter (0: the wall clock)
 COARSE_ANGLE_DEG = 15.0
 LEVER_MM = 60.0  # a turn of 1/60 radian moves the cortex about 1 mm
-IMPLAUSIBLE_MM = 30.0
-IMPLAUSIBLE_DEG = 25.0
+IMPLAUSIBLE_MM, IMPLAUSIBLE_DEG = 30.0, 25.0
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,12 @@ class Registration:
 
 
 def _method(level: dict) -> sitk.ImageRegistrationMethod:
-    """Mattes mutual information over jittered points of the mask; one thread, so that sums have one order."""
-    one_thread_each()
+    """Mattes mutual information over jittered points of the mask.
+
+    One thread per image, in the whole process: sums depend on the number of threads in the last digits. Subjects are
+    worked on side by side instead.
+    """
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsMattesMutualInformation(BINS)
     method.SetInterpolator(sitk.sitkLinear)
@@ -74,7 +78,7 @@ def _rescaled(thing, factor: float):
     return thing
 
 
-def climb(level: dict, start: sitk.Transform, step_mm: float) -> sitk.Transform:
+def _climb(level: dict, start: sitk.Transform, step_mm: float) -> sitk.Transform:
     """Follow the gradient of mutual information from a rigid or affine transform, with steps of `step_mm` at first.
 
     Lengths count in levers, so that a step of the optimiser, which adds angles and lengths, is one of the brain.
@@ -91,25 +95,24 @@ def climb(level: dict, start: sitk.Transform, step_mm: float) -> sitk.Transform:
     return _rescaled(transform, LEVER_MM)
 
 
-def pyramid_level(fixed: sitk.Image, moving: sitk.Image, mask: sitk.Image, spacing_mm: float) -> dict:
+def _level(fixed: sitk.Image, moving: sitk.Image, mask: sitk.Image, spacing_mm: float) -> dict:
     """Images, mask and mask points (mm) at one resolution."""
     small = reduce_to(sitk.Cast(mask, sitk.sitkFloat32), spacing_mm) >= 0.5
     indices = np.argwhere(sitk.GetArrayViewFromImage(small) > 0)[:, ::-1]
-    matrix = np.array(small.GetDirection()).reshape(3, 3) * small.GetSpacing()
     return {"fixed": reduce_to(fixed, spacing_mm), "moving": reduce_to(moving, spacing_mm), "mask": small,
-            "positions": indices @ matrix.T + small.GetOrigin()}
+            "positions": indices @ matrix_of(small).T + small.GetOrigin()}
 
 
 def _overlap(level: dict, transform: sitk.Transform) -> float:
     """Share of the mask's points that fall inside the moving image."""
     moving = level["moving"]
-    matrix = np.array(moving.GetDirection()).reshape(3, 3) * moving.GetSpacing()
-    voxels = np.linalg.solve(matrix, (apply_points(transform, level["positions"]) - moving.GetOrigin()).T).T
+    points = apply_points(transform, level["positions"]) - moving.GetOrigin()
+    voxels = np.linalg.solve(matrix_of(moving), points.T).T
     return float(np.mean(np.all((voxels >= -0.5) & (voxels <= np.array(moving.GetSize()) - 0.5), axis=1)))
 
 
 def _foreground_centre(image: sitk.Image) -> np.ndarray:
-    """Centre of gravity (mm) of the voxels above Otsu's threshold."""
+    """Centre of gravity (mm) of the voxels above Otsu's threshold; the image's where there is none (no contrast)."""
     shape = sitk.LabelShapeStatisticsImageFilter()
     shape.Execute(sitk.OtsuThreshold(image, 0, 1))
     if shape.HasLabel(1):
@@ -117,28 +120,25 @@ def _foreground_centre(image: sitk.Image) -> np.ndarray:
     return np.array(image.TransformContinuousIndexToPhysicalPoint([(n - 1) / 2 for n in image.GetSize()]))
 
 
-def _starts(level: dict) -> list[sitk.Euler3DTransform]:
-    """Header alignment and centre-of-gravity alignment, each unrotated and turned about one axis."""
-    centre = level["positions"].mean(axis=0)
-    shift = _foreground_centre(level["moving"]) - _foreground_centre(level["fixed"])
-    turns = [np.zeros(3)] + [sign * row for row in np.eye(3) for sign in (-1, 1)]
-    angle = math.radians(COARSE_ANGLE_DEG)
-    return [sitk.Euler3DTransform(centre.tolist(), *(angle * turn).tolist(), tuple(move))
-            for move in (np.zeros(3), shift) for turn in turns]
+def _first_guess(level: dict, step_mm: float) -> sitk.Euler3DTransform:
+    """Best end of three climbs, from the best starts by mutual information times overlap.
 
-
-def _coarse(level: dict, step_mm: float):
-    """Best of three climbs from the best three starts; score is mutual information times overlap."""
+    Starts are header alignment and centre-of-gravity alignment, each unrotated and turned about one axis.
+    """
     def score(transform):
         value = _metric(level, transform)
         return -math.inf if math.isnan(value) else value * _overlap(level, transform)
 
-    starts = sorted(_starts(level), key=score, reverse=True)[:3]
-    ends = [climb(level, start, step_mm) for start in starts]
+    centre = level["positions"].mean(axis=0)
+    shift = _foreground_centre(level["moving"]) - _foreground_centre(level["fixed"])
+    turns = math.radians(COARSE_ANGLE_DEG) * np.vstack([np.zeros(3), np.kron(np.eye(3), [[-1], [1]])])
+    starts = [sitk.Euler3DTransform(centre.tolist(), *turn.tolist(), tuple(move))
+              for move in (np.zeros(3), shift) for turn in turns]
+    ends = [_climb(level, start, step_mm) for start in sorted(starts, key=score, reverse=True)[:3]]
     return max(ends, key=score)
 
 
-def register_rigid(fixed, moving, mask=None, *, initial=None, levels_mm=LEVELS_MM) -> Registration:
+def register_rigid(fixed, moving, mask=None, *, initial=None, levels_mm=(6.0, 3.0, 1.5)) -> Registration:
     """Find the rigid motion that maximises Mattes mutual information, from coarse to fine.
 
     Starts from the better of header alignment and centre-of-gravity alignment over a small grid of rotations.
@@ -151,7 +151,7 @@ def register_rigid(fixed, moving, mask=None, *, initial=None, levels_mm=LEVELS_M
         Non-zero where the fixed image counts, on its grid. Default: above Otsu's threshold, holes filled.
     initial : SimpleITK.Transform, optional
         Rigid transform to go on from; the search for a start is then left out.
-    levels_mm : sequence of float, default (6, 3, 1.5)
+    levels_mm : sequence of float
         Working voxel size per level. Slices thicker than that are kept as they are.
 
     Raises
@@ -167,19 +167,14 @@ def register_rigid(fixed, moving, mask=None, *, initial=None, levels_mm=LEVELS_M
     mask = sitk.BinaryFillhole(sitk.OtsuThreshold(fixed, 0, 1)) if mask is None else checked_mask(mask, fixed)
     transform = initial and sitk.Euler3DTransform(initial)
     for spacing in levels_mm:
-        level = pyramid_level(fixed, moving, mask, spacing)
-        if transform is None:
-            transform = _coarse(level, spacing / 2)
-        else:
-            transform = climb(level, transform, spacing / 4)
+        level = _level(fixed, moving, mask, spacing)
+        transform = _first_guess(level, spacing / 2) if transform is None else _climb(level, transform, spacing / 4)
     return _outcome(level, transform)
 
 
 def _outcome(level: dict, transform: sitk.Euler3DTransform) -> Registration:
     """Diagnostics of `transform` at the finest level."""
-    start = _metric(level, sitk.Euler3DTransform())
-    end = _metric(level, transform)
-    overlap = _overlap(level, transform)
+    start, end, overlap = _metric(level, sitk.Euler3DTransform()), _metric(level, transform), _overlap(level, transform)
     if math.isnan(end) or overlap == 0:
         raise StudyError("images do not overlap: no part of the brain lies in the moving image under any start")
     moved = apply_points(transform, level["positions"]) - level["positions"]
@@ -192,3 +187,30 @@ def _outcome(level: dict, transform: sitk.Euler3DTransform) -> Registration:
               f"rotation of {angle:.1f} degrees is more than {IMPLAUSIBLE_DEG:g} degrees": angle > IMPLAUSIBLE_DEG,
               f"only {overlap:.0%} of the brain lies inside the moving image": overlap < 0.9}
     return Registration(transform, start, end, motion, angle, overlap, [one for one, holds in doubts.items() if holds])
+
+
+@functools.cache
+def _template() -> tuple[sitk.Image, sitk.Image]:
+    """ICBM152 T1 template and brain mask at 2 mm as SimpleITK images (LPS)."""
+    from nilearn.datasets import load_mni152_brain_mask, load_mni152_template  # 1.5 s, and seldom needed
+
+    loaded = load_mni152_template(resolution=2), load_mni152_brain_mask(resolution=2)
+    image, mask = (to_sitk(np.asarray(one.dataobj, np.float32), one.affine) for one in loaded)
+    return image, sitk.Cast(mask > 0.5, sitk.sitkUInt8)
+
+
+def brain_mask(image) -> sitk.Image:
+    """Brain of a T1w image (path or SimpleITK image, whole head or skull-stripped) by the ICBM152 template's mask.
+
+    By affine registration of the template that nilearn ships. Coarse (4 mm), not for volumetry. A uint8 image, 1 in the
+    brain, on the image's grid; StudyError: image unreadable, or not overlapping the template under any start.
+    """
+    image = as_image(image)
+    template, mask = _template()
+    wide = sitk.BinaryDilate(mask, (1, 1, 1))
+    rigid = register_rigid(template, image, wide, levels_mm=(6.0,)).transform
+    affine = sitk.AffineTransform(rigid.GetMatrix(), rigid.GetTranslation(), rigid.GetCenter())
+    for spacing in (6.0, 4.0):
+        affine = _climb(_level(template, image, wide, spacing), affine, spacing / 2)
+    soft = sitk.Resample(sitk.Cast(mask, sitk.sitkFloat32), image, affine.GetInverse(), sitk.sitkLinear, 0.0)
+    return sitk.Cast(soft >= 0.5, sitk.sitkUInt8)

@@ -35,19 +35,15 @@ class SliceStack:
 def select_slices(mask: np.ndarray, n: int) -> np.ndarray:
     """The contiguous window of `n` axial slices that holds most brain (the lowest of equal ones), ascending indices.
 
-    `mask`: bool, (X, Y, Z), inferior to superior. Where fewer than `n` slices hold brain, all from the first to the
-    last that do are taken; StudyError where none does.
+    `mask`: bool, (X, Y, Z), inferior to superior, not empty. Where fewer than `n` slices hold brain, all from the first
+    to the last that do are taken.
     """
-    content = np.asarray(mask, dtype=bool).sum(axis=(0, 1))
-    present = np.flatnonzero(content)
-    if present.size == 0:
-        raise StudyError("mask: is empty (must hold at least one voxel)")
-    first, last = int(present[0]), int(present[-1])
+    content = mask.sum(axis=(0, 1))
+    first, last = np.flatnonzero(content)[[0, -1]]
     if last - first + 1 <= n:
         return np.arange(first, last + 1)
     total = np.concatenate([[0], np.cumsum(content)])
-    start = int(np.argmax(total[n:] - total[:-n]))
-    return np.arange(start, start + n)
+    return np.argmax(total[n:] - total[:-n]) + np.arange(n)
 
 
 def _shares(n_in: int, size_in: float, n_out: int, size_out: float, first: float) -> sparse.csr_array:
@@ -77,21 +73,17 @@ def slice_stack(volumes, brain, affine, lesion=None, *, n_slices: int = 135,
         `lesion` may be None: no pixel is set.
     affine : ndarray of shape (4, 4)
         Voxel indices to mm (RAS).
-    n_slices : int, default 135
-    image_size : (int, int), default (192, 168)
+    image_size : (int, int)
         Rows and columns.
-    pixel_mm : float, default 1.0
 
     Raises
     ------
     StudyError
-        Empty brain, axes in another order.
+        Axes in another order.
     """
-    brain, affine = np.asarray(brain, dtype=bool), np.asarray(affine, dtype=float)
     if (codes := "".join(nib.aff2axcodes(affine))) != "RAS":
         raise StudyError(f"volumes: axes must run right, anterior, superior (RAS; got {codes})")
     chosen = select_slices(brain, n_slices)
-    window = slice(chosen[0], chosen[-1] + 1)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     size = image_size[::-1]
     weights, first = [], []
@@ -104,7 +96,7 @@ def slice_stack(volumes, brain, affine, lesion=None, *, n_slices: int = 135,
         weights.append(_shares(brain.shape[axis], spacing[axis], n_out, pixel_mm, low)[::-1])
 
     def cut(volume):
-        part = np.asarray(volume[:, :, window], np.float32)
+        part = np.asarray(volume[:, :, chosen[0]:chosen[-1] + 1], np.float32)
         part = (weights[0] @ part.reshape(len(part), -1)).reshape(size[0], -1, len(chosen)).swapaxes(0, 1)
         return (weights[1] @ part.reshape(len(part), -1)).reshape(*image_size, -1).transpose(2, 0, 1)
 
@@ -112,11 +104,9 @@ def slice_stack(volumes, brain, affine, lesion=None, *, n_slices: int = 135,
     grid[:3, :3] = affine[:3, :3] / spacing * [-pixel_mm, -pixel_mm, spacing[2]]
     grid[:3, 3] = (affine @ [*first, chosen[0], 1])[:3]
     z_mm = grid[2, :2] @ [(size[0] - 1) / 2, (size[1] - 1) / 2] + grid[2, 2] * np.arange(len(chosen)) + grid[2, 3]
-    images = np.empty((len(chosen), *image_size, len(volumes)), np.float16)
-    for channel, volume in enumerate(volumes):
-        images[..., channel] = cut(volume)
-    masks = [np.ascontiguousarray(cut(one) >= 0.5 - 1e-6) for one in (brain, lesion) if one is not None]
-    return SliceStack(images, masks[0], masks[1] if len(masks) > 1 else np.zeros_like(masks[0]),
+    images = np.stack([cut(volume).astype(np.float16) for volume in volumes], axis=-1)
+    masks = (brain, np.zeros_like(brain) if lesion is None else lesion)
+    return SliceStack(images, *(np.ascontiguousarray(cut(mask) >= 0.5 - 1e-6) for mask in masks),
                       z_mm.astype(np.float32), grid)
 
 
@@ -145,27 +135,24 @@ def plane_to_volume(maps: np.ndarray, stack: SliceStack, reference: nib.Nifti1Im
 
     Float32 (X, Y, Z): linear between pixels, 0 outside the stack's field of view and slices.
     """
-    maps = np.asarray(maps, np.float32)
-    if maps.ndim != 3:
-        raise StudyError(f"maps: must be (slice, row, column) (got {maps.ndim} dimensions)")
     to_map = np.linalg.inv(stack.affine) @ reference.affine
-    return ndimage.affine_transform(maps.transpose(2, 1, 0), to_map[:3, :3], to_map[:3, 3], reference.shape[:3],
-                                    order=1, mode="grid-constant", cval=0.0)
+    return ndimage.affine_transform(np.asarray(maps, np.float32).transpose(2, 1, 0), to_map[:3, :3], to_map[:3, 3],
+                                    reference.shape[:3], order=1, mode="grid-constant", cval=0.0)
 
 
-def write_volume(path: str | Path, maps: dict[str, np.ndarray], stack: SliceStack, reference: str | Path, names: str,
+def write_volume(path: Path, maps: dict[str, np.ndarray], stack: SliceStack, reference: Path, names: str,
                  facts: dict, dtype=np.float32) -> Path:
     """Write maps (n, H, W) of all slices as a 4-D ``.nii.gz``, in the order of `maps`, with a JSON file beside it.
 
     `reference`: image whose grid is the volume's; the JSON file holds the names of the maps as entry `names` and
     `facts`; `dtype` is that of the file (integers are scaled).
     """
-    path, grid = Path(path), nib.load(reference)
+    grid = nib.load(reference)
     volumes = [plane_to_volume(one, stack, grid) for one in maps.values()]
     image = nib.Nifti1Image(np.stack(volumes, axis=-1), grid.affine)
     image.header.set_data_dtype(dtype)
     with atomic_path(path) as temporary:
         image.to_filename(temporary)
     write_json(path.with_name(path.name.replace(".nii.gz", ".json")),
-               {**facts, names: list(maps), "Sources": [Path(reference).name]})
+               {**facts, names: list(maps), "Sources": [reference.name]})
     return path

@@ -78,13 +78,9 @@ def test_correction_divides_by_the_field_where_it_lies(biased):
     assert raw[z, y, x] / even[z, y, x] == pytest.approx(field[middle[::-1]], rel=0.01)
 
 
-def test_bad_masks(biased):
-    maps, moves, scans, _ = biased
+def test_images_apart(biased):
+    maps, _, scans, _ = biased
     images = [image for image, _ in scans.values()]
-    with pytest.raises(StudyError, match="is empty"):
-        estimate_bias(images, maps[0] * 0, list(moves.values()))
-    with pytest.raises(StudyError, match="another grid"):
-        estimate_bias(images, maps[0][:, 3:], list(moves.values()))
     away = sitk.Euler3DTransform((0, 0, 0), 0, 0, 0, (500.0, 0, 0))
     with pytest.raises(StudyError, match="only 0 voxels of the brain have a signal in every sequence"):
         estimate_bias(images, maps[0], [sitk.Transform(), sitk.Transform(), away])
@@ -101,6 +97,5 @@ def test_scaling_by_percentiles_inside_the_brain():
     np.testing.assert_allclose(scaled[mask], np.clip((image[mask] - low) / (high - low), 0, 1), atol=2.0 ** -14)
     assert not scaled[~mask].any()
     assert scaled.dtype == np.float32
-    for inside, text in ((mask | True, "no contrast"), (mask & False, "is empty")):
-        with pytest.raises(StudyError, match=text):
-            scale_intensity(np.ones_like(image), inside)
+    with pytest.raises(StudyError, match="no contrast"):
+        scale_intensity(np.ones_like(image), mask)
