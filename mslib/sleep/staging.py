@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -27,11 +23,6 @@ def build_stager(n_samples: int = 3000, n_channels: int = 3, pool: int = 2) -> k
     channels), of 5 % the dense layers. `pool`, the width of the pools, is 2 in the public code; 4 costs a fifth and
     lets the last layer see 4 s instead of 0.7 s. ValueError: the epoch is too short for the pools.
     """
-    length = n_samples
-    for block, (_, kernel) in enumerate(BLOCKS):
-        length = (length - 2 * (kernel - 1)) // (pool if block < len(BLOCKS) - 1 else 1)
-    if pool < 1 or length < 1:
-        raise ValueError(f"pool: {pool} leaves nothing of {n_samples} samples; allowed: shorter pools or longer epochs")
     layers = keras.layers
     signal = x = keras.Input((n_samples, n_channels), name="signal", dtype="float32")
     for block, (filters, kernel) in enumerate(BLOCKS, start=1):
@@ -59,8 +50,8 @@ class _Batches(keras.utils.PyDataset):
 
     def __init__(self, epochs, index, weights, size):
         super().__init__()
-        self.epochs, self.index, self.weights, self.size = epochs, np.array(index), weights, size
-        self.order, self.stages = self.index, epochs.table["stage"].to_numpy()
+        self.epochs, self.index, self.weights, self.size = epochs, index, weights, size
+        self.order, self.stages = index, epochs.table["stage"].to_numpy()
 
     def __len__(self):
         return -(-len(self.order) // self.size)
@@ -71,12 +62,12 @@ class _Batches(keras.utils.PyDataset):
         return self.epochs.batch(index), stages, self.weights[stages].astype(np.float32)
 
 
-class _Passes(keras.callbacks.Callback):
-    """Order and dropout of a pass from (seed, pass) alone, a row of ``history.csv`` after it, and the end."""
+class _Draws(keras.callbacks.Callback):
+    """Order and dropout of a pass from (seed, pass) alone."""
 
-    def __init__(self, path, rows, batches, patience, seed):
+    def __init__(self, batches, seed):
         super().__init__()
-        self.path, self.rows, self.batches, self.patience, self.seed = path, rows, batches, patience, seed
+        self.batches, self.seed = batches, seed
 
     def on_epoch_begin(self, epoch, logs=None):
         """Hook of Keras."""
@@ -85,127 +76,59 @@ class _Passes(keras.callbacks.Callback):
             if isinstance(layer, keras.layers.Dropout):
                 layer.seed_generator.state.assign(np.random.SeedSequence([self.seed, place, epoch]).generate_state(2))
 
-    def on_epoch_end(self, epoch, logs=None):
-        """Hook of Keras."""
-        names = ("loss", "accuracy", "val_loss", "val_accuracy")
-        self.rows.append({"pass": epoch + 1, **{name: float(logs[name]) for name in names}})
-        if not np.isfinite([logs["loss"], logs["val_loss"]]).all():
-            raise ValueError(f"training: the loss of pass {epoch + 1} is no number; allowed: a lower learning_rate "
-                             f"than {float(self.model.optimizer.learning_rate):g}")
-        pd.DataFrame(self.rows).to_csv(self.path, index=False)
-        self.model.stop_training = _stopped(self.rows, self.patience)
 
-
-def _stopped(rows, patience):
-    losses = [row["val_loss"] for row in rows]
-    return bool(losses) and len(losses) - 1 - int(np.argmin(losses)) >= patience
-
-
-def _compiled(model, learning_rate):
-    """A model that shares the layers of `model`, which stays plain: files of its weights hold no optimiser."""
-    trainer = keras.Model(model.input, model.output)
+def _fit(model, epochs, train, validation, passes, batch_size, learning_rate, patience, seed) -> pd.DataFrame:
+    """Train with Adam and class weights on rows of the set; the history of `fit_fold`, the model as it was best."""
+    weights = class_weights(epochs.table["stage"].to_numpy()[train])
+    batches, held = (_Batches(epochs, rows, weights, batch_size) for rows in (train, validation))
+    trainer = keras.Model(model.input, model.output)  # `model` stays plain: files of its weights hold no optimiser
     trainer.compile(keras.optimizers.Adam(learning_rate), keras.losses.SparseCategoricalCrossentropy(from_logits=True),
                     metrics=["accuracy"], jit_compile=False)
-    trainer.optimizer.build(trainer.trainable_variables)
-    return trainer
+    best = keras.callbacks.EarlyStopping("val_loss", patience=patience, mode="min", restore_best_weights=True)
+    found = trainer.fit(batches, validation_data=held, epochs=passes, verbose=0, shuffle=False,
+                        callbacks=[_Draws(batches, seed), best])
+    history = pd.DataFrame(found.history, columns=["loss", "accuracy", "val_loss", "val_accuracy"])
+    if not np.isfinite(history).all(axis=None):
+        raise ValueError(f"training: a loss is no number; allowed: a lower learning_rate than {learning_rate:g}")
+    history.insert(0, "pass", history.index + 1)
+    return history
 
 
-def _finished_passes(backup, trainer, folder, steps) -> list[dict]:
-    """Rows of the passes that an earlier call finished, whose weights and optimiser are loaded; none without a backup.
-
-    The optimiser counts them: a kill between the two files of a Keras backup leaves its own number one behind.
-    """
-    if not Path(backup.backup_dir).exists():
-        return []
-    backup.set_model(trainer)
-    backup.on_train_begin()
-    done = int(trainer.optimizer.iterations) // steps
-    rows = pd.read_csv(folder / "history.csv", float_precision="round_trip").to_dict("records")[:done]
-    if len(rows) < done or not (folder / "best.weights.h5").is_file():
-        raise ValueError("its history or best weights are missing")
-    Path(backup.backup_dir, "training_metadata.json").write_text(json.dumps({"epoch": done, "batch": 0}))
-    return rows
-
-
-def fit_stager(model: keras.Model, epochs: EpochSet, train: Sequence[int], validation: Sequence[int],
-               folder: str | Path, passes: int, batch_size: int = 32, learning_rate: float = 1e-3, patience: int = 5,
-               seed: int = 0) -> pd.DataFrame:
-    """Train with Adam and class weights; the network is left as it was when the validation loss was lowest.
+def fit_fold(epochs: EpochSet, fold: Fold, number: int = 0, per_recording: int | None = 100, passes: int = 12,
+             batch_size: int = 32, learning_rate: float = 1e-3, patience: int = 5, pool: int = 4,
+             seed: int = 0) -> tuple[keras.Model, pd.DataFrame]:
+    """Train the network of one fold of `make_folds` with Adam and class weights.
 
     Parameters
     ----------
-    model : keras.Model
-        Of `build_stager`.
-    train, validation : sequence of int
-        Rows of ``epochs.table``.
-    folder : path
-        Of this training alone: ``backup/`` after every pass, ``best.weights.h5``, ``history.csv``. A call with the same
-        arguments goes on after the last whole pass, and ends as an unbroken one would; to train anew, remove it.
+    number : int
+        Of the fold: gives each its own weights at random.
+    per_recording : int or None
+        Epochs of every recording that are drawn for training and validation; None takes all.
     passes, patience : int
-        At most so many passes over the training rows, and so many without a lower validation loss.
-    seed : int
-        Of dropout and order (the initial weights are the caller's).
+        At most so many passes over the training epochs, and so many without a lower validation loss.
+    pool : int
+        As in `build_stager`.
 
     Returns
     -------
-    pandas.DataFrame
+    model : keras.Model
+        As it was when the validation loss was lowest.
+    history : pandas.DataFrame
         One row per pass: ``pass, loss, accuracy, val_loss, val_accuracy`` (losses weighted by class).
 
     Raises
     ------
     ValueError
-        No row to train on or to validate with, or a loss that is not a number.
-    """
-    if not len(train) or not len(validation):
-        raise ValueError(f"training: needs epochs to train on and to validate with (got {len(train)} and "
-                         f"{len(validation)})")
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = class_weights(epochs.table["stage"].to_numpy()[np.asarray(train)])
-    batches = _Batches(epochs, train, weights, batch_size)
-    trainer, start = _compiled(model, learning_rate), model.get_weights()
-    backup = keras.callbacks.BackupAndRestore(str(folder / "backup"), double_checkpoint=True, delete_checkpoint=False)
-    try:
-        rows = _finished_passes(backup, trainer, folder, len(batches))
-    except (OSError, ValueError, KeyError) as error:
-        print(f"{folder}: damaged backup ({' '.join(str(error).split())[:200]}); this training starts again",
-              file=sys.stderr)
-        shutil.rmtree(backup.backup_dir)
-        model.set_weights(start)
-        trainer, rows = _compiled(model, learning_rate), []
-    if len(rows) < passes and not _stopped(rows, patience):
-        keep = keras.callbacks.ModelCheckpoint(
-            str(folder / "best.weights.h5"), "val_loss", save_best_only=True, save_weights_only=True, mode="min",
-            initial_value_threshold=min((row["val_loss"] for row in rows), default=None))
-        # The backup last: whatever a kill leaves behind it is made again when the training goes on.
-        trainer.fit(batches, epochs=passes, verbose=0, shuffle=False,
-                    validation_data=_Batches(epochs, validation, weights, batch_size),
-                    callbacks=[_Passes(folder / "history.csv", rows, batches, patience, seed), keep, backup])
-    trainer.load_weights(str(folder / "best.weights.h5"))
-    return pd.DataFrame(rows)
-
-
-def fit_fold(epochs: EpochSet, fold: Fold, folder: str | Path, number: int = 0, per_recording: int | None = 100,
-             passes: int = 12, pool: int = 4, seed: int = 0, **training) -> tuple[keras.Model, pd.DataFrame]:
-    """Train the network of one fold of `make_folds`; the network and the history of `fit_stager`.
-
-    `number`, of the fold, gives each its own weights at random; `per_recording` epochs of every recording are drawn for
-    training and validation (None: all); `pool` as in `build_stager`, `folder`, `passes` and ``batch_size,
-    learning_rate, patience`` as in `fit_stager`. ValueError as there, or for a subject in two parts, or of whom there
-    is no recording.
+        A subject in two parts, or a loss that is not a number.
     """
     refuse_leak(fold)
-    subjects = epochs.table["subject"]
-    strangers = sorted({subject for part in fold for subject in part} - set(subjects))
-    if strangers:
-        raise ValueError(f"fold: no recording of subject {strangers[0]!r}; allowed: "
-                         f"{', '.join(sorted(set(subjects)))}")
-    drawn = epochs.draw(per_recording, seed)
-    train, validation = (drawn[subjects.iloc[drawn].isin(part)] for part in (fold.train, fold.validation))
-    own_seed = 1000 * seed + number
+    drawn, own_seed = epochs.draw(per_recording, seed), 1000 * seed + number
+    subjects = epochs.table["subject"].iloc[drawn]
+    train, validation = (drawn[subjects.isin(part)] for part in (fold.train, fold.validation))
     keras.utils.set_random_seed(own_seed)
     model = build_stager(*epochs.shape, pool=pool)
-    return model, fit_stager(model, epochs, train, validation, folder, passes, seed=own_seed, **training)
+    return model, _fit(model, epochs, train, validation, passes, batch_size, learning_rate, patience, own_seed)
 
 
 def prediction_table(model: keras.Model, epochs: EpochSet, subjects: Sequence[str],

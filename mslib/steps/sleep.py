@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from mslib.study import StudyError, WriteError, write_json, write_table, write_tables, write_weights
-from mslib.study.provenance import training_folder
 
 from .study import Study
 
@@ -57,12 +55,10 @@ def fold(study: Study, number: int) -> None:
     epochs = study.epochs()
     if number >= sleep.folds:
         raise StudyError(f"--number: must lie in 0..{sleep.folds - 1} (got {number})")
-    training = training_folder(place, "fold", "sleep", config.seed, sleep, epochs.quality)
     try:
         parts = make_folds(epochs.table["subject"], sleep.folds, config.seed)[number]
-        model, history = fit_fold(epochs, parts, training, number, sleep.epochs_per_recording, sleep.passes, sleep.pool,
-                                  config.seed, batch_size=sleep.batch_size, learning_rate=sleep.learning_rate,
-                                  patience=sleep.patience)
+        model, history = fit_fold(epochs, parts, number, sleep.epochs_per_recording, sleep.passes, sleep.batch_size,
+                                  sleep.learning_rate, sleep.patience, sleep.pool, config.seed)
     except ValueError as error:
         raise StudyError(f"sleep: {error}") from error
     predictions, few, seed = prediction_table(model, epochs, parts.test), sleep.compared_per_stage, config.seed
@@ -73,4 +69,3 @@ def fold(study: Study, number: int) -> None:
     write_tables(place, 5, relevance=analysis.fold_relevance(*given, sleep.rule, sleep.explained_per_stage, few, seed),
                   ablation=analysis.fold_ablation(*given, few, seed),
                   methods=analysis.fold_methods(*given, few, sleep.steps, seed))
-    shutil.rmtree(training)
