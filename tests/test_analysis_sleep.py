@@ -321,7 +321,7 @@ def test_a_bad_recording_is_reported_and_too_few_subjects_are_refused(tmp_path, 
     (source / "SIM03N2-PSG.edf").write_bytes(b"")
     assert run(tmp_path, own % (source, 3), "nights") == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("left out: ")]
-    assert len(lines) == 2 and "'SIM02N1': SIM02N1-PSG.edf: is truncated" in lines[0] and "is empty" in lines[1]
+    assert len(lines) == 2 and "'SIM02N1': SIM02N1-PSG.edf: is no whole EDF" in lines[0] and "no whole EDF" in lines[1]
     table = pd.read_csv(tmp_path / "run" / "sleep" / "epochs" / "epochs.csv")
     assert table["recording"].nunique() == 6 and len(table) == 360
     nights_table = pd.read_csv(source / "nights.tsv", sep="\t")

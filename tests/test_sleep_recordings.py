@@ -61,12 +61,12 @@ def test_epochs_are_the_signal_cut_and_standardised(tmp_path):
                                   "in the order of the map")
 
 
-def test_wake_long_before_and_after_sleep_is_trimmed(tmp_path):
+def test_wake_long_before_and_after_sleep_is_trimmed(tmp_path, monkeypatch):
+    monkeypatch.setattr("mslib.sleep.recordings.TRIM_MINUTES", 1)
     edf, hypnogram = write(tmp_path, stages=[0] * 6 + [2, 0, 2] + [0] * 5)
-    recording = sleep.read_recording(edf, hypnogram, CHANNELS, trim_minutes=1)
+    recording = sleep.read_recording(edf, hypnogram, CHANNELS)
     np.testing.assert_array_equal(recording.stages, [0, 0, 2, 0, 2, 0, 0])
     assert recording.onsets[0] == 120 and recording.quality["trimmed"] == 7
-    assert sleep.read_recording(edf, hypnogram, CHANNELS, trim_minutes=None).quality["trimmed"] == 0
 
 
 def test_old_labels_merged_and_unscored_epochs_dropped(tmp_path):
@@ -98,29 +98,25 @@ def test_hypnogram_longer_or_shorter_than_the_signal(tmp_path):
     refused(sleep.read_recording, "0 s before and 60 s after it .* shorter than the signal", edf, shorter, CHANNELS)
     cut = sleep.read_recording(edf, shorter, CHANNELS, mismatch="cut")
     assert len(cut.stages) == 8 and cut.quality["uncovered_seconds"] == 60
-    refused(sleep.read_recording, "mismatch: must be 'refuse' or 'cut'", edf, longer, CHANNELS, mismatch="pad")
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    (b"", "is empty"), (b"hello" * 300, "is no EDF file"), (b"0       " + b" " * 100, r"is cut in its header \(108 "),
-    (b"0       " + b" " * 400, "its header has no start time")])
-def test_files_that_are_no_edf(tmp_path, content, message):
+@pytest.mark.parametrize("content", [b"", b"hello" * 300, b"0       " + b" " * 100, b"0       " + b" " * 400])
+def test_files_that_are_no_edf(tmp_path, content):
     edf, hypnogram = write(tmp_path)
     bad = tmp_path / "bad.edf"
     bad.write_bytes(content)
-    refused(sleep.read_signals, f"bad.edf: {message}", bad, CHANNELS)
-    refused(sleep.read_hypnogram, f"bad.edf: {message}", bad)
-    refused(sleep.read_recording, f"bad.edf: {message}", bad, hypnogram, CHANNELS)
-    refused(sleep.read_recording, f"bad.edf: {message}", edf, bad, CHANNELS)
+    for call, *given in ((sleep.read_signals, bad, CHANNELS), (sleep.read_hypnogram, bad),
+                         (sleep.read_recording, bad, hypnogram, CHANNELS), (sleep.read_recording, edf, bad, CHANNELS)):
+        refused(call, "bad.edf: is no whole EDF file", *given)
 
 
 def test_absent_and_truncated_files_and_gaps(tmp_path):
-    refused(sleep.read_signals, "nowhere.edf: cannot be read", tmp_path / "nowhere.edf", CHANNELS)
+    refused(sleep.read_signals, "nowhere.edf: is no whole EDF file .*No such file", tmp_path / "nowhere.edf", CHANNELS)
     edf, _ = write(tmp_path)
     content = edf.read_bytes()
-    for keep, message in ((0.6, "is truncated"), (0.95, "is truncated"), (0.003, "is a damaged EDF file")):
+    for keep, message in ((0.6, ".*Incomplete data record"), (0.95, ".*Incomplete data record"), (0.003, "")):
         edf.write_bytes(content[:int(keep * len(content))])
-        refused(sleep.read_signals, f"a-PSG.edf: {message}", edf, CHANNELS)
+        refused(sleep.read_signals, f"a-PSG.edf: is no whole EDF file {message}", edf, CHANNELS)
     edf.write_bytes(content[:192] + b"EDF+D" + content[197:])
     refused(sleep.read_signals, "is EDF\\+D, a recording with gaps", edf, CHANNELS)
 
@@ -163,11 +159,11 @@ def psg():
 
 @pytest.mark.real
 def test_real_excerpt(psg):
-    """Read alone at its own rate, each channel equals what another reader finds in the file."""
+    """Each channel equals what another reader finds in the file."""
     path, channels = psg / "short_psg.edf", {"EEG": "EEG Fpz-Cz", "EEG2": "EEG Pz-Oz", "EOG": "EOG horizontal"}
     found = sleep.read_signals(path, channels)
-    other = edfio.read_edf(path)
-    expected = np.stack([other.get_signal(label).data for label in channels.values()], axis=1)
+    other = mne.io.read_raw_edf(path, include=list(channels.values()), verbose="error")
+    expected = 1e6 * other.get_data(list(channels.values())).T
     assert found.shape == (30_000, 3) and 10 < found[:, 0].std() < 100
     np.testing.assert_allclose(found, expected, atol=1e-3)
     with warnings.catch_warnings():
@@ -179,13 +175,11 @@ def test_real_excerpt(psg):
 @pytest.mark.real
 def test_real_hypnogram(psg):
     scored = sleep.read_hypnogram(psg / "SC4001EC-Hypnogram.edf")
-    assert len(scored) == 154 and scored[0] == (0, 30630, "Sleep stage W") and scored[-1].label == "Sleep stage ?"
+    assert len(scored) == 154 and scored[0] == (0, 30630, "Sleep stage W") and scored[-1].text == "Sleep stage ?"
     channels = {"EEG": "EEG Fpz-Cz", "EOG": "EOG horizontal"}
     night = [psg / "short_psg.edf", psg / "SC4001EC-Hypnogram.edf", channels]
     refused(sleep.read_recording, "scores 79500 s, longer than the signal's 300 s", *night)
     refused(sleep.read_recording, "no epoch of sleep", *night, mismatch="cut")
-    recording = sleep.read_recording(*night, mismatch="cut", trim_minutes=None)
-    assert recording.stages.tolist() == [0] * 10 and recording.quality["beyond_signal"] == 2640
 
 
 @pytest.mark.real
@@ -200,7 +194,7 @@ def test_real_night_is_trimmed_and_merged(psg, tmp_path):
     recording = sleep.read_recording(tmp_path / "long.edf", psg / "SC4001EC-Hypnogram.edf", {"EEG": "slow"}, rate=1)
     counts = np.bincount(recording.stages, minlength=5)
     assert len(recording.stages) == 841 and counts.tolist() == [188, 58, 250, 220, 125]
-    assert counts[3] == sum(one.duration for one in scored if one.label in ("Sleep stage 3", "Sleep stage 4")) / 30
+    assert counts[3] == sum(one.duration for one in scored if one.text in ("Sleep stage 3", "Sleep stage 4")) / 30
     asleep = np.flatnonzero(recording.stages)
     assert asleep[0] == 60 and asleep[-1] == len(recording.stages) - 61
 
@@ -231,8 +225,9 @@ def test_cohort_goes_on_without_the_faulty(tmp_path):
     assert sorted(epochs.table["recording"].unique()) == ["s1n1", "s2n1", "s3n1"] and len(epochs) == 30
     told = "\n".join(epochs.faults)
     assert len(epochs.faults) == 7 and told.count("\n") == 6
-    for part in ("'s1n2': s1n2-PSG.edf: is truncated", "'s2n2': s2n2-Hypnogram.edf: unknown label 'Sleep stage 9'",
-                 "'s9n1': psg 's9n1-PSG.edf' is absent", "'s4n1': psg '../elsewhere.edf' lies outside the folder",
+    for part in ("'s1n2': s1n2-PSG.edf: is no whole EDF file",
+                 "'s2n2': s2n2-Hypnogram.edf: unknown label 'Sleep stage 9'", "'s9n1': psg 's9n1-PSG.edf' is absent",
+                 "'s4n1': psg '../elsewhere.edf' lies outside the folder",
                  "'../../s5': recording '../../s5' is no valid name", "'s1n1': is listed twice",
                  "'s3n2': age 'old' is no number"):
         assert part in told
