@@ -80,8 +80,6 @@ def test_hypnogram_follows_the_matrix():
     rows = counts.sum(axis=1, keepdims=True)
     error = np.sqrt(MATRIX * (1 - MATRIX) / rows)
     assert (np.abs(counts / rows - MATRIX) <= 4 * error + 1e-12).all()
-    with pytest.raises(ValueError, match="n_epochs: must be at least 1"):
-        sleep.simulate_hypnogram(0, np.random.default_rng(0))
 
 
 # ---- signatures of the stages
@@ -186,15 +184,6 @@ def test_nights_are_seeded_and_subjects_keep_their_own():
     assert gap[0] < gap[1]
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"stages": np.array([0, 5])}, "stages: must lie in 0..4"), ({"stages": np.array([], int)}, "non-empty"),
-    ({"sex": "f"}, "sex: must be 'F' or 'M'"), ({"drug": "none"}, "drug: must be 'placebo' or 'temazepam'")])
-def test_bad_night(change, message):
-    with pytest.raises(ValueError, match=message):
-        sleep.simulate_night(**{"stages": np.array([0, 1]), "age": 30, "sex": "F", "drug": "placebo", "seed": (0, 0, 0)}
-                       | change)
-
-
 # ---- which modality tells what
 
 def test_modality_information_is_as_simulated():
@@ -205,7 +194,7 @@ def test_modality_information_is_as_simulated():
         features.append(sleep.band_features((made - made.mean((0, 1))) / made.std((0, 1))))
         stages.append(scored)
         subjects += [subject] * len(scored)
-    table = sleep.modality_information(np.concatenate(features), np.concatenate(stages), subjects, n_folds=3)
+    table = sleep.modality_information(np.concatenate(features), np.concatenate(stages), np.array(subjects), 3)
     kappa = table[table["stage"] == "overall"].set_index("modality")["kappa"]
     assert kappa["all"] > kappa[["EEG", "EOG"]].max() + 0.1 and kappa[["EEG", "EOG"]].min() > kappa["EMG"] > 0.2
     auc = table.pivot_table(index="modality", columns="stage", values="auc").loc[["EEG", "EOG", "EMG"]]
@@ -217,10 +206,6 @@ def test_modality_information_finds_nothing_in_noise():
     features, stages, subjects = rng.normal(size=(400, 3, 4)), rng.integers(0, 5, 400), np.repeat(range(4), 100)
     table = sleep.modality_information(features, stages, subjects, 2)
     assert (table["auc"].dropna() - 0.5).abs().max() < 0.1 and table["kappa"].abs().max() < 0.1
-    with pytest.raises(ValueError, match=r"n_folds: must lie in 2..1"):
-        sleep.modality_information(np.zeros((4, 3, 2)), [0, 1, 0, 1], ["a"] * 4, 2)
-    with pytest.raises(ValueError, match="features: must be"):
-        sleep.modality_information(np.zeros((4, 2, 2)), [0, 1, 0, 1], list("abcd"), 2)
 
 
 # ---- on disk
@@ -254,5 +239,3 @@ def test_sleepers_age_and_sex_are_not_confounded():
     assert women.sum() == 15 and abs(ages[women].mean() - ages[~women].mean()) < 1
     assert len({one.id for one in sleepers}) == 22 and {one.drugs for one in sleepers} == {
         ("placebo", "temazepam"), ("temazepam", "placebo")}
-    with pytest.raises(ValueError, match="n_subjects"):
-        sleep.simulate_sleepers(0, 0)

@@ -20,8 +20,6 @@ from .stages import STAGES
 
 TABLE = "nights.tsv"
 REQUIRED, OPTIONAL = ("recording", "subject", "psg", "hypnogram"), ("night", "drug", "age", "sex")
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-NAME_RULE = "1 to 64 letters, digits, - and _"
 
 
 @dataclass(frozen=True)
@@ -64,8 +62,6 @@ class EpochSet:
         """Rows of at most so many epochs of every recording, drawn without return, in order; all with None."""
         if per_recording is None:
             return np.arange(len(self))
-        if per_recording < 1:
-            raise ValueError(f"per_recording: must be at least 1 or none (got {per_recording})")
         rng = np.random.default_rng([seed, 11])
         drawn = [rng.permutation(rows)[:per_recording] for rows in self.table.groupby("recording").indices.values()]
         return np.sort(np.concatenate(drawn))
@@ -74,8 +70,8 @@ class EpochSet:
 def _row_fault(folder: Path, row: dict, seen: set[str]) -> str | None:
     """What is wrong with a row of the table, before any recording is opened."""
     for column in ("recording", "subject"):
-        if not isinstance(row[column], str) or not NAME.fullmatch(row[column]):
-            return f"{column} {row[column]!r} is no valid name; allowed: {NAME_RULE}"
+        if not isinstance(row[column], str) or not re.fullmatch("[A-Za-z0-9][A-Za-z0-9_-]{0,63}", row[column]):
+            return f"{column} {row[column]!r} is no valid name; allowed: 1 to 64 letters, digits, - and _"
     if row["recording"].lower() in seen:
         return "is listed twice; allowed: one row per recording"
     for column in ("psg", "hypnogram"):
@@ -137,8 +133,6 @@ def read_cohort(folder: str | Path, store: str | Path, channels: Mapping[str, st
     ValueError
         No table, or no recording that can be used; then all faults, one line each.
     """
-    if not channels:
-        raise ValueError("channels: none given; allowed: modality to label, for instance {'EEG': 'EEG Fpz-Cz'}")
     folder, store = Path(folder), Path(store)
     nights, faults = _read_table(folder)
     store.mkdir(parents=True, exist_ok=True)

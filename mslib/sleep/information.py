@@ -41,15 +41,8 @@ def modality_information(features: np.ndarray, stages, subjects, n_folds: int, s
 
     From `band_features`, (N, M, F), stages as integers, (N,), and subjects, (N,), none of whom is in training and test
     at once. One row per modality (and ``all``) and stage: ``auc`` (one stage against the rest, mean over folds), its SD
-    over folds, n. Rows with the stage ``overall`` hold ``balanced_accuracy`` and ``kappa`` of five stages. ValueError:
-    shapes differ, or fewer subjects than folds.
+    over folds, n. Rows with the stage ``overall`` hold ``balanced_accuracy`` and ``kappa`` of five stages.
     """
-    features, stages, subjects = np.asarray(features), np.asarray(stages), np.asarray(subjects)
-    if features.shape[:2] != (len(stages), len(MODALITIES)) or len(subjects) != len(stages):
-        raise ValueError(f"features: must be ({len(stages)}, {len(MODALITIES)}, F) with a subject each (got "
-                         f"{features.shape} and {len(subjects)} subjects)")
-    if not 2 <= n_folds <= len(set(subjects)):
-        raise ValueError(f"n_folds: must lie in 2..{len(set(subjects))}, the number of subjects (got {n_folds})")
     chosen = {name: [column] for column, name in enumerate(MODALITIES)} | {"all": list(range(len(MODALITIES)))}
     rows = []
     for name, columns in chosen.items():

@@ -77,9 +77,12 @@ class _Clock:
         seconds = np.flatnonzero(self.rng.random(len(rates)) < rates / 60)
         return seconds * RATE + self.rng.integers(0, RATE, len(seconds))
 
-    def size(self, kind, factor=1.0):
-        """Size of one event in microvolt."""
-        return sign.SIZES[kind] * factor * np.exp(self.rng.normal(0, 0.25))
+    def add(self, signal, kind, shape_of, size=1.0, rate=1.0, times=None):
+        """Lay the events of one kind on a signal in microvolt: at their times, or where `times` says."""
+        for start in self.times(kind, rate) if times is None else times:
+            height = sign.SIZES[kind] * size * np.exp(self.rng.normal(0, 0.25))
+            shape = (height * shape_of(self.rng))[:len(signal) - start]
+            signal[start:start + len(shape)] += shape.astype(np.float32)
 
 
 def _window(seconds):
@@ -127,12 +130,6 @@ def _swing(rng):
     return window * np.sin(2 * np.pi * (rng.uniform(0.3, 2) * np.arange(len(window)) / RATE + rng.random()))
 
 
-def _add(signal, times, shape_of, size_of, rng):
-    for start in times:
-        shape = (size_of() * shape_of(rng))[:len(signal) - start]
-        signal[start:start + len(shape)] += shape.astype(np.float32)
-
-
 def _eeg(clock, gains):
     rng, eeg = clock.rng, np.zeros(clock.n, np.float32)
     for rhythm, by_stage in sign.EEG_RMS.items():
@@ -142,19 +139,18 @@ def _eeg(clock, gains):
             factor = factor * np.where(clock.open_eyes, sign.OPEN_EYES_ALPHA, 1.0)
         slope = 1.0 if rhythm == "broadband" else 0.0
         eeg += clock.strength(by_stage, "EEG", factor) * _noise(rng, clock.n, low, high, slope)
-    for kind, shape, size, rate in (("spindle", _spindle, np.exp(gains["spindle"]), np.exp(gains["spindle_rate"])),
-                                    ("k_complex", _k_complex, np.exp(gains["delta"]), 1.0),
-                                    ("sawtooth", _sawtooth, 1.0, 1.0)):
-        _add(eeg, clock.times(kind, rate), shape, lambda kind=kind, size=size: clock.size(kind, size), rng)
+    clock.add(eeg, "spindle", _spindle, np.exp(gains["spindle"]), np.exp(gains["spindle_rate"]))
+    clock.add(eeg, "k_complex", _k_complex, np.exp(gains["delta"]))
+    clock.add(eeg, "sawtooth", _sawtooth)
     return eeg
 
 
 def _eyes(clock, gains):
     rng, size = clock.rng, np.exp(gains["eye"])
     eyes = clock.strength(sign.SLOW_EYE_RMS, "EOG", size) * _noise(rng, clock.n, 0.2, 0.5)
-    _add(eyes, clock.times("blink"), _blink, lambda: clock.size("blink", size), rng)
+    clock.add(eyes, "blink", _blink, size)
     rate = np.where(clock.stage == STAGES.index("REM"), np.exp(gains["eye_rate"]), 1.0)
-    _add(eyes, clock.times("eye_movement", rate), _saccade, lambda: clock.size("eye_movement", size), rng)
+    clock.add(eyes, "eye_movement", _saccade, size, rate)
     return eyes
 
 
@@ -164,7 +160,7 @@ def _nuisances(signals, clock):
     for start in clock.times("artefact"):
         moved = np.zeros((5 * RATE, 3), np.float32)
         for channel, (shape, size) in enumerate(((_swing, 1.0), (_swing, 1.0), (_burst, 0.3))):
-            _add(moved[:, channel], [0], shape, lambda size=size: clock.size("artefact", size), rng)
+            clock.add(moved[:, channel], "artefact", shape, size, times=[0])
         signals[start:start + len(moved)] += moved[:len(signals) - start]
     gains = np.exp(rng.normal(0, GAIN_SD, 3))
     # The mains stand on half the sampling rate: their phase, hence what is left of them, wanders.
@@ -188,11 +184,8 @@ def simulate_night(stages: np.ndarray, age: float, sex: str, drug: str, seed: tu
     breathing, heart beat, arousals, vertex waves, sweat, and any dependence of a stage's look on the time of night.
 
     `stages`: of every 30-s epoch, (N,), indices into `STAGES`; `age` in years; `sex`: F or M; `drug`: placebo or
-    temazepam; `seed`: of the study, subject and night, draws of the subject being shared by its nights. ValueError: no
-    epoch, an unknown stage, sex or drug.
+    temazepam; `seed`: of the study, subject and night, draws of the subject being shared by its nights.
     """
-    stages = np.asarray(stages)
-    _check(stages, sex, drug)
     study, subject, night = seed
     rng = np.random.default_rng([study, subject, night])
     gains = (effects or sign.Effects()).log_gains(age, sex, drug, np.random.default_rng([study, subject]), rng)
@@ -203,18 +196,8 @@ def simulate_night(stages: np.ndarray, age: float, sex: str, drug: str, seed: tu
     signals[:, 0] = eeg + np.float32(EYE_IN_EEG) * eyes
     signals[:, 1] = eyes + np.float32(leak) * eeg + sign.EYE_NOISE_RMS * _noise(rng, clock.n, 0.3, 30.0, 0.5)
     signals[:, 2] = clock.strength(sign.EMG_RMS, "EMG") * _noise(rng, clock.n, 10.0, 49.0)
-    _add(signals[:, 2], clock.times("twitch"), _burst, lambda: clock.size("twitch"), rng)
+    clock.add(signals[:, 2], "twitch", _burst)
     channel_gains = _nuisances(signals, clock)
     truth = {"log_gains": gains, "eeg_in_eog": float(leak), "eye_in_eeg": EYE_IN_EEG,
              "channel_gains": dict(zip(sign.MODALITIES, map(float, channel_gains)))}
     return Night(signals, truth)
-
-
-def _check(stages, sex, drug):
-    if stages.ndim != 1 or not len(stages) or not np.issubdtype(stages.dtype, np.integer):
-        raise ValueError(f"stages: must be a non-empty list of integers (got shape {stages.shape}, {stages.dtype})")
-    if stages.min() < 0 or stages.max() >= len(STAGES):
-        raise ValueError(f"stages: must lie in 0..{len(STAGES) - 1} (got {stages.min()}..{stages.max()})")
-    for name, value, allowed in (("sex", sex, ("F", "M")), ("drug", drug, ("placebo", "temazepam"))):
-        if value not in allowed:
-            raise ValueError(f"{name}: must be {' or '.join(map(repr, allowed))} (got {value!r})")

@@ -12,31 +12,24 @@ from .stages import STAGES
 CLASSES = range(len(STAGES))
 
 
-def score(stages, predicted) -> pd.DataFrame:
-    """Precision, recall and F1 of every stage, accuracy, macro F1 and Cohen's kappa, of stages as integers, (N,).
-
-    ``measure, stage`` ("all" for those of all stages), ``value``: NaN where a measure is not defined (recall of a stage
-    that is absent, precision of one never predicted; F1 with both); macro F1 is over the defined ones. ValueError: no
-    epoch, lengths differ, or stages that are none.
-    """
-    stages, predicted = np.asarray(stages), np.asarray(predicted)
-    if not len(stages) or stages.shape != predicted.shape:
-        raise ValueError(f"stages, predicted: must be non-empty and of one length (got {stages.shape} and "
-                         f"{predicted.shape})")
-    if not np.isin([*stages, *predicted], CLASSES).all():
-        raise ValueError(f"stages, predicted: must lie in 0..{len(STAGES) - 1}")
+def _score(stages, predicted) -> pd.DataFrame:
+    """Measures of `score_folds` of one fold."""
     parts = precision_recall_fscore_support(stages, predicted, labels=CLASSES, zero_division=np.nan)
     rows = [(name, stage, value) for name, values in zip(("precision", "recall", "f1"), parts)
             for stage, value in zip(STAGES, values)]
-    f1 = parts[2][~np.isnan(parts[2])]
-    rows += [("accuracy", "all", np.mean(stages == predicted)), ("macro_f1", "all", f1.mean()),
+    rows += [("accuracy", "all", np.mean(stages == predicted)), ("macro_f1", "all", np.nanmean(parts[2])),
              ("kappa", "all", cohen_kappa_score(stages, predicted))]
     return pd.DataFrame(rows, columns=["measure", "stage", "value"])
 
 
 def score_folds(predictions: pd.DataFrame) -> pd.DataFrame:
-    """`score` of every fold of a table with ``fold, stage, predicted``; column ``fold`` first."""
-    parts = [score(part["stage"], part["predicted"]).assign(fold=fold) for fold, part in predictions.groupby("fold")]
+    """Precision, recall and F1 of every stage, accuracy, macro F1 and Cohen's kappa, of every ``fold``.
+
+    `predictions`: ``fold, stage, predicted``, stages as indices. Columns ``fold, measure, stage`` ("all" for measures
+    of all stages), ``value``: NaN where a measure is not defined (recall of a stage that is absent, precision of one
+    never predicted; F1 with both); macro F1 is over the defined ones.
+    """
+    parts = [_score(part["stage"], part["predicted"]).assign(fold=fold) for fold, part in predictions.groupby("fold")]
     return pd.concat(parts, ignore_index=True)[["fold", "measure", "stage", "value"]]
 
 

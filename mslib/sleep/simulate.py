@@ -15,7 +15,7 @@ import pandas as pd
 
 from .night import RATE, simulate_night
 from .signatures import CHANNELS, MODALITIES, Effects
-from .stages import EPOCH_SECONDS, LABEL_OF_STAGE, simulate_hypnogram
+from .stages import EPOCH_SECONDS, simulate_hypnogram
 
 DRUGS = ("placebo", "temazepam")
 START = datetime.datetime(2000, 1, 1, 23, 0)
@@ -35,8 +35,6 @@ class Sleeper(NamedTuple):
 
 def simulate_sleepers(n: int, seed: int) -> list[Sleeper]:
     """Who takes part: two thirds women, ages spread evenly within each sex, order of the nights drawn."""
-    if n < 1:
-        raise ValueError(f"n_subjects: must be at least 1 (got {n})")
     rng = np.random.default_rng([seed, 0, 0])
     women = round(n * WOMEN)
     ages = np.concatenate([np.linspace(*AGES, count) if count > 1 else [np.mean(AGES)] * count
@@ -59,7 +57,7 @@ def write_hypnogram(path: str | Path, stages: np.ndarray, code: str = "X", sex: 
     starts = np.flatnonzero(np.diff(stages, prepend=-1))
     lengths = np.diff(np.append(starts, len(stages)))
     runs = [edfio.EdfAnnotation(float(start * EPOCH_SECONDS), float(length * EPOCH_SECONDS),
-                                LABEL_OF_STAGE[stages[start]]) for start, length in zip(starts, lengths)]
+                                f"Sleep stage {'W123R'[stages[start]]}") for start, length in zip(starts, lengths)]
     edfio.Edf([], **_header(code, sex), annotations=runs).write(path)
 
 

@@ -10,8 +10,6 @@ EPOCH_SECONDS = 30
 #: older rules with a stage 4, which today's rules count as N3 (Berry et al. 2012).
 LABELS = {"Sleep stage W": 0, "Sleep stage 1": 1, "Sleep stage 2": 2, "Sleep stage 3": 3, "Sleep stage 4": 3,
           "Sleep stage R": 4, "Sleep stage ?": None, "Movement time": None}
-#: The label that stands for each stage where a hypnogram is written.
-LABEL_OF_STAGE = ("Sleep stage W", "Sleep stage 1", "Sleep stage 2", "Sleep stage 3", "Sleep stage R")
 #: How often a stage (row) was followed by a stage (column) from one 30-s epoch to the next: 25 healthy nights, five
 #: scorers each (Dreem Open Dataset, Healthy; Guillot et al. 2020), epochs without a score left out.
 TRANSITIONS = np.array([[15195, 2542, 251, 4, 89],
@@ -26,10 +24,7 @@ def simulate_hypnogram(n_epochs: int, rng: np.random.Generator) -> np.ndarray:
 
     It starts awake. What the chain lacks: sleep cycles of about 90 minutes, N3 early and REM late in the night, and
     bouts whose chance to end changes with their age. Shares of the stages and the mean length of their bouts are kept.
-    ValueError: fewer than one epoch.
     """
-    if n_epochs < 1:
-        raise ValueError(f"n_epochs: must be at least 1 (got {n_epochs})")
     limits = np.cumsum(TRANSITIONS / TRANSITIONS.sum(axis=1, keepdims=True), axis=1)
     limits[:, -1] = 1.0
     stages = np.zeros(n_epochs, np.int8)

@@ -62,21 +62,6 @@ class _Batches(keras.utils.PyDataset):
         return self.epochs.batch(index), stages, self.weights[stages].astype(np.float32)
 
 
-class _Draws(keras.callbacks.Callback):
-    """Order and dropout of a pass from (seed, pass) alone."""
-
-    def __init__(self, batches, seed):
-        super().__init__()
-        self.batches, self.seed = batches, seed
-
-    def on_epoch_begin(self, epoch, logs=None):
-        """Hook of Keras."""
-        self.batches.order = np.random.default_rng([self.seed, 5, epoch]).permutation(self.batches.index)
-        for place, layer in enumerate(self.model.layers):
-            if isinstance(layer, keras.layers.Dropout):
-                layer.seed_generator.state.assign(np.random.SeedSequence([self.seed, place, epoch]).generate_state(2))
-
-
 def _fit(model, epochs, train, validation, passes, batch_size, learning_rate, patience, seed) -> pd.DataFrame:
     """Train with Adam and class weights on rows of the set; the history of `fit_fold`, the model as it was best."""
     weights = class_weights(epochs.table["stage"].to_numpy()[train])
@@ -84,9 +69,16 @@ def _fit(model, epochs, train, validation, passes, batch_size, learning_rate, pa
     trainer = keras.Model(model.input, model.output)  # `model` stays plain: files of its weights hold no optimiser
     trainer.compile(keras.optimizers.Adam(learning_rate), keras.losses.SparseCategoricalCrossentropy(from_logits=True),
                     metrics=["accuracy"], jit_compile=False)
+
+    def draw(epoch, logs):  # order and dropout of a pass, from (seed, pass) alone
+        batches.order = np.random.default_rng([seed, 5, epoch]).permutation(batches.index)
+        for place, layer in enumerate(trainer.layers):
+            if isinstance(layer, keras.layers.Dropout):
+                layer.seed_generator.state.assign(np.random.SeedSequence([seed, place, epoch]).generate_state(2))
+
     best = keras.callbacks.EarlyStopping("val_loss", patience=patience, mode="min", restore_best_weights=True)
     found = trainer.fit(batches, validation_data=held, epochs=passes, verbose=0, shuffle=False,
-                        callbacks=[_Draws(batches, seed), best])
+                        callbacks=[keras.callbacks.LambdaCallback(draw), best])
     history = pd.DataFrame(found.history, columns=["loss", "accuracy", "val_loss", "val_accuracy"])
     if not np.isfinite(history).all(axis=None):
         raise ValueError(f"training: a loss is no number; allowed: a lower learning_rate than {learning_rate:g}")
