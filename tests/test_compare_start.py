@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from mslib.nets import CAUSE_SPLIT, FirstReaching, assign_parts
+from mslib.nets import CAUSE_SPLIT, assign_parts, first_reaching
 from mslib.steps import Study, pretraining
 from mslib.steps.results import notebook
 from mslib.study import read_json, write_arrays, write_table
@@ -111,10 +111,9 @@ def test_the_notebook_runs_on_them(study, monkeypatch):
 
 def test_the_first_epoch_that_reaches_the_border_is_kept(tmp_path):
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
-    keep = FirstReaching(tmp_path / "first.weights.h5", 0.7)
-    keep.set_model(model)
+    keep = first_reaching(model, tmp_path / "first.weights.h5", 0.7)
     for epoch, accuracy in enumerate((0.6, 0.7, 0.9)):
         model.layers[0].kernel.assign([[float(epoch)]])
         keep.on_epoch_end(epoch, {"val_accuracy": accuracy})
-    model.load_weights(keep.path)
+    model.load_weights(tmp_path / "first.weights.h5")
     assert float(model.layers[0].kernel[0, 0]) == 1

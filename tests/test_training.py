@@ -19,9 +19,9 @@ import tensorflow as tf
 from mslib.nets import SliceSet, build_classifier, build_trainable, gather, prediction_table, save_half
 from mslib.nets.data import balanced_draw, predict
 from mslib.nets.heads import Head, fit_head, fold_logits
-from mslib.nets.protocols import cached, fine_tune, plain_network, split_network, start_network
-from mslib.nets.train import BalancedBatches, History, Recipe, RefreshBatchNorm, fit, learning_rates
-from mslib.nets.vgg import plain_twin
+from mslib.nets.protocols import cached, fine_tune, split_network, start_network
+from mslib.nets.train import BalancedBatches, History, Recipe, fit, learning_rates, refresh_batch_norm
+from mslib.nets.vgg import fold_batch_norm
 from mslib.study import StudyError, write_json
 from mslib.study.config import Augmentation
 from mslib.study.provenance import file_sha256
@@ -316,12 +316,9 @@ def test_a_loss_that_is_not_a_number(slices, parts, tmp_path):
 
 
 def test_too_few_slices(slices, parts, tmp_path):
-    none = np.array([], int)
-    for train, validation, size, words in ((none, parts[1], 8, "got 0 and"), (parts[0], none, 8, "and 0"),
-                                           (parts[0], parts[1], 999, "fewer than training.batch_size 999")):
-        with pytest.raises(StudyError, match=words) as caught:
-            fit(small_net(), slices, train, validation, replace(RECIPE, batch_size=size), tmp_path)
-        assert len(str(caught.value).splitlines()) == 1
+    with pytest.raises(StudyError, match=r"fewer than training\.batch_size 999") as caught:
+        fit(small_net(), slices, *parts, replace(RECIPE, batch_size=999), tmp_path)
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_refreshing_changes_moving_statistics_alone(slices, parts, monkeypatch):
@@ -330,9 +327,7 @@ def test_refreshing_changes_moving_statistics_alone(slices, parts, monkeypatch):
     norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
     moving = {id(w) for layer in norms for w in (layer.moving_mean, layer.moving_variance)}
     before = [np.array(w) for w in model.weights]
-    refresh = RefreshBatchNorm(slices, parts[0], RECIPE)
-    refresh.set_model(model)
-    refresh.on_test_begin()
+    refresh_batch_norm(model, slices, parts[0], RECIPE)
     for weight, old in zip(model.weights, before):
         assert np.array_equal(weight, old) == (id(weight) not in moving), weight.path
     first = keras.Model(model.input, model.layers[1].output)(slices.batch(parts[0])).numpy()
@@ -453,8 +448,7 @@ def test_above_frozen_blocks_the_rest_learns_from_a_fitted_last_layer(tmp_path, 
     slices, start = make_slices(n=4, size=32), build_classifier("vgg16", 3, SHAPE)
     ship(start, tmp_path / "vgg16_simulated.h5", [layer.name for layer in start.layers if layer.weights])
     model = start_network("vgg16", GROUPS, SHAPE, "simulated", precision, tmp_path / "vgg16_simulated.h5")
-    before = plain_twin(model)
-    before.set_weights(plain_network(model).get_weights())
+    before = fold_batch_norm(model)
     activations, features = cached(model, [4], slices, [0, 0, 0], "cache")
     activations = activations[4]
     assert activations.dtype == np.float16 and activations.shape == (48, 2, 2, 512) and features.shape == (48, 512)

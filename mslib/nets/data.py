@@ -16,21 +16,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SliceSet:
-    """Slices of many subjects.
+    """Slices of many subjects."""
 
-    Attributes
-    ----------
-    images : ndarray of float16, shape (n, H, W, M)
-        Intensities in [0, 1], or activations of frozen blocks.
-    table : pandas.DataFrame
-        One row per slice: ``subject``, ``slice`` (0 is the lowest), ``group``, ``target``.
-    areas : ndarray of float32, shape (n, k), optional
-        Auxiliary targets of pre-training.
-    """
-
-    images: np.ndarray
-    table: pd.DataFrame
-    areas: np.ndarray | None = None
+    images: np.ndarray  #: float16 (n, H, W, M): intensities in [0, 1], or activations of frozen blocks
+    table: pd.DataFrame  #: one row per slice: ``subject``, ``slice`` (0 is the lowest), ``group``, ``target``
+    areas: np.ndarray | None = None  #: float32 (n, k): auxiliary targets of pre-training
 
     def shrunk(self, factor: int) -> SliceSet:
         """The same slices on pixels `factor` times as large, by averaging (rows and columns left over are cut)."""
@@ -57,11 +47,9 @@ class SliceSet:
 
 def slice_table(counts: dict[str, int], groups: pd.Series, classes: list[str]) -> pd.DataFrame:
     """One row per slice of subjects with so many of them, in that order: ``subject, slice, group, target``."""
-    table = pd.DataFrame({"subject": np.repeat(list(counts), list(counts.values())),
-                          "slice": np.concatenate([np.arange(n) for n in counts.values()])})
-    table["group"] = table["subject"].map(groups)
-    table["target"] = table["group"].map({name: i for i, name in enumerate(classes)}).astype(int)
-    return table
+    table = pd.DataFrame({"subject": np.repeat(list(counts), list(counts.values()))})
+    group = table["subject"].map(groups)
+    return table.assign(slice=table.groupby("subject").cumcount(), group=group, target=group.map(classes.index))
 
 
 def gather(stacks: dict[str, np.ndarray], groups: pd.Series, classes: list[str]) -> SliceSet:
@@ -76,50 +64,34 @@ def channels_of(model_input: str, sequences: list[str] | tuple[str, ...]) -> lis
     return None if model_input == "fused" else [list(sequences).index(model_input)] * len(sequences)
 
 
-def evenly(index: np.ndarray, count: int) -> np.ndarray:
-    """The middles of `count` equal parts; at most all elements. At the ends of a brain lesions are smallest."""
-    count = min(count, len(index))
-    return index[((np.arange(count) + 0.5) * len(index) / max(count, 1)).astype(int)]
+def evenly(index: np.ndarray, count: int, staggered: bool = False) -> np.ndarray:
+    """One element of each of `count` equal parts, the middle one; at most all elements.
 
-
-def staggered(index: np.ndarray, count: int) -> np.ndarray:
-    """One element of each of `count` equal parts, one place further in every part; at most all elements.
-
-    Of slices in the order of subjects and heights: not everybody's at one height, as `evenly` would choose.
+    At the ends of a brain lesions are smallest. `staggered`: the first one of the first part, one place further in
+    every next part; of slices in the order of subjects and heights, not everybody's at one height.
     """
-    count = min(count, len(index))
-    number = np.arange(count)
-    return index[number * len(index) // max(count, 1) + number % max(len(index) // max(count, 1), 1)]
+    parts, number = max(min(count, len(index)), 1), np.arange(min(count, len(index)))
+    if staggered:
+        return index[number * len(index) // parts + number % max(len(index) // parts, 1)]
+    return index[(2 * number + 1) * len(index) // (2 * parts)]
 
 
 def balanced_draw(targets: np.ndarray, index: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
     """Draw about `n` of the slices at `index`, equally many of each class, in random order."""
     classes = np.unique(targets[index])
-    chosen = []
+    chosen, wanted = [], max(1, round(n / len(classes)))
     for value in classes:
         pool = index[targets[index] == value]
-        wanted = max(1, round(n / len(classes)))
         chosen.append(rng.choice(pool, wanted, replace=wanted > len(pool)))
     return rng.permutation(np.concatenate(chosen))
 
 
 def predict(model: keras.Model, slices: SliceSet, channels: list[int] | None = None, label: str = "predict",
             dtype: str = "float32", rows: np.ndarray | None = None) -> np.ndarray:
-    """Output of a network in evaluation mode, batch by batch, with a progress bar.
+    """Output of a network, with one output of known shape, in evaluation mode, batch by batch.
 
-    Parameters
-    ----------
-    model : keras.Model
-        With one output, whose shape is known.
-    slices : SliceSet
-    channels : list of int, optional
-        As in `SliceSet.batch`.
-    label : str
-        Text of the bar.
-    dtype : str
-        Type of the returned array.
-    rows : ndarray of int, optional
-        Slices to predict, in that order. Default: all.
+    `channels` are those of `SliceSet.batch`; `label` is the text of the progress bar; `dtype` the type of the returned
+    array; `rows` are the slices to predict, in that order (default: all).
     """
     rows = np.arange(len(slices.images)) if rows is None else rows
     outputs = np.empty((len(rows), *model.output_shape[1:]), dtype)

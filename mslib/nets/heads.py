@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy.special import softmax
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
@@ -53,24 +54,13 @@ def fit_head(features: np.ndarray, targets: np.ndarray, train: np.ndarray, valid
              others: Sequence[Head] = ()) -> Head:
     """The head of lowest cross-entropy on the validation part: logistic regressions of several penalties, and `others`.
 
-    Parameters
-    ----------
-    features : ndarray, (n, features)
-    targets : ndarray of int, (n,)
-        Classes from 0 on.
-    train, validation : ndarray of int
-        Rows.
-    others : sequence of Head
+    `features`, (n, features), and `targets`, (n,), classes from 0 on; `train` and `validation` are rows of them.
     """
     classes = int(targets.max()) + 1
     heads = [*others, *(_regression(features[train], targets[train], strength, classes) for strength in STRENGTHS)]
 
-    def loss(head):
-        logits = head.logits(features[validation])
-        odds = np.exp(logits - logits.max(1, keepdims=True))
-        return log_loss(targets[validation], odds / odds.sum(1, keepdims=True), labels=range(classes))
-
-    return min(heads, key=loss)
+    return min(heads, key=lambda head: log_loss(
+        targets[validation], softmax(head.logits(features[validation]), axis=1), labels=range(classes)))
 
 
 def fold_logits(features: np.ndarray, table: pd.DataFrame, folds: int, seed: int) -> np.ndarray:

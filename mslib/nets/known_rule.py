@@ -1,10 +1,4 @@
-"""Networks with a known decision rule: marks are drawn on control slices so that one sequence decides the class.
-
-An open rebuild of the synthetic experiment of Jin et al. 2022: in the decisive sequence the mark always shows the
-class, in the correlated one with probability 0.7, in the irrelevant one no more often than by chance. All marks are
-of one kind, striped discs whose stripes run from left to right or from front to back, so that no class is "nothing
-there".
-"""
+"""Networks with a known decision rule: marks are drawn on control slices so that one sequence decides the class."""
 
 from __future__ import annotations
 
@@ -21,7 +15,7 @@ from mslib.study.files import write_weights
 from mslib.study.progress import progress
 
 from .data import SliceSet, evenly
-from .train import BalancedBatches, Recipe, RefreshBatchNorm, add_in_order, learning_rates
+from .train import BalancedBatches, Recipe, compiled, refresh_batch_norm, reset
 from .vgg import build_classifier, build_trainable, fold_batch_norm, load_weights
 
 ROLES = ("decisive", "correlated", "irrelevant")
@@ -40,24 +34,13 @@ WIDE = 0.7
 
 @dataclass(frozen=True)
 class Marked:
-    """Slices with marks: their ``target`` is the class of the decisive sequence's mark.
-
-    Attributes
-    ----------
-    marks : ndarray of bool, (n, H, W, M)
-        Where each sequence's mark is.
-    shown : ndarray of int, (n, M)
-        Class that each sequence's mark shows.
-    brain : ndarray of bool, (n, H, W)
-    corner : ndarray of bool, (n,)
-        Whether the shortcut is there.
-    """
+    """Slices with marks: their ``target`` is the class of the decisive sequence's mark."""
 
     slices: SliceSet
-    marks: np.ndarray
-    shown: np.ndarray
-    brain: np.ndarray
-    corner: np.ndarray
+    marks: np.ndarray  #: bool (n, H, W, M): where each sequence's mark is
+    shown: np.ndarray  #: int (n, M): class that each sequence's mark shows
+    brain: np.ndarray  #: bool (n, H, W)
+    corner: np.ndarray  #: bool (n,): whether the shortcut is there
 
 
 @dataclass(frozen=True)
@@ -127,23 +110,20 @@ def draw_marks(slices: SliceSet, decisive: int, pixel_mm: float, seed: int,
                agreement: tuple[float, float, float] = AGREEMENT, shortcut: float | None = None) -> Marked:
     """Draw a mark on every sequence of every slice; both classes get equally many.
 
+    An open rebuild of the synthetic experiment of Jin et al. 2022. All marks are of one kind, striped discs whose
+    stripes run from left to right or from front to back, so that no class is "nothing there".
+
     Parameters
     ----------
     slices : SliceSet
         Images without lesions (controls), 0 outside the brain.
     decisive : int
         Index of the decisive sequence; the next one (cyclically) is correlated, the third irrelevant.
-    pixel_mm : float
-    seed : int
     agreement : (float, float, float)
         Probability that the mark of a sequence shows the class, in the order of `ROLES`.
     shortcut : float, optional
         Probability that a grey square in the corner of the decisive sequence shows the class (drawn for class 1 and
         not for class 0). Default: never drawn.
-
-    References
-    ----------
-    Jin et al. 2022 (synthetic multi-modal task).
     """
     rng = np.random.default_rng([seed, 41])
     images = slices.images.astype(np.float32)
@@ -168,63 +148,45 @@ def draw_marks(slices: SliceSet, decisive: int, pixel_mm: float, seed: int,
 
 def train_known_rules(tasks: Mapping[str, tuple[Marked, int]], recipe: Recipe, narrow: int,
                       folder: str | Path) -> dict[str, list[np.ndarray]]:
-    """Narrow VGG16s that tell the classes of marks apart, one after the other, traced once.
+    """Weights of narrow VGG16s that tell the classes of marks apart, one after the other, traced once.
 
     Parameters
     ----------
     tasks : dict of name to (Marked, int)
         Marked training slices, as many for each network, and the seed of its weights and of the order of slices.
     recipe : Recipe
-        All its epochs are trained; the seed is replaced.
+        All its epochs are trained, weight decay is of all variables; the seed is replaced.
     narrow : int
         Divisor of the channels.
     folder : path
         Keeps the weights of finished trainings: the same call goes on after them.
-
-    Returns
-    -------
-    dict of name to list of ndarray
-        Weights of the plain network.
 
     Raises
     ------
     StudyError
         Fewer slices than one batch, or a loss that is not a number.
     """
-    shape, trainer, trained = next(iter(tasks.values()))[0].slices.images.shape[1:], None, {}
+    shape, model, trained = next(iter(tasks.values()))[0].slices.images.shape[1:], None, {}
     plain = build_classifier("vgg16", 2, shape, narrow=narrow)
     for name, (marked, seed) in progress(tasks.items(), desc="known rule: train", unit="network"):
-        path, slices = Path(folder) / f"{name}.weights.h5", marked.slices
+        path, own = Path(folder) / f"{name}.weights.h5", replace(recipe, seed=seed)
         if path.is_file():
             load_weights(plain, path)
         else:
-            own = replace(recipe, seed=seed)
-            batches = BalancedBatches(slices, np.arange(len(slices.images)), own)
-            if not len(batches):
-                raise StudyError(f"known rule: an epoch has about {batches.wanted} slices, fewer than "
-                                 f"training.batch_size {recipe.batch_size}")
+            batches = BalancedBatches(marked.slices, np.arange(len(marked.slices.images)), own)
             keras.utils.set_random_seed(seed)
             start = build_trainable("vgg16", 2, shape, "float32", narrow)
-            if trainer is None:
-                trainer, refresh = start, RefreshBatchNorm(slices, batches.train, own)
-                add_in_order()
-                trainer.compile(keras.optimizers.AdamW(
-                    learning_rates(recipe.learning_rate, len(batches) * recipe.epochs), clipnorm=1.0,
-                    weight_decay=recipe.weight_decay), keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-                    jit_compile=False)
-                trainer.optimizer.build(trainer.trainable_variables)
-                refresh.set_model(trainer)
-            trainer.set_weights(start.get_weights())
-            for value in trainer.optimizer.variables:
-                value.assign(np.zeros(value.shape, value.dtype))
+            model = model or start
+            model.set_weights(start.get_weights())
+            trainer = compiled(model, recipe.learning_rate, recipe.weight_decay, 0, len(batches) * recipe.epochs, ())
+            reset(trainer)
             drawn = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, _, draw=batches.draw: draw(epoch))
             losses = trainer.fit(batches, epochs=recipe.epochs, shuffle=False, verbose=0, callbacks=[drawn]).history
             if not np.isfinite(losses["loss"]).all():
                 raise StudyError(f"known rule: the loss of {name} is not a number; lower "
                                  "attribution.known_rule.learning_rate")
-            refresh.slices, refresh.recipe = slices, own
-            refresh.on_test_begin()
-            fold_batch_norm(trainer, plain)
+            refresh_batch_norm(model, marked.slices, batches.train, own)
+            fold_batch_norm(model, plain)
             write_weights(path, plain)
         trained[name] = plain.get_weights()
     return trained

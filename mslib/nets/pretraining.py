@@ -1,12 +1,9 @@
-"""Pre-training on simulated people outside every cohort, from coarse to fine pixels: what `weights/` ships.
-
-Beside the group of the person the network learns how much lesion, black hole and ventricle a slice shows: numbers,
-never places, so that where its maps point is not taught.
-"""
+"""Pre-training on simulated people outside every cohort, from coarse to fine pixels: what `weights/` ships."""
 
 from __future__ import annotations
 
 import os
+import time
 import zlib
 from pathlib import Path
 
@@ -21,7 +18,7 @@ from mslib.study.config import Pretraining
 from .data import SliceSet, predict, slice_table
 from .scope import image_features, scope_of
 from .simulated import AREAS, pretraining_slices
-from .train import Clock, Recipe, fit
+from .train import Recipe, fit
 from .vgg import build_trainable
 
 #: Seeds of the pre-training cohort start here, far from those of the study's cohorts.
@@ -79,7 +76,10 @@ def read_cohort(recipe: Pretraining, folder: Path) -> tuple[SliceSet, np.ndarray
 
 
 def build_pretrained(backbone: str, recipe: Pretraining, shape: tuple[int, int, int], precision: str) -> keras.Model:
-    """The network of `build_trainable` with a second output: the areas of the slice, from the pooled features."""
+    """The network of `build_trainable` with a second output: the areas that a slice shows, from the pooled features.
+
+    Numbers, never places, so that where its maps point is not taught.
+    """
     model = build_trainable(backbone, len(recipe.groups), shape, precision)
     areas = keras.layers.Dense(len(AREAS), name="areas", dtype="float32")(model.get_layer("gap").output)
     return keras.Model(model.input, [model.output, areas], name=backbone)
@@ -97,7 +97,19 @@ def pretrain_stage(number: int, model: keras.Model, slices: SliceSet, held: np.n
                  stage.epochs, recipe.seed + STAGE_SEEDS * number, recipe.augmentation, area_weight=recipe.area_weight)
     label = f"{model.name} pre-training, stage {number + 1} of {len(recipe.stages)}"
     return fit(model, slices, np.flatnonzero(~held), np.flatnonzero(held)[::LOOKED_AT], own, folder, label,
-               [Clock(folder / "seconds.txt")])
+               [_clock(folder / "seconds.txt")])
+
+
+def _clock(path):
+    """Appends the seconds of every epoch to a file."""
+    begun = []
+
+    def end(epoch, logs):
+        with path.open("a", encoding="utf-8") as file:
+            file.write(f"{time.monotonic() - begun[-1]:.1f}\n")
+
+    return keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: begun.append(time.monotonic()),
+                                          on_epoch_end=end)
 
 
 def scope(slices: SliceSet, recipe: Pretraining) -> dict[str, list[float]]:

@@ -13,31 +13,19 @@ import pandas as pd
 from .data import SliceSet, predict
 from .heads import Head, fit_head
 from .train import Recipe, fit
-from .vgg import build_classifier, build_trainable, fold_batch_norm, has_batch_norm, load_half, plain_twin
+from .vgg import build_classifier, build_trainable, fold_batch_norm, load_half, plain_twin
 
 
 def start_network(backbone: str, classes: Sequence[str], shape: tuple[int, int, int], weights: str | Path,
                   precision: str = "float32", shipped: Path | None = None, narrow: int = 1) -> keras.Model:
-    """The network before fine-tuning.
+    """The network before fine-tuning; other parameters, and what is raised, as of `build_classifier`.
 
     Parameters
     ----------
-    backbone, shape
-        As of `build_classifier`.
-    classes : sequence of str
     weights : {"scratch", "simulated", "imagenet"} or path
-        ``scratch`` has batch norm, to be folded by `fold_batch_norm`.
-    precision : {"float32", "bfloat16"}
-        Of the convolutions.
+        ``scratch`` has batch norm, to be folded by `fold_batch_norm`, and is made `narrow`.
     shipped : path
         With ``simulated``: file of `save_half`. Its last layer is taken where it knows the same classes.
-    narrow : int
-        Divisor of the channels, with ``scratch``.
-
-    Raises
-    ------
-    StudyError
-        Weights that cannot be had or do not fit.
     """
     if weights == "scratch":
         return build_trainable(backbone, len(classes), shape, precision, narrow)
@@ -49,11 +37,7 @@ def start_network(backbone: str, classes: Sequence[str], shape: tuple[int, int, 
 
 def plain_network(model: keras.Model) -> keras.Model:
     """The float32 network without batch norm that computes the same, one for all calls with this `model`."""
-    plain = _plain(model)
-    if has_batch_norm(model):
-        return fold_batch_norm(model, plain)
-    plain.set_weights(model.get_weights())
-    return plain
+    return fold_batch_norm(model, _plain(model))
 
 
 _plain = lru_cache(maxsize=1)(plain_twin)  # traced once for all trainings of a network
@@ -93,17 +77,14 @@ def fine_tune(model: keras.Model, blocks: int, slices: SliceSet, parts: pd.Serie
               callbacks: Iterable[keras.callbacks.Callback] = ()) -> tuple[keras.Model, np.ndarray, pd.DataFrame]:
     """Train a network above its frozen blocks.
 
+    Kumar et al. 2022 (linear probing, then fine-tuning). Other parameters are those of `fit`.
+
     Parameters
     ----------
-    model : keras.Model
-        From `start_network`.
     blocks : int
         Frozen ones; with them `slices` holds their activations.
-    slices : SliceSet
     parts : pandas.Series
         Part of every slice; others than train and validation are only predicted.
-    recipe, folder, label, callbacks
-        As of `fit`.
     features : ndarray, (n, 512), optional
         Pooled features of the slices. With them the last layer starts as the best logistic regression on them
         (`fit_head`), or as it is where that is better on the validation part.
@@ -115,11 +96,6 @@ def fine_tune(model: keras.Model, blocks: int, slices: SliceSet, parts: pd.Serie
     logits : ndarray, (n, classes)
         Of all slices.
     history : pandas.DataFrame
-        As of `fit`.
-
-    References
-    ----------
-    Kumar et al. 2022 (linear probing, then fine-tuning).
     """
     train, validation = (np.flatnonzero(np.asarray(parts) == part) for part in ("train", "validation"))
     upper = split_network(model, blocks)[1]

@@ -17,18 +17,10 @@ BLUR_MM = 10.0
 def image_features(images: np.ndarray, sequences: Sequence[str], pixel_mm: float) -> dict[str, float]:
     """What slices of one person look like, in numbers that a change of scanner, sequence or anatomy moves.
 
-    Parameters
-    ----------
-    images : ndarray, (n, H, W, M)
-        As networks see them: scaled to [0, 1] in the brain, 0 outside; `sequences` names the channels.
-    pixel_mm : float
-
-    Returns
-    -------
-    dict
-        Area in cm2 of the largest cuts of the brain; of every sequence median, spread (interquartile range), noise
-        (median absolute second difference) and asymmetry (largest difference between left and right, blurred)
-        in the brain; of two sequences the correlation.
+    `images`, (n, H, W, M), as networks see them: scaled to [0, 1] in the brain, 0 outside; `sequences` names the
+    channels. Area in cm2 of the largest cuts of the brain; of every sequence median, spread (interquartile range),
+    noise (median absolute second difference) and asymmetry (largest difference between left and right, blurred) in the
+    brain; of two sequences the correlation.
     """
     images = np.asarray(images, np.float32)
     brain = images.max(-1) > 0

@@ -61,16 +61,12 @@ def scan_slices(heads: Sequence[dict[str, np.ndarray]], brain: np.ndarray, perso
         Noise-free scans of one person, of `mslib.cohort.render`. All get the bias field, the noise and the intensity
         scale of the first, so that they stay equal wherever they were equal.
     brain : ndarray of bool, (X, Y, Z)
-    person : Participant
     chosen : ndarray of int
         Axial slices, ascending.
-    sequences : sequence of str
-        Order of the channels.
     mm : float
         Voxel size of the heads, the pixel size of the slices.
     percentiles : (float, float)
         Of the intensities in the brain that become 0 and 1.
-    rng : numpy Generator
     wide : bool
         Vary noise, sharpness and the border of the brain mask beyond the study's own scans.
 
@@ -132,9 +128,6 @@ def pretraining_slices(person, count: int, variation: float, *, mm: float, size:
 
     Parameters
     ----------
-    person : Participant
-    count : int
-        Slices.
     variation : float
         Spread of contrast between people as a multiple of the study's; above 1 noise, sharpness and mask vary more too.
     mm : float
@@ -183,8 +176,7 @@ def cause_slices(person, count: int, *, mm: float, size: tuple[int, int], n_slic
     rendered = render(person, mm, template)
     window = select_slices(rendered.brain, round(n_slices / mm))
     area = rendered.lesions[:, :, window].sum((0, 1)) * mm**2
-    index = np.flatnonzero(area >= LEAST_MM2)
-    index = evenly(index, count)
+    index = evenly(np.flatnonzero(area >= LEAST_MM2), count)
     chosen, rng = window[index], np.random.default_rng([person.seed, 6])
     versions = scan_slices([rendered.images, rendered.lesion_free], rendered.brain, person, chosen, sequences, mm,
                            percentiles, rng) if len(index) else [

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from scipy.stats import chi2_contingency
 
 from mslib.study.config import Split
 from mslib.study.errors import StudyError
@@ -35,22 +36,8 @@ def _part_sizes(n: int, split: Split) -> np.ndarray:
 def split_subjects(groups: pd.Series, split: Split, seed: int) -> pd.Series:
     """Group-stratified split: subject-level, or slice-level as published where `groups` has an element per slice.
 
-    Parameters
-    ----------
-    groups : pandas.Series
-        Group of every subject, indexed by subject id.
-    split : Split
-    seed : int
-
-    Returns
-    -------
-    pandas.Series
-        ``train``, ``validation`` or ``test``, indexed like `groups`.
-
-    Raises
-    ------
-    StudyError
-        A group with fewer than three subjects cannot be in all three parts.
+    `groups`: group of every subject, indexed by subject id. ``train``, ``validation`` or ``test``, indexed likewise.
+    StudyError: a group with fewer than three subjects cannot be in all three parts.
     """
     rng = np.random.default_rng(seed)
     parts = pd.Series(index=groups.index, dtype=object)
@@ -78,8 +65,6 @@ def subject_groups(table: pd.DataFrame) -> pd.Series:
 
 def assign_parts(kind: str, table: pd.DataFrame, split: Split, seed: int) -> pd.Series:
     """Part of every slice in the table of a `SliceSet`, by `split_subjects` at the level of a kind of `KINDS`."""
-    if kind not in KINDS:
-        raise StudyError(f"kind: must be one of {list(KINDS)} (got {kind!r})")
     if KINDS[kind] == "slice":
         return split_subjects(table["group"], split, seed)
     return table["subject"].map(split_subjects(subject_groups(table), split, seed))
@@ -102,13 +87,8 @@ def permuted_labels(table: pd.DataFrame, classes: Sequence[str], seed: int) -> p
     the disease, and then learning the disease is rewarded without any leakage. ``true`` keeps the true class.
     """
     groups, rng = subject_groups(table), np.random.default_rng([seed, 79])
-
-    def association(drawn):
-        counts = pd.crosstab(groups.to_numpy(), drawn).to_numpy(float)
-        expected = counts.sum(1, keepdims=True) * counts.sum(0) / counts.sum()
-        return ((counts - expected) ** 2 / expected).sum()
-
-    drawn = min((rng.permutation(groups.to_numpy()) for _ in range(PERMUTATIONS)), key=association)
+    drawn = min((rng.permutation(groups.to_numpy()) for _ in range(PERMUTATIONS)),
+                key=lambda one: chi2_contingency(pd.crosstab(groups.to_numpy(), one), correction=False).statistic)
     labels = table["subject"].map(dict(zip(groups.index, drawn)))
     return table.assign(true=table["target"], group=labels, target=labels.map(list(classes).index))
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,7 +16,7 @@ import tensorflow as tf
 
 from mslib.study.config import Augmentation
 from mslib.study.errors import StudyError
-from mslib.study.files import write_table
+from mslib.study.files import write_json, write_table
 from mslib.study.progress import progress
 
 from .data import SliceSet, balanced_draw
@@ -31,43 +29,20 @@ REFRESH_BATCHES = 20
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained.
+    """How a network is trained."""
 
-    Attributes
-    ----------
-    epochs : int
-        At most; fewer where the validation loss has not fallen for `patience` epochs.
-    slices_per_subject : int
-        Slices of an epoch over training subjects, drawn in equal shares of the classes.
-    learning_rate : float
-        Peak of `learning_rates`.
-    batch_size : int
-    weight_decay : float
-        Of kernels (AdamW); biases and batch norm have none.
-    patience : int
-    seed : int
-        Of draws and augmentation. Weights at random are the caller's (`keras.utils.set_random_seed`).
-    augmentation : Augmentation, optional
-        Default: slices stay as they are.
-    channels : list of int, optional
-        As in `SliceSet.batch`.
-    area_weight : float
-        Of the squared error of the areas beside the cross-entropy of the class.
-    bootstrap : {"subject", "slice"}, optional
-        Draw this part of the training anew, with replacement: trainings of several seeds then differ as if other
-        people had taken part. Default: everybody is trained on.
-    """
-
-    epochs: int
-    slices_per_subject: int
-    learning_rate: float
+    epochs: int  #: at most; fewer where the validation loss has not fallen for `patience` epochs
+    slices_per_subject: int  #: of an epoch, over training subjects, drawn in equal shares of the classes
+    learning_rate: float  #: peak of `learning_rates`
     batch_size: int
-    weight_decay: float
+    weight_decay: float  #: of kernels (AdamW); biases and batch norm have none
     patience: int
-    seed: int
-    augmentation: Augmentation | None = None
-    channels: list[int] | None = None
-    area_weight: float = 1.0
+    seed: int  #: of draws and augmentation; weights at random are the caller's (`keras.utils.set_random_seed`)
+    augmentation: Augmentation | None = None  #: default: slices stay as they are
+    channels: list[int] | None = None  #: as in `SliceSet.batch`
+    area_weight: float = 1.0  #: of the squared error of the areas beside the cross-entropy of the class
+    #: "subject" or "slice": draw this part of the training anew, with replacement, so that trainings of several seeds
+    #: differ as if other people had taken part. Default: everybody is trained on.
     bootstrap: str | None = None
 
     def drawn(self, table: pd.DataFrame, train: np.ndarray) -> np.ndarray:
@@ -79,10 +54,8 @@ def choose_precision(wanted: str) -> str:
     """For ``auto`` bfloat16 where the CPU computes with it natively, else float32; an explicit wish is obeyed."""
     if wanted != "auto":
         return wanted
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return "float32"
+    known = Path("/proc/cpuinfo")
+    flags = known.read_text(encoding="ascii", errors="replace") if known.is_file() else ""
     return "bfloat16" if "amx_bf16" in flags or "avx512_bf16" in flags else "float32"
 
 
@@ -155,7 +128,10 @@ class Batches(keras.utils.PyDataset):
 
 
 class BalancedBatches(Batches):
-    """Augmented whole batches of a balanced draw, which depend on seed, epoch and number of the batch alone."""
+    """Augmented whole batches of a balanced draw, which depend on seed, epoch and number of the batch alone.
+
+    StudyError: an epoch has fewer slices than one batch.
+    """
 
     def __init__(self, slices: SliceSet, train: np.ndarray, recipe: Recipe):
         super().__init__(slices, train, recipe.batch_size, recipe.channels)
@@ -164,6 +140,9 @@ class BalancedBatches(Batches):
         self.classes = slices.table["target"].to_numpy()
         self.augment = make_augmenter(recipe.augmentation) if recipe.augmentation else None
         self.draw(0)
+        if not len(self):
+            raise StudyError(f"training: an epoch has about {self.wanted} slices, fewer than training.batch_size "
+                             f"{self.size}; raise slices_per_subject or lower the batch size")
 
     def draw(self, epoch: int) -> None:
         """Draw the slices of an epoch (counted from 0)."""
@@ -181,25 +160,16 @@ class BalancedBatches(Batches):
         return images, targets
 
 
-class RefreshBatchNorm(keras.callbacks.Callback):
-    """Re-estimates the running statistics of batch norm on un-augmented training slices before every validation.
+def refresh_batch_norm(model: keras.Model, slices: SliceSet, train: np.ndarray, recipe: Recipe) -> None:
+    """Re-estimate the running statistics of batch norm on un-augmented slices, drawn from the rows `train`.
 
     They lag behind the weights while the learning rate is high; evaluating or folding with stale ones costs accuracy.
-    A forward pass in training mode moves them by 1 - momentum, and nothing else; its slices are drawn from the rows
-    `train`, the same ones every time.
+    A forward pass in training mode moves them by 1 - momentum, and nothing else; its slices are the same every time.
     """
-
-    def __init__(self, slices: SliceSet, train: np.ndarray, recipe: Recipe):
-        super().__init__()
-        self.slices, self.train, self.recipe = slices, train, recipe
-
-    def on_test_begin(self, logs=None):
-        """Hook of Keras."""
-        rng = np.random.default_rng([self.recipe.seed, 77])
-        classes = self.slices.table["target"].to_numpy()
-        for _ in range(REFRESH_BATCHES):
-            drawn = balanced_draw(classes, self.train, self.recipe.batch_size, rng)
-            _forward(self.model)(tf.constant(self.slices.batch(drawn, self.recipe.channels)))
+    rng, classes = np.random.default_rng([recipe.seed, 77]), slices.table["target"].to_numpy()
+    for _ in range(REFRESH_BATCHES):
+        drawn = balanced_draw(classes, train, recipe.batch_size, rng)
+        _forward(model)(tf.constant(slices.batch(drawn, recipe.channels)))
 
 
 @lru_cache(maxsize=1)
@@ -208,34 +178,13 @@ def _forward(model):
     return tf.function(lambda images: model(images, training=True), reduce_retracing=True)
 
 
-class FirstReaching(keras.callbacks.Callback):
+def first_reaching(model: keras.Model, path: Path, border: float) -> keras.callbacks.Callback:
     """Keeps the weights of the first epoch whose validation accuracy reaches a border; none where none does."""
+    def keep(epoch, logs):
+        if logs["val_accuracy"] >= border and not path.is_file():
+            model.save_weights(str(path))
 
-    def __init__(self, path: Path, border: float):
-        super().__init__()
-        self.path, self.border = path, border
-
-    def on_epoch_end(self, epoch, logs=None):
-        """Hook of Keras."""
-        if not self.path.is_file() and logs["val_accuracy"] >= self.border:
-            self.model.save_weights(str(self.path))
-
-
-class Clock(keras.callbacks.Callback):
-    """Appends the seconds of every epoch to a file."""
-
-    def __init__(self, path: Path):
-        super().__init__()
-        self.path = path
-
-    def on_epoch_begin(self, epoch, logs=None):
-        """Hook of Keras."""
-        self.start = time.monotonic()
-
-    def on_epoch_end(self, epoch, logs=None):
-        """Hook of Keras."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(f"{time.monotonic() - self.start:.1f}\n")
+    return keras.callbacks.LambdaCallback(on_epoch_end=keep)
 
 
 class History(keras.callbacks.Callback):
@@ -264,6 +213,7 @@ class History(keras.callbacks.Callback):
             if not np.isfinite(values[name]):
                 raise StudyError(f"{self.label}: the {kind} of epoch {epoch + 1} is {values[name]}; "
                                  "lower training learning_rate")
+        logs.update(values)  # of the class alone: by its loss the best epoch is kept
         self.rows.append({"epoch": epoch + 1, "steps": len(self.batches), **values})
         write_table(self.path, pd.DataFrame(self.rows))
         self.bar.set_postfix(loss=f"{values['loss']:.2f}", validation=f"{values['val_accuracy']:.2f}")
@@ -276,20 +226,16 @@ def _stopped(rows, patience):
     return len(losses) > patience and min(losses[:-patience]) <= min(losses[-patience:])
 
 
-def _compiled(model, recipe, steps):
-    """A model that shares the layers of `model`, ready for `fit`; traced once for trainings that differ by seed."""
-    trainer = _trainer(model, recipe.learning_rate, recipe.weight_decay, recipe.area_weight, steps)
-    for variable in trainer.optimizer.variables:
-        variable.assign(tf.zeros_like(variable))
-    trainer._initial_epoch = None  # where `BackupAndRestore` notes the epoch that a resumed training begins with
-    return trainer
-
-
 @lru_cache(maxsize=1)
-def _trainer(model, learning_rate, weight_decay, area_weight, steps):
+def compiled(model: keras.Model, learning_rate: float, weight_decay: float, area_weight: float, steps: int,
+             spared: tuple[str, ...] = ("bias", "gamma", "beta")) -> keras.Model:
+    """A model that shares the layers of `model`, ready for `reset` and `fit`; traced once for trainings alike.
+
+    `spared` are variables without weight decay, `steps` those of the whole training.
+    """
     add_in_order()
     optimizer = keras.optimizers.AdamW(learning_rates(learning_rate, steps), weight_decay=weight_decay, clipnorm=1.0)
-    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    optimizer.exclude_from_weight_decay(var_names=list(spared))
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     trainer = keras.Model(model.input, model.output)
     if len(model.outputs) == 1:
@@ -301,14 +247,21 @@ def _trainer(model, learning_rate, weight_decay, area_weight, steps):
     return trainer
 
 
+def reset(trainer: keras.Model) -> None:
+    """Forget an earlier training: the state of the optimizer, not the weights."""
+    for variable in trainer.optimizer.variables:
+        variable.assign(tf.zeros_like(variable))
+    trainer._initial_epoch = None  # where `BackupAndRestore` notes the epoch that a resumed training begins with
+
+
 def _restore(backup, trainer, folder, steps, label):
     """Rows of the epochs that an earlier call has finished, their weights and optimizer loaded; none without a backup.
 
-    None where the backup is damaged: it is removed, and the weights are those of the start.
-
-    The steps of the optimizer tell how many epochs that are: a kill between the two files of a Keras backup leaves its
-    number of epochs one behind its weights, and the history may be an epoch ahead of both.
+    A damaged backup is removed, and the training begins anew. The steps of the optimizer tell how many epochs are
+    finished: a kill between the two files of a Keras backup leaves its number of epochs one behind its weights, and the
+    history may be an epoch ahead of both.
     """
+    reset(trainer)
     if not Path(backup.backup_dir).exists():
         return []
     start = trainer.get_weights()
@@ -319,15 +272,15 @@ def _restore(backup, trainer, folder, steps, label):
         rows = pd.read_csv(folder / "history.csv", float_precision="round_trip").to_dict("records")[:done]
         if len(rows) < done or not (folder / "best.weights.h5").is_file():
             raise ValueError("its history or best weights are missing")
-        text = json.dumps({"epoch": done, "batch": 0})
-        (folder / "backup" / "training_metadata.json").write_text(text, encoding="utf-8")
+        write_json(Path(backup.backup_dir, "training_metadata.json"), {"epoch": done, "batch": 0})
+        return rows
     except (OSError, ValueError, KeyError) as error:
         print(f"{label}: damaged backup in {folder} ({' '.join(str(error).split())[:200]}); this training starts again",
               file=sys.stderr)
         shutil.rmtree(backup.backup_dir)
         trainer.set_weights(start)
-        return None
-    return rows
+        reset(trainer)
+        return []
 
 
 def fit(model: keras.Model, slices: SliceSet, train: np.ndarray, validation: np.ndarray, recipe: Recipe,
@@ -335,22 +288,20 @@ def fit(model: keras.Model, slices: SliceSet, train: np.ndarray, validation: np.
         callbacks: Iterable[keras.callbacks.Callback] = ()) -> pd.DataFrame:
     """Train, keep the epoch with the lowest validation loss, resume where an earlier call was stopped.
 
+    Loshchilov and Hutter 2019 (AdamW, cosine decay).
+
     Parameters
     ----------
     model : keras.Model
         Network of `build_trainable` (or a plain one, or its upper part); left with the best weights. A second output
         learns `slices.areas` (squared error) beside the class.
-    slices : SliceSet
     train, validation : ndarray of int
         Rows of `slices`.
-    recipe : Recipe
     folder : path
         Of this training alone: ``backup/`` after every epoch, ``best.weights.h5``, ``history.csv``. A call with the
         same arguments goes on after the last whole epoch; to train anew, remove it.
     label : str
         Of the progress bar and of messages.
-    callbacks : iterable of keras.callbacks.Callback
-        More of them.
 
     Returns
     -------
@@ -360,37 +311,26 @@ def fit(model: keras.Model, slices: SliceSet, train: np.ndarray, validation: np.
     Raises
     ------
     StudyError
-        A part without slices, fewer training slices than one batch, or a loss that is not a number.
-
-    References
-    ----------
-    Loshchilov and Hutter 2019 (AdamW, cosine decay).
+        Fewer training slices than one batch, or a loss that is not a number.
     """
-    if not len(train) or not len(validation):
-        raise StudyError(f"{label}: training and validation need slices (got {len(train)} and {len(validation)})")
     batches, folder = BalancedBatches(slices, train, recipe), Path(folder)
-    steps = len(batches)
-    if not steps:
-        raise StudyError(f"{label}: an epoch has about {batches.wanted} slices, fewer than training.batch_size "
-                         f"{recipe.batch_size}; raise slices_per_subject or lower the batch size")
     folder.mkdir(parents=True, exist_ok=True)
-    trainer, several = _compiled(model, recipe, steps * recipe.epochs), len(model.outputs) > 1
-    best, monitor = folder / "best.weights.h5", f"val_{model.output_names[0]}_loss" if several else "val_loss"
+    steps = len(batches)
+    trainer = compiled(model, recipe.learning_rate, recipe.weight_decay, recipe.area_weight, steps * recipe.epochs)
     backup = keras.callbacks.BackupAndRestore(str(folder / "backup"), double_checkpoint=True, delete_checkpoint=False)
-    rows = _restore(backup, trainer, folder, steps, label)
-    if rows is None:
-        rows, trainer = [], _compiled(model, recipe, steps * recipe.epochs)
+    rows, best = _restore(backup, trainer, folder, steps, label), folder / "best.weights.h5"
     if len(rows) < recipe.epochs and not _stopped(rows, recipe.patience):
         if rows:
             print(f"{label}: goes on after epoch {len(rows)} of {recipe.epochs}", file=sys.stderr)
         history = History(folder / "history.csv", rows, batches, recipe, label)
-        lowest = min((row["val_loss"] for row in rows), default=None)
-        keep = keras.callbacks.ModelCheckpoint(str(best), monitor, save_best_only=True, save_weights_only=True,
-                                               mode="min", initial_value_threshold=lowest)
-        refresh = [RefreshBatchNorm(slices, batches.train, recipe)] if has_batch_norm(trainer) else []
-        called = [*refresh, history, *callbacks, keep, backup]  # the backup last: what a kill leaves is made again
-        with history.bar:
+        keep = keras.callbacks.ModelCheckpoint(
+            str(best), "val_loss", save_best_only=True, save_weights_only=True, mode="min",
+            initial_value_threshold=min((row["val_loss"] for row in rows), default=None))
+        refresh = [keras.callbacks.LambdaCallback(on_test_begin=lambda _: refresh_batch_norm(
+            trainer, slices, batches.train, recipe))] if has_batch_norm(trainer) else []
+        with history.bar:  # the backup last: what a kill leaves behind it is made again
             trainer.fit(batches, validation_data=Batches(slices, validation, 64, recipe.channels),
-                        epochs=recipe.epochs, shuffle=False, verbose=0, callbacks=called)
+                        epochs=recipe.epochs, shuffle=False, verbose=0,
+                        callbacks=[*refresh, history, *callbacks, keep, backup])
     trainer.load_weights(str(best))
     return pd.DataFrame(rows)

@@ -32,7 +32,8 @@ def last_convolution(backbone: str) -> str:
     return convolution_names(backbone)[-1]
 
 
-def _network(backbone, n_classes, input_shape, batch_norm, precision):
+def _network(backbone, n_classes, input_shape, batch_norm, precision, narrow):
+    """A network at random; narrowed, all its weights are drawn anew."""
     if backbone not in CONVOLUTIONS:
         raise StudyError(f"backbone: must be one of {sorted(CONVOLUTIONS)} (got {backbone!r})")
     options = {"dtype": keras.DTypePolicy("float32" if precision == "float32" else "mixed_bfloat16")}
@@ -48,55 +49,43 @@ def _network(backbone, n_classes, input_shape, batch_norm, precision):
                 x = layers.Conv2D(filters, 3, padding="same", activation="relu", name=name, **options)(x)
         x = layers.MaxPooling2D(2, name=f"block{block}_pool", **options)(x)
     x = layers.GlobalAveragePooling2D(name="gap", dtype="float32")(x)
-    return keras.Model(inputs, layers.Dense(n_classes, name="logits", dtype="float32")(x), name=backbone)
+    model = keras.Model(inputs, layers.Dense(n_classes, name="logits", dtype="float32")(x), name=backbone)
 
-
-def _narrowed(model, divisor):
-    """The same network with a fraction of the channels in every convolution, weights drawn anew."""
-    def narrow(layer):
+    def narrowed(layer):
         config = layer.get_config()
         if "filters" in config:
-            config["filters"] //= divisor
+            config["filters"] //= narrow
         return type(layer).from_config(config)
 
-    return keras.models.clone_model(model, clone_function=narrow) if divisor > 1 else model
+    return keras.models.clone_model(model, clone_function=narrowed) if narrow > 1 else model
 
 
 def build_classifier(backbone: str, n_classes: int, input_shape: tuple[int | None, int | None, int],
                      weights: str | Path | None = None, precision: str = "float32", narrow: int = 1) -> keras.Model:
     """VGG + global average pooling + Dense with logit output: flat, plain, layer names of `keras.applications`.
 
+    Simonyan and Zisserman 2015 (VGG); Lin et al. 2014 (global average pooling). Images (N, H, W, M) in [0, 1] go in.
+
     Parameters
     ----------
     backbone : {"vgg16", "vgg19"}
-    n_classes : int
     input_shape : (height, width, channels)
         Height and width may be None: global average pooling makes the network independent of size.
     weights : None, "imagenet" or path
         None: random. ``imagenet``: the weights of `keras.applications` (three channels; from the folder ``weights``
-        of ``MSLIB_DATA`` where that is set and holds them, else downloaded), with their preprocessing folded into
-        the first convolution so that images in [0, 1] go in. A path: a ``.weights.h5``
-        of this network, or a ``..._notop.h5`` file of `keras.applications` (then as ``imagenet``).
+        of ``MSLIB_DATA`` where that holds them, else downloaded), their preprocessing folded into the first
+        convolution. A path: a ``.weights.h5`` of this network, or a ``..._notop.h5`` file of `keras.applications`.
     precision : {"float32", "bfloat16"}
         Of the convolutions; weights, pooling and logits stay float32.
     narrow : int
         Divisor of the channels of every convolution.
 
-    Returns
-    -------
-    keras.Model
-        (N, H, W, M) in [0, 1] to (N, n_classes) logits.
-
     Raises
     ------
     StudyError
         Unknown backbone; weights that cannot be had or do not fit, with the ways out.
-
-    References
-    ----------
-    Simonyan and Zisserman 2015 (VGG); Lin et al. 2014 (global average pooling).
     """
-    model = _narrowed(_network(backbone, n_classes, input_shape, batch_norm=False, precision=precision), narrow)
+    model = _network(backbone, n_classes, input_shape, False, precision, narrow)
     if weights is None:
         return model
     if str(weights).endswith(".weights.h5"):
@@ -115,7 +104,7 @@ def build_trainable(backbone: str, n_classes: int, input_shape: tuple[int, int, 
 
     `precision`, float32 or bfloat16, is that of the convolutions; weights, pooling and logits stay float32.
     """
-    return _narrowed(_network(backbone, n_classes, input_shape, batch_norm=True, precision=precision), narrow)
+    return _network(backbone, n_classes, input_shape, True, precision, narrow)
 
 
 def has_batch_norm(model: keras.Model) -> bool:
@@ -130,19 +119,16 @@ def plain_twin(model: keras.Model) -> keras.Model:
 
 
 def fold_batch_norm(trained: keras.Model, plain: keras.Model | None = None) -> keras.Model:
-    """Fold every batch norm into the convolution before it.
+    """Fold every batch norm of a network of `build_trainable` into the convolution before it.
 
     With batch norm ``gamma (x - mean) / s + beta``, ``s = sqrt(variance + epsilon)``, the folded kernel is
     ``K gamma / s`` and the folded bias ``(b - mean) gamma / s + beta``: the same function in evaluation mode.
-
-    Parameters
-    ----------
-    trained : keras.Model
-        A network of `build_trainable`.
-    plain : keras.Model, optional
-        The float32 network that takes the weights and is returned. Default: a new one.
+    `plain`, by default a new network, takes the weights and is returned; those of a plain network as they are.
     """
     plain = plain or plain_twin(trained)
+    if not has_batch_norm(trained):
+        plain.set_weights(trained.get_weights())
+        return plain
     for name in convolution_names(trained.name):
         kernel, bias = (np.asarray(w, "float64") for w in trained.get_layer(name).get_weights())
         norm = trained.get_layer(f"{name}_bn")
@@ -192,11 +178,11 @@ def load_half(model: keras.Model, path: str | Path, classes: Sequence[str]) -> N
 
 
 def _imagenet_base(backbone, path):
-    application = {"vgg16": keras.applications.VGG16, "vgg19": keras.applications.VGG19}[backbone]
+    application = getattr(keras.applications, backbone.upper())
     name = f"{backbone}_weights_tf_dim_ordering_tf_kernels_notop.h5"
     if path is None and "MSLIB_DATA" in os.environ:  # data and weights then come from there, not from the network
-        path = Path(os.environ["MSLIB_DATA"]) / "weights" / name
-        path = path if path.is_file() else None
+        own = Path(os.environ["MSLIB_DATA"], "weights", name)
+        path = own if own.is_file() else None
     if path is None:
         try:
             return application(weights="imagenet", include_top=False)
@@ -208,8 +194,6 @@ def _imagenet_base(backbone, path):
     if not path.is_file():
         raise StudyError("model.weights: must be 'imagenet', 'simulated', 'scratch' or the path of a file "
                          f"(got '{path}')")
-    if not h5py.is_hdf5(path):
-        raise StudyError(f"{path}: is not an HDF5 weight file of {backbone}")
     base = application(weights=None, include_top=False)
     load_weights(base, path)
     return base

@@ -42,7 +42,7 @@ def known_rule(study: Study) -> None:
     """
     from mslib.analysis import attribution, relevance
     from mslib.analysis import known_rule as known
-    from mslib.nets import Recipe, build_classifier, staggered
+    from mslib.nets import Recipe, build_classifier, evenly
     from mslib.nets.known_rule import experiments, spread, train_known_rules
     config, own, settings = study.config, study.config.attribution, study.attribution_settings
     sequences, folder, seed = config.sequences, study.folder / "known_rule", config.seed
@@ -65,7 +65,8 @@ def known_rule(study: Study) -> None:
         model.set_weights(weights[f"{name} 1"])
         tables["use"].append(known.answers_to_cues(model, experiment, many, sequences, mm, seed + 2))
         marked = experiment.marked(test, mm, seed + 1)
-        explained = known.explained_marks(marked, mm, staggered(np.arange(len(test.table)), rules.perturbed_slices))
+        index = np.arange(len(test.table))
+        explained = known.explained_marks(marked, mm, evenly(index, rules.perturbed_slices, staggered=True))
         maps, seconds = attribution.attribute_all(model, explained, methods, f"known rule, {name}", **settings)
         write_weights(folder / name / "weights.weights.h5", model)
         some, slices = attribution.of_few(maps, explained)
@@ -160,13 +161,14 @@ def correct_cause_slices(study, network, model):
     """Slices that a ``cause`` network classifies correctly (any, below two), whether it does, and as explained."""
     from mslib.analysis import depth
     from mslib.explain import batches_of, logits_of
-    from mslib.nets import evenly, staggered
+    from mslib.nets import evenly
     own, mm = study.config.attribution, study.config.model.pixel_mm
     slices = depth.gather_slices(study.cases(network), 3, mm)
     correct = logits_of(model, batches_of(slices.images, 16)).argmax(1) == slices.table["target"].to_numpy()
     rows = evenly(np.flatnonzero(correct | (correct.sum() < 2)), own.slices)
     slices = slices.take(rows)
-    return slices, correct[rows], as_explained(slices, mm, staggered(np.arange(len(rows)), own.perturbed_slices))
+    few = evenly(np.arange(len(rows)), own.perturbed_slices, staggered=True)
+    return slices, correct[rows], as_explained(slices, mm, few)
 
 
 def relevance(study: Study, backbone: str) -> None:
@@ -176,7 +178,7 @@ def relevance(study: Study, backbone: str) -> None:
     backbone) as volumes.
     """
     from mslib.analysis.relevance import flow_table, slice_shares
-    from mslib.nets import evenly, staggered
+    from mslib.nets import evenly
     config, own, folder = study.config, study.config.relevance, study.folder / "relevance" / backbone
     networks = explained_networks(config, backbone, "honest")
     model, tables, arrays = study.net(*networks[0]), [], []
@@ -192,7 +194,8 @@ def relevance(study: Study, backbone: str) -> None:
         part = table.iloc[rows].reset_index(drop=True)
         return part.join(slice_shares(model, images[rows], part["target"], config.sequences, rule, brain[rows]))
 
-    every, some = np.arange(len(table)), staggered(np.arange(len(table)), own.compared_slices)
+    every = np.arange(len(table))
+    some = evenly(every, own.compared_slices, staggered=True)
     rules = [shares(rule, some).assign(rule=rule) for rule in progress(own.compared, desc=f"{backbone}: rules")]
     flow = flow_table(model, images[some], own.rule, brain[some])
     _relevance_volumes(study, backbone, model, folder / "volumes")

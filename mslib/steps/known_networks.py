@@ -22,7 +22,7 @@ def export_bench(study: Study, folder: Path) -> None:
     """
     from mslib.analysis import bench
     from mslib.analysis import known_rule as known
-    from mslib.nets import staggered
+    from mslib.nets import evenly
     from mslib.nets.known_rule import experiments, spread
     config, rules, sequences = study.config, study.config.attribution.known_rule, study.config.sequences
     use = known.accuracy_by_cue(read_table(study.folder / "known_rule" / "use.csv"))
@@ -33,7 +33,8 @@ def export_bench(study: Study, folder: Path) -> None:
     test, mm = spread(unmarked_controls(study, "test"), rules.test_slices), config.model.pixel_mm * rules.shrink
     for experiment in [one for one in experiments(sequences) if one.name in learnt]:
         marked = experiment.marked(test, mm, config.seed + 1)
-        explained = known.explained_marks(marked, mm, staggered(np.arange(len(test.table)), rules.perturbed_slices))
+        few = evenly(np.arange(len(test.table)), rules.perturbed_slices, staggered=True)
+        explained = known.explained_marks(marked, mm, few)
         cause = {"corner": marked.corner} if experiment.shortcut else {"decisive": experiment.decisive}
         _write_known(folder, bench.Known(experiment.name, study.known_rule_net(experiment.name), explained, **cause))
     if "cause" in config.model.kinds:

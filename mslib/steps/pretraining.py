@@ -121,21 +121,22 @@ def compare_start(study: Study, start: str) -> None:
         recipe = recipe_of(study, "cause", network.seed)
         label = f"{start}, {blocks} frozen blocks, seed {network.seed}"
         done.append(training_folder(folder / f"{blocks}-{network.seed}", "compare_start", "nets", recipe, own))
-        reached = nets.FirstReaching(done[-1] / "equal.weights.h5", own.accuracy)
         lower, upper = nets.split_network(model, blocks)
+        equal = done[-1] / "equal.weights.h5"
         model.set_weights(starts[0])
         frozen = lower.get_weights()  # what the activations were made with, whatever the seed draws
         model.set_weights(starts[network.seed - 1])
         lower.set_weights(frozen)
         activations = nets.SliceSet(below[blocks], slices.table)
         plain, _, history = nets.fine_tune(model, blocks, activations, slices.table["part"], recipe, done[-1], label,
-                                           None if own.weights[start] == "scratch" else features, [reached])
+                                           None if own.weights[start] == "scratch" else features,
+                                           [nets.first_reaching(upper, equal, own.accuracy)])
         epochs = {"best": int(history["val_loss"].idxmin()) + 1}
-        if reached.path.is_file():
+        if equal.is_file():
             epochs["equal"] = int((history["val_accuracy"] >= own.accuracy).idxmax()) + 1
         for state, epoch in epochs.items():
             if state == "equal":  # `plain` is one network for all trainings: what was best has been measured
-                upper.load_weights(str(reached.path))
+                upper.load_weights(str(equal))
                 plain = nets.plain_network(model)
             names = {"frozen_blocks": blocks, "seed": network.seed, "state": state}
             logits = nets.predict(nets.split_network(plain, blocks)[1], activations, label=label, rows=test)
@@ -157,7 +158,7 @@ def _compared_maps(study, network, slices, all_methods, label):
     """Measures of the maps of a network of `compare_start`: of blocks 4 and 5, and of all methods."""
     from mslib.analysis import attribution, depth
     from mslib.explain import explain_layers
-    from mslib.nets import staggered
+    from mslib.nets import evenly
     config, own = study.config, study.config.comparison
     layers = [name for name in depth.explained_layers(network) if "block3" not in name]
     found = explain_layers(network, slices.images, slices.table["target"], layers, ("gradcam", "layercam"), 8)
@@ -166,8 +167,9 @@ def _compared_maps(study, network, slices, all_methods, label):
                                 config.sequences.index("FLAIR"))
     if not all_methods:
         return {"maps": maps}
-    rows = staggered(np.arange(len(correct)), own.slices)
-    few = as_explained(slices.take(rows), config.model.pixel_mm, staggered(np.arange(len(rows)), own.perturbed_slices))
+    rows = evenly(np.arange(len(correct)), own.slices, staggered=True)
+    few = as_explained(slices.take(rows), config.model.pixel_mm,
+                       evenly(np.arange(len(rows)), own.perturbed_slices, staggered=True))
     made, _ = attribution.attribute_all(network, few, methods_of([config.relevance.rule]), label,
                                         **study.attribution_settings)
     scores = attribution.localise(made, few, source="network")
