@@ -21,7 +21,7 @@ CITATION = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
 EXTRAS = PYPROJECT.get("optional-dependencies", {})
 LOCKED = [PYPROJECT["dependencies"], EXTRAS["study"], EXTRAS["dev"]]
 WANTED = [Requirement(line) for lines in LOCKED for line in lines]
-OPTIONAL = [Requirement(line) for extra in ("bench", "cluster") for line in EXTRAS[extra]]
+OPTIONAL = [Requirement(line) for extra in ("bench", "cluster", "viewer") for line in EXTRAS[extra]]
 
 
 def lock() -> dict[str, list[tuple[Version, int]]]:
@@ -69,7 +69,7 @@ def test_every_dependency_says_what_it_is_for():
     lines = [line for block in blocks for line in block.splitlines() if line.strip()]
     assert len(blocks) == 3 and len(lines) == len(WANTED)
     assert [line for line in lines if not re.search(r'",\s*# \S.{3,}', line)] == []
-    for extra in ("bench", "cluster"):
+    for extra in ("bench", "cluster", "viewer"):
         assert re.search(rf"^{extra} = \[.*\]\s+# \S", text, flags=re.MULTILINE), f"extra '{extra}' has no comment"
 
 
