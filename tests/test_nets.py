@@ -177,7 +177,8 @@ def test_weight_files_that_do_not_fit(peer_file, tmp_path):
         file.attrs["note"] = "nothing in it"
     other = {"vgg16": "vgg19", "vgg19": "vgg16"}[backbone]
     for net, file, words in ((other, path, "is not a weight file of"), (backbone, tmp_path / "absent.h5", "must be"),
-                             *((backbone, tmp_path / f"{bad}.h5", "is not") for bad in ("text", "cut", "empty"))):
+                             (backbone, tmp_path / "text.h5", "is not an HDF5"),
+                             (backbone, tmp_path / "cut.h5", "is not"), (backbone, tmp_path / "empty.h5", "is not")):
         with pytest.raises(StudyError) as caught:
             build_classifier(net, 3, SHAPE, file)
         one_line(caught, words, str(file))

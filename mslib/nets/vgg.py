@@ -194,6 +194,8 @@ def _imagenet_base(backbone, path):
     if not path.is_file():
         raise StudyError("model.weights: must be 'imagenet', 'simulated', 'scratch' or the path of a file "
                          f"(got '{path}')")
+    if not h5py.is_hdf5(path):
+        raise StudyError(f"{path}: is not an HDF5 weight file of {backbone}")
     base = application(weights=None, include_top=False)
     load_weights(base, path)
     return base
