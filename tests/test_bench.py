@@ -13,7 +13,7 @@ from mslib.nets import build_classifier, load_half, save_half
 from mslib.nets.known_rule import shortcut_mask
 from mslib.steps import known_networks
 from mslib.study import StudyError
-from mslib.study.files import write_json, write_table
+from mslib.study.files import write_arrays, write_json, write_table
 from mslib.study.provenance import file_sha256
 
 SHAPE, SEQUENCES = (16, 12, 3), ("T1w", "T2w", "FLAIR")
@@ -126,8 +126,11 @@ def test_the_command_beside_built_in_methods(networks, tmp_path, monkeypatch, ca
     command = ["bench", "theirs:twice", "--networks", str(folder)]
     assert main(command) == 1 and "holds no networks whose cause is known; write them" in capsys.readouterr().err
     folder.mkdir()
-    for known in networks:
-        known_networks._write_known(folder, known)
+    unmarked = networks[0].explained.images.copy()
+    unmarked[:, :4] = 0.5  # as if the upper rows held the marks
+    write_arrays(folder / "unmarked.npz", images=unmarked.astype("float16"))
+    for known, base in zip(networks, [unmarked, *[None] * len(networks[1:])], strict=False):
+        known_networks._write_known(folder, known, unmarked=base)
     (folder / ".tmp-killed.npz").write_bytes(b"")  # what a killed export leaves
     write_json(folder / "bench.json", {"networks": [known.name for known in networks], "sequences": list(SEQUENCES),
                                        "settings": SETTINGS})
@@ -136,6 +139,7 @@ def test_the_command_beside_built_in_methods(networks, tmp_path, monkeypatch, ca
         again = found[known.name]
         assert again.decisive == known.decisive and np.array_equal(again.corner, known.corner)
         assert np.array_equal(again.explained.features, known.explained.features) and again.explained.few is None
+        np.testing.assert_array_equal(again.explained.images, known.explained.images.astype("float16"))
         np.testing.assert_allclose(again.model(known.explained.images), known.model(known.explained.images), rtol=1e-2,
                                    atol=1e-2)
     own = bench(networks[:2], ["input_x_gradient"], SEQUENCES, **SETTINGS)

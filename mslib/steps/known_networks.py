@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from mslib.study import Network, StudyError, read_json, read_table, write_json, write_table
+from mslib.study import Network, StudyError, read_arrays, read_json, read_table, write_arrays, write_json, write_table
 from mslib.study.provenance import ROOT, commit
 
 from .attribution import correct_cause_slices, methods_of, unmarked_controls
@@ -36,7 +37,9 @@ def export_bench(study: Study, folder: Path) -> None:
         few = evenly(np.arange(len(test.table)), rules.perturbed_slices, staggered=True)
         explained = known.explained_marks(marked, mm, few)
         cause = {"corner": marked.corner} if experiment.shortcut else {"decisive": experiment.decisive}
-        _write_known(folder, bench.Known(experiment.name, study.known_rule_net(experiment.name), explained, **cause))
+        network = bench.Known(experiment.name, study.known_rule_net(experiment.name), explained, **cause)
+        _write_known(folder, network, unmarked=test.images)
+    write_arrays(folder / "unmarked.npz", images=test.images.astype(np.float16))
     if "cause" in config.model.kinds:
         network, learnt = Network(config.model.backbones[0], "cause"), [*learnt, "lesions"]
         start = study.started(network) if config.model.weights == "simulated" else None
@@ -74,17 +77,21 @@ def bench(method: str, networks: Path = ROOT / "weights" / "bench") -> None:
     print(both.where(both.notna(), "-").to_string(float_format="{:.3f}".format))
 
 
-def _write_known(folder, known, start=None):
+def _write_known(folder, known, start=None, unmarked=None):
     """One file of a network whose cause is known: architecture, slices, weights as float16 that `start` has otherwise.
 
-    `start` is the shipped network.
+    `start` is the shipped network. Of slices that are `unmarked` ones (in a file of their own) with marks only the
+    marks are kept.
     """
     cause = {name: value for name in ("decisive", "corner") if (value := getattr(known, name)) is not None}
     given = None if start is None else start.get_weights()
     weights = {f"weight {i:03}": weight.astype(np.float16) for i, weight in enumerate(known.model.get_weights())
                if given is None or not np.array_equal(weight, given[i])}
-    write_maps(folder / f"{known.name}.npz", known.explained,
-                {"architecture": np.array(known.model.to_json()), **weights, **cause})
+    images = known.explained.images.astype(np.float16)
+    if unmarked is not None:
+        images = np.where(images == unmarked.astype(np.float16), np.float16(np.nan), images)
+    write_maps(folder / f"{known.name}.npz", replace(known.explained, images=images),
+               {"architecture": np.array(known.model.to_json()), **weights, **cause})
 
 
 def _known_networks(folder):
@@ -100,5 +107,8 @@ def _known_networks(folder):
         if len(fitted) < len(model.get_weights()):
             load_half(model, shipped(f"{model.name}_simulated"), ())
         model.set_weights([fitted.get(i, weight).astype(np.float32) for i, weight in enumerate(model.get_weights())])
+        images = explained.images
+        if np.isnan(images).any():
+            images = np.where(np.isnan(images), read_arrays(folder / "unmarked.npz")["images"], images)
         decisive = int(stored["decisive"]) if "decisive" in stored else None
-        yield Known(name, model, explained, decisive, stored.get("corner"))
+        yield Known(name, model, replace(explained, images=images.astype(np.float32)), decisive, stored.get("corner"))
