@@ -79,8 +79,9 @@ def plot_depth_curves(table, layers: Sequence[str], *, columns: str = "measure",
     if comparators is not None:
         source = comparators["source"]
         comparators = comparators.assign(name=source.where(source != "comparator", comparators["method"]))
+    colours = colours_of(hues or list(table[hue].unique()))  # absent ones too: alike in all figures
     panels, hues, row_names = (_present(table, *known) for known in ((columns, measures), (hue, hues), (rows, None)))
-    colours, positions = colours_of(hues), {layer: i for i, layer in enumerate(layers)}
+    positions = {layer: i for i, layer in enumerate(layers)}
     size = (max(2.6, 0.19 * len(layers)) * len(panels) + 0.9, 2.2 * len(row_names) + 1.5)
     fig, axes = plt.subplots(len(row_names), len(panels), squeeze=False, sharex=True, figsize=size,
                              sharey="col" if columns == "measure" else "all")
