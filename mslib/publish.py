@@ -168,6 +168,8 @@ def _build(run: Run, folder: Path) -> None:
     for name in run.config.run_notebooks:
         made, metrics = (read_json(run.folder / place / f"{name}.json") for place in ("made", "metrics"))
         figures = [figure for figure in kept[name][0] if f"figures/{figure}.png" in made]
+        if not figures and kept is PUBLISHED:  # a study that drew none of them shows its first
+            figures = [Path(file).stem for file in made if file.startswith("figures/")][:1]
         pages = [file for file in made if file.startswith("viewers/")]
         pages = list({file.split("_")[0]: file for file in reversed(pages)}.values())  # one a patient
         files = [f"tables/{table}.csv" for table in kept[name][1] if f"tables/{table}.csv" in made] + pages

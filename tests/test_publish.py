@@ -124,6 +124,9 @@ def test_the_gallery_shows_question_answer_and_figure(run, tmp_path):
     assert "What is 03_gradcam_layers?" in readme and "(figures/cohort.png)" in readme
     methods = (tmp_path / "results/methods.md").read_text(encoding="utf-8")
     assert "3 subjects were usable" in methods and "VGG16 and VGG19" in methods and "LRP γ, centred" in methods
+    write_json(run.folder / "made" / "00_cohort.json", {"figures/left_by_another_run.png": "", "tables/other.csv": ""})
+    publish(run, tmp_path / "results")  # none of the figures that are published was drawn: the first one stands for it
+    assert "(figures/left_by_another_run.png)" in (tmp_path / "results/README.md").read_text(encoding="utf-8")
 
 
 def test_pictures_in_notebooks_keep_their_colours_and_weigh_less(tmp_path):
