@@ -40,6 +40,7 @@ def _essence(tree: ast.AST) -> str:
     return ast.dump(tree)
 
 
+@cache
 def _used(tree: ast.AST) -> set[str]:
     """Names that a piece of code uses, but for its own variables, and attributes, with a dot before them."""
     names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
