@@ -346,7 +346,6 @@ if STUDY.has_known_rule:
             made("known_rule", f"{ATTRIBUTION_WINGS} measure nets", "seed", *GRID, *METHODS, "attribution.known_rule",
             "attribution.baselines", "attribution.levels", "training.batch_size", "training.weight_decay")
         threads: HALF
-        priority: 1  # the longest job, and two notebooks wait for it
         resources: mem_mb=5000
         message: "Known rule: train networks, explain and evaluate them by every method"
         shell: step("known_rule")
@@ -358,6 +357,7 @@ rule attribute:
         made("attribute", "analysis/attribution analysis/relevance analysis/depth explain measure", "seed", *GRID,
         *METHODS, "attribution.slices", "attribution.perturbed_slices", "attribution.shapley_slices")
     threads: HALF
+    priority: 1  # the longest job, and two notebooks wait for it
     resources: mem_mb=6000
     message: "Attribution: {wildcards.backbone} by every method"
     shell: step("attribute", "backbone")

@@ -420,11 +420,11 @@ def thirds(slices):
 def test_a_network_from_slices_to_a_table(tmp_path, shallow):
     slices = make_slices(n=4, size=32)
     parts = thirds(slices)
-    plain, logits, history = fine_tune(start_network("vgg16", GROUPS, SHAPE, "scratch"), 0, slices, parts, QUICK,
-                                       tmp_path, "net")
+    start = start_network("vgg16", GROUPS, SHAPE, "scratch")
+    plain, history = fine_tune(start, 0, slices, parts, QUICK, tmp_path, "net")
     assert len(history) == 2
     assert not [layer for layer in plain.layers if isinstance(layer, keras.layers.BatchNormalization)]
-    table = prediction_table(slices.table, logits, GROUPS)
+    table = prediction_table(slices.table, predict(plain, slices), GROUPS)
     assert table.columns.tolist() == ["subject", "slice", "group", "target", *(f"logit_{group}" for group in GROUPS)]
     np.testing.assert_allclose(table.iloc[:, -3:], plain(slices.batch(np.arange(len(table)))), atol=2e-5)
     validation = table[parts == "validation"]
@@ -453,8 +453,9 @@ def test_above_frozen_blocks_the_rest_learns_from_a_fitted_last_layer(tmp_path, 
     activations = activations[4]
     assert activations.dtype == np.float16 and activations.shape == (48, 2, 2, 512) and features.shape == (48, 512)
     parts = thirds(slices)
-    after, logits, _ = fine_tune(model, 4, SliceSet(activations, slices.table), parts, QUICK, tmp_path / "net", "net",
-                                 features)
+    above = SliceSet(activations, slices.table)
+    after, _ = fine_tune(model, 4, above, parts, QUICK, tmp_path / "net", "net", features)
+    logits = predict(split_network(after, 4)[1], above)
     for layer in before.layers:
         if layer.weights and layer.name[:6] in ("block1", "block2", "block3", "block4"):
             np.testing.assert_array_equal(layer.get_weights()[0], after.get_layer(layer.name).get_weights()[0])

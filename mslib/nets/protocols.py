@@ -74,7 +74,7 @@ def cached(model: keras.Model, depths: Sequence[int], slices: SliceSet, channels
 
 def fine_tune(model: keras.Model, blocks: int, slices: SliceSet, parts: pd.Series, recipe: Recipe, folder: str | Path,
               label: str, features: np.ndarray | None = None,
-              callbacks: Iterable[keras.callbacks.Callback] = ()) -> tuple[keras.Model, np.ndarray, pd.DataFrame]:
+              callbacks: Iterable[keras.callbacks.Callback] = ()) -> tuple[keras.Model, pd.DataFrame]:
     """Train a network above its frozen blocks.
 
     Kumar et al. 2022 (linear probing, then fine-tuning). Other parameters are those of `fit`.
@@ -84,7 +84,7 @@ def fine_tune(model: keras.Model, blocks: int, slices: SliceSet, parts: pd.Serie
     blocks : int
         Frozen ones; with them `slices` holds their activations.
     parts : pandas.Series
-        Part of every slice; others than train and validation are only predicted.
+        Part of every slice; ``train`` and ``validation`` take part.
     features : ndarray, (n, 512), optional
         Pooled features of the slices. With them the last layer starts as the best logistic regression on them
         (`fit_head`), or as it is where that is better on the validation part.
@@ -93,8 +93,6 @@ def fine_tune(model: keras.Model, blocks: int, slices: SliceSet, parts: pd.Serie
     -------
     plain : keras.Model
         All of the network, float32, batch norm folded; the next training of `model` has the same one.
-    logits : ndarray, (n, classes)
-        Of all slices.
     history : pandas.DataFrame
     """
     train, validation = (np.flatnonzero(np.asarray(parts) == part) for part in ("train", "validation"))
@@ -105,6 +103,4 @@ def fine_tune(model: keras.Model, blocks: int, slices: SliceSet, parts: pd.Serie
         head = fit_head(features, slices.table["target"].to_numpy(), drawn, validation, [given])
         model.get_layer("logits").set_weights(list(head))
     history = fit(upper, slices, train, validation, recipe, folder, label, callbacks)
-    plain = plain_network(model)
-    logits = predict(split_network(plain, blocks)[1], slices, recipe.channels, f"{label}: predict")
-    return plain, logits, history
+    return plain_network(model), history

@@ -69,7 +69,7 @@ def recipe_of(study, kind, seed, **options):
 
 
 def train(study: Study, backbone: str, kind: str) -> None:
-    """Train a kind of network from every seed, and predict all slices: of its parts and of the independent cohort.
+    """Train a kind of network from every seed, and predict all slices but those that it is trained on.
 
     The first training learns the whole training part, each further one a bootstrap sample of its subjects (slices,
     where the split is by slices): from given weights trainings would otherwise be copies of each other.
@@ -94,7 +94,7 @@ def train(study: Study, backbone: str, kind: str) -> None:
         if given or kind == "honest":
             features = nets.cached(model, [], slices, study.input_channels, f"{backbone} features")[1]
 
-    def fitted(network, table, folder):
+    def fitted(network, table, folder, asked=("validation", "test", "independent")):
         parts, recipe = table["part"], recipe_of(study, kind, network.seed, **options)
         if kind != "cause":
             own = nets.assign_parts(kind, table[parts.isna()], training.split, config.seed)
@@ -104,9 +104,12 @@ def train(study: Study, backbone: str, kind: str) -> None:
         table = table.assign(part=parts)
         done.append(training_folder(folder, "train", "nets", recipe, schedule, table.to_csv()))
         model.set_weights(start if network.seed == 1 else study.trainable(network, precision).get_weights())
-        plain, logits, history = nets.fine_tune(
-            model, blocks, nets.SliceSet(slices.images, table), parts, recipe, done[-1],
-            folder.relative_to(study.folder / "nets").as_posix(), features if given else None)
+        label = folder.relative_to(study.folder / "nets").as_posix()
+        plain, history = nets.fine_tune(model, blocks, nets.SliceSet(slices.images, table), parts, recipe, done[-1],
+                                        label, features if given else None)
+        rows, logits = np.flatnonzero(parts.isin(asked)), np.full((len(table), len(study.classes(kind))), np.nan)
+        logits[rows] = nets.predict(nets.split_network(plain, blocks)[1], slices, recipe.channels, f"{label}: predict",
+                                    rows=rows)
         return plain, nets.prediction_table(table, logits, study.classes(kind)), history
 
     for network in explained_networks(config, backbone, kind):
@@ -120,7 +123,7 @@ def train(study: Study, backbone: str, kind: str) -> None:
         own = slices.table["part"].isna()
         labelled = nets.permuted_labels(slices.table[own], config.groups, config.seed)
         table = pd.concat([labelled, slices.table[~own].assign(true=-1)]).loc[slices.table.index]
-        control = fitted(Network(backbone, kind), table, place / "permuted")[1].query("part == 'test'")
+        control = fitted(Network(backbone, kind), table, place / "permuted", ["test"])[1].query("part == 'test'")
     write_table(place / "permuted.csv", control.assign(kind=f"{kind}_permuted"))
     write_arrays(place / "features.npz", features=np.empty((0, 0)) if features is None else features)
     for finished in done:  # not before: a job that is stopped finds what it had finished
@@ -152,6 +155,7 @@ def export(study: Study, network: Network) -> None:
         map(np.array_equal, layer.get_weights(), start.get_layer(layer.name).get_weights()))]
     save_half(path, fitted, changed, classes)
     table = read_table(study.folder / "nets" / str(network) / "predictions.csv")
+    table = table[table["part"] != "train"]
     right = table[[f"logit_{name}" for name in classes]].to_numpy().argmax(1) == table["target"]
     write_json(path.with_suffix(".json"), {
         "network": str(network), "split": KINDS[network.kind], "classes": classes,

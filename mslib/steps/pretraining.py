@@ -128,9 +128,9 @@ def compare_start(study: Study, start: str) -> None:
         model.set_weights(starts[network.seed - 1])
         lower.set_weights(frozen)
         activations = nets.SliceSet(below[blocks], slices.table)
-        plain, _, history = nets.fine_tune(model, blocks, activations, slices.table["part"], recipe, done[-1], label,
-                                           None if own.weights[start] == "scratch" else features,
-                                           [nets.first_reaching(upper, equal, own.accuracy)])
+        plain, history = nets.fine_tune(model, blocks, activations, slices.table["part"], recipe, done[-1], label,
+                                        None if own.weights[start] == "scratch" else features,
+                                        [nets.first_reaching(upper, equal, own.accuracy)])
         epochs = {"best": int(history["val_loss"].idxmin()) + 1}
         if equal.is_file():
             epochs["equal"] = int((history["val_accuracy"] >= own.accuracy).idxmax()) + 1
