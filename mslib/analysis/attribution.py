@@ -273,17 +273,17 @@ def removal_table(maps: Mapping[str, np.ndarray], explained: Explained, model: k
 
 
 def randomised_similarity(model: keras.Model, maps: Mapping[str, np.ndarray], explained: Explained,
-                          label: str = "network", **settings) -> pd.DataFrame:
+                          label: str = "network", lowest: Mapping[str, str] = STEPS, **settings) -> pd.DataFrame:
     """Similarity of every method's maps to the original while layers are set to random from the output down.
 
     `settings` are those of `attribute_all`, and ``seed`` draws the weights too. Given for the slices that all methods
-    explain: ``method, step, random`` (`STEPS`), ``subject, similarity``, NaN where a map is flat (Adebayo et al. 2018).
+    explain: ``method, step, random`` (of `lowest`), ``subject, similarity``, NaN of flat maps (Adebayo et al. 2018).
     The network holds the random weights meanwhile, so that nothing is traced anew.
     """
     before, few = of_few(maps, explained)
     tables, trained = [], model.get_weights()
-    randomised = explain.cascading_randomisation(model, list(STEPS.values()), 1, settings["seed"])
-    for step, (name, (*_, random)) in enumerate(zip(STEPS, randomised), start=1):
+    randomised = explain.cascading_randomisation(model, list(lowest.values()), 1, settings["seed"])
+    for step, (name, (*_, random)) in enumerate(zip(lowest, randomised), start=1):
         model.set_weights(random.get_weights())
         after, _ = attribute_all(model, few, list(maps), f"{label}, random: {name}", **settings)
         model.set_weights(trained)

@@ -18,6 +18,8 @@ from .known_rule import shortcut_shares, shortcut_table
 
 #: First row of the table: what a map without knowledge reaches.
 CHANCE = "chance"
+#: What is random in the check of `mslib.analysis.attribution.randomised_similarity`.
+ALL_RANDOM = {"all layers": "block1_conv1"}
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def bench(networks: Iterable[Known], methods: Sequence[str], sequences: Sequence
     ----------
     networks : iterable of Known
         Each is released before the next one, if the iterable makes them one by one. Their layers are called as in
-        VGG16 (`mslib.analysis.attribution.STEPS`).
+        VGG16 (`ALL_RANDOM`).
     methods : sequence of str
         As of `mslib.analysis.attribution.attribute_all`, those of `registered` among them.
     sequences : sequence of str
@@ -90,7 +92,7 @@ def bench(networks: Iterable[Known], methods: Sequence[str], sequences: Sequence
         maps, seconds = attribute_all(known.model, explained, methods, f"bench: {known.name}", **settings)
         scores = score_maps(maps, explained, np.eye(len(sequences))[known.decisive or 0], known.model, sequences)
         tables["cost"].append(scores[["method", "blank"]].assign(seconds=scores["method"].map(seconds)))
-        tables["random"].append(randomised_similarity(known.model, maps, explained, known.name, **settings))
+        tables["random"].append(randomised_similarity(known.model, maps, explained, known.name, ALL_RANDOM, **settings))
         right = scores[scores["correct"]]
         if known.corner is not None:
             tables["shortcut"].append(shortcut_shares(maps, explained, known.corner, settings["superpixels"]))
@@ -120,8 +122,7 @@ def _rows(tables, methods, modalities):
         found = shortcut_table(tables["shortcut"]).set_index("method")
         rows["shortcut"], rows["exposed"] = found["value"], found["exposed"]
         rows.loc[CHANCE, "shortcut"] = found["chance"].mean()
-    last = tables["random"][tables["random"]["step"] == tables["random"]["step"].max()]
-    rows["random"] = last.groupby("method")["similarity"].mean()
+    rows["random"] = tables["random"].groupby("method")["similarity"].mean()
     rows["sane"] = (rows["random"] < FAILS_ABOVE).astype("boolean").where(rows["random"].notna())
     cost = tables["cost"].astype({"blank": float}).groupby("method")[["blank", "seconds"]].mean()
     return rows.join(cost)
