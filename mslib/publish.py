@@ -42,8 +42,9 @@ PUBLISHED = {
 #: The same of real patients explained by networks of simulated ones: an example and maps, no accuracy.
 TRANSFER = dict.fromkeys(PUBLISHED, ([], [])) | {
     "01_coregistration": (["figure1_examples"], []), "03_gradcam_layers": (["figure3_layers"], ["depth_curves"])}
-SIMULATED = ("Simulated data: every subject is made by this project's own phantom, but for the real patients (named "
-             "there) beside whom notebook 00 sets them. No other number describes a person.")
+SIMULATED = "Simulated data: every subject is made by this project's own phantom. No number describes a person"
+#: Where notebook 00 has run.
+BESIDE = ", but for the real patients (named there) beside whom notebook 00 sets the simulated ones"
 LESJAK = ("Data: open_ms_data (Lesjak et al. 2016 and 2017), CC-BY; corrected for bias fields, aligned, masked to the "
           "brain, scaled and resampled by this project.")
 #: Pixels of the pictures inside notebooks; those of `PUBLISHED` are whole in ``figures``.
@@ -196,7 +197,8 @@ def _build(run: Run, folder: Path) -> None:
         "settings": json.loads(run.config.model_dump_json()), "versions": versions(),
         "lock": file_sha256(ROOT / "requirements.txt")}
     write_json(folder / "provenance.json", provenance)
-    note = {"simulated": SIMULATED, "open_ms": LESJAK}.get(run.config.cohort.source, "")
+    simulated = f"{SIMULATED}{BESIDE * ('00_cohort' in metrics)}."
+    note = {"simulated": simulated, "open_ms": LESJAK}.get(run.config.cohort.source, "")
     words = {"title": f"Results of study {run.config.study}", "note": note, "notebooks": notebooks, "viewers": viewers,
              "verdicts": metrics.get("07_summary", {}).get("verdicts", {}), "provenance": provenance,
              "metrics": metrics}

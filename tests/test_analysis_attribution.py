@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from mslib.analysis import attribution
-from mslib.analysis.attribution import FAILS, LRP, PASSES, UNTESTABLE, Explained
+from mslib.analysis.attribution import FAILS, LRP, PASSES, UNDECIDED, UNTESTABLE, Explained
 from mslib.explain import METHODS, attribute
 
 SHAPE, SEQUENCES = (16, 12, 3), ("T1w", "T2w", "FLAIR")
@@ -146,7 +146,7 @@ def test_localisation_is_held_against_the_location_prior():
     assert found.loc[("vgg19", "lime", "auprc"), ["slices", "chance", "blank"]].tolist() == [8, 0.02, 0]
     checked = attribution.checks(made_up(), NOTHING, found.reset_index())
     assert checked["localises above prior"][["deeplift", "lime", "gradcam", "gradient"]].tolist() == [
-        PASSES, FAILS, FAILS, UNTESTABLE]
+        PASSES, FAILS, UNDECIDED, UNTESTABLE]
 
 
 def test_removal_rewards_the_map_that_the_network_needs(model, slices):
@@ -168,11 +168,11 @@ def test_parameters_of_the_study_are_those_of_the_methods():
     assert attribution.method_overview(**SETTINGS, pixel_mm=1.0)["method"].tolist() == list(METHODS)
 
 
-def test_a_map_that_follows_the_network_does_not_survive_random_weights(model, slices, monkeypatch):
-    monkeypatch.setattr(attribution, "STEPS", {"output": "logits"})
+def test_a_map_that_follows_the_network_does_not_survive_random_weights(model, slices):
     maps = {"gradient": attribute("gradient", model, slices.images, slices.targets)}
     maps["lime"] = maps["gradient"][[0, 3, 5]]
-    found = attribution.randomised_similarity(model, maps, but(slices, few=np.array([0, 3, 5])), **SETTINGS)
+    few = but(slices, few=np.array([0, 3, 5]))
+    found = attribution.randomised_similarity(model, maps, few, lowest={"output": "logits"}, **SETTINGS)
     assert found["method"].tolist() == ["gradient"] * 3 + ["lime"] * 3
     found = found[found["method"] == "gradient"]
     assert set(found["random"]) == {"output"} and found["subject"].tolist() == ["a", "b", "c"]
@@ -221,42 +221,48 @@ def test_the_advantage_over_the_best_other_method_is_paired():
     assert (found["high"] - found["low"] < 0.1).all(), "what slices have in common is no uncertainty"
 
 
-NOTHING = pd.DataFrame({"method": [], "low": []})
+NOTHING = pd.DataFrame({"method": [], "low": [], "high": []})
 
 
 def made_up(**columns):
     """A table of methods that pass every check, but for what is set below."""
-    return pd.DataFrame({"random": 0.1, "repeat_low": 0.5, "delta_zero": 0.1, "delta_zero_low": 0.05,
-                         "delta_mean": 1e-5, "delta_mean_low": -1e-5} | columns,
-                        index=pd.Index(list(METHODS), name="method"))
+    return pd.DataFrame({
+        "random": 0.1, "repeat_low": 0.5, "repeat_high": 0.6, "delta_zero": 0.1, "delta_zero_low": 0.05,
+        "delta_zero_high": 0.2, "delta_mean": 1e-5, "delta_mean_low": -1e-5, "delta_mean_high": 1e-5} | columns,
+        index=pd.Index(list(METHODS), name="method"))
 
 
-def test_checks_tell_failure_from_what_cannot_be_tested():
+def test_checks_tell_failure_from_what_is_open_and_what_cannot_be_tested():
     table = made_up()
     table.loc["guided_backprop", "random"], table.loc["gradcam", "random"] = 0.8, np.nan
-    table.loc["lime", ["random", "repeat_low"]] = -0.3, 0.2
-    table.loc["occlusion", "delta_zero_low"] = -0.1
-    lows = {"gradient": (0.1, 0.2), "deeplift": (0.1, -0.2), "lime": (0.1, np.nan), "kernel_shap": (np.nan, -0.1)}
-    margins = pd.DataFrame([{"method": name, "low": low} for name, values in lows.items() for low in values])
-    exposed = pd.DataFrame({"exposed": pd.array([True, False, pd.NA], "boolean")},
-                           index=["deeplift", "occlusion", "lime"])
+    table.loc["lime", ["random", "repeat_low"]] = -0.55, 0.2
+    table.loc["occlusion", "delta_zero_low"] = table.loc["gradient", "delta_zero_low"] = -0.1
+    table.loc["occlusion", "delta_zero_high"] = 0.0
+    lows = {"gradient": (0.1, 0.2), "deeplift": (0.1, -0.2), "lime": (0.1, np.nan), "kernel_shap": (np.nan, -0.2),
+            "smoothgrad": (0.1, -0.05)}
+    margins = pd.DataFrame([{"method": name, "low": low, "high": low + 0.1} for name, values in lows.items()
+                            for low in values])
+    exposed = pd.DataFrame(
+        {"value": [0.3, 0.01, 0.3, 0.02], "low": [0.2, 0.0, np.nan, 0.01], "high": [0.4, 0.02, np.nan, 0.05],
+         "chance": 0.01, "exposed": pd.array([True, False, pd.NA, False], "boolean")},
+        index=["deeplift", "occlusion", "lime", "gradient"])
     found = attribution.checks(table, margins, pd.DataFrame(), exposed)
     assert attribution.cannot_order(table) == ["delta_mean"], "a silent baseline fails nobody"
     expected = {"randomisation": {"guided_backprop": FAILS, "gradcam": UNTESTABLE},
-                "repeat": {"guided_backprop": FAILS, "gradcam": UNTESTABLE, "lime": FAILS},
-                "removal": {"occlusion": FAILS}}
+                "repeat": {"guided_backprop": FAILS, "gradcam": UNTESTABLE, "lime": UNDECIDED},
+                "removal": {"occlusion": FAILS, "gradient": UNDECIDED}}
     for check, others in expected.items():
         assert found[check].to_dict() == {name: others.get(name, PASSES) for name in METHODS}, check
-    assert found["sequence found"][list(lows)].tolist() == [PASSES, FAILS, UNTESTABLE, FAILS]
+    assert found["sequence found"][list(lows)].tolist() == [PASSES, FAILS, UNTESTABLE, FAILS, UNDECIDED]
     assert (found["sequence found"].drop(list(lows)) == UNTESTABLE).all()
-    assert found["shortcut exposed"][["deeplift", "occlusion", "lime"]].tolist() == [PASSES, FAILS, UNTESTABLE]
+    assert found["shortcut exposed"][list(exposed.index)].tolist() == [PASSES, FAILS, UNTESTABLE, UNDECIDED]
     assert (found["localises above prior"] == UNTESTABLE).all(), "no network that lesions alone can decide"
     assert (attribution.checks(table, margins, pd.DataFrame())["shortcut exposed"] == UNTESTABLE).all()
 
 
 def test_a_missing_interval_does_not_hide_a_failure():
     table = made_up(delta_mean=0.1, delta_mean_low=np.nan)
-    table.loc["lime", "delta_zero_low"] = -0.1
+    table.loc["lime", ["delta_zero_low", "delta_zero_high"]] = -0.1
     found = attribution.checks(table, NOTHING, pd.DataFrame())["removal"]
     assert found["lime"] == FAILS and (found.drop("lime") == UNTESTABLE).all()
     silent = attribution.checks(made_up(delta_zero=0.0), NOTHING, pd.DataFrame())

@@ -28,19 +28,21 @@ def test_accuracy_of_every_protocol_and_seed():
     table = pd.concat([predictions(9), predictions(3, seed=2), predictions(12, kind="published"),
                        predictions(0, part="validation"), predictions(6, part="independent"),
                        predictions(3, kind="published", part="independent"), predictions(0, kind="cause")])
-    permuted = predictions(0, kind="honest_permuted").drop(columns="seed")
-    tables = networks.by_protocol(table, permuted, predictions(9).drop(columns=["kind", "seed", "part"]))
+    permuted = predictions(0, kind="published_permuted").drop(columns="seed").assign(true=lambda rows: rows["target"])
+    folds = predictions(9).drop(columns=["kind", "seed", "part"]).assign(protocol="folds")
+    tables = networks.by_protocol(table, permuted, folds)
     assert list(tables) == [("vgg16", "published", 1), ("vgg16", "published_independent", 1), ("vgg16", "honest", 1),
                             ("vgg16", "honest", 2), ("vgg16", "independent", 1), ("vgg16", "folds", 1),
-                            ("vgg16", "honest_permuted", 1)]
+                            ("vgg16", "published_permuted", 1)]
     rows = networks.accuracy_table(tables, GROUPS, **DRAWS)
     found = rows[rows["measure"] == "accuracy"].set_index(["protocol", "seed", "level"])
     for key, value in ((("published", 1), 1), (("honest", 1), 0.75), (("honest", 2), 0.25), (("independent", 1), 0.5),
-                       (("published_independent", 1), 0.25), (("folds", 1), 0.75), (("honest_permuted", 1), 0)):
+                       (("published_independent", 1), 0.25), (("folds", 1), 0.75), (("published_permuted", 1), 0)):
         for level in ("slice", "subject"):
             assert found.loc[(*key, level), "value"] == value
     assert found.loc[("honest", 1, "slice"), "n"] == 48 and found.loc[("honest", 1, "subject"), "n"] == 12
-    assert (rows.loc[rows["measure"] == "balanced_accuracy", "chance"] == 1 / 3).all()
+    chance = rows[rows["measure"] == "balanced_accuracy"].groupby("protocol")["chance"].first()
+    assert chance.pop("published_permuted") == 1 and (chance == 1 / 3).all(), "here labels are the true classes"
     assert rows.loc[~rows["measure"].isin(["accuracy", "balanced_accuracy"]), "chance"].isna().all()
     assert (rows["subjects"] == 12).all()
 

@@ -42,7 +42,11 @@ LABELS = {"msfi": "MSFI", "portion": "portion", "iou": "IoU", "tau": "MI correla
           "delta_mean": "ΔAUPC mean", "delta_blurred": "ΔAUPC blurred", "delta_noise": "ΔAUPC noise",
           "delta_inpainted": "ΔAUPC in-painted", "random": "randomised", "repeat": "repeat"}
 SCORES = ("msfi", "portion", "iou", "tau")
-PASSES, FAILS, UNTESTABLE = "passes", "fails", "not testable"
+PASSES, FAILS, UNDECIDED, UNTESTABLE = "passes", "fails", "undecided", "not testable"
+#: Verdicts, the worst first: a missing interval hides no failure.
+WORST = (FAILS, UNTESTABLE, UNDECIDED, PASSES)
+#: Multiples of the shortcut's share of the picture from which a method exposes it.
+EXPOSED_FROM = 2.0
 
 
 @dataclass(frozen=True)
@@ -369,33 +373,35 @@ def checks(table: pd.DataFrame, margins: pd.DataFrame, local: pd.DataFrame,
 
     From `method_table`, of networks with a known decision rule; `decisive_margins` of those that follow it;
     `localisation_table` (may be empty), of networks that lesions alone can decide; `shortcut_table`, where the network
-    has learnt the shortcut. `PASSES`, `FAILS`, or `UNTESTABLE`: not defined for the method, for no map of it (blank
-    ones), too few subjects for an interval, or no network that has learnt. Baselines of `cannot_order` do not count.
+    has learnt the shortcut. `PASSES`, `FAILS`, `UNDECIDED` (the interval includes the border) or `UNTESTABLE`: not
+    defined for the method, for no map of it (blank ones), too few subjects for an interval, or no network that has
+    learnt. Of several networks or baselines the worst verdict counts; baselines of `cannot_order` do not.
     """
-    silent = cannot_order(table)
-    lows = table[[f"{name}_low" for name in _deltas(table) if name not in silent]]
-    worst = lows.min(axis=1)
+    silent, nothing = cannot_order(table), pd.DataFrame(columns=["method", "low", "high"])
+    removed = [pd.DataFrame({"method": table.index, "low": table[f"{name}_low"], "high": table[f"{name}_high"]})
+               for name in _deltas(table) if name not in silent]
+    gains = local[(local["measure"] == "gain") & (local["source"] == "network")] if len(local) else nothing
+    alike = table["random"].abs()
 
-    def least(rows):
-        """Smallest lower limit of a method over networks; unknown where that of one is, unless another fails."""
-        if rows.empty:
-            return pd.Series(np.nan, table.index)
-        lowest = rows.groupby("method")["low"].agg(lambda values: values.min(skipna=bool((values <= 0).any())))
-        return lowest.reindex(table.index)
+    def worst(rows, border):
+        each = _verdicts(rows["low"], rows["high"], border).groupby(rows["method"])
+        return each.agg(lambda found: min(found, key=WORST.index)).reindex(table.index).fillna(UNTESTABLE)
 
-    gains = local[(local["measure"] == "gain") & (local["source"] == "network")] if len(local) else local
     found = {
-        "sequence found": _passes(least(margins), 0),
-        "localises above prior": _passes(least(gains), 0),
-        "randomisation": _passes(-table["random"], -FAILS_ABOVE),
-        "repeat": _passes(table["repeat_low"], table["random"].abs()),
+        "sequence found": worst(margins if len(margins) else nothing, 0),
+        "localises above prior": worst(gains, 0),
+        "randomisation": _verdicts(-table["random"], -table["random"], -FAILS_ABOVE),
+        "repeat": _verdicts(table["repeat_low"], table["repeat_high"], alike),
         "shortcut exposed": UNTESTABLE,
-        "removal": _passes(worst.where(lows.notna().all(axis=1) | (worst <= NOTABLE)), NOTABLE)}
+        "removal": worst(pd.concat([*removed, nothing]), NOTABLE)}
     if exposed is not None:
-        shown = exposed["exposed"].reindex(table.index).astype("boolean")
-        found["shortcut exposed"] = shown.map({True: PASSES, False: FAILS}).fillna(UNTESTABLE)
+        low, high = (exposed[end].fillna(exposed["value"]) for end in ("low", "high"))  # all slices alike
+        shown = _verdicts(low, high, EXPOSED_FROM * exposed["chance"]).where(exposed["exposed"].notna())
+        found["shortcut exposed"] = shown.reindex(table.index).fillna(UNTESTABLE)
     return pd.DataFrame(found, index=table.index)
 
 
-def _passes(values, border):
-    return np.where(values.isna() | pd.isna(border), UNTESTABLE, np.where(values > border, PASSES, FAILS))
+def _verdicts(low, high, border):
+    found = np.select([low.isna() | high.isna() | pd.isna(border), low > border, high <= border],
+                      [UNTESTABLE, PASSES, FAILS], UNDECIDED)
+    return pd.Series(found, low.index)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, product
 from typing import NamedTuple
 
 import keras
@@ -243,7 +243,8 @@ def depth_table(maps: pd.DataFrame, by: Sequence[str] = NETWORK, **draws) -> pd.
 
     `by`, ``classified, source, method, layer, measure, value, low, high, slices, subjects, trainings, blank`` (share of
     blank maps, which have no measure). ``<measure>_way``: share of the way from the location prior to the oracle of the
-    layer, ``(value - prior) / (oracle - prior)``; NaN where not even the oracle exceeds the prior.
+    layer, ``(value - prior) / (oracle - prior)``, all three of the slices whose map is not blank; NaN where not even
+    the oracle exceeds the prior.
     """
     maps, keys = maps.assign(classified=np.where(maps["correct"], "correctly", "wrongly")), [*by, "classified"]
     return pd.concat([_means(rows, **draws).assign(**dict(zip(keys, key)))
@@ -253,6 +254,9 @@ def depth_table(maps: pd.DataFrame, by: Sequence[str] = NETWORK, **draws) -> pd.
 def _means(rows, n, confidence, seed):
     cell = ["source", "method", "layer"]
     wide = rows.pivot_table(index=["seed", "draw", "subject", "slice"], columns=cell, values=list(MEASURES))
+    cells = rows[cell].drop_duplicates().itertuples(index=False, name=None)  # also those whose maps are all blank
+    known = [(name, *one) for name, one in product(wide.columns.unique(0), list(cells))]
+    wide = wide.reindex(columns=pd.MultiIndex.from_tuples(known, names=wide.columns.names))
     units = wide.index.to_frame()
     trainings = units["seed"].astype(str) + "/" + units["draw"].astype(str)
     # Every draw of an untrained network explains other slices: subjects and draws are not crossed.
@@ -261,7 +265,12 @@ def _means(rows, n, confidence, seed):
     for name, source, method, layer in list(found):
         ends = [(name, "comparator", "prior", "image"), (name, "comparator", "oracle", layer)]
         if name in WAYS and source == "network" and set(ends) <= set(found):
-            value, prior, oracle = (found[column] for column in [(name, source, method, layer), *ends])
+            own = wide[name, source, method, layer]
+            value, (prior, oracle) = found[name, source, method, layer], (found[column] for column in ends)
+            if own.isna().any():
+                same = wide[ends].where(own.notna(), axis=0)
+                at, drawn = measure.bootstrap_means(same, units["subject"], units["seed"], n, seed)
+                prior, oracle = zip(at, drawn.T)
             found[f"{name}_way", source, method, layer] = tuple(
                 (value[i] - prior[i]) / np.where(oracle[i] > prior[i], oracle[i] - prior[i], np.nan) for i in (0, 1))
     blank = rows.groupby(cell)["blank"].mean()
@@ -472,5 +481,6 @@ def lobe_table(maps: pd.DataFrame, **draws) -> pd.DataFrame:
     long = pd.concat([own.assign(lobe=lobe, share=own[f"lobe {lobe}"], brain=own[f"brain {lobe}"]) for lobe in LOBES])
     table = measure.mean_by(long.sort_values(keys[:-1], kind="stable"), keys, ["share"], beside=["brain"], **draws)
     others = table.merge(table, on=[*TRAINING, "lobe"], suffixes=("", "_other")).query("group != group_other")
-    within = others[~(others["high_other"] < others["low"])]
-    return table.assign(exceeds_others=~table.set_index(keys).index.isin(within.set_index(keys).index))
+    others = others.assign(exceeds_others=others["high_other"] < others["low"])
+    exceeds = others.groupby(keys)["exceeds_others"].all()
+    return table.assign(exceeds_others=[bool(exceeds.get(key, False)) for key in zip(*(table[key] for key in keys))])

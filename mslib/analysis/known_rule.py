@@ -17,11 +17,13 @@ from mslib.measure import MIN_SUBJECTS, feature_importance_score, mean_by, mean_
 from mslib.nets import SliceSet, predict
 from mslib.nets import known_rule as rules
 
-from .attribution import JOINT, LRP, Explained, feature_groups
+from .attribution import EXPOSED_FROM, JOINT, LRP, Explained, feature_groups
 from .relevance import mean_shares, shares_of
 
 #: Cues of the network with a shortcut: the corner shows the class, or the opposite.
 CORNER, REVERSED = "corner", "corner, reversed"
+#: Accuracy on the decisive sequence alone from which a network follows its rule.
+FOLLOWS = 0.9
 
 
 def explained_marks(marked: rules.Marked, pixel_mm: float, few: np.ndarray | None = None) -> Explained:
@@ -66,9 +68,9 @@ def learnt_shortcut(use: pd.DataFrame) -> bool:
 
 
 def learnt_rules(use: pd.DataFrame) -> list[str]:
-    """Networks that follow their rule: `accuracy_by_cue` of the decisive sequence alone surely above chance."""
+    """Networks that follow their rule: `accuracy_by_cue` of the decisive sequence alone surely above `FOLLOWS`."""
     own = use[use["experiment"] == use["cue"]]
-    return list(own.loc[own["low"].fillna(own["value"]) > 0.5, "experiment"])
+    return list(own.loc[own["low"].fillna(own["value"]) > FOLLOWS, "experiment"])
 
 
 # --- do maps find the decisive sequence? -------------------------------------------------------------------------
@@ -173,10 +175,11 @@ def shortcut_shares(maps: Mapping[str, np.ndarray], explained: Explained, corner
 def shortcut_table(shares: pd.DataFrame, **draws) -> pd.DataFrame:
     """Which methods expose the shortcut? Mean of `shortcut_shares` by ``method``; ``slices``: those that show it.
 
-    ``exposed``: the share is surely above chance; missing where that cannot be tested (not covered, too few subjects).
+    ``exposed``: the share is surely above `EXPOSED_FROM` times chance; missing where that cannot be tested (not
+    covered, too few subjects).
     """
     found = mean_by(shares, ["method"], ["share"], **draws).drop(columns="measure").set_index("method")
     found = found.join(shares.groupby("method")[["covered", "chance"]].first())
     low = found["low"].fillna(found["value"])  # all slices alike
-    exposed = (low > found["chance"] * (1 + 1e-6)).astype("boolean").where(found["subjects"] >= MIN_SUBJECTS)
+    exposed = (low > EXPOSED_FROM * found["chance"]).astype("boolean").where(found["subjects"] >= MIN_SUBJECTS)
     return found.assign(exposed=exposed, slices=shares.groupby("method")["shown"].sum()).reset_index()

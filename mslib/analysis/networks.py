@@ -18,7 +18,7 @@ from mslib.measure import ClassificationReport, classification_report, mean_by
 TITLES = {"published": "(a) slice-level split", "published_independent": "network of (a), independent cohort",
           "honest": "(b) subject-level split", "independent": "(c) network of (b), independent cohort",
           "folds": "(d) every subject tested once, last layer only",
-          "published_permuted": "(a), permuted labels", "honest_permuted": "(b), permuted labels"}
+          "published_permuted": "(a), permuted labels", "folds_permuted": "(d), permuted labels"}
 #: Kind of network to its protocol on the independent cohort.
 INDEPENDENT = {"honest": "independent", "published": "published_independent"}
 #: Test accuracy over slices that Hong and Zhang 2021 report.
@@ -34,11 +34,12 @@ def by_protocol(predictions: pd.DataFrame, permuted: pd.DataFrame,
                 folds: pd.DataFrame) -> dict[tuple[str, str, int], pd.DataFrame]:
     """Tested slices of every network (but ``cause``), protocol and seed (the keys), in the order of `TITLES`.
 
-    Tables of ``backbone, subject, target, logit_<class>``; the first two also of ``kind``, the first of ``part, seed``.
+    Tables of ``backbone, subject, target, logit_<class>``; the first two also of ``kind``, the first of ``part, seed``,
+    the last of ``protocol``.
     """
     own = predictions[predictions["kind"].isin(list(INDEPENDENT)) & predictions["part"].isin(["test", "independent"])]
     own = own.assign(protocol=own["kind"].where(own["part"] == "test", own["kind"].map(INDEPENDENT)))
-    table = pd.concat([own, permuted.assign(protocol=permuted["kind"], seed=1), folds.assign(protocol="folds", seed=1)])
+    table = pd.concat([own, permuted.assign(protocol=permuted["kind"], seed=1), folds.assign(seed=1)])
     found = {key: part.dropna(axis=1, how="all") for key, part in table.groupby(["backbone", "protocol", "seed"])}
     return dict(sorted(found.items(), key=lambda one: (one[0][0], list(TITLES).index(one[0][1]), one[0][2])))
 
@@ -73,13 +74,13 @@ def accuracy_table(tables: Mapping[tuple[str, str, int], pd.DataFrame], groups: 
 
     ``level, measure, group, value, low, high, n, subjects, backbone, protocol, seed, title, chance``. Chance of
     accuracy is the share of the largest class among the slices or subjects, reached by always naming it; of balanced
-    accuracy one over the number of groups, reached by whatever does not depend on the class (of permuted labels with
-    the same people on both sides `class_knowledge`); NaN for other measures. A table without ``slice`` (baseline model)
+    accuracy one over the number of groups, reached by whatever does not depend on the class (of permuted labels
+    `class_knowledge`); NaN for other measures. A table without ``slice`` (baseline model)
     has one row per subject and no level of slices.
     """
     parts = []
     for (backbone, protocol, seed), table in tables.items():
-        people, known = table.drop_duplicates("subject"), protocol == "published_permuted"
+        people, known = table.drop_duplicates("subject"), protocol.endswith("permuted")
         largest = {level: float(rows["target"].value_counts(normalize=True).max())
                    for level, rows in (("slice", table), ("subject", people))}
         balanced = class_knowledge(people["true"], people["target"]) if known else 1 / len(groups)

@@ -76,7 +76,7 @@ def bootstrap_classification(predicted, targets, subjects, n_classes: int, n: in
     Slices: whole subjects are resampled, within their class where each class has `MIN_SUBJECTS`, else over all.
     One prediction a subject: accuracy, recall and precision are proportions of subjects and get Wilson's interval,
     which has a width even where all are correct. No interval (NaN) below `MIN_SUBJECTS` subjects otherwise (for
-    measures of one class: of that class), or where all resamples agree.
+    measures of one class: of that class; for balanced accuracy: of every class), or where all resamples agree.
     """
     subject_ids = pd.factorize(np.asarray(subjects))[0]
     per_subject = _confusion(predicted, targets, subject_ids, n_classes)
@@ -94,7 +94,9 @@ def bootstrap_classification(predicted, targets, subjects, n_classes: int, n: in
         if single and measure in proportions:
             result[measure, group] = proportion_interval(*proportions[measure](group), confidence)
         else:
-            enough = (len(of_class) if group is None else sizes[group]) >= MIN_SUBJECTS
+            # A resample without one of the classes would average fewer recalls.
+            smallest = sizes[sizes > 0].min() if measure == "balanced_accuracy" else len(of_class)
+            enough = (smallest if group is None else sizes[group]) >= MIN_SUBJECTS
             values = resampled[measure, group] if enough else np.array([])
             result[measure, group] = percentile_interval(value, values, confidence)
     return result

@@ -105,14 +105,15 @@ def plot_scores(table, measures: Sequence[str], *, silent: Sequence[str] = (),
 
 @styled
 def plot_checks(table) -> Figure:
-    """Which methods pass which checks: green and a tick, red and a cross, or grey where it cannot be tested.
+    """Which methods pass which checks: green and a tick, red and a cross, or pale where it is open or cannot be tested.
 
-    `table`: index method; one column per check, of "passes", "fails", "not testable".
+    `table`: index method; one column per check, of "passes", "fails", "undecided", "not testable".
     """
-    kinds = {"fails": ("#d9826b", "✗"), "not testable": ("#e6e6e6", ""), "passes": ("#8cc9a1", "✓")}
+    kinds = {"fails": ("#d9826b", "✗"), "undecided": ("#f2e3b3", "?"), "not testable": ("#e6e6e6", ""),
+             "passes": ("#8cc9a1", "✓")}
     found = table.map(list(kinds).index)
     fig, ax = plt.subplots(figsize=(0.85 * table.shape[1] + 2.2, 0.24 * len(table) + 1.5))
-    sns.heatmap(found, ax=ax, cmap=[colour for colour, _ in kinds.values()], vmin=0, vmax=2, cbar=False, linewidths=1,
+    sns.heatmap(found, ax=ax, cmap=[colour for colour, _ in kinds.values()], vmin=0, vmax=3, cbar=False, linewidths=1,
                 annot=table.map(lambda verdict: kinds[verdict][1]).to_numpy(), fmt="", annot_kws={"color": "#222222"})
     ax.set_yticks(ax.get_yticks(), [label_of(name) for name in table.index], fontsize=8, rotation=0)
     ax.set_xticks(ax.get_xticks(), [name.replace(" ", "\n", 1) for name in table.columns], fontsize=7.5, rotation=0)
@@ -120,7 +121,7 @@ def plot_checks(table) -> Figure:
     ax.tick_params(length=0)
     ax.set(xlabel="", ylabel="")
     fig.legend(handles=[Patch(color=colour, label=f"{name} {mark}") for name, (colour, mark) in kinds.items()],
-               loc="outside upper center", ncols=3)
+               loc="outside upper center", ncols=4)
     return fig
 
 

@@ -17,7 +17,8 @@ CHANCE = {"color": "#777777", "ls": ":", "lw": 1.2}
 #: How comparators are drawn: they are no candidates, so none of them has a colour of its own.
 COMPARATORS = {"oracle": {"color": "black", "ls": "-"}, "intensity": {"color": "black", "ls": "--"},
                "prior": {"color": "black", "ls": ":"}, "edges": {"color": "#888888", "ls": "-."},
-               "untrained": {"color": "#888888", "ls": "-"}, "another patient": {"color": "#888888", "ls": ":"}}
+               "untrained": {"color": "#888888", "ls": "-"}, "another patient": {"color": "#888888", "ls": ":"},
+               "activation": {"color": "#888888", "ls": "--"}}
 
 
 def _present(table, column: str, order: Sequence[str] | None) -> list:

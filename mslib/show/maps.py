@@ -58,7 +58,8 @@ def _row_label(ax, text: str, **style) -> None:
 
 
 @styled
-def plot_layer_grid(slices, maps: Mapping[str, Mapping[str, np.ndarray]], *, slice_names: Sequence[str] | None = None,
+def plot_layer_grid(slices, maps: Mapping[str, Mapping[str, np.ndarray]], *,
+                    slice_names: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
                     lesions=None, pixel_mm: float | None = None) -> Figure:
     """Heat maps of a few layers under their slices, networks side by side, lettered A, B, C.
 
@@ -71,7 +72,7 @@ def plot_layer_grid(slices, maps: Mapping[str, Mapping[str, np.ndarray]], *, sli
     maps : mapping of network to mapping of layer to (S, H, W) array
         Raw, non-negative; else, and where not finite, a ValueError. Each row is normalised for display only, by its
         own maximum, which its label states; maps without heat are marked "blank".
-    slice_names : sequence of S str, optional
+    slice_names : sequence of S str, or mapping of network to it, optional
         Titles of the columns ("slice 57 of 135").
     lesions : (S, H, W) bool array, optional
     pixel_mm : float, optional
@@ -84,7 +85,7 @@ def plot_layer_grid(slices, maps: Mapping[str, Mapping[str, np.ndarray]], *, sli
         figsize=(size * wide + 0.6, size * (rows + 1) * height / width + 0.6))
     for block, (net, of_layer) in enumerate(maps.items()):
         panels = axes[:, block * (count + 1) + 1:(block + 1) * (count + 1)]
-        for ax, name in zip(panels[0], names):
+        for ax, name in zip(panels[0], names[net] if isinstance(names, Mapping) else names):
             ax.set_title(name, fontsize=8, fontweight="normal")
         _row_label(panels[0, 0], f"{label_of(net)}\n\nFLAIR", fontsize=8.5, fontweight="bold")
         for letter, ax, (layer, heat) in zip(ascii_uppercase, panels[1:, 0], of_layer.items()):

@@ -106,8 +106,8 @@ def plot_summary(flair, maps: Mapping[str, np.ndarray], *, accuracy=None, curves
         ax.set_xlabel("block and layer, shallow to deep", fontsize=7)
         ax.grid(axis="y")
         handles = dict(zip(*ax.get_legend_handles_labels()[::-1]))
-        fig.legend(handles.values(), [f"B: {name}" if name == next(iter(handles)) else name for name in handles],
-                   fontsize=6.5, loc="outside upper center", ncols=len(handles))
+        fig.legend(handles.values(), handles, title="B and C", title_fontsize=6.5, fontsize=6.5,
+                   loc="outside upper center", ncols=len(handles))
     draw_slice(axes[0], flair, lesion=lesion, sides=True, pixel_mm=pixel_mm)
     axes[0].set_title(f"{'ABC'[len(plots)]}  FLAIR" + ", lesions" * (lesion is not None), fontsize=8)
     for ax, (name, heat) in zip(axes[1:], maps.items(), strict=True):

@@ -73,8 +73,9 @@ def train(study: Study, backbone: str, kind: str) -> None:
 
     The first training learns the whole training part, each further one a bootstrap sample of its subjects (slices,
     where the split is by slices): from given weights trainings would otherwise be copies of each other.
-    Then ``permuted.csv``, the test part's predictions after a training on permuted labels of the subjects (empty for
-    ``cause``), and ``features.npz``, the pooled features of the start weights (empty where nothing reads them).
+    Then ``permuted.csv``, the test part's predictions after a training on permuted labels of the subjects (of a
+    slice-level split, else empty), and ``features.npz``, the pooled features of the start weights (empty where nothing
+    reads them).
     """
     from mslib import nets
     if kind not in nets.KINDS:
@@ -119,7 +120,7 @@ def train(study: Study, backbone: str, kind: str) -> None:
         write_table(folder / "predictions.csv", predictions)
         write_weights(folder / "weights.weights.h5", plain)
     control = predictions[:0]
-    if kind != "cause":
+    if nets.KINDS[kind] == "slice":
         own = slices.table["part"].isna()
         labelled = nets.permuted_labels(slices.table[own], config.groups, config.seed)
         table = pd.concat([labelled, slices.table[~own].assign(true=-1)]).loc[slices.table.index]
@@ -132,15 +133,22 @@ def train(study: Study, backbone: str, kind: str) -> None:
 
 
 def folds(study: Study, backbone: str) -> None:
-    """Every subject of the study tested once, by a last layer on the features of the start weights."""
-    from mslib.nets import fold_logits, prediction_table
+    """Every subject of the study tested once, by a last layer on the features of the start weights.
+
+    ``protocol``: ``folds``, and with permuted labels ``folds_permuted``.
+    """
+    from mslib.nets import fold_logits, permuted_labels, prediction_table
     config, place = study.config, study.folder / "nets" / backbone / "honest"
     features = read_arrays(place / "features.npz")["features"]
     table = read_table(place / "seed1" / "predictions.csv")
     own = (table["part"] != "independent").to_numpy()
     known = table[own].filter(regex="^(?!logit_|part$)").reset_index(drop=True)
-    logits = fold_logits(features[own], known, config.training.folds, config.seed)
-    write_table(place / "folds.csv", prediction_table(known, logits, config.groups))
+    tables = []
+    for protocol, labelled in (("folds", known),
+                               ("folds_permuted", permuted_labels(known, config.groups, config.seed))):
+        logits = fold_logits(features[own], labelled, config.training.folds, config.seed)
+        tables.append(prediction_table(labelled, logits, config.groups).assign(protocol=protocol))
+    write_table(place / "folds.csv", pd.concat(tables))
 
 
 def export(study: Study, network: Network) -> None:
