@@ -190,6 +190,8 @@ CLAIMS: list[Claim] = [
                      f"kind == 'published' and group == 'SPMS' and lobe == '{lobe}' and not exceeds_others",
                      "not surely more than in RRMS, so no property of SPMS")))
       for lobe in ("frontal", "temporal")),
+    Claim("The map that goes furthest finds lesions better than the activations of its layer alone", STUDY, CHECK,
+          "over_activations", "kind == 'cause'", 0.0, "AUPRC minus that of the activations, slice by slice"),
     Claim("Shallower layers overlap lesions better", STUDY, CHECK, "depth_tests",
           "kind == 'honest' and test == 'auprc with depth'", "border",
           "rank correlation of depth with AUPRC", direction="below", least=0.1),

@@ -62,8 +62,8 @@ def plot_summary(flair, maps: Mapping[str, np.ndarray], *, accuracy=None, curves
         Balanced accuracy, ``tested, backbone, value, low, high, chance``: points from left to right in the order of
         ``tested``; chance is dotted.
     curves : DataFrame, optional
-        ``layer, backbone, method, value, low, high``: AUPRC of methods (in colour), of the oracle, the location prior
-        and FLAIR intensity (in black); circles and squares as in the first panel.
+        ``layer, backbone, method, value, low, high``: AUPRC of methods (in colour), of the oracle, the location prior,
+        FLAIR intensity and activations alone (in black); circles and squares as in the first panel.
     layers : sequence of str
         Of the horizontal axis, shallow to deep.
     """
@@ -90,7 +90,7 @@ def plot_summary(flair, maps: Mapping[str, np.ndarray], *, accuracy=None, curves
         ax.legend(loc="upper right", fontsize=6.5)
     if curves is not None:
         ax = axes.pop(0)
-        styles = {"oracle": "-", "intensity": "--", "prior": ":"}
+        styles = {"oracle": "-", "intensity": "--", "prior": ":", "activation": "-."}
         colours = colours_of([name for name in dict.fromkeys(curves["method"]) if name not in styles])
         for (method, backbone), part in curves.groupby(["method", "backbone"], sort=False):
             level = set(part["layer"]) == {"image"}
