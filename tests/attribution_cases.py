@@ -1,10 +1,12 @@
-"""The small nets of tests/fixtures/attribution, and what tests of attributions share."""
+"""The small nets of tests/fixtures/attribution, a narrow VGG, and what tests of attributions share."""
 
 import functools
 
 import keras
 import numpy as np
 from repository import ROOT
+
+from mslib.nets.vgg import CONVOLUTIONS
 
 FIXTURE = ROOT / "tests" / "fixtures" / "attribution" / "nets.npz"
 
@@ -32,6 +34,23 @@ def case(name):
     """Net, images, targets and baseline of the fixture; one net for all tests, so that it is traced once."""
     stored = np.load(FIXTURE)
     return convolutional(name), stored[f"{name} images"], stored[f"{name} targets"], stored[f"{name} baseline"]
+
+
+def vgg(backbone="vgg16", size=32, bias=0.05):
+    """VGG of an eighth of the channels, with average pooling and three classes; weights keep the size of values."""
+    rng = np.random.default_rng(0)
+    inputs = x = keras.Input((size, size, 3))
+    for block, (n, filters) in enumerate(zip(CONVOLUTIONS[backbone], (8, 16, 32, 64, 64)), start=1):
+        for conv in range(1, n + 1):
+            x = keras.layers.Conv2D(filters, 3, padding="same", activation="relu", name=f"block{block}_conv{conv}")(x)
+        x = keras.layers.MaxPooling2D(2, name=f"block{block}_pool")(x)
+    x = keras.layers.Dense(3, name="head")(keras.layers.GlobalAveragePooling2D()(x))
+    model = keras.Model(inputs, x, name=backbone)
+    for layer in model.layers:
+        if layer.weights:
+            shape = layer.kernel.shape
+            layer.set_weights([rng.normal(0, np.sqrt(2 / np.prod(shape[:-1])), shape), rng.normal(0, bias, shape[-1])])
+    return model
 
 
 def relative(ours, reference):

@@ -10,10 +10,9 @@ import pytest
 from keras import layers
 from repository import ROOT
 
-from mslib.explain import METHODS, attribute, explainable, layer_cams, lrp, stacked
+from mslib.explain import attribute, explainable, layer_cams, lrp, stacked
 
-RNG = np.random.default_rng(3)
-IMAGES = RNG.random((2, 12, 12, 3)).astype(np.float32)
+IMAGES = np.random.default_rng(3).random((2, 12, 12, 3)).astype(np.float32)
 TARGETS = np.array([0, 2])
 
 
@@ -152,14 +151,6 @@ def test_a_volume_is_explained_slice_by_slice(volumes):
         found, one = attribute(name, deep, images, TARGETS, **given), attribute(name, flat, slices, targets, **given)
         halved = 4 if name == "guided_gradcam" else 2  # a product of two halves
         np.testing.assert_allclose(as_slices(found), one / halved, rtol=1e-3, atol=1e-6, err_msg=name)
-
-
-@pytest.mark.parametrize("method", sorted(METHODS))
-def test_every_method_explains_volumes(volumes, method):
-    _, deep, images = volumes
-    few = {"window": 6, "stride": 6} if method == "occlusion" else {}
-    maps = attribute(method, deep, images, TARGETS, **few)
-    assert maps.shape == images.shape and np.abs(maps).max() > 0
 
 
 def test_the_wing_alone_needs_nothing_of_the_study_and_little_time():

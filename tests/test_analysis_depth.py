@@ -93,7 +93,7 @@ def explained(slices):
     keras.utils.set_random_seed(2)
     with pytest.MonkeyPatch.context() as patch:  # one convolution a block, as of the fixture `shallow`
         patch.setitem(CONVOLUTIONS, "vgg16", (1, 1, 1, 1, 1))
-        network = build_classifier("vgg16", 3, (64, 64, 3))
+        network = build_classifier("vgg16", 3, (64, 64, 3), narrow=4)
     found = explain_layers(network, slices.images, slices.table["target"], depth.explained_layers(network),
                            ["gradcam", "layercam", "activation"])
     return network, found, slices._replace(table=slices.table.assign(correct=True))

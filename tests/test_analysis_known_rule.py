@@ -6,11 +6,11 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
+from test_known_rule import head
 
 from mslib.analysis import known_rule
 from mslib.analysis.attribution import Explained
 from mslib.analysis.relevance import INSIDE, LIFT
-from mslib.nets import SliceSet
 from mslib.nets.known_rule import Experiment, experiments, shortcut_mask
 
 SEQUENCES, MM = ("T1w", "T2w", "FLAIR"), 2.0
@@ -19,14 +19,9 @@ DRAWS = {"n": 200, "confidence": 0.95, "seed": 3275}
 LAYERS = ("block3_conv3", "block5_conv3")
 
 
-def head(n=24):
-    """Round brains of uniform grey, six subjects."""
-    rows, columns = np.mgrid[:SHAPE[0], :SHAPE[1]]
-    brain = np.hypot(rows - SHAPE[0] / 2, columns - SHAPE[1] / 2) < 0.45 * min(SHAPE[:2])
-    table = pd.DataFrame({"subject": np.repeat(list("abcdef"), n // 6), "slice": np.tile(np.arange(n // 6), 6),
-                          "group": "control", "target": 0})
-    images = np.repeat((0.4 * brain)[None, ..., None], n, 0).repeat(3, -1)
-    return SliceSet(images.astype(np.float16), table)
+def people(n=24):
+    """Slices of six subjects."""
+    return head(n, SHAPE[:2], "abcdef")
 
 
 def reader(score):
@@ -51,7 +46,7 @@ def corner(images):
 def test_the_cue_that_a_network_uses_comes_back():
     def use(score, name):
         experiment = next(one for one in experiments(SEQUENCES) if one.name == name)
-        answers = known_rule.answers_to_cues(reader(score), experiment, head(), SEQUENCES, MM, 7)
+        answers = known_rule.answers_to_cues(reader(score), experiment, people(), SEQUENCES, MM, 7)
         return known_rule.accuracy_by_cue(answers, **DRAWS)
 
     flair = use(stripes, "FLAIR").set_index("cue")["value"]
@@ -62,7 +57,7 @@ def test_the_cue_that_a_network_uses_comes_back():
 
 
 def test_marks_are_what_a_map_should_show():
-    marked = Experiment("FLAIR", 2).marked(head(), MM, 0)
+    marked = Experiment("FLAIR", 2).marked(people(), MM, 0)
     explained = known_rule.explained_marks(marked, MM)
     assert explained.images.dtype == np.float32 and explained.features is marked.marks
     assert explained.targets.tolist() == marked.slices.table["target"].tolist()
@@ -114,13 +109,13 @@ def test_relevance_of_the_decisive_sequence_stands_beside_intensity_and_mark():
     assert [one["value"].tolist() for one in margins] == [[-10, -10], [pytest.approx(2 - 5 / 6)] * 2]
 
 
-def of_layers(values, slices=9, noise=0.005):
+def of_layers(values):
     """Per-slice scores of one network by layer, as of `layer_scores`."""
     rng = np.random.default_rng(0)
-    hardness = rng.normal(0, 0.1, slices)
+    hardness = rng.normal(0, 0.1, 9)
     return pd.concat([pd.DataFrame({
-        "method": method, "layer": layer, "image": range(slices), "subject": list("abcdefghi")[:slices],
-        "msfi": value + hardness + rng.normal(0, noise, slices), "chance": 0.1, "blank": False})
+        "method": method, "layer": layer, "image": range(9), "subject": list("abcdefghi"),
+        "msfi": value + hardness + rng.normal(0, 0.005, 9), "chance": 0.1, "blank": False})
         for method in ("gradcam", "guided_gradcam") for layer, value in zip(LAYERS, values)], ignore_index=True)
 
 
@@ -140,11 +135,11 @@ def test_a_network_that_needs_no_sequence_is_left_out_of_the_gain():
     assert known_rule.layer_gain(lost, **DRAWS).empty
 
 
-def shortcut_of(maps, shown, subjects="abcdefgh"):
+def shortcut_of(maps, shown):
     images = np.full((8, *SHAPE), 0.2, np.float32)
     images[:, :30] = 0
     slices = Explained(images, np.zeros(8, int), (images > 0).any(-1), np.zeros(images.shape, bool),
-                       np.array(list(subjects)), MM, np.arange(7))
+                       np.array(list("abcdefgh")), MM, np.arange(7))
     return known_rule.shortcut_table(known_rule.shortcut_shares(maps, slices, shown, 5), **DRAWS).set_index("method")
 
 
@@ -178,7 +173,7 @@ def test_a_method_that_could_look_and_does_not_has_not_exposed_it():
 
 def test_layer_scores_of_a_real_network(shallow):
     from mslib.nets import build_classifier
-    explained = known_rule.explained_marks(Experiment("FLAIR", 2).marked(head(6), MM, 0), MM)
+    explained = known_rule.explained_marks(Experiment("FLAIR", 2).marked(people(6), MM, 0), MM)
     keras.utils.set_random_seed(0)
     table = known_rule.layer_scores(build_classifier("vgg16", 2, SHAPE, narrow=16), explained, np.array([0, 0, 1.0]))
     assert table["layer"].unique().tolist() == ["block3_conv1", "block4_conv1", "block5_conv1"]

@@ -13,14 +13,14 @@ GROUPS = ["control", "RRMS", "SPMS"]
 DRAWS = {"n": 200, "confidence": 0.95, "seed": 1}
 
 
-def predictions(correct, subjects=12, slices=4, backbone="vgg16", kind="honest", seed=1, part="test"):
+def predictions(correct, subjects=12, kind="honest", seed=1, part="test"):
     """Logits of which the first `correct` subjects' slices are all correct and the others' all wrong."""
-    table = pd.DataFrame({"subject": np.repeat([f"{i:03d}" for i in range(subjects)], slices),
-                          "slice": np.tile(np.arange(slices), subjects)})
+    table = pd.DataFrame({"subject": np.repeat([f"{i:03d}" for i in range(subjects)], 4),
+                          "slice": np.tile(np.arange(4), subjects)})
     number = table["subject"].astype(int)
     target = number % 3
     logits = np.eye(3)[np.where(number < correct, target, (target + 1) % 3)]
-    return table.assign(target=target, group=target.map(dict(enumerate(GROUPS))), part=part, backbone=backbone,
+    return table.assign(target=target, group=target.map(dict(enumerate(GROUPS))), part=part, backbone="vgg16",
                         kind=kind, seed=seed, **{f"logit_{group}": logits[:, i] for i, group in enumerate(GROUPS)})
 
 
@@ -88,13 +88,13 @@ def test_accuracy_over_lesion_area():
     assert found.loc["lesion-free", "low"] < 0.9 < found.loc["lesion-free", "high"]
 
 
-def truth(n=30):
+def truth():
     """Subjects whose lesion load alone tells their group."""
-    target = np.arange(n) % 3
-    load = np.array([0.05, 5.0, 50.0])[target] * np.exp(0.1 * np.sin(np.arange(n)))
-    return pd.DataFrame({"subject": [f"{i:03d}" for i in range(n)],
+    target = np.arange(30) % 3
+    load = np.array([0.05, 5.0, 50.0])[target] * np.exp(0.1 * np.sin(np.arange(30)))
+    return pd.DataFrame({"subject": [f"{i:03d}" for i in range(30)],
                          "group": [GROUPS[one] for one in target],
-                         "lesion_load_ml": load, "ventricle_volume_ml": 30 + 5 * np.cos(np.arange(n))})
+                         "lesion_load_ml": load, "ventricle_volume_ml": 30 + 5 * np.cos(np.arange(30))})
 
 
 def test_the_baseline_model_finds_groups_that_the_lesion_load_tells():

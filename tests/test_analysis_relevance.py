@@ -42,11 +42,11 @@ def test_flow_of_a_network_without_biases_is_all_of_the_logit():
     np.testing.assert_allclose(table[["sum", "absolute"]], 1, rtol=1e-4)
 
 
-def made_table(subjects=12, slices=4, seed=0, **shares):
+def made_table(subjects=12, seed=0, **shares):
     """Slices with given mean shares of the sequences, the second slice of each subject misclassified."""
     rng, mean, rows = np.random.default_rng(seed), {"T1w": 50, "T2w": 30, "FLAIR": 20} | shares, []
     for subject in range(subjects):
-        for number in range(slices):
+        for number in range(4):
             row = {"subject": f"{subject:02d}", "group": GROUPS[subject % 3], "slice": number, "correct": number != 1,
                    "backbone": "vgg16", "rule": "epsilon_plus", "seed": 1}
             for name, intensity in zip(SEQUENCES, (50, 15, 35)):

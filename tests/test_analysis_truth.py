@@ -1,13 +1,11 @@
 """Known truth against what was found: hand-made transforms, fields, tables and stacks."""
 
-import os
-from pathlib import Path
-
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
 import SimpleITK as sitk
+from shared_cases import real_data
 
 from mslib.analysis import truth
 from mslib.prep import SliceStack
@@ -105,10 +103,7 @@ def test_appearance_finds_the_ratios_that_were_put_in():
 @pytest.mark.real
 def test_appearance_of_the_two_real_patients():
     """The constants are of preprocessed scans; the authors' images, one interpolation earlier, are near."""
-    folder = Path(os.environ.get("MSLIB_DATA", "absent")) / "open_ms_data" / "cross_sectional" / "MNI"
-    if not folder.is_dir():
-        pytest.skip("MSLIB_DATA is unset")
-    found = []
+    folder, found = real_data("open_ms_data/cross_sectional/MNI"), []
     for number in ("07", "26"):
         images = {sequence: nib.load(next((folder / f"patient{number}").glob(f"{name}_*"))).get_fdata()
                   for sequence, name in (("T1w", "T1"), ("T2w", "T2"), ("FLAIR", "FLAIR"))}

@@ -6,12 +6,14 @@
 import contextlib
 import gzip
 import io
+import json
 import re
 import shutil
 import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import test_bids as bids
 import yaml
 
@@ -142,6 +144,39 @@ def test_every_bad_input_is_told_in_a_line_and_the_page_lists_them(tmp_path):
     assert all(message and "Traceback" not in message for _, _, message, _ in found)
     page = PAGE.read_text(encoding="utf-8")
     assert table(found, tmp_path) == page.partition(MARKS[0])[2].partition(MARKS[1])[0].strip()
+
+
+def test_faults_stop_a_run_or_are_left_out_if_asked_to_and_too_few_stop_it_in_any_case(tmp_path):
+    """Three per group are needed, and one may fail."""
+    people = {f"sub-{number:03d}": ["control", "RRMS"][number % 2] for number in range(8)}
+    root, file, run = bids.write_cohort(tmp_path / "bids", people), tmp_path / "own.yaml", tmp_path / "run"
+
+    def check(on_fault):
+        """Exit status, lines told, people and faults of the run's listing."""
+        file.write_text(yaml.safe_dump({"study": "own", "groups": ["control", "RRMS"], "cohort": {
+            "source": "bids", "root": str(root), "on_fault": on_fault}}))
+        status, lines = told("check_cohort", "--config", file, "--run-dir", run)
+        listing = json.loads((run / "cohort.json").read_text()) if run.exists() else {"subjects": [], "faults": None}
+        shutil.rmtree(run, ignore_errors=True)
+        return status, lines, [f"sub-{person['id']}" for person in listing["subjects"]], listing["faults"]
+
+    assert check("stop") == (0, [], list(people), [])
+    flair, t2w = "sub-000/anat/sub-000_FLAIR.nii.gz", "sub-001/anat/sub-001_T2w.nii.gz"
+    bids.voxel(np.nan)(root / flair)
+    (root / t2w).unlink()
+    bids.write_table(root, [*people.items(), ("../../etc", "RRMS")])
+    status, faults, *listed = check("stop")
+    assert status == 1 and listed == [[], None] and all("; allowed: " in line for line in faults)
+    expected = ["../../etc: participants.tsv: is no valid participant_id", f"sub-000: {flair}: has 1 NaN or infinite",
+                "sub-001: sub-001/anat: has no T2w image"]
+    assert len(faults) == 3 and all(sum(line.startswith(one) for line in faults) == 1 for one in expected)
+    assert check("skip") == (0, [], list(people)[2:], faults)
+    for label in ("sub-000", "sub-002"):
+        shutil.rmtree(root / label)
+    bids.write_table(root, [row for row in people.items() if row[0] not in ("sub-000", "sub-002")])
+    shutil.copy(root / t2w.replace("T2w", "T1w"), root / t2w)
+    few = "group: participants.tsv: group 'control' has 2 usable subjects; allowed: at least 3, for the split"
+    assert check("stop") == check("skip") == (1, [few], [], None)
 
 
 if __name__ == "__main__":

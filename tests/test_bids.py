@@ -28,9 +28,9 @@ def image(shape=(8, 8, 8), dtype=np.float32, qcode=1, scode=1, affine=GRID, data
     return made
 
 
-def write_table(root, people, columns=("participant_id", "group"), name="participants.tsv"):
+def write_table(root, people, columns=("participant_id", "group")):
     rows = ["\t".join(columns), *("\t".join(row) for row in people)]
-    (root / name).write_text("\n".join(rows) + "\n", encoding="utf-8")
+    (root / "participants.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
 
 
 def write_cohort(root, people):

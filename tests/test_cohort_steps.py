@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import SimpleITK as sitk
 import yaml
+from shared_cases import refused
 
 from mslib import prep
 from mslib.cohort import Cohort, Fault, Subject, openms, openms_bids, write_listing
@@ -28,6 +29,13 @@ def study(tmp_path):
         return made
 
     return make
+
+
+def real_study(folder):
+    """A study of real patients."""
+    write_text(folder / "real.yaml", yaml.safe_dump({
+        "study": "real", "cohort": {"source": "open_ms", "on_fault": "skip"}, "model": {"weights": "simulated"}}))
+    return steps.Study(folder / "real.yaml", folder / "run")
 
 
 def cohort(root, with_mask=(), independent=0):
@@ -138,9 +146,7 @@ def test_images_that_are_links_keep_their_names(study, tmp_path):
 
 def test_patients_unlike_those_that_shipped_networks_know_are_named(tmp_path, monkeypatch):
     """Of two real patients, the one with T2w and FLAIR swapped; captions count them."""
-    write_text(tmp_path / "real.yaml", yaml.safe_dump({
-        "study": "real", "cohort": {"source": "open_ms", "on_fault": "skip"}, "model": {"weights": "simulated"}}))
-    run, rng = steps.Study(tmp_path / "real.yaml", tmp_path / "run"), np.random.default_rng(0)
+    run, rng = real_study(tmp_path), np.random.default_rng(0)
     people = [Subject("01", "RRMS", {}), Subject("02", "SPMS", {})]
     write_listing(run.folder / "cohort.json", Cohort(tuple(people)), run.bids_root)
     prepared(run, people)
@@ -164,9 +170,9 @@ def test_a_damaged_record_is_told_with_the_remedy(study, tmp_path, content):
     run = study(people)
     prepared(run, people)
     qc_file(run, "02").write_bytes(content)
-    with pytest.raises(StudyError, match=r"absent or damaged .*; delete it and run the same command again") as caught:
+    with refused(match=f"^{qc_file(run, '02')}: .*absent or damaged .*; delete it and run the same command again",
+                 error=StudyError):
         steps.subjects(run)
-    assert str(caught.value).startswith(f"{qc_file(run, '02')}: ") and len(str(caught.value).splitlines()) == 1
 
 
 def test_known_truth_is_compared_with_what_was_found(study, tmp_path, monkeypatch):
@@ -206,9 +212,7 @@ def _parent(path):
 
 
 def test_faults_of_the_source_are_kept(tmp_path, monkeypatch):
-    write_text(tmp_path / "real.yaml", yaml.safe_dump({
-        "study": "real", "cohort": {"source": "open_ms", "on_fault": "skip"}, "model": {"weights": "simulated"}}))
-    run = steps.Study(tmp_path / "real.yaml", tmp_path / "run")
+    run = real_study(tmp_path)
     # Shipped weights have tests of their own.
     monkeypatch.setattr("mslib.steps.cohort.verified", lambda path: path)
     monkeypatch.setattr(openms, "fetch", lambda source: {"a.nii.gz": "no answer"})
@@ -239,27 +243,29 @@ def test_a_subject_is_simulated_into_the_dataset(tmp_path):
         steps.simulate(run, "X")
 
 
-@pytest.mark.parametrize("masked", [(), ("one unseen",), ("seen",), ("controls",), ("everybody",)], ids=str)
 @pytest.mark.parametrize("independent", [(), ("control",), ("RRMS",), ("control", "RRMS", "SPMS")], ids=str)
 @pytest.mark.parametrize("groups", [["control", "RRMS", "SPMS"], ["RRMS", "SPMS"], ["control", "SPMS"]], ids=str)
-def test_three_of_a_class_have_somebody_to_explain(study, tmp_path, groups, independent, masked):
+def test_three_of_a_class_have_somebody_to_explain(study, tmp_path, groups, independent):
     """Whatever masks and independent cohorts there are: unseen patients, all of them or those with a mask."""
     people = [Subject(f"{number:02d}", group, {}) for number, group in enumerate(groups * 3)]
-    people += [Subject(f"T{number}", group, {}, cohort="independent") for number, group in enumerate(independent)]
-    people = [one for one in people if one.group in groups]
-    run = study(people, groups=groups)
-    prepared(run, people)
-    steps.subjects(run)
-    parts = run.subjects["part"]
-    unseen = [one.id for one in people if one.group != "control" and parts[one.id] not in ("train", "validation")]
-    having = {"one unseen": unseen[:1], "seen": [one.id for one in people if one.id not in unseen and
-                                                 one.group != "control"],
-              "controls": [one.id for one in people if one.group == "control"], "everybody": [one.id for one in people]}
-    people = [dataclasses.replace(one, lesion_mask=tmp_path / "bids" / "m.nii.gz" if any(
-        one.id in having[name] for name in masked) else None) for one in people]
-    run = study(people, groups=groups)
-    steps.subjects(run)
-    own = [name for name in unseen if any(name in having[which] for which in masked)]
-    assert run.explained() == (own or unseen) and run.example() in run.explained()
-    assert {(group, part) for group, part in zip(run.subjects["group"], run.subjects["part"])} >= {
-        (group, part) for group in groups for part in ("train", "validation", "test")}
+    people += [Subject(f"T{number}", group, {}, cohort="independent") for number, group in enumerate(independent)
+               if group in groups]
+    prepared(study(people, groups=groups), people)
+
+    def explained(having):
+        """Subjects of a run in which some people have a lesion mask."""
+        run = study([dataclasses.replace(one, lesion_mask=tmp_path / "bids" / "m.nii.gz" if one.id in having else None)
+                     for one in people], groups=groups)
+        steps.subjects(run)
+        assert run.example() in run.explained()
+        assert {*zip(run.subjects["group"], run.subjects["part"])} >= {
+            (group, part) for group in groups for part in ("train", "validation", "test")}
+        return run.explained(), run.subjects["part"]
+
+    found, parts = explained([])
+    patients = [one.id for one in people if one.group != "control"]
+    unseen = [name for name in patients if parts[name] not in ("train", "validation")]
+    assert found == unseen
+    everybody = {one.id for one in people}
+    for having in (unseen[:1], {*patients} - {*unseen}, everybody - {*patients}, everybody):
+        assert explained(having)[0] == ([name for name in unseen if name in having] or unseen)

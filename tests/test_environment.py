@@ -21,6 +21,7 @@ CITATION = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
 EXTRAS = PYPROJECT.get("optional-dependencies", {})
 LOCKED = [PYPROJECT["dependencies"], EXTRAS["study"], EXTRAS["dev"]]
 WANTED = [Requirement(line) for lines in LOCKED for line in lines]
+PACKAGES = packages_distributions()
 OPTIONAL = [Requirement(line) for extra in ("bench", "cluster", "viewer") for line in EXTRAS[extra]]
 
 
@@ -40,10 +41,6 @@ def lock() -> dict[str, list[tuple[Version, int]]]:
 LOCK = lock()
 
 
-def test_lock_is_read():
-    assert len(LOCK) > 100
-
-
 @pytest.mark.parametrize("wanted", WANTED, ids=str)
 def test_dependency_is_locked_with_an_allowed_version(wanted):
     versions = LOCK.get(canonicalize_name(wanted.name))
@@ -53,6 +50,7 @@ def test_dependency_is_locked_with_an_allowed_version(wanted):
 
 
 def test_every_locked_package_has_hashes():
+    assert len(LOCK) > 100
     assert [package for package, entries in LOCK.items() if any(hashes == 0 for _, hashes in entries)] == []
 
 
@@ -75,14 +73,13 @@ def test_every_dependency_says_what_it_is_for():
 
 def test_the_library_alone_needs_nothing_of_the_study():
     """What its modules import is a dependency, but for the modules that run or publish a study."""
-    study = {canonicalize_name(Requirement(line).name) for extra in ("study", "dev") for line in EXTRAS[extra]}
-    packages, found = packages_distributions(), {}
+    study, found = {canonicalize_name(Requirement(line).name) for line in EXTRAS["study"] + EXTRAS["dev"]}, {}
     for path in modules("mslib"):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else (
                 [node.module] if isinstance(node, ast.ImportFrom) and not node.level else [])
             for module in (one.split(".")[0] for one in names):
-                if study & {canonicalize_name(package) for package in packages.get(module, ())}:
+                if study & {canonicalize_name(package) for package in PACKAGES.get(module, ())}:
                     found.setdefault(name(path), []).append(module)
     assert found.keys() <= {"mslib/publish.py", "mslib/show/pages.py"}, found
 
@@ -106,8 +103,7 @@ def imported() -> set[str]:
 def test_every_dependency_is_used_and_every_used_package_is_a_dependency():
     """Programs are called instead of imported; what is not installed belongs to the tests or to an extra."""
     programs = {"snakemake", "jupyterlab", "ipykernel", "pytest-xdist", "ruff", "bids-validator-deno"}
-    packages = packages_distributions()
-    used = {canonicalize_name(packages[module][0]) for module in imported() if module in packages}
+    used = {canonicalize_name(PACKAGES[module][0]) for module in imported() if module in PACKAGES}
     declared = {canonicalize_name(wanted.name) for wanted in WANTED}
     optional = {canonicalize_name(wanted.name) for wanted in OPTIONAL}
     assert declared - used - programs == set()

@@ -7,6 +7,7 @@ import statsmodels.api as sm
 import statsmodels.formula.api as smf
 from scipy.stats import binom, ttest_rel
 from scipy.stats import t as student
+from shared_cases import refused
 from statsmodels.stats.power import TTestPower
 
 from mslib.measure import mixed_effects
@@ -149,6 +150,5 @@ def test_one_row_per_subject_is_a_regression(balanced):
     (lambda t: t[t["subject"] < 1], ["drug"], "2 rows of 1 subjects are too few"),
 ])
 def test_unfit_input_is_refused_in_one_line(balanced, change, effects, message):
-    with pytest.raises(ValueError, match=message) as caught:
+    with refused(message):
         mixed_effects(change(balanced), "y", effects)
-    assert "\n" not in str(caught.value)

@@ -4,6 +4,7 @@ from itertools import permutations
 
 import numpy as np
 import pytest
+from shared_cases import refused
 
 from mslib.measure import faithfulness
 from mslib.measure.modality import (
@@ -192,15 +193,13 @@ def test_a_baseline_may_be_made_from_what_stays(ranked):
     *(({"levels": wrong}, "levels: must fall from 1") for wrong in ([1, 0.5, 0.5], [1, 0.5, -0.1], [1], [1, np.nan]))])
 def test_unfit_removal_is_refused_in_one_line(ranked, change, message):
     given = dict(zip(("images", "maps", "baseline"), ranked)) | change
-    with pytest.raises(ValueError) as caught:
+    with refused(message):
         faithfulness.removal_curve(np.mean, **given)
-    assert message in str(caught.value) and len(str(caught.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize("call,message", [
     (lambda heat: faithfulness.shuffled_maps(heat, heat[0] > 0), "inside: must have the shape of the maps"),
     (lambda heat: faithfulness.area_under_removal([1, 0.5]), "curve: must have one value for each of 11 levels")])
 def test_unfit_parts_of_removal_are_refused(call, message):
-    with pytest.raises(ValueError) as caught:
+    with refused(message):
         call(np.ones((10, 10, 10)))
-    assert message in str(caught.value)

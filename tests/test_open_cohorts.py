@@ -12,6 +12,7 @@ import pandas as pd
 import pooch
 import pytest
 import test_bids as bids
+from shared_cases import files_of
 from test_app import project  # noqa: F401
 from test_bids_validator import issues
 
@@ -107,12 +108,8 @@ def table(root):
         "participant_id")
 
 
-def tree(root):
-    return {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*")) if path.is_file()}
-
-
 def times(root):
-    return {name: path.stat().st_mtime_ns for name, path in tree(root).items() if "sub-" in name}
+    return {name: path.stat().st_mtime_ns for name, path in files_of(root).items() if "sub-" in name}
 
 
 def same(one, other):
@@ -170,9 +167,9 @@ def test_ds000221(originals, tmp_path):
     assert not (root / "derivatives").exists()
 
 
-@pytest.fixture
-def joined(originals, tmp_path):
-    root = tmp_path / "joined"
+@pytest.fixture(scope="module")
+def joined(originals, tmp_path_factory):
+    root = tmp_path_factory.mktemp("joined") / "bids"
     for name, folder in originals.items():
         assert main(["convert", name, str(folder), str(root)]) == 0
     return root
@@ -222,7 +219,7 @@ def test_the_classifier_is_at_chance_where_sites_are_alike():
             np.float32))}) for kind in kinds]
 
     sites = ["A", "B"] * 20
-    alike, unlike = [site_only(people("A" * 40), sites) for _ in range(10)], site_only(people(sites), sites)
+    alike, unlike = [site_only(people("A" * 40), sites) for _ in range(6)], site_only(people(sites), sites)
     assert np.mean([one["value"] for one in alike]) == pytest.approx(0.5, abs=0.1)
     assert (alike[0]["chance"], alike[0]["people"]) == (0.5, 40) and unlike["low"] > 0.8
     assert site_only(people("AAAABB"), list("AAAABB")) is None  # two people are too few
@@ -275,7 +272,7 @@ def test_an_id_that_is_none_is_refused(source, tmp_path, label):
     assert len(done.subjects) == 5 and len(done.incomplete) == 1
     assert "is no valid name of a subject; allowed: 'sub-' and ASCII letters or digits" in done.incomplete[0]
     assert all(name.startswith(("sub-Leipzig0", "sourcedata/", "README", "dataset_", "participants"))
-               for name in tree(tmp_path / "bids"))
+               for name in files_of(tmp_path / "bids"))
 
 
 def test_a_stopped_conversion_goes_on(source, tmp_path, monkeypatch):

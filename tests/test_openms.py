@@ -2,7 +2,6 @@
 
 import errno
 import functools
-import hashlib
 import http.server
 import json
 import os
@@ -17,25 +16,19 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from shared_cases import files_of
 from test_bids_validator import issues
 
 from mslib.cohort import Cohort, openms, openms_bids
 from mslib.study import StudyError, read_json
+from mslib.study.provenance import file_sha256
 
 SUFFIX = "_N4_noneck_reduced_winsor_regtoFLAIR_{}regtoMNI.nii.gz"
 LAS = np.array([[-1.0, 0, 0, 90], [0, 1, 0, -126], [0, 0, 1, -72], [0, 0, 0, 1]])
 
 
-def sha256(path):
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-
-
-def tree(root):
-    return {path.relative_to(root).as_posix(): path for path in sorted(Path(root).rglob("*")) if path.is_file()}
-
-
 def checksums(root):
-    return {name: sha256(path) for name, path in tree(root).items()}
+    return {name: file_sha256(path) for name, path in files_of(root).items()}
 
 
 def save(path, data, codes=(1, 0)):
@@ -131,12 +124,12 @@ def test_fetch_from_a_folder(base, names, tmp_path):
     (base / "cross_sectional/not_registered.txt").write_text("x")
     assert openms.fetch(tmp_path / "dest") == {}
     assert checksums(tmp_path / "dest") == names
-    before = {name: path.stat().st_mtime_ns for name, path in tree(tmp_path / "dest").items()}
+    before = {name: path.stat().st_mtime_ns for name, path in files_of(tmp_path / "dest").items()}
     damaged = next(name for name in names if name.startswith("cross_sectional/MNI"))
     (tmp_path / "dest" / damaged).write_bytes(b"cut off")
     shutil.rmtree(base / "longitudinal")  # what is there and whole needs no source
     assert openms.fetch(tmp_path / "dest") == {} and checksums(tmp_path / "dest") == names
-    after = {name: path.stat().st_mtime_ns for name, path in tree(tmp_path / "dest").items()}
+    after = {name: path.stat().st_mtime_ns for name, path in files_of(tmp_path / "dest").items()}
     assert [name for name in names if before[name] != after[name]] == [damaged]
 
 
@@ -148,22 +141,7 @@ def test_missing_and_damaged_files_are_listed_and_the_rest_goes_on(base, names, 
     assert missing == {gone: "No such file or directory",
                        bad: "its checksum differs from the registered one, so it is not used"}
     assert capsys.readouterr().out.splitlines() == [f"{name}: could not be had: {why}" for name, why in missing.items()]
-    assert set(tree(tmp_path / "dest")) == set(names) - {gone, bad}
-
-
-def test_interruption_leaves_no_half_file(base, names, tmp_path, monkeypatch):
-    def interrupted(url, output_file, _):
-        Path(output_file).write_bytes(Path(url).read_bytes()[:20])
-        if len(tree(tmp_path / "dest")) > 5:
-            raise KeyboardInterrupt
-        shutil.copyfile(url, output_file)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(openms, "_copy", interrupted)
-        openms.fetch(tmp_path / "dest")
-    done = tree(tmp_path / "dest")
-    assert 0 < len(done) < len(names) and all(sha256(path) == names[name] for name, path in done.items())
-    assert openms.fetch(tmp_path / "dest") == {} and len(tree(tmp_path / "dest")) == len(names)
+    assert set(files_of(tmp_path / "dest")) == set(names) - {gone, bad}
 
 
 def test_full_disk_and_a_file_in_the_way_are_one_line(base, names, tmp_path, monkeypatch):
@@ -223,7 +201,7 @@ def test_fetch_by_http(base, server, names, tmp_path):
     missing = openms.fetch(tmp_path / "dest")
     assert missing[gone] == "the server answers 404 File not found"
     assert missing[bad].startswith("its checksum differs") and set(missing) == {gone, bad, cut}
-    assert set(tree(tmp_path / "dest")) == set(names) - {gone, bad, cut}
+    assert set(files_of(tmp_path / "dest")) == set(names) - {gone, bad, cut}
 
 
 def test_unreachable_server_is_not_asked_again_and_again(names, tmp_path, monkeypatch):
@@ -245,7 +223,7 @@ def test_killed_download_goes_on(base, server, names, tmp_path):
     time.sleep(0.2)
     process.kill()
     process.wait()
-    done = tree(tmp_path / "dest")
+    done = files_of(tmp_path / "dest")
     assert stalled not in done and {n for n in done if n in names} == set(list(names)[:4])
     Handler.stall = frozenset()
     assert openms.fetch(tmp_path / "dest") == {}
@@ -283,17 +261,17 @@ def test_conversion(converted, database):
 
 def test_valid_bids_with_source_licence_and_citation(converted, database):
     root, _ = converted
-    assert len([name for name in tree(root) if not name.startswith("derivatives/")]) == 4 + 3 * 6
+    assert len([name for name in files_of(root) if not name.startswith("derivatives/")]) == 4 + 3 * 6
     for place in (root, root / "derivatives" / "truth", root / "derivatives" / "brainmask"):
         assert [one for one in issues(place) if one["severity"] == "error"] == []
     table = (root / "participants.tsv").read_text(encoding="utf-8").splitlines()
     assert table[1].split("\t") == ["sub-MNI01", "SPMS", "30", "F", "6.5", "study"]
     assert "NO healthy control" in (root / "README").read_text(encoding="utf-8")
-    for name, path in tree(root).items():
+    for name, path in files_of(root).items():
         if name.endswith(("T1w.json", "T2w.json", "FLAIR.json")) and "/anat/" in name and "xfm" not in name:
             origin = read_json(path)
-            assert origin["SourceSHA256"] == sha256(path.with_suffix(".nii.gz"))
-            assert origin["SourceSHA256"] == sha256(database / origin["SourceFile"])
+            assert origin["SourceSHA256"] == file_sha256(path.with_suffix(".nii.gz"))
+            assert origin["SourceSHA256"] == file_sha256(database / origin["SourceFile"])
             assert origin["SourceURL"] == openms.BASE + origin["SourceFile"]
             assert origin["License"] == "CC-BY" and "Lesjak" in origin["Citation"] and origin["Note"]
 

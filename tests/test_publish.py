@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+import shutil
 
 import nbformat
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import yaml
 from PIL import Image
 from repository import ROOT
+from shared_cases import contents
 
 from mslib.publish import PUBLISHED, WIDEST, clean_notebook, publish
 from mslib.study import Run, StudyError, write_json
@@ -40,11 +42,11 @@ def executed(name, seconds):
     return nbformat.v4.new_notebook(cells=cells, metadata={"papermill": {"duration": seconds}})
 
 
-@pytest.fixture
-def run(tmp_path):
-    config = tmp_path / "own.yaml"
+def finished(folder):
+    """A finished run."""
+    config = folder / "own.yaml"
     config.write_text(yaml.safe_dump({"study": "own"}), encoding="utf-8")
-    run = Run(config, tmp_path / "run")
+    run = Run(config, folder / "run")
     (run.folder / "notebooks").mkdir(parents=True)
     (run.folder / "figures").mkdir()
     (run.folder / "figures" / "cohort.png").write_bytes(PIXEL)
@@ -63,8 +65,17 @@ def run(tmp_path):
     return run
 
 
-def contents(folder):
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+@pytest.fixture
+def run(tmp_path):
+    return finished(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """What is published of such a run."""
+    folder = tmp_path_factory.mktemp("published")
+    publish(finished(folder), folder / "results")
+    return folder / "results"
 
 
 def test_a_cleaned_notebook_does_not_depend_on_the_clock(tmp_path):
@@ -78,9 +89,8 @@ def test_a_cleaned_notebook_does_not_depend_on_the_clock(tmp_path):
     assert texts[0] == texts[1]
 
 
-def test_the_light_part_of_the_run_is_published_and_nothing_else(run, tmp_path):
-    publish(run, tmp_path / "results")
-    made = contents(tmp_path / "results")
+def test_the_light_part_of_the_run_is_published_and_nothing_else(run, results, tmp_path):
+    made = contents(shutil.copytree(results, tmp_path / "results"))
     assert set(made) == {"README.md", "index.html", "methods.md", "metrics.json", "provenance.json",
                          "figures/cohort.png", "figures/cohort.svg", "tables/minutes.csv",
                          *(f"notebooks/{name}.{end}" for name in NAMES for end in ("ipynb", "html"))}
@@ -92,9 +102,8 @@ def test_the_light_part_of_the_run_is_published_and_nothing_else(run, tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
-def test_pages_load_nothing_run_nothing_and_escape_what_files_say(run, tmp_path):
-    publish(run, tmp_path / "results")
-    pages = [path for path in (tmp_path / "results").rglob("*.html")]
+def test_pages_load_nothing_run_nothing_and_escape_what_files_say(results):
+    pages = list(results.rglob("*.html"))
     assert len(pages) == len(NAMES) + 1
     for path in pages:
         text = path.read_text(encoding="utf-8")
@@ -102,7 +111,7 @@ def test_pages_load_nothing_run_nothing_and_escape_what_files_say(run, tmp_path)
         assert "onerror=alert" not in re.sub(r"&lt;.*?&gt;", "", text) and "Content-Security-Policy" in text
         for link in re.findall(r'(?:src|href)="([^"#][^"]*)"', text):
             assert link.startswith("data:") or (path.parent / link).is_file(), link
-    notebook = (tmp_path / "results/notebooks/00_cohort.html").read_text(encoding="utf-8")
+    notebook = (results / "notebooks/00_cohort.html").read_text(encoding="utf-8")
     assert "../figures/cohort.png" in notebook and "base64" not in notebook
     assert "<details><summary>Code</summary>" in notebook
     assert re.search(r"<h1[^>]*>00_cohort", notebook) and "<p><strong>Question.</strong>" in notebook
@@ -111,18 +120,17 @@ def test_pages_load_nothing_run_nothing_and_escape_what_files_say(run, tmp_path)
     assert escaped == {"script", "img"}, "markdown and tables are drawn, what files say is text"
     assert "<p><strong>Answer.</strong> &lt;script" in notebook and "¶" not in notebook and "Out[" not in notebook
     assert '<div class="scroll" tabindex="0"' in notebook and "<strong>Here:</strong> &lt;script" in notebook
-    index = (tmp_path / "results/index.html").read_text(encoding="utf-8")
+    index = (results / "index.html").read_text(encoding="utf-8")
     assert 'class="good">holds: 2' in index and index.count('alt="&lt;script') == 1
     for name in ("README.md", "methods.md"):
-        assert "<script" not in (tmp_path / "results" / name).read_text(encoding="utf-8")
+        assert "<script" not in (results / name).read_text(encoding="utf-8")
 
 
-def test_the_gallery_shows_question_answer_and_figure(run, tmp_path):
-    publish(run, tmp_path / "results")
-    readme = (tmp_path / "results/README.md").read_text(encoding="utf-8")
+def test_the_gallery_shows_question_answer_and_figure(run, results, tmp_path):
+    readme = (results / "README.md").read_text(encoding="utf-8")
     assert readme.startswith("# Results of study own\n\n> Simulated data")
     assert "What is 03_gradcam_layers?" in readme and "(figures/cohort.png)" in readme
-    methods = (tmp_path / "results/methods.md").read_text(encoding="utf-8")
+    methods = (results / "methods.md").read_text(encoding="utf-8")
     assert "3 subjects were usable" in methods and "VGG16 and VGG19" in methods and "LRP γ, centred" in methods
     write_json(run.folder / "made" / "00_cohort.json", {"figures/left_by_another_run.png": "", "tables/other.csv": ""})
     publish(run, tmp_path / "results")  # none of the figures that are published was drawn: the first one stands for it
@@ -145,9 +153,8 @@ def test_pictures_in_notebooks_keep_their_colours_and_weigh_less(tmp_path):
     assert "image/png" in clean_notebook(tmp_path / "b.ipynb").cells[1].outputs[1]["data"], "a pixel stays PNG"
 
 
-def test_an_unfinished_run_leaves_the_published_results_and_foreign_files_are_not_replaced(run, tmp_path):
-    publish(run, tmp_path / "results")
-    before = contents(tmp_path / "results")
+def test_an_unfinished_run_leaves_the_published_results_and_foreign_files_are_not_replaced(run, results, tmp_path):
+    before = contents(shutil.copytree(results, tmp_path / "results"))
     for name, message in (("notebooks/07_summary.ipynb", r"07_summary\.ipynb: is absent$"),
                           ("metrics/03_gradcam_layers.json", r"03_gradcam_layers\.json: is absent or damaged")):
         (run.folder / name).unlink()

@@ -1,13 +1,12 @@
 """Rigid registration: known motions, direction, robust start, determinism, bad input."""
 
 import functools
-import os
-from pathlib import Path
 
 import numpy as np
 import prep_cases as cases
 import pytest
 import SimpleITK as sitk
+from shared_cases import real_data
 
 from mslib.prep import align, brain_mask, register_rigid
 from mslib.prep.images import apply_points, as_image
@@ -82,24 +81,13 @@ def test_bad_masks_and_images(head, tmp_path):
         register_rigid(fixed, far, maps[0], initial=sitk.Euler3DTransform(), levels_mm=(6.0,))
 
 
-def _real_session(patient, study):
-    root = os.environ.get("MSLIB_DATA")
-    if not root:
-        pytest.skip("MSLIB_DATA is not set: no real patients")
-    folder = Path(root) / "open_ms_data" / "longitudinal" / "raw" / patient
-    files = {name: folder / f"study{study}_{name}.nii.gz" for name in ("T1W", "T2W", "FLAIR")}
-    if not all(file.exists() for file in files.values()):
-        pytest.skip(f"{patient} study {study} is not among the real patients here")
-    to_flair = {name: sitk.ReadTransform(str(folder / f"study{study}_{name}_intrastudy_to_FLAIR.txt"))
-                for name in ("T1W", "T2W")}
-    return files, to_flair
-
-
 @functools.cache
 def _aligned(patient, study):
     """Brain mask of the session's T1w image, transforms to the others, and the authors' own."""
-    files, to_flair = _real_session(patient, study)
-    images = {name: as_image(file) for name, file in files.items()}
+    session = f"open_ms_data/longitudinal/raw/{patient}/study{study}"
+    images = {name: as_image(real_data(f"{session}_{name}.nii.gz")) for name in ("T1W", "T2W", "FLAIR")}
+    to_flair = {name: sitk.ReadTransform(str(real_data(f"{session}_{name}_intrastudy_to_FLAIR.txt")))
+                for name in ("T1W", "T2W")}
     mask = brain_mask(images["T1W"])
     references = {"FLAIR": to_flair["T1W"].GetInverse(),
                   "T2W": sitk.CompositeTransform([to_flair["T2W"], to_flair["T1W"].GetInverse()])}

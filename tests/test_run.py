@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from shared_cases import refused
 
 import mslib
 from mslib.study import Network, Run, StudyError, explained_networks, load_config, read_arrays, read_json, write_arrays
@@ -63,9 +64,8 @@ def test_a_missing_or_cut_table_is_told_in_one_line(run):
         run.read("truth")
     assert run.read("truth", optional=True).empty
     write(run, "cohort/truth.csv", "subject,value\n001,0.12")
-    with pytest.raises(StudyError, match=r"its last line is cut.*delete it and run the same command again") as caught:
+    with refused(match=r"its last line is cut.*delete it and run the same command again", error=StudyError):
         run.read("truth")
-    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_arrays_and_records_that_are_damaged_are_told(run):

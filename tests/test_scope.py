@@ -11,13 +11,9 @@ from mslib.nets.simulated import pretraining_slices
 SEQUENCES = ("T1w", "T2w", "FLAIR")
 
 
-def disc(size=64, radius=24):
-    y, x = np.mgrid[:size, :size] - (size - 1) / 2
-    return y**2 + x**2 < radius**2
-
-
 def test_features_of_constructed_images():
-    rng, brain = np.random.default_rng(1), disc()
+    rng, (y, x) = np.random.default_rng(1), np.mgrid[:64, :64] - 31.5
+    brain = y**2 + x**2 < 24**2
     half = rng.uniform(0.2, 0.8, (3, 64, 32))
     t1w = np.concatenate([half, half[:, :, ::-1]], 2)  # left and right alike
     images = np.stack([t1w, 1 - t1w, np.full_like(t1w, 0.5)], -1) * brain[..., None]

@@ -18,7 +18,6 @@ GROUPS = ["control", "RRMS", "SPMS"]
 LAYERS = ["block5_conv1", "block5_conv2", "block5_pool"]
 SEQUENCES = ["T1w", "T2w", "FLAIR"]
 STAGES, MODALITIES = ["W", "N1", "N2", "N3", "REM"], ["EEG", "EOG", "EMG"]
-EVIL = '<script>alert("sub-001")</script><img src=x onerror=alert(1)>'
 RNG = np.random.default_rng(7)
 SLICES = RNG.uniform(0, 1, (3, 16, 14)).astype(np.float32)
 IMAGE = np.moveaxis(SLICES, 0, -1)

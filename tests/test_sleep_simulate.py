@@ -2,14 +2,13 @@
 
 import csv
 import json
-import os
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import mne
 import numpy as np
 import pytest
 from scipy.signal import csd, welch
+from shared_cases import real_data
 
 from mslib import sleep
 from mslib.sleep import BANDS, CHANNELS, Effects
@@ -64,10 +63,7 @@ def test_transitions_are_those_of_the_published_matrix():
 
 @pytest.mark.real
 def test_transitions_are_those_of_the_real_nights():
-    path = Path(os.environ.get("MSLIB_DATA", "absent")) / "psg" / "dod_h_hypnograms.csv"
-    if not path.is_file():
-        pytest.skip("MSLIB_DATA is unset or holds no psg/dod_h_hypnograms.csv")
-    with path.open(encoding="utf-8", newline="") as file:
+    with real_data("psg/dod_h_hypnograms.csv").open(encoding="utf-8", newline="") as file:
         nights = [np.array(row["stages_30s"].split(), int) for row in csv.DictReader(file)]
     assert len(nights) == 125
     np.testing.assert_array_equal(count_transitions(nights), TRANSITIONS)

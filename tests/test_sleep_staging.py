@@ -165,7 +165,7 @@ def test_leaks_are_refused(epochs, tmp_path, fold, message):
     assert not list(tmp_path.iterdir())
 
 
-def test_easy_stages_are_learnt_in_people_not_seen(epochs, fitted, tmp_path):
+def test_easy_stages_are_learnt_in_people_not_seen(epochs, fitted):
     table = prediction_table(fitted[0], epochs, FOLDS[0].test)
     assert set(table["subject"]) == set(FOLDS[0].test) and len(table) == 48
     assert cohen_kappa_score(table["stage"], table["predicted"]) > 0.9
