@@ -13,8 +13,8 @@ from math import prod
 from pathlib import Path
 from tempfile import TemporaryFile
 
-from mslib.steps import simulated_people
-from mslib.study import Run, StudyError, explained_networks, load_config
+from mslib.steps import Study, simulated_people
+from mslib.study import StudyError, explained_networks, load_config, read_json
 from mslib.study.provenance import ROOT, code_digest
 from mslib.study.run import DRIVEN, TABLES
 
@@ -30,6 +30,7 @@ if STUDY.study != config.get("study", STUDY.study if "file" in config else "simu
     sys.exit(f"{FILE}: study: must be '{config.get('study', 'simulated')}' as the file is named (got '{STUDY.study}')")
 
 RUN = str(Path(config.get("run_dir", f"runs/{STUDY.study}")))
+FOLDERS = Study(FILE, RUN)
 RESULTS = str(config.get("results", f"results/{STUDY.study}"))
 FAULTS = f"{RUN}/.faults"  # what steps say of bad input, one line each
 os.environ.update({DRIVEN: "1", "MSLIB_PROGRESS": "terminal", "MSLIB_FAULTS": FAULTS,
@@ -44,30 +45,34 @@ def start_files(weights, backbones):
     return [f"weights/{backbone}_simulated.h5" for backbone in backbones] if weights == "simulated" else own
 
 SHIPPED = start_files(STUDY.model.weights, BACKBONES)
-EXPLAINED = list(map(str, explained_networks(STUDY)))
-SEEDS = sorted({network.seed for network in explained_networks(STUDY)})
+EXPLAINED = explained_networks(STUDY)
+SEEDS = sorted({network.seed for network in EXPLAINED})
 # One machine: jobs side by side must fit into its memory. A cluster (no number of cores) looks after that itself.
 CORES = workflow.global_resources["_cores"].value
 if CORES is not None and "mem_mb" not in workflow.global_resources:
     workflow.register_resource("mem_mb", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20 * 9 // 10)
-# Large networks: two jobs side by side, since each leaves cores idle between its batches; small ones are traced, on one.
+# Large networks: two jobs side by side, as each leaves cores idle between its batches; small ones are traced, on one.
 HALF = max(1, (CORES or 16) // 2) if prod(STUDY.model.image_size) > 64 * 64 else 1
-
-def settings(*keys):
-    """The settings that a rule reads, as text: sections or keys such as ``model.image_size``."""
-    values = STUDY.model_dump(mode="json")
-    return json.dumps({key: reduce(dict.get, key.split("."), values) for key in keys}, sort_keys=True)
 
 @cache
 def made(name, wings, *keys):
     """What decides an output besides its input files: code of the step and of its wings, settings that it reads."""
-    return f"{code_digest(name, *wings.split())} {settings(*keys)}"
+    values = STUDY.model_dump(mode="json")
+    settings = {key: reduce(dict.get, key.split("."), values) for key in keys}  # sections, or such as model.image_size
+    return f"{code_digest(name, *wings.split())} {json.dumps(settings, sort_keys=True)}"
 
 def step(name, *options):
-    """Command of a step; options are wildcards of its rule, or words."""
-    words = [f"--{option} {{wildcards.{option}}}" if option.isidentifier() else option for option in options]
-    return " ".join([shlex.quote(sys.executable), "-m mslib", name, "--config", shlex.quote(FILE),
-                     "--run-dir", shlex.quote(RUN), *words])
+    """Command of a step; options are wildcards of its rule."""
+    words = [sys.executable, "-m", "mslib", name, "--config", FILE, "--run-dir", RUN]
+    return " ".join([shlex.join(words), *(f"--{option} {{wildcards.{option}}}" for option in options)])
+
+def at(*names):
+    """Files of the run, with wildcards: tables by the names under which they are read, others by their paths."""
+    return [f"{RUN}/{TABLES.get(name, name)}" for name in names]
+
+def read(*names):
+    """Files of the tables that are read by these names."""
+    return [path for name in names for path, _ in FOLDERS.paths(name)]
 
 def set_altered_aside():
     """Outputs of this run that were cut or edited after Snakemake had noted their time give way, and are made again."""
@@ -114,47 +119,38 @@ wildcard_constraints:
 
 # --- what can be asked for ----------------------------------------------------------------------------------------
 
-def read(*names):
-    """Files of tables that are read by these names."""
-    return [str(path) for name in names for path, _ in Run(FILE, RUN).paths(name)]
-
-def written(*names):
-    """The same with wildcards."""
-    return [f"{RUN}/{TABLES[name]}" for name in names]
-
 MEASURED = ["truth", "quality", "registration_errors", "bias_fields", "appearance"]
-COHORT = [f"{RUN}/faults.json", *read("subjects", *MEASURED)]
-NET_FILES = [*expand(FITTED, network=EXPLAINED), *read("predictions", "permuted", "folds", "subjects", "truth")
-             ] if STUDY.trains else []
-MAP_FILES = [*expand(f"{RUN}/maps/{{network}}/cams.npz", network=EXPLAINED), *read("maps", "randomisation"), *expand(
-    f"{RUN}/maps/{{network}}/volumes", network=[name for name in EXPLAINED if name.endswith("/seed1")])]
+COHORT = [*at("faults.json"), *read("subjects", *MEASURED)]
+NETS = [*expand(FITTED, network=EXPLAINED), *read("predictions", "permuted", "folds", "subjects", "truth")
+        ] if STUDY.trains else []
+MAPS = [*expand(at("maps/{network}/cams.npz"), network=EXPLAINED), *read("maps", "randomisation"),
+        *expand(at("maps/{network}/volumes"), network=[network for network in EXPLAINED if network.seed == 1])]
 CAUSE = ["cause"] if STUDY.trains and "cause" in STUDY.model.kinds else []
 ATTRIBUTED = ["importance.csv", "honest.npz", *(["scores.csv", "cause.npz"] if CAUSE else [])]
 KNOWN = read(*(name for name in TABLES if name.startswith("known_rule_"))) if STUDY.has_known_rule else []
-ATTRIBUTION_FILES = [*expand(f"{RUN}/attributions/{{backbone}}/{{file}}", backbone=BACKBONES, file=ATTRIBUTED), *KNOWN]
-RELEVANCE_FILES = [*read("relevance", "importance", "truth"), *KNOWN]
-SLEEP_FILES, COMPARED = read("sleep_relevance"), [name for name in TABLES if name.startswith("pretraining_")]
-COMPARISON_FILES = read(*COMPARED)
+ATTRIBUTIONS = [*expand(at("attributions/{backbone}/{file}"), backbone=BACKBONES, file=ATTRIBUTED), *KNOWN]
+RELEVANCE, SLEEP = [*read("relevance", "importance", "truth"), *KNOWN], read("sleep_relevance")
+COMPARED = [name for name in TABLES if name.startswith("pretraining_")]
 # Notebook: files that it reads, wings whose code runs in its cells, settings that it uses beside those of all.
 COMMON = ["study", "seed", "groups", "sequences", "cohort", "statistics", "model"]
 ATTRIBUTION_WINGS = "analysis/attribution analysis/known_rule analysis/relevance explain"
 NOTEBOOKS = {
     "00_cohort": (COHORT, "analysis/truth show"),
     "01_coregistration": (COHORT, "analysis/truth prep show", "prep"),
-    "02_finetuning": (NET_FILES, "analysis/networks nets measure show", "training"),
+    "02_finetuning": (NETS, "analysis/networks nets measure show", "training"),
     "03_gradcam_layers": (
-        MAP_FILES, "analysis/cross_fitting analysis/depth analysis/lobes explain measure nets show", "explain"),
-    "04_multimodal_attribution": (ATTRIBUTION_FILES, f"{ATTRIBUTION_WINGS} measure show", "attribution"),
-    "05_modality_relevance": (RELEVANCE_FILES, f"{ATTRIBUTION_WINGS} measure show", "relevance"),
-    "06_sleep_staging": (SLEEP_FILES, "analysis/sleep sleep explain measure show", "sleep"),
-    "08_pretraining": (COMPARISON_FILES, "analysis/depth measure show", "comparison")}
-METRICS = [f"{RUN}/metrics/{name}.json" for name in STUDY.run_notebooks]
+        MAPS, "analysis/cross_fitting analysis/depth analysis/lobes explain measure nets show", "explain"),
+    "04_multimodal_attribution": (ATTRIBUTIONS, f"{ATTRIBUTION_WINGS} measure show", "attribution"),
+    "05_modality_relevance": (RELEVANCE, f"{ATTRIBUTION_WINGS} measure show", "relevance"),
+    "06_sleep_staging": (SLEEP, "analysis/sleep sleep explain measure show", "sleep"),
+    "08_pretraining": (read(*COMPARED), "analysis/depth measure show", "comparison")}
+METRICS = at(*(f"metrics/{name}.json" for name in STUDY.run_notebooks))
 RECORDED = [file for file in METRICS if "07_summary" not in file]
 NOTEBOOKS["07_summary"] = (RECORDED, "claims analysis/depth explain measure nets show")
 # The run's own last files are asked for too: results/ is checked in, and must not pass for a run that never was.
-TARGETS = {"all": [f"{RESULTS}/provenance.json", *METRICS], "cohort": COHORT,
-           "nets": NET_FILES or read("subjects"), "maps": MAP_FILES, "attributions": ATTRIBUTION_FILES,
-           "relevance": RELEVANCE_FILES, "sleep": SLEEP_FILES, "pretraining": COMPARISON_FILES, "report": RECORDED}
+TARGETS = {"all": [f"{RESULTS}/provenance.json", *METRICS], "cohort": COHORT, "nets": NETS or read("subjects"),
+           "maps": MAPS, "attributions": ATTRIBUTIONS, "relevance": RELEVANCE, "sleep": SLEEP,
+           "pretraining": read(*COMPARED), "report": RECORDED}
 for target, files in TARGETS.items():
     rule:
         name: target
@@ -164,45 +160,42 @@ for target, files in TARGETS.items():
 # --- cohort -------------------------------------------------------------------------------------------------------
 
 PEOPLE = {one.id: one for one in simulated_people(STUDY)} if SOURCE == "simulated" else {}
-BIDS = str(ROOT / STUDY.cohort.root) if SOURCE == "bids" else f"{RUN}/bids"
-DERIVED = f"{RUN}/derivatives/mslib/sub-{{subject}}/anat/sub-{{subject}}"
-TRUTH = f"{RUN}/bids/derivatives/truth/sub-{{subject}}/anat/sub-{{subject}}_truth.json"
-
-def template(mm):
-    return f"{RUN}/template_{mm:g}mm.npz"
+BIDS = FOLDERS.bids_root
+QUALITY, STACK = (FOLDERS.derivative("{subject}", name) for name in ("desc-qc.json", "space-T1w_desc-slices.npz"))
+TRUTH = FOLDERS.truth_folder("{subject}") / "sub-{subject}_truth.json"
 
 def raw_cohort(wildcards):
-    own = [str(path) for place in ("", "derivatives/truth/", "derivatives/brainmask/") if SOURCE == "bids"
-           for path in sorted(Path(BIDS).glob(f"{place}sub-*/**/anat/*.nii*")) if path.exists()]
-    return [f"{BIDS}/participants.tsv", *own, *expand(TRUTH, subject=list(PEOPLE))]
+    own = [path for place in ("", "derivatives/truth/", "derivatives/brainmask/") if SOURCE == "bids"
+           for path in sorted(BIDS.glob(f"{place}sub-*/**/anat/*.nii*")) if path.exists()]
+    return [BIDS / "participants.tsv", *own, *expand(TRUTH, subject=list(PEOPLE))]
 
 def people():
     """Subjects of the checked cohort: ids to images and masks."""
-    listing = json.loads(Path(checkpoints.check.get().output[0]).read_text())["subjects"]
-    return {row["id"]: [*row["images"].values(), row["brain_mask"], row["lesion_mask"]] for row in listing}
+    return {row["id"]: [*row["images"].values(), row["brain_mask"], row["lesion_mask"]]
+            for row in read_json(checkpoints.check.get().output[0])["subjects"]}
 
 def raw_files(wildcards):
     """Images and masks of one subject: what makes its preprocessing stale."""
-    return [f"{BIDS}/{file}" for file in people().get(wildcards.subject, []) if file]
+    return [BIDS / file for file in people().get(wildcards.subject, []) if file]
 
 def stacks(wildcards):
-    return expand(f"{DERIVED}_desc-qc.json", subject=list(people()))
+    return expand(QUALITY, subject=list(people()))
 
 if SOURCE != "bids":
     rule start:
-        output: f"{BIDS}/participants.tsv"
+        output: BIDS / "participants.tsv"
         params: made("start", "cohort", "cohort", "seed", "model.weights")
         message: "Cohort: describe the dataset"
         shell: step("start")
 
 rule template:
-    output: f"{RUN}/template_{{mm}}mm.npz"
+    output: at("template_{mm}mm.npz")
     params: made("make_template", "cohort/anatomy")
     message: "Cohort: template of the simulated heads, {wildcards.mm} mm"
     shell: step("make_template", "mm")
 
 rule simulate:
-    input: template(STUDY.cohort.simulated.voxel_mm)
+    input: FOLDERS.template(STUDY.cohort.simulated.voxel_mm)
     output: TRUTH
     params: made("simulate", "cohort", "cohort.simulated.voxel_mm"), lambda wildcards: repr(PEOPLE[wildcards.subject])
     message: "Cohort: simulate sub-{wildcards.subject}"
@@ -210,31 +203,30 @@ rule simulate:
 
 checkpoint check:
     input: raw_cohort
-    output: f"{RUN}/cohort.json"
+    output: at("cohort.json")
     params: made("check_cohort", "cohort", "groups", "group_values", "sequences", "cohort")
     message: "Cohort: check every subject"
     shell: step("check_cohort")
 
 rule preprocess:
-    input: ancient(f"{RUN}/cohort.json"), raw_files  # another subject in the list changes nothing for this one
-    output:  # a subject that is left out with `on_fault: skip` has its quality file alone
-        f"{DERIVED}_desc-qc.json", f"{DERIVED}_space-T1w_desc-slices.npz" if STUDY.cohort.on_fault == "stop" else []
+    input: ancient(at("cohort.json")), raw_files  # another subject in the list changes nothing for this one
+    output: QUALITY, STACK if STUDY.cohort.on_fault == "stop" else []  # one that is left out has its quality file alone
     params: made("preprocess", "prep", "prep", "sequences", "model.image_size", "model.pixel_mm", "cohort.on_fault")
     message: "Preprocess sub-{wildcards.subject}: bias field, co-registration, slices"
     shell: step("preprocess", "subject")
 
 rule subjects:
-    input: f"{RUN}/cohort.json", stacks, [] if STUDY.trains else f"weights/{BACKBONES[0]}_simulated.json"
-    output: f"{RUN}/faults.json", f"{RUN}/subjects.csv"
+    input: at("cohort.json"), stacks, [] if STUDY.trains else f"weights/{BACKBONES[0]}_simulated.json"
+    output: at("faults.json", "subjects")
     params:
-        made("subjects", "nets/splits nets/scope", "seed", "groups", "training.split", "explain.nifti_subjects"),
-        "" if STUDY.trains else settings("sequences", "model.pixel_mm")
+        made("subjects", "nets/splits nets/scope", "seed", "groups", "training.split", "explain.nifti_subjects",
+        *([] if STUDY.trains else ["sequences", "model.pixel_mm"]))
     message: "Cohort: who is in which part, who is explained"
     shell: step("subjects")
 
 rule truth:
-    input: f"{RUN}/subjects.csv", stacks
-    output: written(*MEASURED)
+    input: at("subjects"), stacks
+    output: at(*MEASURED)
     params: made("truth", "analysis/truth", "sequences")
     message: "Cohort: known truth and errors"
     shell: step("truth")
@@ -244,12 +236,12 @@ rule truth:
 GRID = ["groups", "sequences", *(f"model.{key}" for key in ("image_size", "pixel_mm", "input", "weights", "narrow"))]
 TAKEN = ["training.slices", "training.independent_slices", "training.precision"]
 TRAINED = [f"training.{key}" for key in ("split", "augmentation", "batch_size", "weight_decay", "patience")]
-CAUSE_FILES = [f"{RUN}/nets/cause/{name}" for name in ("images.npy", "masks.npz", "slices.csv")]
+CAUSE_FILES = at("nets/cause/images.npy", "nets/cause/masks.npz", "nets/cause/slices.csv")
 
 def slices_of(wildcards):
     """What the slices of the study or of `cause` are read from."""
     cause = "cause" in (wildcards.get("of"), wildcards.get("kind"))
-    return CAUSE_FILES if cause else [f"{RUN}/subjects.csv", *stacks(wildcards)]
+    return CAUSE_FILES if cause else [*at("subjects"), *stacks(wildcards)]
 
 def cached(wildcards):
     """Activations below the layers that a kind of network trains; none where it trains all of them."""
@@ -261,10 +253,10 @@ def fitted(kinds, seeds=(1,)):
     return expand(FITTED, network=expand("{backbone}/{kind}/seed{seed}", kind=kinds, seed=seeds, allow_missing=True))
 
 if STUDY.trains:
-    ACTIVATIONS = [f"{RUN}/nets/{{backbone}}/activations/{{of}}_block{{blocks}}.{end}" for end in ("npz", "csv")]
+    ACTIVATIONS = at(*(f"nets/{{backbone}}/activations/{{of}}_block{{blocks}}.{end}" for end in ("npz", "csv")))
 
     rule cause_cohort:
-        input: template(STUDY.model.pixel_mm)
+        input: FOLDERS.template(STUDY.model.pixel_mm)
         output: CAUSE_FILES
         params:
             made("cause_cohort", "nets/simulated nets/splits cohort prep/slices", "seed", "prep", "sequences",
@@ -286,8 +278,8 @@ if STUDY.trains:
     rule train:
         input: slices_of, SHIPPED, cached
         output:
-            fitted("{kind}", SEEDS), expand(written("history", "predictions"), allow_missing=True, seed=SEEDS),
-            written("permuted"), f"{RUN}/nets/{{backbone}}/{{kind}}/features.npz"
+            fitted("{kind}", SEEDS), expand(at("history", "predictions"), allow_missing=True, seed=SEEDS),
+            at("permuted", "nets/{backbone}/{kind}/features.npz")
         params: lambda wildcards: made("train", "nets", "seed", *GRID, *TAKEN, *TRAINED, f"training.{wildcards.kind}")
         threads: HALF
         resources: mem_mb=5000
@@ -295,9 +287,8 @@ if STUDY.trains:
         shell: step("train", "backbone", "kind")
 
     rule folds:
-        input:
-            f"{RUN}/nets/{{backbone}}/honest/features.npz", f"{RUN}/nets/{{backbone}}/honest/seed1/predictions.csv"
-        output: written("folds")
+        input: at("nets/{backbone}/honest/features.npz", "nets/{backbone}/honest/seed1/predictions.csv")
+        output: at("folds")
         params: made("folds", "nets/heads nets/splits", "seed", "groups", "training.folds")
         message: "Networks: every subject tested once on features of {wildcards.backbone}"
         shell: step("folds", "backbone")
@@ -305,28 +296,24 @@ if STUDY.trains:
 METHODS = [f"attribution.{key}" for key in ("superpixels", "samples", "permutations", "steps")] + [
     "training.precision", "relevance.compared"]
 
-if STUDY.comparison:
-    rule compare_start:
-        input:
-            CAUSE_FILES,
-            lambda wildcards: start_files(STUDY.comparison.weights[wildcards.start], BACKBONES[:1])
-        output: written(*COMPARED)
-        params:
-            made("compare_start", "nets analysis/depth analysis/attribution explain measure", "seed", "comparison",
-            "model", "training", *METHODS, "explain.slices_per_subject", "relevance.rule")
-        threads: HALF
-        resources: mem_mb=7000
-        message: "Start weights: {wildcards.start}"
-        shell: step("compare_start", "start")
+rule compare_start:
+    input: CAUSE_FILES, lambda wildcards: start_files(STUDY.comparison.weights[wildcards.start], BACKBONES[:1])
+    output: at(*COMPARED)
+    params:
+        made("compare_start", "nets analysis/depth analysis/attribution explain measure", "seed", "comparison",
+        "model", "training", *METHODS, "explain.slices_per_subject", "relevance.rule")
+    threads: HALF
+    resources: mem_mb=7000
+    message: "Start weights: {wildcards.start}"
+    shell: step("compare_start", "start")
 
-# --- maps ---------------------------------------------------------------------------------------------------------
+# --- what networks look at ----------------------------------------------------------------------------------------
 
 rule measure_maps:
     input: slices_of, SHIPPED, fitted("{kind}", SEEDS)
     output:
-        expand([*written("maps"), f"{RUN}/maps/{{backbone}}/{{kind}}/seed{{seed}}/cams.npz"], allow_missing=True,
-               seed=SEEDS),
-        written("randomisation", "dead"), directory(f"{RUN}/maps/{{backbone}}/{{kind}}/seed1/volumes")
+        expand(at("maps", "maps/{backbone}/{kind}/seed{seed}/cams.npz"), allow_missing=True, seed=SEEDS),
+        at("randomisation", "dead"), directory(at("maps/{backbone}/{kind}/seed1/volumes"))
     params:
         made("measure_maps", "analysis/depth analysis/lobes explain measure prep/slices", "seed", *GRID,
         *(f"explain.{key}" for key in ("methods", "slices_per_subject", "randomisation_draws")))
@@ -334,25 +321,22 @@ rule measure_maps:
     message: "Maps: every layer of {wildcards.backbone}, {wildcards.kind}, beside its comparators"
     shell: step("measure_maps", "backbone", "kind")
 
-# --- attributions, and networks with a known decision rule --------------------------------------------------------
-
-if STUDY.has_known_rule:
-    rule known_rule:
-        input: f"{RUN}/subjects.csv", stacks
-        output:
-            KNOWN, expand(f"{RUN}/known_rule/{{name}}/{{file}}", name=[*STUDY.sequences, "shortcut"],
-                          file=["weights.weights.h5", "maps.npz"])
-        params:
-            made("known_rule", f"{ATTRIBUTION_WINGS} measure nets", "seed", *GRID, *METHODS, "attribution.known_rule",
-            "attribution.baselines", "attribution.levels", "training.batch_size", "training.weight_decay")
-        threads: HALF
-        resources: mem_mb=5000
-        message: "Known rule: train networks, explain and evaluate them by every method"
-        shell: step("known_rule")
+rule known_rule:
+    input: at("subjects"), stacks
+    output:
+        KNOWN, expand(at("known_rule/{name}/weights.weights.h5", "known_rule/{name}/maps.npz"),
+                      name=[*STUDY.sequences, "shortcut"])
+    params:
+        made("known_rule", f"{ATTRIBUTION_WINGS} measure nets", "seed", *GRID, *METHODS, "attribution.known_rule",
+        "attribution.baselines", "attribution.levels", "training.batch_size", "training.weight_decay")
+    threads: HALF
+    resources: mem_mb=5000
+    message: "Known rule: train networks, explain and evaluate them by every method"
+    shell: step("known_rule")
 
 rule attribute:
-    input: f"{RUN}/subjects.csv", stacks, CAUSE_FILES if CAUSE else [], fitted(["honest", *CAUSE])
-    output: expand(f"{RUN}/attributions/{{backbone}}/{{file}}", allow_missing=True, file=ATTRIBUTED)
+    input: at("subjects"), stacks, CAUSE_FILES if CAUSE else [], fitted(["honest", *CAUSE])
+    output: at(*(f"attributions/{{backbone}}/{file}" for file in ATTRIBUTED))
     params:
         made("attribute", "analysis/attribution analysis/relevance analysis/depth explain measure", "seed", *GRID,
         *METHODS, "attribution.slices", "attribution.perturbed_slices", "attribution.shapley_slices")
@@ -362,12 +346,9 @@ rule attribute:
     message: "Attribution: {wildcards.backbone} by every method"
     shell: step("attribute", "backbone")
 
-# --- relevance ----------------------------------------------------------------------------------------------------
-
 rule relevance_shares:
-    input: f"{RUN}/subjects.csv", stacks, fitted("honest", SEEDS)
-    output:
-        written("relevance", "relevance_rules", "relevance_flow"), directory(f"{RUN}/relevance/{{backbone}}/volumes")
+    input: at("subjects"), stacks, fitted("honest", SEEDS)
+    output: at("relevance", "relevance_rules", "relevance_flow"), directory(at("relevance/{backbone}/volumes"))
     params: made("relevance", "analysis/relevance explain measure", *GRID, "model.seeds", "relevance")
     threads: HALF
     resources: mem_mb=6000
@@ -377,13 +358,11 @@ rule relevance_shares:
 # --- sleep --------------------------------------------------------------------------------------------------------
 
 if STUDY.sleep:
-    NIGHTS = f"{RUN}/sleep/nights.json"
-    RECORDINGS = sorted(str(path) for kind in ("nights.tsv", "**/*.edf") for path in Path(STUDY.sleep.root).glob(kind)
-                        ) if STUDY.sleep.source == "folder" else []
-
     rule nights:
-        input: RECORDINGS
-        output: NIGHTS, directory(f"{RUN}/sleep/epochs")
+        input:
+            sorted(path for kind in ("nights.tsv", "**/*.edf") for path in Path(STUDY.sleep.root).glob(kind)
+                   ) if STUDY.sleep.source == "folder" else []
+        output: at("sleep/nights.json"), directory(at("sleep/epochs"))
         params:
             made("nights", "sleep", "seed", *(f"sleep.{key}" for key in (
             "source", "root", "channels", "rate", "mismatch", "subjects", "hours")))
@@ -392,11 +371,10 @@ if STUDY.sleep:
         shell: step("nights")
 
     rule fold:
-        input: NIGHTS
+        input: at("sleep/nights.json")
         output:
-            f"{RUN}/sleep/fold-{{number}}/weights.weights.h5",
-            expand(f"{RUN}/sleep/fold-{{number}}/{{table}}.csv", allow_missing=True,
-                   table=["history", "predictions", "relevance", "ablation", "methods"])
+            at("sleep/fold-{number}/weights.weights.h5"),
+            expand(at(*(name for name in TABLES if name.startswith("sleep_"))), fold="{number}")
         params: made("fold", "sleep analysis/sleep explain", "seed", "sleep")
         message: "Sleep: train, test and explain fold {wildcards.number}"
         shell: step("fold", "number")
@@ -405,7 +383,7 @@ if STUDY.sleep:
 
 rule notebook:
     input: lambda wildcards: NOTEBOOKS[wildcards.name][0], source="notebooks/{name}.ipynb"
-    output: f"{RUN}/metrics/{{name}}.json", f"{RUN}/made/{{name}}.json"
+    output: at("metrics/{name}.json", "made/{name}.json")
     log: notebook=f"{RUN}/notebooks/{{name}}.ipynb"
     params: lambda wildcards: made(f"notebooks/{wildcards.name}.ipynb", *NOTEBOOKS[wildcards.name][1:], *COMMON)
     threads: HALF
@@ -418,10 +396,10 @@ rule publish:
     output: update(f"{RESULTS}/provenance.json")  # what is published stays until the new is whole
     params: made("publish", "publish show", "notebooks", *COMMON)
     message: "Publish the light part to {RESULTS}"
-    shell: step("publish", f"--results {shlex.quote(RESULTS)}")
+    shell: f"{step('publish')} --results {shlex.quote(RESULTS)}"
 
 # What every job took is written beside it; `publish` sums it up by rule.
 for one in workflow.rules:
     if one.name not in TARGETS:
         one.benchmark_modifier = one.output_modifier
-        one.benchmark = f"{RUN}/minutes/{one.name}{''.join(f'-{{{name}}}' for name in sorted(one.wildcard_names))}.tsv"
+        one.benchmark, = at(f"minutes/{one.name}{''.join(f'-{{{name}}}' for name in sorted(one.wildcard_names))}.tsv")

@@ -1,7 +1,5 @@
 """The command line: the BIDS App, ``init`` and ``check`` for a cohort of one's own, and the steps of the Snakefile."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import inspect

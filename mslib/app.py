@@ -3,8 +3,6 @@
 Each returns the exit status, and raises a StudyError where its arguments or the dataset do not allow it.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

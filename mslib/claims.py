@@ -1,7 +1,5 @@
 """Claims as rows (text, table, query, border) and the one function that judges them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass

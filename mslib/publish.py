@@ -1,7 +1,5 @@
 """From a finished run to ``results/<study>``: the light part, cleaned of everything that differs between two runs."""
 
-from __future__ import annotations
-
 import base64
 import copy
 import html
@@ -52,11 +50,12 @@ WIDEST = 680
 PAGES = Environment(loader=FileSystemLoader(Path(__file__).parent / "show" / "pages"), trim_blocks=True,
                     lstrip_blocks=True, keep_trailing_newline=True, autoescape=lambda name: ".html" in name)
 PAGES.filters |= {"label": label_of, "text": lambda text: html.escape(str(text), quote=False)}  # inside Markdown
-#: What markdown and tables may hold; any other tag is shown as text.
-TAGS = ("a abbr b blockquote br code dd del div dl dt em h1 h2 h3 h4 h5 h6 hr i li ol p pre span strong sub sup table "
-        "tbody td th thead tr ul").split()
-SANITIZER = SanitizeHTML(tags=TAGS, attributes={"*": ["class", "id"], "a": ["href"], "td": ["colspan", "rowspan"],
-                                                "th": ["colspan", "rowspan"]})
+#: What markdown and tables may hold; any other tag is shown as text. nbconvert's own list lacks headings, paragraphs
+#: and heads of tables.
+SANITIZER = SanitizeHTML(
+    tags=("a abbr b blockquote br code dd del div dl dt em h1 h2 h3 h4 h5 h6 hr i li ol p pre span strong sub sup "
+          "table tbody td th thead tr ul").split(),
+    attributes={"*": ["class", "id"], "a": ["href"], "td": ["colspan", "rowspan"], "th": ["colspan", "rowspan"]})
 
 
 def clean_notebook(path: Path, answer: str = "") -> nbformat.NotebookNode:
@@ -104,11 +103,6 @@ def _stable_outputs(outputs):
     return kept
 
 
-def _clean_html(text: str) -> str:
-    """HTML of a cell with `TAGS` alone; nbconvert's own list lacks headings, paragraphs and heads of tables."""
-    return SANITIZER.sanitize_html_tags(re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL))
-
-
 def _notebook_page(notebook: nbformat.NotebookNode, title: str, figures: Path) -> str:
     """HTML of a cleaned notebook: inputs folded, pictures that lie in `figures` linked instead of embedded."""
     notebook = copy.deepcopy(notebook)
@@ -117,9 +111,10 @@ def _notebook_page(notebook: nbformat.NotebookNode, title: str, figures: Path) -
             file = figures / f"{output.get('metadata', {}).get(kind, {}).get('figure')}.png"
             if file.is_file():
                 output["metadata"]["filenames"] = {kind: f"../figures/{file.name}"}
-    exporter = HTMLExporter(template_file="folded.html.j2", extra_loaders=[PAGES.loader], sanitize_html=True,
-                            filters={"clean_html": _clean_html}, exclude_input_prompt=True, exclude_output_prompt=True,
-                            exclude_anchor_links=True)
+    exporter = HTMLExporter(
+        template_file="folded.html.j2", extra_loaders=[PAGES.loader], sanitize_html=True, exclude_input_prompt=True,
+        exclude_output_prompt=True, exclude_anchor_links=True, filters={"clean_html": lambda text: (
+            SANITIZER.sanitize_html_tags(re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)))})
     hidden = TagRemovePreprocessor(remove_cell_tags={"parameters", "injected-parameters"}, enabled=True)
     exporter.register_preprocessor(hidden, enabled=True)
     body, _ = exporter.from_notebook_node(notebook)
@@ -171,10 +166,9 @@ def _build(run: Run, folder: Path) -> None:
         figures = [figure for figure in kept[name][0] if f"figures/{figure}.png" in made]
         if not figures and kept is PUBLISHED:  # a study that drew none of them shows its first
             figures = [Path(file).stem for file in made if file.startswith("figures/")][:1]
-        pages = [file for file in made if file.startswith("viewers/")]
-        pages = list({file.split("_")[0]: file for file in reversed(pages)}.values())  # one a patient
-        files = [f"tables/{table}.csv" for table in kept[name][1] if f"tables/{table}.csv" in made] + pages
-        files += [f"figures/{figure}.{end}" for figure in figures for end in ("png", "svg")]
+        pages = {file.split("_")[0]: file for file in reversed(made) if file.startswith("viewers/")}  # one a patient
+        files = [f"tables/{table}.csv" for table in kept[name][1] if f"tables/{table}.csv" in made]
+        files += [*pages.values(), *(f"figures/{figure}.{end}" for figure in figures for end in ("png", "svg"))]
         for file in files:
             if not file.endswith(".svg") or (run.folder / file).is_file():
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
@@ -188,7 +182,7 @@ def _build(run: Run, folder: Path) -> None:
         notebooks.append({"name": name, "title": title, "question": question[1].strip() if question else "",
                           "answer": answer, "metrics": metrics,
                           "figures": {figure: made[f"figures/{figure}.png"] for figure in figures}})
-        viewers += pages
+        viewers += pages.values()
     metrics = {one["name"]: one.pop("metrics") for one in notebooks}
     write_table(folder / "tables" / "minutes.csv", _minutes_by_rule(run.folder / "minutes"), float_format="%.3g")
     write_json(folder / "metrics.json", metrics)

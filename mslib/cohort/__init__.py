@@ -1,11 +1,10 @@
 """Cohorts: BIDS folders checked as a whole, simulated patients with known truth, real patients."""
 
-from . import open_cohorts, openms, openms_bids
-from .anatomy import template, write_template
-from .bids import Cohort, Subject, read_listing, write_listing
-from .checks import Fault
-from .people import Participant, draw_participants
-from .phantom import render, simulate_subject, write_dataset
+import lazy_loader
 
-__all__ = ["Cohort", "Fault", "Participant", "Subject", "draw_participants", "open_cohorts", "openms", "openms_bids",
-           "read_listing", "render", "simulate_subject", "template", "write_dataset", "write_listing", "write_template"]
+__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, ["open_cohorts", "openms", "openms_bids", "survey"], {
+    "anatomy": ["template", "write_template"],
+    "bids": ["Cohort", "Subject", "read_listing", "write_listing"],
+    "checks": ["Fault"],
+    "people": ["Participant", "draw_participants"],
+    "phantom": ["render", "simulate_subject", "write_dataset"]})

@@ -2,7 +2,7 @@
 
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
+__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, ["known_rule", "pretraining", "scope", "simulated"], {
     "data": ["SliceSet", "channels_of", "evenly", "gather", "predict"],
     "heads": ["fit_head", "fold_logits"],
     "protocols": ["cached", "fine_tune", "plain_network", "split_network", "start_network"],

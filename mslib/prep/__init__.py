@@ -1,12 +1,11 @@
 """From raw images to preprocessed derivatives: bias correction, co-registration, scaling, slices, QC."""
 
-from .intensity import correct_bias, estimate_bias, fit_log_fields, scale_intensity
-from .pipeline import align, describe_derivatives, preprocess_subject, unscaled_images
-from .qc import edge_agreement
-from .registration import Registration, brain_mask, register_rigid
-from .slices import SliceStack, load_stack, plane_to_volume, save_stack, select_slices, slice_stack, write_volume
+import lazy_loader
 
-__all__ = ["Registration", "SliceStack", "align", "brain_mask", "correct_bias", "describe_derivatives",
-           "edge_agreement", "estimate_bias", "fit_log_fields", "load_stack", "plane_to_volume", "preprocess_subject",
-           "register_rigid", "save_stack", "scale_intensity", "select_slices", "slice_stack", "unscaled_images",
-           "write_volume"]
+__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
+    "intensity": ["correct_bias", "estimate_bias", "fit_log_fields", "scale_intensity"],
+    "pipeline": ["align", "describe_derivatives", "preprocess_subject", "unscaled_images"],
+    "qc": ["edge_agreement"],
+    "registration": ["Registration", "brain_mask", "register_rigid"],
+    "slices": ["SliceStack", "load_stack", "plane_to_volume", "save_stack", "select_slices", "slice_stack",
+               "write_volume"]})

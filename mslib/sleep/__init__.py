@@ -1,19 +1,13 @@
-"""Sleep staging from EEG, EOG and EMG: simulated nights with known truth, EDF reader, scores.
+"""Sleep staging from EEG, EOG and EMG: simulated nights with known truth, EDF reader, staging network, scores."""
 
-The staging network loads TensorFlow, so it is imported by name: `mslib.sleep.staging`.
-"""
+import lazy_loader
 
-from .cohort import EpochSet, Fold, describe_nights, fetch_telemetry, make_folds, read_cohort, refuse_leak
-from .information import band_features, modality_information
-from .night import simulate_night
-from .recordings import read_hypnogram, read_recording, read_signals
-from .scores import confusion, score, score_folds, summarise
-from .signatures import BANDS, CHANNELS, MODALITIES, Effects
-from .simulate import simulate_cohort, simulate_sleepers, write_hypnogram, write_recording
-from .stages import STAGES, simulate_hypnogram
-
-__all__ = [
-    "BANDS", "CHANNELS", "MODALITIES", "STAGES", "Effects", "EpochSet", "Fold", "band_features", "confusion",
-    "describe_nights", "fetch_telemetry", "make_folds", "modality_information", "read_cohort", "read_hypnogram",
-    "read_recording", "read_signals", "refuse_leak", "score", "score_folds", "simulate_cohort", "simulate_hypnogram",
-    "simulate_night", "simulate_sleepers", "summarise", "write_hypnogram", "write_recording"]
+__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, ["staging"], {
+    "cohort": ["EpochSet", "Fold", "describe_nights", "fetch_telemetry", "make_folds", "read_cohort", "refuse_leak"],
+    "information": ["band_features", "modality_information"],
+    "night": ["simulate_night"],
+    "recordings": ["read_hypnogram", "read_recording", "read_signals"],
+    "scores": ["confusion", "score", "score_folds", "summarise"],
+    "signatures": ["BANDS", "CHANNELS", "MODALITIES", "Effects"],
+    "simulate": ["simulate_cohort", "simulate_sleepers", "write_hypnogram", "write_recording"],
+    "stages": ["STAGES", "simulate_hypnogram"]})

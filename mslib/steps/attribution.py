@@ -1,13 +1,12 @@
 """Steps of attribution and relevance, on networks of the study and on those with a known decision rule."""
 
-from __future__ import annotations
-
 import shutil
 from collections import defaultdict
 
 import numpy as np
 import pandas as pd
 
+from mslib import analysis, explain, nets
 from mslib.study import CONTROL, Network, explained_networks, progress, write_tables, write_weights
 from mslib.study.provenance import training_folder
 
@@ -16,23 +15,19 @@ from .study import Study, write_maps
 
 def unmarked_controls(study, part):
     """Slices of controls in which marks fit, to ``train`` on or to ``test``; nobody is in both."""
-    from mslib.nets import gather
-    from mslib.nets.known_rule import wide_slices
     table = study.subjects[study.subjects["group"] == CONTROL]
     independent = table["cohort"] == "independent"
     test = independent if independent.any() else table["part"] == "test"
     names = table.index[test if part == "test" else ~test]
     stacks = {name: study.stack(name) for name in progress(names, desc=f"controls, {part}", unit="subject")}
-    wide = {name: wide_slices(stack.images, stack.brain) for name, stack in stacks.items()}
-    return gather(wide, table["group"], study.config.groups).shrunk(study.config.attribution.known_rule.shrink)
+    wide = {name: nets.known_rule.wide_slices(stack.images, stack.brain) for name, stack in stacks.items()}
+    return nets.gather(wide, table["group"], study.config.groups).shrunk(study.config.attribution.known_rule.shrink)
 
 
 def methods_of(rules, costly=True):
     """Attribution methods, perturbation methods among them if `costly`, and rules of relevance."""
-    from mslib.analysis.attribution import LRP
-    from mslib.explain import METHODS
-    chosen = [name for name, method in METHODS.items() if costly or method.family != "perturbation"]
-    return [*chosen, *(f"{LRP}{rule}" for rule in rules)]
+    chosen = [name for name, method in explain.METHODS.items() if costly or method.family != "perturbation"]
+    return [*chosen, *(f"{analysis.attribution.LRP}{rule}" for rule in rules)]
 
 
 def known_rule(study: Study) -> None:
@@ -40,46 +35,42 @@ def known_rule(study: Study) -> None:
 
     Tables have a row per slice. An unfinished training is resumed. Seeds start from other weights.
     """
-    from mslib.analysis import attribution, relevance
-    from mslib.analysis import known_rule as known
-    from mslib.nets import Recipe, build_classifier, evenly
-    from mslib.nets.known_rule import experiments, spread, train_known_rules
+    attribution, known, marks = analysis.attribution, analysis.known_rule, nets.known_rule
     config, own, settings = study.config, study.config.attribution, study.attribution_settings
     sequences, folder, seed = config.sequences, study.folder / "known_rule", config.seed
     mm, rules = config.model.pixel_mm * own.known_rule.shrink, own.known_rule
     methods = methods_of(config.relevance.compared)
     train, unmarked, shown = unmarked_controls(study, "train"), unmarked_controls(study, "test"), sequences[-1]
-    recipe = Recipe(rules.epochs, rules.slices_per_subject, rules.learning_rate, config.training.batch_size,
-                    config.training.weight_decay, patience=rules.epochs, seed=seed)
+    recipe = nets.Recipe(rules.epochs, rules.slices_per_subject, rules.learning_rate, config.training.batch_size,
+                         config.training.weight_decay, patience=rules.epochs, seed=seed)
     training = training_folder(folder, "known_rule", "nets/known_rule", recipe, rules, train.table.to_csv())
     # One network is trained from several seeds, and that one is removed and randomised.
     tasks = {f"{experiment.name} {number}": (experiment.marked(train, mm, seed), seed + number - 1)
-             for experiment in experiments(sequences)
+             for experiment in marks.experiments(sequences)
              for number in range(1, rules.seeds + 1 if experiment.name == shown else 2)}
-    weights = train_known_rules(tasks, recipe, rules.narrow, training)
-    model = build_classifier("vgg16", 2, train.images.shape[1:], narrow=rules.narrow)  # one for all, traced once
-    test, many = spread(unmarked, rules.test_slices), spread(unmarked, 2 * rules.test_slices)
+    weights = marks.train_known_rules(tasks, recipe, rules.narrow, training)
+    model = nets.build_classifier("vgg16", 2, train.images.shape[1:], narrow=rules.narrow)  # one for all, traced once
+    test, many = (marks.spread(unmarked, count * rules.test_slices) for count in (1, 2))
     tables = defaultdict(list)
-    for experiment in experiments(sequences):
+    for experiment in marks.experiments(sequences):
         name = experiment.name
         model.set_weights(weights[f"{name} 1"])
         tables["use"].append(known.answers_to_cues(model, experiment, many, sequences, mm, seed + 2))
         marked = experiment.marked(test, mm, seed + 1)
-        index = np.arange(len(test.table))
-        explained = known.explained_marks(marked, mm, evenly(index, rules.perturbed_slices, staggered=True))
+        explained = known.explained_marks(marked, mm, few_of(len(test.table), rules.perturbed_slices))
         maps, seconds = attribution.attribute_all(model, explained, methods, f"known rule, {name}", **settings)
         write_weights(folder / name / "weights.weights.h5", model)
         some, slices = attribution.of_few(maps, explained)
-        middle = len(slices.images) // 2
-        write_maps(folder / name / "maps.npz", slices.at([middle]), {key: raw[[middle]] for key, raw in some.items()})
+        write_maps(folder / name / "maps.npz", slices, some, len(slices.images) // 2)
         if experiment.shortcut:
             tables["shortcut"].append(known.shortcut_shares(maps, explained, marked.corner, own.superpixels))
             continue
         importance = attribution.slice_importance(model, explained, sequences, seed, name)
         worth = np.equal(sequences, name).astype(float)  # the rule itself: the decisive sequence is all that matters
         scores = attribution.score_maps(maps, explained, worth, model, sequences)
-        shares = [relevance.slice_shares(model, explained.images, explained.targets, sequences, rule, explained.brain,
-                                         explained.features).assign(rule=rule, subject=explained.subjects)
+        shares = [analysis.relevance.slice_shares(
+            model, explained.images, explained.targets, sequences, rule, explained.brain, explained.features).assign(
+            rule=rule, subject=explained.subjects)
                   for rule in progress(config.relevance.compared, desc=f"known rule, {name}", unit="rule")]
         for key, table in (("importance", importance), ("relevance", pd.concat(shares)),
                            ("scores", scores.assign(seconds=scores["method"].map(seconds))),
@@ -97,12 +88,17 @@ def known_rule(study: Study) -> None:
     shutil.rmtree(training)
 
 
-def as_explained(slices, pixel_mm, few=None):
+def few_of(count, few):
+    """Numbers of a few of so many slices, not everybody's at one height."""
+    return nets.evenly(np.arange(count), few, staggered=True)
+
+
+def as_explained(study, slices, perturbed=None):
     """Slices of `mslib.analysis.depth.gather_slices` for attribution: lesions are features, alike in all sequences."""
-    from mslib.analysis.attribution import Explained
-    features, table = np.repeat(slices.lesions[..., None], slices.images.shape[-1], -1), slices.table
-    return Explained(slices.images, table["target"].to_numpy(), slices.brain, features, table["subject"].to_numpy(str),
-                     pixel_mm, few)
+    table, features = slices.table, np.repeat(slices.lesions[..., None], slices.images.shape[-1], -1)
+    return analysis.attribution.Explained(
+        slices.images, table["target"].to_numpy(), slices.brain, features, table["subject"].to_numpy(str),
+        study.config.model.pixel_mm, None if perturbed is None else few_of(len(table), perturbed))
 
 
 def attribute(study: Study, backbone: str) -> None:
@@ -110,19 +106,17 @@ def attribute(study: Study, backbone: str) -> None:
 
     Perturbation methods, which cost most, explain the first backbone alone.
     """
-    from mslib.analysis import attribution, depth
     config, folder, network = study.config, study.folder / "attributions" / backbone, Network(backbone)
-    model, settings, mm = study.net(*network), study.attribution_settings, config.model.pixel_mm
-    patients = depth.gather_slices(study.cases(network), config.attribution.shapley_slices, mm)
-    tables = {"importance": attribution.slice_importance(model, as_explained(patients, mm), config.sequences,
-                                                         config.seed, str(network))}
+    model, settings, attribution = study.net(*network), study.attribution_settings, analysis.attribution
+    patients = as_explained(study, study.explained_slices(network, config.attribution.shapley_slices))
+    tables = {"importance": attribution.slice_importance(model, patients, config.sequences, config.seed, str(network))}
     shown = study.shown_slices(model)[1]
     methods = methods_of(config.relevance.compared, backbone == config.model.backbones[0])
     joint = [name for name in methods if name in attribution.JOINT]
     maps, _ = attribution.attribute_all(model, shown.at([0]), [name for name in methods if name not in joint],
                                         str(network), **settings)
     joint, _ = attribution.attribute_all(model, shown.at([0, 1, 2]), joint, str(network), **settings)
-    write_maps(folder / "honest.npz", shown.at([0]), maps | {name: raw[:1] for name, raw in joint.items()})
+    write_maps(folder / "honest.npz", shown, maps | joint, 0)
     if config.trains and "cause" in config.model.kinds:
         tables["scores"] = _score_cause(study, Network(backbone, "cause"), methods, settings, folder / "cause.npz")
     write_tables(folder, 7, **tables)
@@ -135,16 +129,12 @@ def _score_cause(study, network, methods, settings, path):
     FLAIR and its edges.
     """
     from skimage.filters import sobel
-
-    from mslib.analysis import attribution
-    from mslib.explain import randomised_copy
-    config, model = study.config, study.net(*network)
+    config, model, attribution = study.config, study.net(*network), analysis.attribution
     slices, correct, explained = correct_cause_slices(study, network, model)
     maps, seconds = attribution.attribute_all(model, explained, methods, str(network), **settings)
     some, few = attribution.of_few(maps, explained)
-    largest = few.features.sum((1, 2, 3)).argmax()
-    write_maps(path, few.at([largest]), {name: raw[[largest]] for name, raw in some.items()})
-    model.set_weights(randomised_copy(model, "block1_conv1", config.seed).get_weights())  # traced once
+    write_maps(path, few, some, few.features.sum((1, 2, 3)).argmax())
+    model.set_weights(explain.randomised_copy(model, "block1_conv1", config.seed).get_weights())  # traced once
     cheap = methods_of(config.relevance.compared, costly=False)
     random, _ = attribution.attribute_all(model, few, cheap, f"{network}, untrained", **settings)
     flair = np.maximum(slices.images[..., config.sequences.index("FLAIR")], 0)
@@ -159,16 +149,11 @@ def _score_cause(study, network, methods, settings, path):
 
 def correct_cause_slices(study, network, model):
     """Slices that a ``cause`` network classifies correctly (any, below two), whether it does, and as explained."""
-    from mslib.analysis import depth
-    from mslib.explain import batches_of, logits_of
-    from mslib.nets import evenly
-    own, mm = study.config.attribution, study.config.model.pixel_mm
-    slices = depth.gather_slices(study.cases(network), 3, mm)
-    correct = logits_of(model, batches_of(slices.images, 16)).argmax(1) == slices.table["target"].to_numpy()
-    rows = evenly(np.flatnonzero(correct | (correct.sum() < 2)), own.slices)
-    slices = slices.take(rows)
-    few = evenly(np.arange(len(rows)), own.perturbed_slices, staggered=True)
-    return slices, correct[rows], as_explained(slices, mm, few)
+    own, slices = study.config.attribution, study.explained_slices(network, 3)
+    logits = explain.logits_of(model, explain.batches_of(slices.images, 16))
+    correct = logits.argmax(1) == slices.table["target"].to_numpy()
+    rows = nets.evenly(np.flatnonzero(correct | (correct.sum() < 2)), own.slices)
+    return slices.take(rows), correct[rows], as_explained(study, slices.take(rows), own.perturbed_slices)
 
 
 def relevance(study: Study, backbone: str) -> None:
@@ -177,14 +162,12 @@ def relevance(study: Study, backbone: str) -> None:
     Real patients: of the explained ones. Of the first training also by other rules and layer by layer, and (first
     backbone) as volumes.
     """
-    from mslib.analysis.relevance import flow_table, slice_shares
-    from mslib.nets import evenly
     config, own, folder = study.config, study.config.relevance, study.folder / "relevance" / backbone
     networks = explained_networks(config, backbone, "honest")
     model, tables, arrays = study.net(*networks[0]), [], []
     for subject in progress(study.unseen() if config.trains else study.explained(), desc="slices", unit="subject"):
         person, stack = study.subjects.loc[subject], study.stack(subject)
-        index = evenly(np.arange(len(stack.images)), own.slices_per_subject)
+        index = nets.evenly(np.arange(len(stack.images)), own.slices_per_subject)
         tables.append(pd.DataFrame({"slice": index, "target": study.target(subject)}).assign(
             **person[["subject", "group", "cohort"]]))
         arrays.append((study.images(stack, index), stack.brain[index]))
@@ -192,12 +175,13 @@ def relevance(study: Study, backbone: str) -> None:
 
     def shares(rule, rows):
         part = table.iloc[rows].reset_index(drop=True)
-        return part.join(slice_shares(model, images[rows], part["target"], config.sequences, rule, brain[rows]))
+        return part.join(analysis.relevance.slice_shares(model, images[rows], part["target"], config.sequences, rule,
+                                                         brain[rows]))
 
     every = np.arange(len(table))
-    some = evenly(every, own.compared_slices, staggered=True)
+    some = nets.evenly(every, own.compared_slices, staggered=True)
     rules = [shares(rule, some).assign(rule=rule) for rule in progress(own.compared, desc=f"{backbone}: rules")]
-    flow = flow_table(model, images[some], own.rule, brain[some])
+    flow = analysis.relevance.flow_table(model, images[some], own.rule, brain[some])
     _relevance_volumes(study, backbone, model, folder / "volumes")
     tables = []
     for network in progress(networks, desc=f"{backbone}: relevance", unit="network"):
@@ -209,13 +193,13 @@ def relevance(study: Study, backbone: str) -> None:
 
 def _relevance_volumes(study, backbone, model, folder):
     """Relevance of every slice of some patients in T1w space, for their own class: one volume per sequence."""
-    from mslib.analysis.relevance import relevance_maps
     config, own = study.config, study.config.relevance
     folder.mkdir(parents=True, exist_ok=True)
     for subject in study.shown_as_volumes()[:own.volumes] if backbone == config.model.backbones[0] else ():
         stack = study.stack(subject)
-        found = relevance_maps(model, study.images(stack), study.target(subject), own.rule, stack.brain)
-        maps = {sequence: found[..., m] for m, sequence in enumerate(config.sequences)}
+        found = analysis.relevance.relevance_maps(model, study.images(stack), study.target(subject), own.rule,
+                                                  stack.brain)
+        maps = dict(zip(config.sequences, np.moveaxis(found, -1, 0)))
         study.write_volume(folder, subject, "lrp", Network(backbone), maps, stack, "Sequences", {
             "Description": "Layer-wise relevance for the patient's own class, raw, signed",
             "Units": "logit per pixel of the slice", "Rule": own.rule})

@@ -1,13 +1,12 @@
 """Steps of the cohort: simulate or fetch, check, preprocess, who is in which part, known truth."""
 
-from __future__ import annotations
-
 import dataclasses
 import shutil
 
 import numpy as np
 import pandas as pd
 
+from mslib import cohort, nets, prep
 from mslib.study import Network, StudyConfig, StudyError, WriteError, explained_networks, progress
 from mslib.study.files import read_json, write_json, write_table, write_tables
 from mslib.study.provenance import verified
@@ -17,11 +16,10 @@ from .study import Study, shipped
 
 def simulated_people(config: StudyConfig) -> list:
     """The simulated participants of both cohorts: the study's, and the independent one (ids T..)."""
-    from mslib.cohort import draw_participants
     own = config.cohort.simulated
     laws = own.model_dump(include={"misplacement_mm", "misplacement_deg", "thick_slice_share"})
-    return [*draw_participants(own.study, config.seed, **laws),
-            *draw_participants(own.independent, config.seed + 1, prefix="T", **laws)]
+    return [*cohort.draw_participants(own.study, config.seed, **laws),
+            *cohort.draw_participants(own.independent, config.seed + 1, prefix="T", **laws)]
 
 
 def look_at_weights(run: Study) -> None:
@@ -43,17 +41,16 @@ def _described(person) -> dict:
 
 def start(study: Study) -> None:
     """Describe the simulated dataset, or fetch and convert the real patients; look at given weights first."""
-    from mslib.cohort import openms, openms_bids, write_dataset
     config, root = study.config, study.bids_root
     look_at_weights(study)
     if config.cohort.source == "simulated":
         people = simulated_people(config)
         _drop_others(root, {person.id for person in people})
-        write_dataset(people, root)
+        cohort.write_dataset(people, root)
     elif config.cohort.source == "open_ms":
         _drop_others(root, set())
-        missing = openms.fetch(study.folder / "source")
-        left_out = openms_bids.to_bids(study.folder / "source", root).incomplete
+        missing = cohort.openms.fetch(study.folder / "source")
+        left_out = cohort.openms_bids.to_bids(study.folder / "source", root).incomplete
         write_json(study.folder / "source_faults.json", [
             *(f"{name}: could not be had: {reason}" for name, reason in missing.items()),
             *(f"{line}; left out" for line in left_out)])
@@ -61,8 +58,7 @@ def start(study: Study) -> None:
 
 def make_template(study: Study, mm: float) -> None:
     """Maps of the template brain at a voxel size, once for all simulated subjects."""
-    from mslib.cohort import write_template
-    write_template(study.template(mm), mm)
+    cohort.write_template(study.template(mm), mm)
 
 
 def _drop_others(root, ids):
@@ -74,46 +70,39 @@ def _drop_others(root, ids):
 
 def simulate(study: Study, subject: str) -> None:
     """Simulate one subject into the run's BIDS dataset."""
-    from mslib.cohort import simulate_subject
     chosen = [person for person in simulated_people(study.config) if person.id == subject]
     if not chosen:
         raise StudyError(f"sub-{subject}: is not a subject of the simulated cohorts of study {study.config.study}")
     mm = study.config.cohort.simulated.voxel_mm
-    simulate_subject(chosen[0], study.bids_root, mm, study.template(mm))
+    cohort.simulate_subject(chosen[0], study.bids_root, mm, study.template(mm))
 
 
 def check_cohort(study: Study) -> None:
     """Check the whole cohort; ``cohort.json``: its subjects, faults, and sites that tell the groups apart."""
-    from mslib.cohort import Cohort, write_listing
-    from mslib.cohort.survey import confounded
-    from mslib.prep import describe_derivatives
-    config = study.config
-    cohort = Cohort.of_study(study.bids_root, config)
-    for line in cohort.left_out:
+    people = cohort.Cohort.of_study(study.bids_root, study.config)
+    for line in people.left_out:
         print(line, flush=True)
-    if config.cohort.source == "open_ms":
-        faults = [*read_json(study.folder / "source_faults.json"), *cohort.faults]
-        cohort = dataclasses.replace(cohort, faults=faults)
-    describe_derivatives(study.folder / "derivatives" / "mslib", study.bids_root)
-    sites = pd.DataFrame([{"group": one.group, "age": None, "site": one.site} for one in cohort])
-    write_listing(study.folder / "cohort.json", cohort, study.bids_root, confounded(sites))
+    if study.config.cohort.source == "open_ms":
+        faults = [*read_json(study.folder / "source_faults.json"), *people.faults]
+        people = dataclasses.replace(people, faults=faults)
+    prep.describe_derivatives(study.folder / "derivatives" / "mslib", study.bids_root)
+    sites = pd.DataFrame([{"group": one.group, "age": None, "site": one.site} for one in people])
+    cohort.write_listing(study.folder / "cohort.json", people, study.bids_root, cohort.survey.confounded(sites))
 
 
 def _checked(study) -> list:
-    from mslib.cohort import read_listing
-    return read_listing(study.folder / "cohort.json", study.bids_root)
+    return cohort.read_listing(study.folder / "cohort.json", study.bids_root)
 
 
 def preprocess(study: Study, subject: str) -> None:
     """Preprocess one subject. With ``on_fault: skip`` a faulty one is marked excluded; a full disk always fails."""
-    from mslib.prep import preprocess_subject
     config = study.config
     chosen = [person for person in _checked(study) if person.id == subject]
     if not chosen:
         raise StudyError(f"sub-{subject}: is not in the checked cohort of study {config.study}")
     try:
-        preprocess_subject(chosen[0], study.anat(subject).parents[1], config.prep, config.sequences,
-                           config.model.image_size, config.model.pixel_mm)
+        prep.preprocess_subject(chosen[0], study.anat(subject).parents[1], config.prep, config.sequences,
+                                config.model.image_size, config.model.pixel_mm)
     except WriteError:
         raise
     except StudyError as error:
@@ -129,7 +118,6 @@ def subjects(study: Study) -> None:
     one of them has a lesion mask, those without are left out. ``out_of_scope``: where shipped networks explain, what of
     the images lies outside those that they were trained on.
     """
-    from mslib.nets import split_subjects
     config = study.config
     people = _checked(study)
     quality = {person.id: read_json(study.derivative(person.id, "desc-qc.json")) for person in people}
@@ -144,7 +132,7 @@ def subjects(study: Study) -> None:
     table["part"] = "test"
     if config.trains:
         own = table["cohort"] == "study"
-        parts = split_subjects(table[own].set_index("subject")["group"], config.training.split, config.seed)
+        parts = nets.split_subjects(table[own].set_index("subject")["group"], config.training.split, config.seed)
         table["part"] = table["subject"].map(parts).fillna("independent")
     patients = table["group"].isin(config.patient_groups) & ~table["part"].isin(("train", "validation"))
     if not patients.any():
@@ -169,11 +157,10 @@ def subjects(study: Study) -> None:
 
 def _out_of_scope(study, stack) -> list[str]:
     """What of a subject's images lies outside those that the shipped networks were trained on, in words."""
-    from mslib.nets.scope import image_features, out_of_scope
     config = study.config
     card = shipped(f"{config.model.backbones[0]}_simulated").with_suffix(".json")
-    features = image_features(stack.images[::5], config.sequences, config.model.pixel_mm)
-    return out_of_scope(features, read_json(card)["scope"])
+    features = nets.scope.image_features(stack.images[::5], config.sequences, config.model.pixel_mm)
+    return nets.scope.out_of_scope(features, read_json(card)["scope"])
 
 
 def truth(study: Study) -> None:
@@ -185,7 +172,6 @@ def truth(study: Study) -> None:
     import SimpleITK as sitk
 
     from mslib.analysis.truth import appearance, bias_correlation, brain_points, lesion_load, registration_error
-    from mslib.prep import unscaled_images
     people = [person for person in _checked(study) if person.id in study.subjects.index]
     compared = people[:: max(1, -(-len(people) // 24))]
     persons, quality, errors, fields, looks = [], [], [], [], []
@@ -213,7 +199,7 @@ def truth(study: Study) -> None:
                 fields.append({"subject": person.id, "sequence": sequence,
                                "correlation": bias_correlation(points, true, nib.load(field), log_field)})
         if person in compared and person.lesion_mask:
-            images = unscaled_images(person, derived.parents[1])
+            images = prep.unscaled_images(person, derived.parents[1])
             looks.append({"subject": person.id, "group": person.group, **appearance(*images)})
     write_tables(study.folder / "cohort", 6, truth=pd.DataFrame(persons), quality=pd.DataFrame(quality),
                   registration_errors=pd.DataFrame(errors, columns=["subject", "group", "sequence", "before", "after"]),

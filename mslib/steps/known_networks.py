@@ -1,7 +1,7 @@
 """Networks whose cause is known, as files, and your own attribution method on them (docs/bench.md)."""
 
-from __future__ import annotations
-
+import importlib
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from mslib import analysis, nets
 from mslib.study import Network, StudyError, read_arrays, read_json, read_table, write_arrays, write_json, write_table
 from mslib.study.provenance import ROOT, commit
 
-from .attribution import correct_cause_slices, methods_of, unmarked_controls
+from .attribution import correct_cause_slices, few_of, methods_of, unmarked_controls
 from .study import Study, read_maps, shipped, write_maps
 
 
@@ -21,43 +22,36 @@ def export_bench(study: Study, folder: Path) -> None:
 
     A network with a known decision rule is left out where it does not follow its rule.
     """
-    from mslib.analysis import bench
-    from mslib.analysis import known_rule as known
-    from mslib.nets import evenly
-    from mslib.nets.known_rule import experiments, spread
-    config, rules, sequences = study.config, study.config.attribution.known_rule, study.config.sequences
+    known, marks, config = analysis.known_rule, nets.known_rule, study.config
+    rules, sequences = config.attribution.known_rule, config.sequences
     use = known.accuracy_by_cue(read_table(study.folder / "known_rule" / "use.csv"))
     learnt = known.learnt_rules(use) + (["shortcut"] if known.learnt_shortcut(use) else [])
     if not learnt:
         raise StudyError(f"{study.folder / 'known_rule'}: no network follows its rule, so that none has a known cause; "
                          "train longer (attribution.known_rule.epochs)")
-    test, mm = spread(unmarked_controls(study, "test"), rules.test_slices), config.model.pixel_mm * rules.shrink
-    for experiment in [one for one in experiments(sequences) if one.name in learnt]:
+    test, mm = marks.spread(unmarked_controls(study, "test"), rules.test_slices), config.model.pixel_mm * rules.shrink
+    for experiment in [one for one in marks.experiments(sequences) if one.name in learnt]:
         marked = experiment.marked(test, mm, config.seed + 1)
-        few = evenly(np.arange(len(test.table)), rules.perturbed_slices, staggered=True)
-        explained = known.explained_marks(marked, mm, few)
+        explained = known.explained_marks(marked, mm, few_of(len(test.table), rules.perturbed_slices))
         cause = {"corner": marked.corner} if experiment.shortcut else {"decisive": experiment.decisive}
-        network = bench.Known(experiment.name, study.known_rule_net(experiment.name), explained, **cause)
-        _write_known(folder, network, unmarked=test.images)
+        model = study.known_rule_net(experiment.name)
+        _write_known(folder, analysis.bench.Known(experiment.name, model, explained, **cause), unmarked=test.images)
     write_arrays(folder / "unmarked.npz", images=test.images.astype(np.float16))
     if "cause" in config.model.kinds:
         network, learnt = Network(config.model.backbones[0], "cause"), [*learnt, "lesions"]
         start = study.started(network) if config.model.weights == "simulated" else None
-        _write_known(folder, bench.Known("lesions", model := study.net(*network),
-                                         correct_cause_slices(study, network, model)[2]), start)
+        model = study.net(*network)
+        explained = correct_cause_slices(study, network, model)[2]
+        _write_known(folder, analysis.bench.Known("lesions", model, explained), start)
     settings = study.attribution_settings
     write_json(folder / "bench.json", {"study": config.study, "commit": commit(), "networks": learnt,
                                        "sequences": list(sequences), "settings": settings})
-    table = bench.bench(_known_networks(folder), methods_of(config.relevance.compared), sequences, **settings)
+    table = analysis.bench.bench(_known_networks(folder), methods_of(config.relevance.compared), sequences, **settings)
     write_table(folder / "methods.csv", table.reset_index(), float_format="%.4g")
 
 
 def bench(method: str, networks: Path = ROOT / "weights" / "bench") -> None:
     """Print what an attribution method (MODULE:FUNCTION) finds of causes that are known, beside the built-in ones."""
-    import importlib
-    import os
-
-    from mslib.analysis import bench as of
     module, _, name = method.partition(":")
     if not (networks / "bench.json").is_file():
         raise StudyError(f"{networks}: holds no networks whose cause is known; write them from a finished study "
@@ -70,10 +64,10 @@ def bench(method: str, networks: Path = ROOT / "weights" / "bench") -> None:
     if not callable(function):
         raise StudyError(f"bench: {method!r} must be a function of model, images and targets")
     facts = read_json(networks / "bench.json")
-    with of.registered(name, function):
-        own = of.bench(_known_networks(networks), [name], facts["sequences"], **facts["settings"])
+    with analysis.bench.registered(name, function):
+        own = analysis.bench.bench(_known_networks(networks), [name], facts["sequences"], **facts["settings"])
     others = read_table(networks / "methods.csv").set_index("method")
-    both = pd.concat([own.astype(object), others.drop(of.CHANCE).astype(object)])
+    both = pd.concat([own.astype(object), others.drop(analysis.bench.CHANCE).astype(object)])
     print(both.where(both.notna(), "-").to_string(float_format="{:.3f}".format))
 
 
@@ -97,18 +91,16 @@ def _write_known(folder, known, start=None, unmarked=None):
 def _known_networks(folder):
     """Networks of `_write_known`, one at a time."""
     import keras
-
-    from mslib.analysis.bench import Known
-    from mslib.nets import load_half
     for name in read_json(folder / "bench.json")["networks"]:
         explained, stored = read_maps(folder / f"{name}.npz")
         model = keras.models.model_from_json(str(stored["architecture"]))
         fitted = {int(key.removeprefix("weight ")): stored[key] for key in stored if key.startswith("weight ")}
         if len(fitted) < len(model.get_weights()):
-            load_half(model, shipped(f"{model.name}_simulated"), ())
+            nets.load_half(model, shipped(f"{model.name}_simulated"), ())
         model.set_weights([fitted.get(i, weight).astype(np.float32) for i, weight in enumerate(model.get_weights())])
         images = explained.images
         if np.isnan(images).any():
             images = np.where(np.isnan(images), read_arrays(folder / "unmarked.npz")["images"], images)
+        explained = replace(explained, images=images.astype(np.float32))
         decisive = int(stored["decisive"]) if "decisive" in stored else None
-        yield Known(name, model, replace(explained, images=images.astype(np.float32)), decisive, stored.get("corner"))
+        yield analysis.bench.Known(name, model, explained, decisive, stored.get("corner"))

@@ -1,13 +1,12 @@
 """Steps of the networks: slices that they learn, activations of frozen blocks, trainings, what is shipped."""
 
-from __future__ import annotations
-
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
 
+from mslib import cohort, nets
 from mslib.study import Network, StudyError, explained_networks, progress, read_arrays, read_table
 from mslib.study.files import atomic_path, write_arrays, write_json, write_table, write_weights
 from mslib.study.provenance import commit, file_sha256, training_folder
@@ -21,22 +20,21 @@ def cause_cohort(study: Study) -> None:
     The patients are in no cohort. ``images.npy`` (2, n, H, W, M), without lesions first; ``masks.npz``, lesions and
     brain (n, H, W); ``slices.csv``, 2 n rows in that order, with the part of the subject-level split.
     """
-    from mslib.cohort import draw_participants, template
-    from mslib.nets import CAUSE_CLASSES, CAUSE_SPLIT, assign_parts
-    from mslib.nets.simulated import CAUSE_SEED, cause_slices
     config, folder, count = study.config, study.folder / "nets" / "cause", study.config.training.cause_people
-    people = draw_participants({"RRMS": count - count // 2, "SPMS": count // 2}, config.seed + CAUSE_SEED, prefix="C")
+    people = cohort.draw_participants({"RRMS": count - count // 2, "SPMS": count // 2},
+                                      config.seed + nets.simulated.CAUSE_SEED, prefix="C")
     grid = {"mm": (mm := config.model.pixel_mm), "size": config.model.image_size, "n_slices": config.prep.n_slices,
             "percentiles": config.prep.percentiles, "sequences": config.sequences,
-            "template": template(mm, study.template(mm))}
+            "template": cohort.template(mm, study.template(mm))}
     with ThreadPoolExecutor(2) as pool:
-        jobs = pool.map(lambda person: cause_slices(person, config.training.cause_slices, **grid), people)
+        jobs = pool.map(lambda one: nets.simulated.cause_slices(one, config.training.cause_slices, **grid), people)
         made = list(progress(jobs, total=len(people), desc="patients with and without their lesions", unit="person"))
     table = pd.concat([pd.DataFrame({"subject": person.id, "slice": one["slices"], "group": person.group,
                                      "lesion_mm2": one["areas_mm2"]}) for person, one in zip(people, made)],
                       ignore_index=True)
-    both = pd.concat([table.assign(target=target) for target in range(len(CAUSE_CLASSES))], ignore_index=True)
-    write_table(folder / "slices.csv", both.assign(part=assign_parts("cause", both, CAUSE_SPLIT, config.seed)))
+    both = pd.concat([table.assign(target=target) for target in range(len(nets.CAUSE_CLASSES))], ignore_index=True)
+    parts = nets.assign_parts("cause", both, nets.CAUSE_SPLIT, config.seed)
+    write_table(folder / "slices.csv", both.assign(part=parts))
     masks = {name: np.concatenate([one[name] for one in made]) for name in ("lesions", "brain")}
     write_arrays(folder / "masks.npz", **masks)
     with atomic_path(folder / "images.npy") as temporary, temporary.open("wb") as file:
@@ -49,10 +47,9 @@ def _cached(study, backbone, of, blocks):
 
 def activations(study: Study, backbone: str, of: str, blocks: int) -> None:
     """What frozen blocks make of the slices of ``study`` or ``cause``, and their features, once for all trainings."""
-    from mslib.nets import cached, choose_precision
-    slices = study.slice_set(of)
-    model = study.trainable(Network(backbone), choose_precision(study.config.training.precision))
-    made, features = cached(model, [blocks], slices, study.input_channels, f"{backbone} blocks 1 to {blocks}, {of}")
+    slices, label = study.slice_set(of), f"{backbone} blocks 1 to {blocks}, {of}"
+    model = study.trainable(Network(backbone), nets.choose_precision(study.config.training.precision))
+    made, features = nets.cached(model, [blocks], slices, study.input_channels, label)
     path = _cached(study, backbone, of, blocks)
     write_table(path.with_suffix(".csv"), slices.table)
     with atomic_path(path.with_suffix(".npz")) as temporary:
@@ -61,11 +58,10 @@ def activations(study: Study, backbone: str, of: str, blocks: int) -> None:
 
 def recipe_of(study, kind, seed, **options):
     """How a kind of network is trained from a seed; all but the first on a bootstrap sample."""
-    from mslib.nets import KINDS, Recipe
     training, schedule = study.config.training, getattr(study.config.training, kind)
-    return Recipe(schedule.epochs, schedule.slices_per_subject, schedule.learning_rate, training.batch_size,
-                  training.weight_decay, training.patience, study.config.seed + seed - 1,
-                  bootstrap=KINDS[kind] if seed > 1 else None, **options)
+    return nets.Recipe(schedule.epochs, schedule.slices_per_subject, schedule.learning_rate, training.batch_size,
+                       training.weight_decay, training.patience, study.config.seed + seed - 1,
+                       bootstrap=nets.KINDS[kind] if seed > 1 else None, **options)
 
 
 def train(study: Study, backbone: str, kind: str) -> None:
@@ -77,7 +73,6 @@ def train(study: Study, backbone: str, kind: str) -> None:
     slice-level split, else empty), and ``features.npz``, the pooled features of the start weights (empty where nothing
     reads them).
     """
-    from mslib import nets
     if kind not in nets.KINDS:
         raise StudyError(f"--kind: must be one of {', '.join(nets.KINDS)} (got {kind!r})")
     config, training, schedule = study.config, study.config.training, getattr(study.config.training, kind)
@@ -137,7 +132,6 @@ def folds(study: Study, backbone: str) -> None:
 
     ``protocol``: ``folds``, and with permuted labels ``folds_permuted``.
     """
-    from mslib.nets import fold_logits, permuted_labels, prediction_table
     config, place = study.config, study.folder / "nets" / backbone / "honest"
     features = read_arrays(place / "features.npz")["features"]
     table = read_table(place / "seed1" / "predictions.csv")
@@ -145,15 +139,14 @@ def folds(study: Study, backbone: str) -> None:
     known = table[own].filter(regex="^(?!logit_|part$)").reset_index(drop=True)
     tables = []
     for protocol, labelled in (("folds", known),
-                               ("folds_permuted", permuted_labels(known, config.groups, config.seed))):
-        logits = fold_logits(features[own], labelled, config.training.folds, config.seed)
-        tables.append(prediction_table(labelled, logits, config.groups).assign(protocol=protocol))
+                               ("folds_permuted", nets.permuted_labels(known, config.groups, config.seed))):
+        logits = nets.fold_logits(features[own], labelled, config.training.folds, config.seed)
+        tables.append(nets.prediction_table(labelled, logits, config.groups).assign(protocol=protocol))
     write_table(place / "folds.csv", pd.concat(tables))
 
 
 def export(study: Study, network: Network) -> None:
     """Write what fine-tuning has changed in a network to ``weights``, as float16 with a card."""
-    from mslib.nets import KINDS, save_half
     config, start, fitted = study.config, study.started(network), study.net(*network)
     classes, path = study.classes(network.kind), shipped(network)
     if config.model.weights != "simulated":
@@ -161,12 +154,12 @@ def export(study: Study, network: Network) -> None:
                          f"{config.model.weights!r})")
     changed = [layer.name for layer in fitted.layers if layer.weights and not all(
         map(np.array_equal, layer.get_weights(), start.get_layer(layer.name).get_weights()))]
-    save_half(path, fitted, changed, classes)
+    nets.save_half(path, fitted, changed, classes)
     table = read_table(study.folder / "nets" / str(network) / "predictions.csv")
     table = table[table["part"] != "train"]
     right = table[[f"logit_{name}" for name in classes]].to_numpy().argmax(1) == table["target"]
     write_json(path.with_suffix(".json"), {
-        "network": str(network), "split": KINDS[network.kind], "classes": classes,
+        "network": str(network), "split": nets.KINDS[network.kind], "classes": classes,
         "starts from": f"{network.backbone}_simulated.h5", "study": config.study, "commit": commit(),
         "schedule": getattr(config.training, network.kind).model_dump(),
         "accuracy of slices": right.groupby(table["part"]).mean().round(4).to_dict(), "layers": changed,

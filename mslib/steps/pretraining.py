@@ -1,7 +1,5 @@
 """Pre-training on simulated people, and the step that compares what networks start from."""
 
-from __future__ import annotations
-
 import shutil
 import sys
 import zlib
@@ -11,10 +9,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mslib.study import Network, StudyError, load_config, progress, read_table, write_json, write_table, write_weights
+from mslib import analysis, cohort, explain, nets
+from mslib.study import Network, StudyError, load_config, progress
+from mslib.study.config import Pretraining
+from mslib.study.files import read_table, write_json, write_table, write_tables, write_weights
 from mslib.study.provenance import ROOT, commit, file_sha256, training_folder
 
-from .attribution import as_explained, methods_of
+from .attribution import as_explained, few_of, methods_of
 from .networks import recipe_of
 from .study import Study
 
@@ -28,24 +29,19 @@ def pretrain(backbone: str, folder: Path, recipe: Path = ROOT / "weights" / "pre
 
     import keras
     from joblib import Parallel, delayed
-
-    from mslib.cohort import template, write_template
-    from mslib.nets import choose_precision, fold_batch_norm, load_weights, save_half
-    from mslib.nets import pretraining as pre
-    from mslib.study.config import Pretraining
-    settings, made_by = load_config(recipe, Pretraining), commit()
-    cohort, place = folder / pre.cohort_name(settings), folder / backbone
-    cohort.mkdir(parents=True, exist_ok=True)
-    with (cohort / ".lock").open("w") as lock:  # two backbones may be trained side by side
+    settings, made_by, pre = load_config(recipe, Pretraining), commit(), nets.pretraining
+    people, place = folder / pre.cohort_name(settings), folder / backbone
+    people.mkdir(parents=True, exist_ok=True)
+    with (people / ".lock").open("w") as lock:  # two backbones may be trained side by side
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if numbers := pre.missing_people(settings, cohort):
-            write_template(cohort / "template.npz", settings.pixel_mm)
-            maps = template(settings.pixel_mm, cohort / "template.npz")
+        if numbers := pre.missing_people(settings, people):
+            cohort.write_template(people / "template.npz", settings.pixel_mm)
+            maps = cohort.template(settings.pixel_mm, people / "template.npz")
             list(progress(Parallel(n_jobs=2, return_as="generator")(
-                delayed(pre.make_person)(number, settings, cohort, maps) for number in numbers),
+                delayed(pre.make_person)(number, settings, people, maps) for number in numbers),
                 total=len(numbers), desc="simulate people for pre-training", unit="person"))
-    slices, held = pre.read_cohort(settings, cohort)
-    precision, model, stages = choose_precision(settings.precision), None, []
+    slices, held = pre.read_cohort(settings, people)
+    precision, model, stages = nets.choose_precision(settings.precision), None, []
     for number, stage in enumerate(settings.stages):
         facts = settings.model_dump_json(exclude={"stages"}) + repr(settings.stages[:number + 1])
         training = place / f"stage{number + 1}-{zlib.crc32(facts.encode()):08x}"
@@ -54,7 +50,7 @@ def pretrain(backbone: str, folder: Path, recipe: Path = ROOT / "weights" / "pre
         keras.utils.set_random_seed(settings.seed + number)
         earlier, model = model, pre.build_pretrained(backbone, settings, shape, precision)
         if stored.is_file():
-            load_weights(model, stored)
+            nets.load_weights(model, stored)
         else:
             if earlier is not None:
                 model.set_weights(earlier.get_weights())
@@ -65,9 +61,9 @@ def pretrain(backbone: str, folder: Path, recipe: Path = ROOT / "weights" / "pre
         seconds = [float(line) for line in (training / "seconds.txt").read_text(encoding="utf-8").split()]
         stages.append({"pixel_mm": settings.pixel_mm * stage.shrink, "hours": round(sum(seconds) / 3600, 3),
                        **read_table(training / "stage.csv").iloc[-1].to_dict()})
-    plain = fold_batch_norm(keras.Model(model.input, model.outputs[0], name=backbone))
+    plain = nets.fold_batch_norm(keras.Model(model.input, model.outputs[0], name=backbone))
     path = folder / f"{backbone}_simulated.h5"
-    save_half(path, plain, [layer.name for layer in plain.layers if layer.weights], settings.groups)
+    nets.save_half(path, plain, [layer.name for layer in plain.layers if layer.weights], settings.groups)
     shown = np.flatnonzero(held)[::7][:8]
     write_json(path.with_suffix(".json"), {
         "backbone": backbone, "data": "simulated people, in no cohort of any study",
@@ -81,11 +77,9 @@ def pretrain(backbone: str, folder: Path, recipe: Path = ROOT / "weights" / "pre
 def _likeness_of_half(plain, images, targets) -> float:
     """Lowest rank correlation of the Grad-CAMs of a network with those of its weights rounded to float16."""
     from scipy.stats import spearmanr
-
-    from mslib.explain import layer_cams
-    full = layer_cams(plain, images, targets)["gradcam"]
+    full = explain.layer_cams(plain, images, targets)["gradcam"]
     plain.set_weights([weight.astype(np.float16).astype(np.float32) for weight in plain.get_weights()])
-    half = layer_cams(plain, images, targets)["gradcam"]
+    half = explain.layer_cams(plain, images, targets)["gradcam"]
     return float(min(spearmanr(full[name][k].ravel(), half[name][k].ravel()).statistic
                      for name in full for k in range(len(images)) if full[name][k].std() > 0))
 
@@ -97,9 +91,6 @@ def compare_start(study: Study, start: str) -> None:
     validation slices correctly; no row where none does); where the start weights cannot be had, one row with the
     ``reason``. ``maps.csv``: rows of `measure_layers`; ``methods.csv``: rows of `localise`, of the first seed.
     """
-    from mslib import nets
-    from mslib.analysis import depth
-    from mslib.explain import randomised_copy
     config, own, folder = study.config, study.config.comparison, study.folder / "pretraining" / start
     backbone, precision = config.model.backbones[0], nets.choose_precision(config.training.precision)
     networks = [Network(backbone, "cause", seed + 1) for seed in range(config.model.seeds)]
@@ -107,14 +98,13 @@ def compare_start(study: Study, start: str) -> None:
         model, *others = (study.trainable(network, precision, own.weights[start]) for network in networks)
     except StudyError as error:
         print(f"{start}: {error}; left out", file=sys.stderr)
-        write_table(folder / "accuracy.csv", pd.DataFrame([{"reason": str(error)}]))
-        for name in ("maps", "methods"):
-            write_table(folder / f"{name}.csv", pd.DataFrame(columns=["state"]))
+        nothing = pd.DataFrame(columns=["state"])
+        write_tables(folder, 5, accuracy=pd.DataFrame([{"reason": str(error)}]), maps=nothing, methods=nothing)
         return
     starts = [network.get_weights() for network in (model, *others)]
     slices = study.slice_set("cause")
     below, features = nets.cached(model, own.frozen_blocks, slices, study.input_channels, f"{backbone}, {start}")
-    explained = depth.gather_slices(study.cases(networks[0]), config.explain.slices_per_subject, config.model.pixel_mm)
+    explained = study.explained_slices(networks[0], config.explain.slices_per_subject)
     test = np.flatnonzero(slices.table["part"] == "test")
     rows, tables, done = [], {"maps": [], "methods": []}, []
     for blocks, network in product(own.frozen_blocks, networks):
@@ -144,33 +134,28 @@ def compare_start(study: Study, start: str) -> None:
             rows.append(names | {"epoch": epoch, "accuracy": right.mean()})
             for name, table in _compared_maps(study, plain, explained, network.seed == 1, label).items():
                 tables[name].append(table.assign(**names))
-    plain.set_weights(randomised_copy(plain, "block1_conv1", config.seed).get_weights())
+    plain.set_weights(explain.randomised_copy(plain, "block1_conv1", config.seed).get_weights())
     for name, table in _compared_maps(study, plain, explained, True, f"{backbone}, untrained").items():
         tables[name].append(table.assign(frozen_blocks=0, seed=1, state="untrained"))
     write_table(folder / "accuracy.csv", pd.DataFrame(rows))
-    for name, parts in tables.items():
-        write_table(folder / f"{name}.csv", pd.concat(parts), float_format="%.5g")
+    write_tables(folder, 5, **{name: pd.concat(parts) for name, parts in tables.items()})
     for finished in done:
         shutil.rmtree(finished.parent)
 
 
 def _compared_maps(study, network, slices, all_methods, label):
     """Measures of the maps of a network of `compare_start`: of blocks 4 and 5, and of all methods."""
-    from mslib.analysis import attribution, depth
-    from mslib.explain import explain_layers
-    from mslib.nets import evenly
-    config, own = study.config, study.config.comparison
+    config, own, depth = study.config, study.config.comparison, analysis.depth
     layers = [name for name in depth.explained_layers(network) if "block3" not in name]
-    found = explain_layers(network, slices.images, slices.table["target"], layers, ("gradcam", "layercam"), 8)
+    found = explain.explain_layers(network, slices.images, slices.table["target"], layers, ("gradcam", "layercam"), 8)
     correct = found.logits.argmax(1) == slices.table["target"].to_numpy()
     maps = depth.measure_layers(found, slices._replace(table=slices.table.assign(correct=correct)),
                                 config.sequences.index("FLAIR"))
     if not all_methods:
         return {"maps": maps}
-    rows = evenly(np.arange(len(correct)), own.slices, staggered=True)
-    few = as_explained(slices.take(rows), config.model.pixel_mm,
-                       evenly(np.arange(len(rows)), own.perturbed_slices, staggered=True))
-    made, _ = attribution.attribute_all(network, few, methods_of([config.relevance.rule]), label,
-                                        **study.attribution_settings)
-    scores = attribution.localise(made, few, source="network")
+    rows = few_of(len(correct), own.slices)
+    few = as_explained(study, slices.take(rows), own.perturbed_slices)
+    made, _ = analysis.attribution.attribute_all(network, few, methods_of([config.relevance.rule]), label,
+                                                 **study.attribution_settings)
+    scores = analysis.attribution.localise(made, few, source="network")
     return {"maps": maps, "methods": scores.assign(correct=correct[rows][scores["image"]])}

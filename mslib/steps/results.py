@@ -1,7 +1,5 @@
 """Steps of the results: one notebook executed, and what is published."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from mslib.study import StudyError

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pandas as pd
 
+from mslib import analysis, explain, nets, prep, sleep
 from mslib.study import Network, Run, StudyError, progress, read_arrays, read_json, read_table, write_arrays
 from mslib.study.provenance import ROOT
 
@@ -17,9 +18,6 @@ if TYPE_CHECKING:
     import keras
 
     from mslib.analysis.attribution import Explained
-    from mslib.nets import SliceSet
-    from mslib.prep import SliceStack
-    from mslib.sleep import EpochSet
 
 #: Who is seen, and what may be concluded, for captions.
 DATA = {"simulated": "Simulated patients",
@@ -32,18 +30,19 @@ def shipped(name: Network | str) -> Path:
     return ROOT / "weights" / f"{name}.h5"
 
 
-def write_maps(path: Path, slices: Explained, maps: dict[str, np.ndarray]) -> None:
-    """Write slices, and their maps or other arrays, for `read_maps`."""
+def write_maps(path: Path, slices: Explained, maps: dict[str, np.ndarray], row: int | None = None) -> None:
+    """Write slices, and their maps or other arrays, for `read_maps`; of one `row` alone, if that is given."""
+    if row is not None:
+        slices, maps = slices.at([row]), {name: raw[[row]] for name, raw in maps.items()}
     known = {f"slices {name}": values for name, values in vars(slices).items() if values is not None}
     write_arrays(path, **known, **maps)
 
 
 def read_maps(path: Path) -> tuple[Explained, dict[str, np.ndarray]]:
     """Slices and their maps as `write_maps` leaves them."""
-    from mslib.analysis.attribution import Explained
     maps = read_arrays(path)
     known = {name.removeprefix("slices "): maps.pop(name) for name in list(maps) if name.startswith("slices ")}
-    return Explained(**known | {"pixel_mm": float(known["pixel_mm"])}), maps
+    return analysis.attribution.Explained(**known | {"pixel_mm": float(known["pixel_mm"])}), maps
 
 
 class Case(NamedTuple):
@@ -70,8 +69,7 @@ class Study(Run):
     @property
     def input_channels(self) -> list[int] | None:
         """Channels of a stack that the networks see; None: all."""
-        from mslib.nets import channels_of
-        return channels_of(self.config.model.input, self.config.sequences)
+        return nets.channels_of(self.config.model.input, self.config.sequences)
 
     @property
     def data(self) -> str:
@@ -117,34 +115,32 @@ class Study(Run):
         """A file that preprocessing has made of a subject."""
         return self.anat(subject) / f"sub-{subject}_{name}"
 
-    def stack(self, subject: str) -> SliceStack:
+    def stack(self, subject: str) -> prep.SliceStack:
         """Slice stack of a subject."""
-        from mslib.prep import load_stack
-        return load_stack(self.derivative(subject, "space-T1w_desc-slices.npz"))
+        return prep.load_stack(self.derivative(subject, "space-T1w_desc-slices.npz"))
 
-    def images(self, stack: SliceStack, index=slice(None)) -> np.ndarray:
+    def images(self, stack: prep.SliceStack, index=slice(None)) -> np.ndarray:
         """Slices of a stack as the networks take them, float32 (n, H, W, M)."""
         images = stack.images[index].astype("float32")
         return images if self.input_channels is None else images[..., self.input_channels]
 
-    def slice_set(self, of: str) -> SliceSet:
+    def slice_set(self, of: str) -> nets.SliceSet:
         """Slices that networks learn: of ``study`` (both cohorts, spread over each brain) or ``cause``."""
-        from mslib.nets import SliceSet, evenly
         if of == "cause":
             folder = self.folder / "nets" / "cause"
             images = np.load(folder / "images.npy", mmap_mode="r")
-            return SliceSet(images.reshape(-1, *images.shape[2:]), read_table(folder / "slices.csv"))
+            return nets.SliceSet(images.reshape(-1, *images.shape[2:]), read_table(folder / "slices.csv"))
         counts = {"study": self.config.training.slices, "independent": self.config.training.independent_slices}
         images, tables = [], []
         for subject, person in progress(self.subjects.iterrows(), total=len(self.subjects), desc="load slices"):
             stack = self.stack(subject)
-            index = evenly(np.arange(len(stack.images)), counts[person["cohort"]])
+            index = nets.evenly(np.arange(len(stack.images)), counts[person["cohort"]])
             images.append(stack.images[index])
             tables.append(pd.DataFrame({
                 "subject": subject, "slice": index, "group": person["group"], "target": self.target(subject),
                 "part": None if person["cohort"] == "study" else "independent",
                 **self._areas(subject, stack.z_mm[index])}))
-        return SliceSet(np.concatenate(images), pd.concat(tables, ignore_index=True))
+        return nets.SliceSet(np.concatenate(images), pd.concat(tables, ignore_index=True))
 
     def _areas(self, subject, z_mm):
         """True areas of lesions, black holes and ventricles at heights of a simulated subject; none of a real one."""
@@ -159,8 +155,7 @@ class Study(Run):
 
     def classes(self, kind: str) -> list[str]:
         """Classes of a kind of network, in the order of its logits."""
-        from mslib.nets import CAUSE_CLASSES
-        return list(CAUSE_CLASSES if kind == "cause" else self.config.groups)
+        return list(nets.CAUSE_CLASSES if kind == "cause" else self.config.groups)
 
     def template(self, mm: float) -> Path:
         """Maps of the template brain at a voxel size."""
@@ -172,37 +167,34 @@ class Study(Run):
         StudyError where the weights cannot be had.
         """
         import keras
-
-        from mslib.nets import start_network
         keras.utils.set_random_seed(self.config.seed + network.seed - 1)
         weights = weights or self.config.model.weights
         if weights not in ("scratch", "simulated", "imagenet"):
             weights = ROOT / weights  # a path is relative to the project
-        return start_network(network.backbone, self.classes(network.kind), self.shape, weights, precision,
-                             shipped(f"{network.backbone}_simulated"), self.config.model.narrow)
+        return nets.start_network(network.backbone, self.classes(network.kind), self.shape, weights, precision,
+                                  shipped(f"{network.backbone}_simulated"), self.config.model.narrow)
 
     def started(self, network: Network) -> keras.Model:
         """A network before fine-tuning, plain and in float32."""
-        from mslib.nets import plain_network
-        return plain_network(self.trainable(network, "float32"))
+        return nets.plain_network(self.trainable(network, "float32"))
 
     def net(self, backbone: str, kind: str = "honest", seed: int = 1) -> keras.Model:
         """A fitted network, plain and in float32 (of real patients' studies a shipped one).
 
         StudyError where it has not been trained, or knows other classes.
         """
-        from mslib.nets import build_classifier, load_half
         network = Network(backbone, kind, seed)
         if not self.config.trains:
             self.check_classes(network)
             model = self.started(network)
-            load_half(model, shipped(network), self.classes(kind))
+            nets.load_half(model, shipped(network), self.classes(kind))
             return model
         path = self.folder / "nets" / str(network) / "weights.weights.h5"
         if not path.is_file():
             raise StudyError(f"{path}: no fitted {backbone}; run the study that trains it first "
                              f"(snakemake --config study={self.config.study})")
-        return build_classifier(backbone, len(self.classes(kind)), self.shape, path, narrow=self.config.model.narrow)
+        return nets.build_classifier(backbone, len(self.classes(kind)), self.shape, path,
+                                     narrow=self.config.model.narrow)
 
     def check_classes(self, network: Network) -> None:
         """StudyError where a shipped network's classes are not those of the study, in their order."""
@@ -231,13 +223,17 @@ class Study(Run):
             yield Case(subject, rows["group"].iloc[0], "cause", rows["slice"].to_numpy(),
                        slices.batch(index, self.input_channels), 1, masks["lesions"][masked], masks["brain"][masked])
 
+    def explained_slices(self, network: Network, each: int) -> analysis.depth.Slices:
+        """So many slices of each of `cases`."""
+        cases = progress(self.cases(network), desc=f"{network.backbone} {network.kind}: slices", unit="subject")
+        return analysis.depth.gather_slices(cases, each, self.config.model.pixel_mm)
+
     @property
     def attribution_settings(self) -> dict:
         """Parameters of attribution methods: ``superpixels, samples, permutations, steps, seed, precision``."""
-        from mslib.nets import choose_precision
         own = self.config.attribution
         return {name: getattr(own, name) for name in ("superpixels", "samples", "permutations", "steps")} | {
-            "seed": self.config.seed, "precision": choose_precision(self.config.training.precision)}
+            "seed": self.config.seed, "precision": nets.choose_precision(self.config.training.precision)}
 
     def shown_slices(self, model: keras.Model) -> tuple[np.ndarray, Explained, bool]:
         """The slices with most lesion (without a mask: most brain) of the patient of the figures, eight at most.
@@ -245,17 +241,17 @@ class Study(Run):
         First the fullest one that a network classifies correctly: their numbers, what is explained of them (lesions as
         features), and whether there is such a one (else the fullest).
         """
-        from mslib.analysis.attribution import Explained
-        from mslib.explain import logits_of
         subject = self.example()
         stack, target = self.stack(subject), self.target(subject)
         content = stack.lesions if stack.lesions.any() else stack.brain
         order = np.argsort(-content.sum(axis=(1, 2)), kind="stable")[:8]
-        correct = logits_of(model, [self.images(stack, order)]).argmax(1) == target
+        correct = explain.logits_of(model, [self.images(stack, order)]).argmax(1) == target
         order = np.concatenate([order[[correct.argmax()]], np.delete(order, correct.argmax())])
         features = np.repeat((stack.lesions & stack.brain)[order][..., None], len(self.config.sequences), -1)
-        return order, Explained(self.images(stack, order), np.full(len(order), target), stack.brain[order], features,
-                                np.full(len(order), subject), self.config.model.pixel_mm), bool(correct.any())
+        shown = analysis.attribution.Explained(
+            self.images(stack, order), np.full(len(order), target), stack.brain[order], features,
+            np.full(len(order), subject), self.config.model.pixel_mm)
+        return order, shown, bool(correct.any())
 
     def map_name(self, subject: str, method: str, backbone: str, end: str = "nii.gz") -> str:
         """Name of maps of a patient in T1w space, for the patient's own class, in the direction of BIDS's BEP 041."""
@@ -263,12 +259,11 @@ class Study(Run):
         return f"sub-{subject}_space-T1w_contrast-{contrast}_stat-{method}_desc-{backbone}_statmap.{end}"
 
     def write_volume(self, folder: Path, subject: str, method: str, network: Network, maps: dict[str, np.ndarray],
-                     stack: SliceStack, names: str, facts: dict, dtype=np.float32) -> None:
+                     stack: prep.SliceStack, names: str, facts: dict, dtype=np.float32) -> None:
         """Write maps of all slices of a patient, for the patient's own class, by `mslib.prep.write_volume`."""
-        from mslib.prep import write_volume
         facts = facts | {"Network": str(network), "Class": self.subjects.loc[subject, "group"]}
-        write_volume(folder / self.map_name(subject, method, network.backbone), maps, stack,
-                     self.derivative(subject, "space-T1w_desc-preproc_T1w.nii.gz"), names, facts, dtype)
+        prep.write_volume(folder / self.map_name(subject, method, network.backbone), maps, stack,
+                          self.derivative(subject, "space-T1w_desc-preproc_T1w.nii.gz"), names, facts, dtype)
 
     def maps(self, place: str) -> tuple[Explained, dict[str, np.ndarray]]:
         """A slice that notebooks show and its maps by every method.
@@ -279,26 +274,23 @@ class Study(Run):
 
     def known_rule_net(self, experiment: str) -> keras.Model:
         """A network with a known decision rule, of `mslib.nets.known_rule.experiments`."""
-        from mslib.nets import build_classifier
         own = self.config.attribution.known_rule
         shape = *(side // own.shrink for side in self.shape[:2]), self.shape[2]
-        return build_classifier("vgg16", 2, shape, self.folder / "known_rule" / experiment / "weights.weights.h5",
-                                narrow=own.narrow)
+        path = self.folder / "known_rule" / experiment / "weights.weights.h5"
+        return nets.build_classifier("vgg16", 2, shape, path, narrow=own.narrow)
 
-    def epochs(self) -> EpochSet:
+    def epochs(self) -> sleep.EpochSet:
         """Sleep: the epochs of all nights that can be used; signals stay on disk until they are asked for."""
-        from mslib.sleep import EpochSet
         folder, notes = self.folder / "sleep", read_json(self.folder / "sleep" / "nights.json")
-        return EpochSet(folder / "epochs", read_table(folder / "epochs" / "epochs.csv"), tuple(notes["faults"]),
-                        notes["quality"])
+        return sleep.EpochSet(folder / "epochs", read_table(folder / "epochs" / "epochs.csv"), tuple(notes["faults"]),
+                              notes["quality"])
 
     def stager(self, fold: int) -> keras.Model:
         """Sleep: the staging network of a fold; StudyError where it has not been trained."""
-        from mslib.sleep.staging import build_stager
         path = self.folder / "sleep" / f"fold-{fold}" / "weights.weights.h5"
         if not path.is_file():
             raise StudyError(f"{path}: no staging network yet; run the study that trains it first")
-        model = build_stager(*self.epochs().shape, pool=self.config.sleep.pool)
+        model = sleep.staging.build_stager(*self.epochs().shape, pool=self.config.sleep.pool)
         model.load_weights(path)
         return model
 

@@ -1,23 +1,12 @@
 """Configuration, runs, provenance and safe files: what every other wing stands on."""
 
-from .config import CONTROL, StudyConfig
-from .errors import StudyError, WriteError
-from .files import (
-    atomic_path,
-    read_arrays,
-    read_json,
-    read_table,
-    write_arrays,
-    write_json,
-    write_table,
-    write_tables,
-    write_text,
-    write_weights,
-)
-from .loading import load_config
-from .progress import progress
-from .run import Network, Run, explained_networks
+import lazy_loader
 
-__all__ = ["CONTROL", "Network", "Run", "StudyConfig", "StudyError", "WriteError", "atomic_path", "explained_networks",
-           "load_config", "progress", "read_arrays", "read_json", "read_table", "write_arrays",
-           "write_json", "write_table", "write_tables", "write_text", "write_weights"]
+__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
+    "config": ["CONTROL", "StudyConfig"],
+    "errors": ["StudyError", "WriteError"],
+    "files": ["atomic_path", "read_arrays", "read_json", "read_table", "write_arrays", "write_json", "write_table",
+              "write_tables", "write_text", "write_weights"],
+    "loading": ["load_config"],
+    "progress": ["progress"],
+    "run": ["Network", "Run", "explained_networks"]})

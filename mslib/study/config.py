@@ -1,7 +1,5 @@
 """The study's configuration: frozen, strict models with defaults and allowed ranges."""
 
-from __future__ import annotations
-
 from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator

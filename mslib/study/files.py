@@ -1,7 +1,5 @@
 """Writing that leaves either the old file or the whole new one; reading that names a damaged file."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -1,7 +1,5 @@
 """A study's YAML file into checked settings; one line per fault."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Progress bars that reach the person, wherever the code runs."""
 
-from __future__ import annotations
-
 import os
 import sys
 

@@ -1,7 +1,5 @@
 """What made a result: a digest of the code that a step runs, versions of the libraries, the commit."""
 
-from __future__ import annotations
-
 import ast
 import hashlib
 import importlib.metadata

@@ -1,7 +1,5 @@
 """One run of a study: its settings, where its files lie, and how what is missing is asked for."""
 
-from __future__ import annotations
-
 import math
 import os
 import re
@@ -33,7 +31,7 @@ class Network(NamedTuple):
         return f"{self.backbone}/{self.kind}/seed{self.seed}"
 
     @classmethod
-    def parse(cls, text: str) -> Network:
+    def parse(cls, text: str) -> "Network":
         """The network of ``vgg19/honest/seed1``; StudyError for any other form."""
         if not (found := re.fullmatch("([^/]+)/([^/]+)/seed([0-9]+)", text)):
             raise StudyError(f"--network: must be BACKBONE/KIND/seedNUMBER (got {text!r})")
