@@ -266,6 +266,19 @@ def test_wrong_slices_untrained_networks_and_blank_maps_are_apart():
     assert (random["high"] - random["low"]).to_numpy() == pytest.approx(2 * 1.96 * 0.05 / 16**0.5, rel=0.15)
 
 
+def test_blank_maps_leave_the_comparators_too_and_a_blank_layer_stays_in_the_table():
+    maps = make_maps()
+    first, blank = maps["slice"] == 0, own(maps) & (maps["layer"] == "block5_conv1")
+    blank |= own(maps) & (maps["layer"] == "block5_pool") & first
+    maps.loc[blank, ["blank", *depth.MEASURES]] = [True] + [np.nan] * len(depth.MEASURES)
+    maps.loc[(maps["method"] == "oracle") & first, "auprc"] = 1.0
+    table = depth.depth_table(maps, **DRAWS).query("source == 'network'").set_index(["measure", "layer"])
+    value, way = (table.loc[(name, "block5_pool"), "value"] for name in ("auprc", "auprc_way"))
+    assert way == pytest.approx((value - PRIOR) / (ORACLE - PRIOR)), "of the slices whose map is not blank"
+    empty = table.loc[("auprc", "block5_conv1")]
+    assert np.isnan(empty["value"]) and empty["blank"] == 1
+
+
 def test_figures_ask_for_correctly_classified_slices():
     """Correct by both networks first, then lesions that can be seen, then the group, then the published slices."""
     units = [("a", "SPMS", 58, 300, (True, False)), ("b", "RRMS", 60, 300, (True, True)),
@@ -434,6 +447,7 @@ def test_lobes_of_one_group_beside_the_other():
     assert not table["RRMS", "frontal"], "lower"
     assert not table["SPMS", "frontal"], "a group without an interval is no group that is surely exceeded"
     less["lobe frontal"] += 0.01 * np.sin(np.arange(len(less)))
+    assert not depth.lobe_table(less[less["group"] == "SPMS"], **DRAWS)["exceeds_others"].any(), "nobody to exceed"
     table = depth.lobe_table(less, **DRAWS).set_index(["group", "lobe"])["exceeds_others"]
     assert table["SPMS", "frontal"] and table.sum() == 1
     assert depth.lobe_table(maps.drop(columns=[name for name in maps if name.startswith(("lobe", "brain"))]),

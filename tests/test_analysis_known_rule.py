@@ -65,7 +65,7 @@ def test_marks_are_what_a_map_should_show():
 
 
 def test_networks_that_follow_their_rule_and_the_sequence_that_a_method_finds():
-    use = pd.DataFrame([("T1w", "T1w", 0.9, 0.8), ("T1w", "T2w", 0.9, 0.8), ("T2w", "T2w", 0.6, 0.4),
+    use = pd.DataFrame([("T1w", "T1w", 0.97, 0.95), ("T1w", "T2w", 0.97, 0.95), ("T2w", "T2w", 0.95, 0.85),
                         ("FLAIR", "FLAIR", 1.0, np.nan), ("shortcut", "corner", 1.0, 0.9)],
                        columns=["experiment", "cue", "value", "low"])
     assert known_rule.learnt_rules(use) == ["T1w", "FLAIR"]
