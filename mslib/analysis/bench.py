@@ -13,13 +13,13 @@ import pandas as pd
 from mslib.explain import METHODS, Method
 from mslib.study.errors import StudyError
 
-from .attribution import FAILS_ABOVE, Explained, attribute_all, localise, randomised_similarity, score_maps
+from .attribution import FAILS_ABOVE, STEPS, Explained, attribute_all, localise, randomised_similarity, score_maps
 from .known_rule import shortcut_shares, shortcut_table
 
 #: First row of the table: what a map without knowledge reaches.
 CHANCE = "chance"
 #: What is random in the check of `mslib.analysis.attribution.randomised_similarity`.
-ALL_RANDOM = {"all layers": "block1_conv1"}
+ALL_RANDOM = {"all layers": STEPS["all layers"]}
 
 
 @dataclass(frozen=True)

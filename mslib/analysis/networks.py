@@ -75,8 +75,8 @@ def accuracy_table(tables: Mapping[tuple[str, str, int], pd.DataFrame], groups: 
     ``level, measure, group, value, low, high, n, subjects, backbone, protocol, seed, title, chance``. Chance of
     accuracy is the share of the largest class among the slices or subjects, reached by always naming it; of balanced
     accuracy one over the number of groups, reached by whatever does not depend on the class (of permuted labels
-    `class_knowledge`); NaN for other measures. A table without ``slice`` (baseline model)
-    has one row per subject and no level of slices.
+    `class_knowledge`); NaN for other measures. A table without ``slice`` (baseline model) has one row per subject and
+    no level of slices.
     """
     parts = []
     for (backbone, protocol, seed), table in tables.items():
