@@ -341,7 +341,6 @@ rule attribute:
         made("attribute", "analysis/attribution analysis/relevance analysis/depth explain measure", "seed", *GRID,
         *METHODS, "attribution.slices", "attribution.perturbed_slices", "attribution.shapley_slices")
     threads: HALF
-    priority: 1  # the longest job, and two notebooks wait for it
     resources: mem_mb=6000
     message: "Attribution: {wildcards.backbone} by every method"
     shell: step("attribute", "backbone")
@@ -398,8 +397,11 @@ rule publish:
     message: "Publish the light part to {RESULTS}"
     shell: f"{step('publish')} --results {shlex.quote(RESULTS)}"
 
-# What every job took is written beside it; `publish` sums it up by rule.
+# First what most waits for. What every job took is written beside it; `publish` sums it up by rule.
+FIRST = ["start template simulate check preprocess subjects", "cause_cohort activations train", "attribute known_rule",
+         "measure_maps relevance_shares fold compare_start", "notebook"]
 for one in workflow.rules:
     if one.name not in TARGETS:
+        one.priority = next((rank for rank, names in enumerate(FIRST[::-1], 1) if one.name in names.split()), 0)
         one.benchmark_modifier = one.output_modifier
         one.benchmark, = at(f"minutes/{one.name}{''.join(f'-{{{name}}}' for name in sorted(one.wildcard_names))}.tsv")

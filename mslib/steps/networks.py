@@ -65,7 +65,7 @@ def recipe_of(study, kind, seed, **options):
 
 
 def train(study: Study, backbone: str, kind: str) -> None:
-    """Train a kind of network from every seed, and predict all slices but those that it is trained on.
+    """Train a kind of network from every seed, and predict the slices that it neither learns nor is stopped by.
 
     The first training learns the whole training part, each further one a bootstrap sample of its subjects (slices,
     where the split is by slices): from given weights trainings would otherwise be copies of each other.
@@ -90,7 +90,7 @@ def train(study: Study, backbone: str, kind: str) -> None:
         if given or kind == "honest":
             features = nets.cached(model, [], slices, study.input_channels, f"{backbone} features")[1]
 
-    def fitted(network, table, folder, asked=("validation", "test", "independent")):
+    def fitted(network, table, folder, asked=("test", "independent")):
         parts, recipe = table["part"], recipe_of(study, kind, network.seed, **options)
         if kind != "cause":
             own = nets.assign_parts(kind, table[parts.isna()], training.split, config.seed)
@@ -156,7 +156,7 @@ def export(study: Study, network: Network) -> None:
         map(np.array_equal, layer.get_weights(), start.get_layer(layer.name).get_weights()))]
     nets.save_half(path, fitted, changed, classes)
     table = read_table(study.folder / "nets" / str(network) / "predictions.csv")
-    table = table[table["part"] != "train"]
+    table = table[table["part"].isin(("test", "independent"))]
     right = table[[f"logit_{name}" for name in classes]].to_numpy().argmax(1) == table["target"]
     write_json(path.with_suffix(".json"), {
         "network": str(network), "split": nets.KINDS[network.kind], "classes": classes,
