@@ -87,7 +87,7 @@ def plot_summary(flair, maps: Mapping[str, np.ndarray], *, accuracy=None, curves
         ax.set_xticks(range(len(tested)), tested, fontsize=6.5)
         ax.grid(axis="y")
         ax.yaxis.set_major_formatter("{x:.1f}")
-        ax.legend(loc="upper center", fontsize=6.5)
+        ax.legend(loc="lower center", ncols=len(backbones) + 1, fontsize=6, columnspacing=0.8, handletextpad=0.3)
     if curves is not None:
         ax = axes.pop(0)
         styles = {"oracle": "-", "intensity": "--", "prior": ":", "activation": "-."}
