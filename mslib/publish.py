@@ -35,7 +35,7 @@ PUBLISHED = {
     "05_modality_relevance": (["relevance_known_rule", "relevance_shares"], ["relevance_shares"]),
     "06_sleep_staging": (["sleep_shares", "sleep_night"], ["sleep_shares"]),
     "07_summary": (["summary"], ["claims"]),
-    "08_pretraining": (["pretraining_depth", "pretraining_depth_equal", "pretraining_methods"],
+    "08_pretraining": (["pretraining_depth", "pretraining_depth_equal"],
                        ["pretraining_accuracy", "pretraining_depth", "pretraining_methods"])}
 #: The same of real patients explained by networks of simulated ones: an example and maps, no accuracy.
 TRANSFER = dict.fromkeys(PUBLISHED, ([], [])) | {

@@ -46,7 +46,10 @@ NAMES = {
     "prior": "location prior", "intensity": "FLAIR intensity", "edges": "Sobel edges",
     "untrained": "untrained network", "another patient": "another patient's map",
     "cause": "only lesions can decide", "honest": "MS type, subject-level split",
-    "published": "MS type, slice-level split", "backbone": "network",
+    "published": "MS type, slice-level split", "backbone": "network", "simulated people": "pre-trained on simulated people",
+    "ImageNet": "pre-trained on ImageNet", "auprc": "AUPRC", "auprc_chance": "AUPRC by chance", "msfi": "MSFI",
+    "half_heat_share": "share of the brain with half of the map", "pointing": "pointing game",
+    "lesion_load_ml": "lesion load (mL)", "csf": "CSF", "edss": "EDSS", "p_fdr": "p (FDR)", "p_holm": "p (Holm)",
 }
 #: Rules of layer-wise relevance propagation, as zennit and the literature write them.
 RULES = {"epsilon": "ε", "alpha1_beta0": "α1β0", "alpha2_beta1": "α2β1", "gamma": "γ", "epsilon_plus": "ε-plus",

@@ -67,11 +67,12 @@ def plot_summary(flair, maps: Mapping[str, np.ndarray], *, accuracy=None, curves
     layers : sequence of str
         Of the horizontal axis, shallow to deep.
     """
-    plots = [table for table in (accuracy, curves) if table is not None]
-    widths = [1.7 if table is accuracy else 2.6 for table in plots] + [1] * (1 + len(maps))
-    fig, axes = plt.subplots(1, len(widths), squeeze=False, width_ratios=widths,
-                             figsize=(1.55 * sum(widths) + 0.6, 3.2))
-    axes = list(axes[0])
+    slices = 1 + len(maps)
+    plots = ["A"] * slices * (accuracy is not None) + ["B"] * 2 * slices * (curves is not None)
+    rows = [plots * (3 * slices // len(plots))] if plots else []
+    fig, axes = plt.subplot_mosaic([*rows, [f"slice {n}" for n in range(slices) for _ in range(3)]],
+                                   figsize=(8.2, 2.9 * (len(rows) + 1)))
+    letters, axes = iter("ABC"), list(axes.values())
     if accuracy is not None:
         ax, tested, backbones = axes.pop(0), *(list(dict.fromkeys(accuracy[key])) for key in ("tested", "backbone"))
         shifts = 0.14 * (np.arange(len(backbones)) - (len(backbones) - 1) / 2)
@@ -83,11 +84,11 @@ def plot_summary(flair, maps: Mapping[str, np.ndarray], *, accuracy=None, curves
         chance = accuracy.drop_duplicates("tested")["chance"]
         ax.hlines(chance, np.arange(len(tested)) - 0.5, np.arange(len(tested)) + 0.5, color="0.4", ls=":", lw=1,
                   label="chance")
-        ax.set(title="A  Balanced accuracy", ylim=(0, 1.02), xlim=(-0.5, len(tested) - 0.5))
-        ax.set_xticks(range(len(tested)), tested, fontsize=6.5)
+        ax.set(title=f"{next(letters)}  Balanced accuracy", ylim=(0, 1.02), xlim=(-0.5, len(tested) - 0.5))
+        ax.set_xticks(range(len(tested)), tested, fontsize=8)
         ax.grid(axis="y")
         ax.yaxis.set_major_formatter("{x:.1f}")
-        ax.legend(loc="lower center", ncols=len(backbones) + 1, fontsize=6, columnspacing=0.8, handletextpad=0.3)
+        ax.legend(loc="lower center", ncols=2, fontsize=7.5)
     if curves is not None:
         ax = axes.pop(0)
         styles = {"oracle": "-", "intensity": "--", "prior": ":", "activation": "-."}
@@ -99,21 +100,18 @@ def plot_summary(flair, maps: Mapping[str, np.ndarray], *, accuracy=None, curves
             ax.plot(place, values, color=colours.get(method, "black"), lw=1.2, ls=styles.get(method, "-"),
                     marker=None if method in styles else "os"[backbone != curves["backbone"].iloc[0]], ms=3.5,
                     label=label_of(method))
-        ax.set(title="B  AUPRC on lesions", ylim=(0, 1.02))
+        ax.set(title=f"{next(letters)}  AUPRC on lesions", ylim=(0, 1.02))
         ax.yaxis.set_major_formatter("{x:.1f}")
-        ax.set_xticks(range(len(layers)), [layer.removeprefix("block") for layer in layers], rotation=60, ha="right",
-                      rotation_mode="anchor", fontsize=6)
-        ax.set_xlabel("block and layer, shallow to deep", fontsize=7)
+        ax.set_xticks(range(len(layers)), layers, rotation=60, ha="right", rotation_mode="anchor", fontsize=7.5)
         ax.grid(axis="y")
         handles = dict(zip(*ax.get_legend_handles_labels()[::-1]))
-        fig.legend(handles.values(), handles, title="B and C", title_fontsize=6.5, fontsize=6.5,
-                   loc="outside upper center", ncols=len(handles))
+        fig.legend(handles.values(), handles, fontsize=7.5, loc="outside upper center", ncols=4)
     draw_slice(axes[0], flair, lesion=lesion, sides=True, pixel_mm=pixel_mm)
-    axes[0].set_title(f"{'ABC'[len(plots)]}  FLAIR" + ", lesions" * (lesion is not None), fontsize=8)
+    axes[0].set_title(f"{next(letters)}  FLAIR" + ", lesions" * (lesion is not None))
     for ax, (name, heat) in zip(axes[1:], maps.items(), strict=True):
         draw_slice(ax, flair)
         overlay_heat(ax, heat, np.max(heat))
-        ax.set_title(name, fontsize=7, fontweight="normal")
+        ax.set_title(name, fontweight="normal")
         if lesion is not None:
             outline(ax, lesion, width=0.6)
     return fig
