@@ -166,8 +166,8 @@ CLAIMS: list[Claim] = [
           ("New subjects are classified better than by chance", "chance"),
           ("At least 90 % of new subjects are classified correctly", 0.9))),
     # Depth (notebook 03)
-    Claim("Shallower layers are more localised (attribution on less of the brain), deeper ones more general", HONG, PUBLISHED,
-          "depth_tests", "kind == 'published' and test == 'spread with depth'", "border",
+    Claim("Shallower layers are more localised (attribution on less of the brain), deeper ones more general", HONG,
+          PUBLISHED, "depth_tests", "kind == 'published' and test == 'spread with depth'", "border",
           "rank correlation of depth with the brain share that holds half of the map", least=0.1),
     Claim("The last convolution is the best compromise", HONG, PUBLISHED, "depth_tests",
           "kind == 'published' and test == 'last convolution over rival'", "border",
@@ -197,8 +197,9 @@ CLAIMS: list[Claim] = [
           "randomisation", f"{RANDOM} and kind == 'honest'", 0.0,
           "rank correlation with the original map minus that of another patient's map, layer by layer",
           direction="not above", refutes="no layer is surely above, which is no proof that none is"),
-    Claim("Networks that only lesions can decide detect lesions of 100 mm2 and more, and pass slices without", STUDY, CONTROL,
-          "psychometric", "lesions in ('lesion-free', '100 or more')", 0.95, "accuracy over slices of unseen people"),
+    Claim("Networks that only lesions can decide detect lesions of 100 mm2 and more, and pass slices without", STUDY,
+          CONTROL, "psychometric", "lesions in ('lesion-free', '100 or more')", 0.95,
+          "accuracy over slices of unseen people"),
     # Sixteen methods and LRP against a known decision rule (notebooks 04 and 05)
     Claim("Guided BackProp and Guided Grad-CAM come nearest to known truth (MSFI .49, .42)", JIN, PUBLISHED,
           "msfi_advantage", "index >= 0", 0.0, "MSFI minus that of the best other method"),

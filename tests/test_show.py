@@ -120,14 +120,6 @@ def depth_curves():
 
 
 @plot
-def size_map(**known):
-    table = pd.DataFrame({"backbone": "vgg16", "method": "gradcam", "layer": LAYERS * 2,
-                          "size": np.repeat(["small", "large"], 3), "value": [.1, .3, .2, .4, .5, np.nan],
-                          "low": [.1] * 3 + [.2] * 3}).assign(**known)
-    return show.plot_size_map(table, LAYERS, ["small", "large"])
-
-
-@plot
 def cohort():
     table = pd.DataFrame({"group": GROUPS * 3, "lesion_load_ml": np.arange(9.0), "age": np.arange(30.0, 39.0)})
     return show.plot_cohort(table, GROUPS, {"lesion_load_ml": "lesion load [mL]", "age": "age [years]"},
@@ -318,14 +310,6 @@ def test_layers_that_are_mostly_blank_are_hollow():
         assert sum(len(line.get_xdata()) for line in lines if line.get_markerfacecolor() == "white") == hollow
 
 
-def test_the_best_layer_of_each_size_is_framed():
-    ax = size_map().axes[0]
-    assert [(box.get_x(), box.get_y()) for box in ax.patches] == [(0, 1), (1, 1)], "block5_conv2 for both"
-    few = size_map.__wrapped__(low=[.1] * 3 + [np.nan] * 3).axes[0]
-    assert [(box.get_x(), box.get_y()) for box in few.patches] == [(0, 1)], "no interval of the large ones"
-    assert [label.get_text() for label in ax.get_yticklabels()] == LAYERS and "0.30" in words(size_map())
-
-
 def test_methods_are_ordered_by_their_mean_beside_the_comparators():
     figure = localisation()
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["LIME", "Gradient"], "best on top"
@@ -430,7 +414,6 @@ def test_epochs_are_coloured_where_relevance_is_and_nowhere_else():
     (lambda: show.plot_confusions(np.eye(3), GROUPS, ["a"]), r"matrices: must be \(1, 3, 3\)"),
     (lambda: show.plot_layer_grid(SLICES, {"vgg16": {"pool": SLICES[:, :4]}}), "vgg16 pool: maps must be finite, of"),
     (lambda: show.plot_layer_grid(SLICES, {"vgg16": {"pool": SLICES * np.nan}}), "vgg16 pool: maps must be finite"),
-    (lambda: show.plot_size_map(pd.DataFrame({"layer": []}), [], []), r"lesion size: the table lacks \['backbone'"),
     (lambda: show.plot_attributions(IMAGE, {"lime": SLICES}, SEQUENCES), "lime: must be finite, of the shape"),
     (lambda: show.plot_scores(pd.DataFrame({"a": [1]}), ["msfi"]), r"scores: the table lacks \['msfi'"),
     (lambda: show.plot_shares(pd.DataFrame({"value": [1]}), chance=0, unit=""), r"shares: the table lacks \['low'"),

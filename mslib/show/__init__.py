@@ -12,7 +12,7 @@ from .attribution import (
     plot_scores,
     plot_shares,
 )
-from .curves import plot_depth_curves, plot_size_map
+from .curves import plot_depth_curves
 from .figure import label_of, readable, save_figure
 from .maps import PUBLISHED_LAYERS, plot_layer_columns, plot_layer_grid
 from .relevance import plot_flow, plot_relations, plot_share_points
@@ -27,4 +27,4 @@ __all__ = [
     "plot_confusions", "plot_depth_curves", "plot_examples", "plot_flow", "plot_importance",
     "plot_layer_columns", "plot_layer_grid", "plot_learning_curves", "plot_localisation", "plot_night",
     "plot_psychometric", "plot_registration_errors", "plot_relations", "plot_relevant_epochs", "plot_scores",
-    "plot_share_points", "plot_shares", "plot_size_map", "plot_summary", "readable", "save_figure", "write_viewer"]
+    "plot_share_points", "plot_shares", "plot_summary", "readable", "save_figure", "write_viewer"]

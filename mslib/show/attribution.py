@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from .curves import COMPARATORS
 from .figure import (
     add_legend,
     colours_of,
@@ -178,14 +179,13 @@ def plot_localisation(table) -> Figure:
     """How well methods find what decided, one panel per backbone, best first; lines: what needs no network.
 
     `table`: ``backbone, source, method, value, low, high, chance`` of AUPRC: filled dots for ``source`` network, hollow
-    ones for ``untrained``, dashed lines for ``comparator``, dotted for the mean ``chance``.
+    ones for ``untrained``, black and grey lines for ``comparator``, dotted grey for the mean ``chance``.
     """
     require_columns(table, ["backbone", "source", "method", "value", "low", "high", "chance"], "localisation")
     backbones = list(dict.fromkeys(table["backbone"]))
     own = table[table["source"] == "network"]
     order = own.groupby("method")["value"].mean().sort_values(na_position="first").index
-    beside = list(dict.fromkeys(table.loc[table["source"] == "comparator", "method"]))
-    colours, place = colours_of(beside), np.arange(len(order))
+    place = np.arange(len(order))
     fig, axes = plt.subplots(1, len(backbones), squeeze=False, sharey=True, sharex=True,
                              figsize=(3.2 * len(backbones) + 2.2, 0.22 * len(order) + 1.8))
     for ax, backbone in zip(axes[0], backbones):
@@ -196,7 +196,7 @@ def plot_localisation(table) -> Figure:
         ax.plot(known["value"], place, "o", color="#0072B2", ms=5, label="trained network")
         ax.plot(random["value"], place, "o", color="#0072B2", mfc="white", ms=4, label="untrained network")
         for row in part[part["source"] == "comparator"].to_dict("records"):
-            ax.axvline(row["value"], color=colours[row["method"]], ls="--", lw=1, label=label_of(row["method"]))
+            ax.axvline(row["value"], lw=1, label=label_of(row["method"]), **COMPARATORS[row["method"]])
         ax.axvline(part["chance"].mean(), color="#777777", ls=":", lw=1.2, label="chance")
         ax.set_title(label_of(backbone))
         ax.set_xlabel("AUPRC")

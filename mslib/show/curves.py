@@ -13,7 +13,8 @@ from matplotlib.ticker import LogLocator
 
 from .figure import colours_of, label_of, require_columns, styled
 
-MARKERS = "os^Dv*"
+#: In the order in which colours are given, so that no figure tells by colour alone.
+MARKERS = "os^DvP*X"
 CHANCE = {"color": "#777777", "ls": ":", "lw": 1.2}
 #: How comparators are drawn: they are no candidates, so none of them has a colour of its own.
 COMPARATORS = {"oracle": {"color": "black", "ls": "-"}, "intensity": {"color": "black", "ls": "--"},

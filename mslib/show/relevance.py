@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from .curves import MARKERS
 from .figure import add_legend, colours_of, label_of, require_columns, styled
 
 #: Distance of the points of a group, of which the next one is 1 away.
@@ -67,7 +68,8 @@ def plot_share_points(table, modalities: Sequence[str], *, row: str, group: str,
                     ax.hlines(own["chance"], place - STEP / 2, place + STEP / 2, color="black", lw=1.2,
                               ls=(0, (1.5, 1)))
                 ax.vlines(place, own["low"], own["high"], color=colours[modality], lw=1.8)
-                _dots(ax, place, own["value"], colours[modality], np.full(len(own), True), label=modality)
+                _dots(ax, place, own["value"], colours[modality], np.full(len(own), True), label=modality,
+                      marker=MARKERS[k])
                 for x in place[own["value"].isna()]:
                     ax.text(x, 0, "–", ha="center", color="#777777", transform=ax.get_xaxis_transform())
             if (drawn["value"] < 0).any():
@@ -148,10 +150,10 @@ def plot_relations(table, *, row: str = "backbone", group: str = "label", colour
             if "detectable" in part:
                 ax.hlines(place, -part["detectable"], part["detectable"], color="#e4e4e4", lw=5)
             ax.hlines(place, part["low"], part["high"], color=colours[kind], lw=1.5)
-            _dots(ax, part["estimate"], place, colours[kind], part["q"] <= 0.05)
+            _dots(ax, part["estimate"], place, colours[kind], part["q"] <= 0.05, marker=MARKERS[k])
             for y in place[part["estimate"].isna()]:
                 ax.text(0, y, "–", ha="center", va="center", color="#777777")
-            ax.plot([], [], "o", color=colours[kind], label=label_of(kind))
+            ax.plot([], [], MARKERS[k], ls="", color=colours[kind], label=label_of(kind))
         ax.axvline(0, color="#777777", ls=":", lw=1)
         ax.set_yticks(range(len(lines)), lines)
         ax.set_title((labels or {}).get(panel, label_of(panel)))
