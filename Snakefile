@@ -11,10 +11,9 @@ from base64 import urlsafe_b64decode
 from functools import cache, reduce
 from math import prod
 from pathlib import Path
-from tempfile import TemporaryFile
 
 from mslib.steps import Study, simulated_people
-from mslib.study import StudyError, explained_networks, load_config, read_json
+from mslib.study import StudyError, check_results, explained_networks, load_config, read_json
 from mslib.study.provenance import ROOT, code_digest
 from mslib.study.run import DRIVEN, TABLES
 
@@ -26,7 +25,7 @@ try:
     STUDY = load_config(FILE)
 except StudyError as error:
     sys.exit(str(error))
-if STUDY.study != config.get("study", STUDY.study if "file" in config else "simulated"):
+if STUDY.study != str(config.get("study", STUDY.study if "file" in config else "simulated")):
     sys.exit(f"{FILE}: study: must be '{config.get('study', 'simulated')}' as the file is named (got '{STUDY.study}')")
 
 RUN = str(Path(config.get("run_dir", f"runs/{STUDY.study}")))
@@ -99,19 +98,20 @@ if workflow.is_main_process:
                  if path.startswith("weights/") else "model.weights, comparison.weights: must be 'imagenet', "
                  f"'simulated', 'scratch' or the path of a file (got '{path}')")
     try:  # now, not when all is done
-        place = RESULTS
-        TemporaryFile(dir=next(above for above in (Path(place) / "x").resolve().parents if above.exists())).close()
-        place = RUN
+        check_results(RESULTS)
         Path(RUN).mkdir(parents=True, exist_ok=True)
         LOCK = open(f"{RUN}/.lock", "w")
         fcntl.flock(LOCK, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         sys.exit(f"{RUN}: another snakemake is running this study; wait for it or stop it")
+    except StudyError as error:
+        sys.exit(str(error))
     except OSError as error:
-        sys.exit(f"{place}: cannot be written ({error.strerror})")
-    Path(FAULTS).unlink(missing_ok=True)
-    atexit.register(tell_faults_again)
-    set_altered_aside()
+        sys.exit(f"{RUN}: cannot be written ({error.strerror})")
+    if not workflow.output_settings.dryrun:
+        Path(FAULTS).unlink(missing_ok=True)
+        atexit.register(tell_faults_again)
+        set_altered_aside()
 
 wildcard_constraints:
     subject="[A-Za-z0-9]+", backbone="vgg[0-9]+", number="[0-9]+", kind="[a-z]+",

@@ -32,7 +32,8 @@ def _app() -> argparse.ArgumentParser:
                         help="preprocess participants, or everything: train and explain networks, report")
     parser.add_argument("--participant-label", "--participant_label", nargs="+", metavar="LABEL",
                         help="participants to preprocess, with or without sub- (default: all)")
-    parser.add_argument("--config", type=Path, help="file of the study (default: OUTPUT_DIR/config.yaml, made by init)")
+    parser.add_argument("--config", type=Path,
+                        help="file of the study (default: OUTPUT_DIR/config.yaml, written by the first call)")
     parser.add_argument("--cores", type=int, help="cores (default: all)")
     parser.add_argument("--skip-bids-validation", "--skip_bids_validation", action="store_true",
                         help="do not run the official validator; images are checked in any case")
@@ -53,10 +54,11 @@ def _command(name: str) -> argparse.ArgumentParser:
         parser.add_argument("--cores", type=int, help="cores (default: all)")
     if name == "init":
         parser.add_argument("--name", help="of the study (default: made of the folder's name)")
-    if name in ("init", "explain"):
-        parser.add_argument("--group-column", help="column of participants.tsv with the group (default: the likeliest)")
+    either = parser.add_mutually_exclusive_group()
+    if name in ("init", "explain", "check"):
+        either.add_argument("--group-column", help="column of participants.tsv with the group (default: the likeliest)")
     if name == "check":
-        parser.add_argument("--config", type=Path, help="file of the study (default: what init would take)")
+        either.add_argument("--config", type=Path, help="file of the study (default: what init would take)")
     return parser
 
 

@@ -3,6 +3,7 @@
 Each returns the exit status, and raises a StudyError where its arguments or the dataset do not allow it.
 """
 
+import importlib.util
 import json
 import os
 import re
@@ -30,6 +31,18 @@ VALIDATOR = "bids-validator-deno"
 SECONDS, MEMORY_MB, DISK_MB = 12, 650, 32
 
 
+def _ready(bids_dir: Path, output_dir: Path | None = None, cores: int | None = None) -> None:
+    """StudyError where a study cannot run: no Snakefile, no Snakemake, a path that it cannot take, no core."""
+    if not (ROOT / "Snakefile").is_file() or importlib.util.find_spec("snakemake") is None:
+        raise StudyError(f"{ROOT}: must hold the Snakefile, and snakemake be installed: install mslib from its own "
+                         "folder, pip install -e '.[study]' (README.md)")
+    for place, refused in ((bids_dir, "[{}]"), (output_dir, r"[^\w./@+,=~ -]")):
+        if place is not None and (strange := sorted(set(re.findall(refused, str(Path(place).resolve()))))):
+            raise StudyError(f"{place}: must be a path without {' '.join(strange)}")
+    if cores is not None and cores < 1:
+        raise StudyError(f"--cores: must be at least 1 (got {cores})")
+
+
 def convert(recipe: str, source: Path, bids_dir: Path) -> int:
     """Convert an open cohort to BIDS, or add it to an earlier conversion (`mslib.cohort.open_cohorts.convert`)."""
     done = open_cohorts.convert(recipe, source, bids_dir)
@@ -43,9 +56,12 @@ def init(bids_dir: Path, name: str | None = None, group_column: str | None = Non
 
     Where a person must decide something first no file is written, and the exit status is 1.
     """
-    name = re.sub("[^a-z0-9]+", "_", Path(bids_dir).resolve().name.lower()).strip("_") if name is None else name
-    if not re.fullmatch("[a-z0-9_]+", name or ""):
-        raise StudyError(f"--name: must be small letters, digits and _ (got {name!r})")
+    _ready(bids_dir)
+    if name is None:
+        name = re.sub("[^a-z0-9]+", "_", Path(bids_dir).resolve().name.lower()).strip("_")
+        name = name if name[:1].isalpha() else f"study_{name}"
+    if not re.fullmatch("[a-z][a-z0-9_]*", name):
+        raise StudyError(f"--name: must be small letters, digits and _, a letter first (got {name!r})")
     file = file or ROOT / "config" / f"{name}.yaml"
     if file.exists():
         raise StudyError(f"{file}: is there already; delete it, or choose another --name")
@@ -63,10 +79,12 @@ def init(bids_dir: Path, name: str | None = None, group_column: str | None = Non
         file.unlink()
         raise
     people, cores = sum(found.usable.values()), os.cpu_count() or 1
-    print(f"Written: {file}", f"Next: snakemake cohort --config study={config.study}",
-          f"  preprocesses {people} subjects; minutes on {cores} cores: {people * SECONDS / 60 / cores:.1f}, "
-          f"GB of memory a core: {MEMORY_MB / 1000:g}, GB of disk: {people * DISK_MB / 1000:.1f}",
-          f"Then: snakemake --config study={config.study}   (trains and explains networks)", sep="\n")
+    print(f"Written: {file}")
+    if file.parent == ROOT / "config":  # else the BIDS App goes on
+        print(f"Next: snakemake cohort --config study={config.study}",
+              f"  preprocesses {people} subjects; minutes on {cores} cores: {people * SECONDS / 60 / cores:.1f}, "
+              f"GB of memory a core: {MEMORY_MB / 1000:g}, GB of disk: {people * DISK_MB / 1000:.1f}",
+              f"Then: snakemake --config study={config.study}   (trains and explains networks)", sep="\n")
     return 0
 
 
@@ -102,6 +120,7 @@ def explain(bids_dir: Path, output_dir: Path, group_column: str | None = None, c
     them have a lesion mask, those alone): maps of every layer, relevance of the sequences, viewers, pages. Settings are
     written to ``config.yaml`` of `output_dir`, where there are none yet.
     """
+    _ready(bids_dir, output_dir, cores)
     usual = load_config(ROOT / "config" / "simulated.yaml")
     shipped = [one for one in usual.model.backbones if (ROOT / "weights" / one / "honest" / "seed1.h5").is_file()]
     if not shipped:
@@ -111,7 +130,7 @@ def explain(bids_dir: Path, output_dir: Path, group_column: str | None = None, c
         found = survey(bids_dir, group_column)
         print("\n".join(_told(found)))
         values = {name: found.classes.get(name, []) for name in usual.groups}
-        count = sum(found.usable.get(name, 0) for name in usual.patient_groups)
+        count = sum(one.group in usual.patient_groups for one in found.cohort or ())  # of both cohorts
         if not count:
             raise StudyError(f"{bids_dir}: has no usable patient of the networks' classes {usual.patient_groups} "
                              f"(column {found.column}: {', '.join(found.classes) or 'no class'}); --group-column "
@@ -124,6 +143,8 @@ def explain(bids_dir: Path, output_dir: Path, group_column: str | None = None, c
             "study": "explained", "groups": values, "cohort": cohort, "model": model,
             "prep": {"resample_mm": None if found.fine else 1.0}, "relevance": {"volumes": count},
             "explain": {"nifti_subjects": count, "viewer_subjects": count}}, sort_keys=False))
+    elif load_config(file).trains:
+        raise StudyError(f"{file}: is of a study that trains networks; choose another output folder for mslib explain")
     elif group_column not in (None, load_config(file).cohort.group_column):
         raise StudyError(f"{file}: holds another group column than --group-column; delete the file")
     else:
@@ -131,19 +152,21 @@ def explain(bids_dir: Path, output_dir: Path, group_column: str | None = None, c
     return run(bids_dir, output_dir, "group", config=file, cores=cores, skip_bids_validation=True)
 
 
-def check(bids_dir: Path, config: Path | None = None) -> int:
+def check(bids_dir: Path, config: Path | None = None, group_column: str | None = None) -> int:
     """Read every image of a dataset; tell faults (exit status 1) and suspicions.
 
     Without a study's file group column, session and images are those that `init` would take.
     """
+    left_open = []
     if config is None:
-        found = survey(bids_dir)
-        cohort, faults = found.cohort, found.faults
+        found = survey(bids_dir, group_column)
+        cohort, faults, left_open = found.cohort, found.faults, found.left_open
     else:
         cohort = Cohort.of_study(bids_dir, load_config(config), on_fault="skip")
         faults = list(map(str, cohort.faults))
     doubts = [f"suspicion: {line}" for line in (() if cohort is None else suspicions(cohort, bids_dir))]
-    print(*(cohort.left_out if cohort else ()), *doubts, *_site_only(cohort or ()), sep="\n")
+    print(*(f"left open: {line}" for line in left_open), *(cohort.left_out if cohort else ()), *doubts,
+          *_site_only(cohort or ()), sep="\n")
     print(*(f"fault: {line}" for line in faults), sep="\n", file=sys.stderr)
     print(f"{bids_dir}: {0 if cohort is None else len(cohort)} usable subjects, {len(faults)} faults, "
           f"{len(doubts)} suspicions")
@@ -181,8 +204,7 @@ def run(bids_dir: Path, output_dir: Path, analysis_level: str, participant_label
     root, output = Path(bids_dir).resolve(), Path(output_dir).resolve()
     if not root.is_dir():
         raise StudyError(f"{bids_dir}: is no folder; allowed: a BIDS dataset")
-    if strange := sorted(set(re.findall(r"[^\w./@+,=~ -]", str(output)))):
-        raise StudyError(f"{output_dir}: must be a path without {' '.join(strange)}")
+    _ready(bids_dir, output_dir, cores)
     labels = [label.removeprefix("sub-") for label in participant_label or ()]
     if labels and analysis_level == "group":
         raise StudyError("--participant-label: must go with the level participant; a study of fewer people needs a "
@@ -195,6 +217,8 @@ def run(bids_dir: Path, output_dir: Path, analysis_level: str, participant_label
     if config is None and not file.exists() and init(root, "own", file=file):
         return 1
     study = load_config(file)
+    if config is None and not study.trains:
+        raise StudyError(f"{file}: is of mslib explain, which trains nothing; choose another output folder")
     if study.cohort.source != "bids" or (ROOT / study.cohort.root).resolve() != root:
         raise StudyError(f"{file}: cohort: must be of source bids with root {root} (got {study.cohort.source}, "
                          f"{study.cohort.root})")

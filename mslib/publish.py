@@ -18,7 +18,7 @@ from nbconvert.preprocessors.sanitize import SanitizeHTML
 from PIL import Image
 
 from mslib.show import label_of
-from mslib.study import Run, StudyError, read_json, read_table, write_json, write_table, write_text
+from mslib.study import Run, StudyError, check_results, read_json, read_table, write_json, write_table, write_text
 from mslib.study.provenance import ROOT, commit, file_sha256, versions
 
 #: What is published of every notebook, figures and tables; the first figure that a study has drawn stands in the
@@ -139,9 +139,7 @@ def publish(run: Run, results: Path) -> None:
 
     StudyError where the folder cannot be written or holds what no study has published, or a notebook has not run.
     """
-    published = any((results / name).is_file() for name in ("provenance.json", "metrics.json"))
-    if results.exists() and any(results.iterdir()) and not published:
-        raise StudyError(f"{results}: holds files that no study has published; name another results folder")
+    check_results(results)
     building, old = (results.with_name(f".{results.name}.{end}") for end in ("new", "old"))
     try:
         shutil.rmtree(building, ignore_errors=True)

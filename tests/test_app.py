@@ -60,6 +60,7 @@ def project(tmp_path, monkeypatch):
     """Where `init` writes."""
     (tmp_path / "config").mkdir()
     shutil.copy(app.ROOT / "config" / "simulated.yaml", tmp_path / "config")
+    (tmp_path / "Snakefile").touch()
     monkeypatch.setattr(app, "ROOT", tmp_path)
     return tmp_path
 
@@ -93,7 +94,16 @@ def test_what_is_anybodys_guess_is_left_open(root, project, capsys):
     assert "Left open:\n  cohort.group_column: which column" in told
     assert "code ('HC': 4" in told and "hospital (" in told
     assert not (project / "config" / "own.yaml").exists()
-    assert main(["init", str(root), "--name", "own", "--group-column", "code"]) == 0
+    for label, maker in (("sub-P00", "GE"), ("sub-P01", "Siemens")):
+        sidecar = root / label / "ses-M00" / "anat" / f"{label}_ses-M00_T1w.json"
+        sidecar.write_text(json.dumps({"Manufacturer": maker}))
+    main(["check", str(root)])
+    told = capsys.readouterr().out
+    assert "left open: cohort.group_column: which column" in told and "Manufacturer" not in told, "ids are no groups"
+    main(["check", str(root), "--group-column", "code"])
+    assert "left open" not in capsys.readouterr().out
+    assert main(["init", str(root), "--name", "no", "--group-column", "code"]) == 0
+    assert load_config(project / "config" / "no.yaml").study == "no", "is false in YAML, without quotes"
     assert main(["init", str(root), "--name", "other", "--group-column", "colour"]) == 1
     assert "--group-column: must be a column of " in capsys.readouterr().err
     assert main(["init", str(root), "--name", "../own"]) == 1
@@ -101,15 +111,15 @@ def test_what_is_anybodys_guess_is_left_open(root, project, capsys):
 
 
 def test_texts_of_a_dataset_are_escaped(root, project, capsys):
-    hostile = 'x: y # "z"\u2028- a\\n{b} \x1b[31m'
+    root, hostile = root.rename(root.with_name("2024")), 'x: y # "z"\u2028- a\\n{b} \x1b[31m \U0001f9e0'
     table = root / "participants.tsv"
     table.write_text(table.read_text().replace("RR-MS", hostile).replace("SP MS", "../../etc"), encoding="utf-8")
-    assert main(["init", str(root), "--name", "own"]) == 0
+    assert main(["init", str(root)]) == 0
     told = capsys.readouterr().out
-    config = load_config(project / "config" / "own.yaml")
+    config = load_config(file := project / "config" / "study_2024.yaml")
     assert config.group_values == {"control": ["HC"], "xyzanb31m": [hostile], "etc": ["../../etc"]}
     assert "\x1b" not in told and "\u2028" not in told
-    words = ["--config", str(project / "config" / "own.yaml"), "--run-dir", str(project / "run")]
+    words = ["--config", str(file), "--run-dir", str(project / "run")]
     assert main(["check_cohort", *words]) == 0
 
 
@@ -175,7 +185,7 @@ def snakemake(monkeypatch):
     return called
 
 
-def test_levels_become_targets(root, project, snakemake, tmp_path):
+def test_levels_become_targets(root, project, snakemake, tmp_path, capsys):
     out = tmp_path / "out"
     assert main([str(root), str(out), "participant", "--participant-label", "P00", "sub-P01", "--cores", "2"]) == 0
     assert main([str(root), str(out), "participant"]) == main([str(root), str(out), "group"]) == 0
@@ -183,6 +193,7 @@ def test_levels_become_targets(root, project, snakemake, tmp_path):
     settings = ["--config", "study=own", f"file={out}/config.yaml", f"run_dir={out}", f"results={out}/results"]
     assert snakemake[0][3:] == [qc.replace("P01", "P00"), qc, "--cores", "2", *settings]
     assert [words[3:] for words in snakemake[1:]] == [["cohort", *settings], ["all", *settings]]
+    assert "Next: " not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("words,told", [
@@ -197,11 +208,15 @@ def test_what_does_not_fit_is_refused_in_one_line(root, snakemake, tmp_path, cap
     assert len(lines) == 1 and told in lines[0] and snakemake == []
 
 
-def test_places_that_cannot_be_used_are_refused(root, snakemake, tmp_path, capsys):
+def test_places_that_cannot_be_used_are_refused(root, snakemake, tmp_path, monkeypatch, capsys):
     for words, told in (([tmp_path / "none", tmp_path / "out", "group"], "is no folder; allowed: a BIDS dataset"),
                         ([root, tmp_path / "{a}", "group"], "must be a path without { }"),
                         ([root, tmp_path / "out", "group", "--participant-label", "P00"], "with the level parti")):
         assert main(list(map(str, words))) == 1 and told in capsys.readouterr().err
+    monkeypatch.setattr(app, "ROOT", tmp_path)  # installed outside its folder
+    for words in (["init", root], ["explain", root, tmp_path / "out"], [root, tmp_path / "out", "group"]):
+        assert main(list(map(str, words))) == 1
+        assert f"{tmp_path}: must hold the Snakefile" in capsys.readouterr().err
     assert snakemake == []
 
 
@@ -228,7 +243,8 @@ def test_patients_are_explained_by_shipped_networks(root, project, snakemake, tm
     (project / "weights" / "vgg19" / "honest" / "seed1.h5").touch()
     table = root / "participants.tsv"
     rows = table.read_text()
-    table.write_text(rows.replace("HC", "ON").replace("SP MS", "NMO"))
+    table.write_text(rows.replace("HC", "ON").replace("SP MS", "NMO").replace("\tnotes", "\tcohort").replace(
+        'x: y # "z"', "independent"))  # explained all the same
     assert main(["explain", str(root), str(out), "--cores", "2"]) == 0
     assert snakemake[0][3:6] == ["all", "--cores", "2"] and f"file={out}/config.yaml" in snakemake[0]
     config = load_config(out / "config.yaml")
@@ -239,6 +255,12 @@ def test_patients_are_explained_by_shipped_networks(root, project, snakemake, tm
     assert "settings of an earlier call are used" in capsys.readouterr().out
     assert main(["explain", str(root), str(out), "--group-column", "sex"]) == 1
     assert "holds another group column than --group-column" in capsys.readouterr().err
+    assert main([str(root), str(out), "participant"]) == 1
+    assert f"{out}/config.yaml: is of mslib explain" in capsys.readouterr().err
+    (tmp_path / "trained").mkdir()
+    (tmp_path / "trained" / "config.yaml").write_text("study: own")
+    assert main(["explain", str(root), str(tmp_path / "trained")]) == 1
+    assert "trained/config.yaml: is of a study that trains networks" in capsys.readouterr().err
     cohort = Cohort.of_study(root, config)
     assert [one.group for one in cohort] == ["RRMS"] * 4
     assert [line.split(" with ")[1] for line in cohort.left_out] == [

@@ -39,7 +39,7 @@ SETTINGS = {
     "weights": "model: {weights: imagnet}",
     "empty": "model: {backbones: []}",
     "type": "seed: eight",
-    "text for number": "training: {weight_decay: 1e-3}",
+    "text for number": "training: {weight_decay: 1E-5}",
     "endless pixels": "model: {pixel_mm: .inf}",
     "endless rate": "training: {honest: {learning_rate: .inf}}",
     "huge images": "model: {image_size: [100000, 168]}",
@@ -53,7 +53,9 @@ SETTINGS = {
     "length": "model: {image_size: [48]}",
     "shares": "training: {split: {train: 0.9}}",
     "percentiles": "prep: {percentiles: [99, 1]}",
+    "two slices": "prep: {n_slices: 2}",
     "groups": "groups: [a, a]",
+    "one group": "groups: [RRMS]",
     "group of a mapping": "groups: {control: no}",
     "value of two groups": "groups: {a: x, b: [y, x]}\ncohort: {source: bids, root: b}",
     "mapping of simulated people": "groups: {control: a, RRMS: b, SPMS: c}",
@@ -118,10 +120,11 @@ def rows(folder):
         shown = text.removeprefix("study: a\n").replace("\n", ", ")
         yield f"settings, {name}: `{shown}`", "mslib check_cohort", line, status
     new = folder / "out"
-    for words in (["init", folder / "none"], ["init", root, "--name", "A b"], ["check", folder / "none"],
+    for words in (["init", folder / "none"], ["init", root, "--name", "A b"], ["init", root, "--name", "2024"],
+                  ["init", folder / "{bids}"], ["check", folder / "none"],
                   ["init", root, "--group-column", "colour", "--name", "new"], [folder / "none", new, "group"],
                   [root, folder / "{out}", "group"], [root, new, "participant", "--participant-label", "7"],
-                  [root, new, "group", "--participant-label", "001"],
+                  [root, new, "group", "--participant-label", "001"], [root, new, "group", "--cores", "0"],
                   [root, new, "group", "--skip-bids-validation", "--config", folder / "none.yaml"]):
         status, lines = told(*words)
         yield "arguments", f"mslib {' '.join(map(str, words))}", lines[0], status

@@ -12,7 +12,7 @@ import pandas as pd
 import pooch
 import pytest
 import test_bids as bids
-from shared_cases import files_of
+from shared_cases import files_of, refused
 from test_app import project  # noqa: F401
 from test_bids_validator import issues
 
@@ -309,8 +309,13 @@ def test_a_file_that_is_not_the_registered_one_is_told(source, tmp_path):
     assert times(root) == before and len(table(root)) == 5
     # The registry of one person verifies the download of another.
     (tmp_path / "other/sourcedata").mkdir(parents=True)
-    shutil.copy(root / "sourcedata/registry_msleseg.txt", tmp_path / "other/sourcedata")
+    registry = tmp_path / "other/sourcedata/registry_msleseg.txt"
+    registry.write_text(f"# of a friend\n\n{(root / 'sourcedata/registry_msleseg.txt').read_text()}")
     assert len(open_cohorts.convert("msleseg", data, tmp_path / "other").subjects) == 4
+    for text in ("one", 'one"'):
+        registry.write_text(text)
+        with refused(f"{registry}: is no registry of pooch", error=StudyError):
+            open_cohorts.convert("msleseg", data, tmp_path / "other")
 
 
 @pytest.mark.parametrize("words,line", [

@@ -273,6 +273,7 @@ def test_a_cut_output_is_made_again(whole):
     path = whole / "run" / "cohort" / "truth.csv"
     kept = path.read_bytes()
     path.write_bytes(kept[:200])
+    assert not planned(whole, ["cohort"]) and path.read_bytes() == kept[:200], "a dry run touches nothing"
     status, output = finish(whole, more=["cohort"])
     assert status == 0 and f"{path}: was changed after it was made; made again" in output
     assert path.read_bytes() == kept
@@ -391,6 +392,7 @@ def test_a_second_run_of_the_same_study_is_refused(tmp_path):
 @pytest.mark.parametrize("options,line", [
     ({"run": "file/run"}, "file/run: cannot be written"),
     ({"results": "file"}, "file: cannot be written (Not a directory)"),
+    ({"results": "."}, "holds files that no study has published"),
     ({"study": "study=nowhere"}, "config/nowhere.yaml: cannot be read"),
     ({"study": "studdy=smoke"}, "--config: must be of file, results, run_dir, study (got studdy)"),
     ({"study": "study=open_ms"}, "vgg16_simulated.h5: is absent; shipped weights lie in the folder weights")])

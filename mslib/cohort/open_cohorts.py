@@ -198,7 +198,11 @@ def convert(recipe: str, source: str | Path, bids_root: str | Path) -> Conversio
     if not source.is_dir():
         raise StudyError(f"{source}: is no folder; allowed: the unpacked data of {own.site} ({own.source})")
     rows, people, file = _rows(root), _people(own, source), root / "sourcedata" / f"registry_{recipe}.txt"
-    registry = dict(map(shlex.split, file.read_text(encoding="utf-8").splitlines())) if file.is_file() else {}
+    try:
+        text = file.read_text(encoding="utf-8") if file.is_file() else ""
+        registry = dict(words[:2] for line in text.splitlines() if (words := shlex.split(line, comments=True)))
+    except ValueError as error:
+        raise StudyError(f"{file}: is no registry of pooch ({error}); allowed: path and SHA-256 in a line") from error
     whole, lines = {}, []
     for (name, session), files in progress(_scans(own, source).items(), desc=f"convert {recipe}", unit="scan"):
         label = f"sub-{own.site}{name}"

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import indent
 
@@ -167,6 +166,8 @@ def survey(root: str | Path, column: str | None = None) -> Survey:
         cohort = Cohort.from_bids(root, SEQUENCES, groups=groups or None, group_column=column or "participant_id",
                                   session=session, entities=entities, min_per_group=0, on_fault="skip")
         faults = list(map(str, cohort.faults))
+        if column is None:  # ids are no groups
+            cohort = replace(cohort, subjects=tuple(replace(one, group="") for one in cohort))
     except StudyError as error:  # of the dataset as a whole
         cohort, faults = None, str(error).splitlines()
     people = list(cohort or ())
@@ -272,6 +273,12 @@ training:
 {training}"""
 
 
+def _quoted(value) -> str:
+    """Text, list or mapping of texts in a line of YAML."""
+    return yaml.safe_dump(value, default_style='"', default_flow_style=True, allow_unicode=True, width=float("inf"),
+                          sort_keys=False).strip()
+
+
 def study_text(found: Survey, name: str, weights: str, training: Mapping) -> str:
     """A study's YAML file with a comment per key, of a survey that leaves nothing open; texts are quoted and escaped.
 
@@ -282,13 +289,13 @@ def study_text(found: Survey, name: str, weights: str, training: Mapping) -> str
     small = f"; left out, fewer than {MIN_PER_GROUP} usable: {_counts(found.small)}" if found.small else ""
     if found.session:
         choice += (f"  # Sessions, and their numbers of subjects: {_counts(found.sessions)}.\n"
-                   f"  session: {json.dumps(found.session)}\n")
+                   f"  session: {_quoted(found.session)}\n")
     if found.entities:
         choice += ("  # Of several images of a sequence, the one whose name has this.\n"
-                   f"  entities: {json.dumps(found.entities)}\n")
+                   f"  entities: {_quoted(found.entities)}\n")
     return STUDY.format(
-        place=printable(place), name=name, values=_counts(found.columns.get(found.column, {})) + small,
-        groups=json.dumps(found.groups), root=json.dumps(place), column=json.dumps(found.column), choice=choice,
+        place=printable(place), name=_quoted(name), values=_counts(found.columns.get(found.column, {})) + small,
+        groups=_quoted(found.groups), root=_quoted(place), column=_quoted(found.column), choice=choice,
         others=f" Others that could: {others}." if others else "",
         faults=f"Faults, which mslib check lists: {len(found.faults)}. Their subjects are left out; stop would refuse "
                "the study." if found.faults else "No fault was found; a later one stops.",

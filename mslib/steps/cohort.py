@@ -115,8 +115,9 @@ def subjects(study: Study) -> None:
     """``subjects.csv``: everybody usable, with the part of the subject-level split and whether maps are made of them.
 
     Explained are patients outside training and validation (real patients: whose type of MS the networks know). Where
-    one of them has a lesion mask, those without are left out. ``out_of_scope``: where shipped networks explain, what of
-    the images lies outside those that they were trained on.
+    one of them has lesions in its slices, those without are left out (``lesion_mask``: of explained patients, one that
+    is not empty there). ``out_of_scope``: where shipped networks explain, what of the images lies outside those that
+    they were trained on.
     """
     config = study.config
     people = _checked(study)
@@ -138,6 +139,9 @@ def subjects(study: Study) -> None:
     if not patients.any():
         raise StudyError(f"{study.folder}: no patient outside training and validation (groups "
                          f"{config.patient_groups}); only subjects that no network has learnt from are explained")
+    stacks = ((name, study.stack(name)) for name in table.loc[patients & table["lesion_mask"], "subject"])
+    empty = [name for name, stack in stacks if not (stack.lesions & stack.brain).any()]
+    table["lesion_mask"] &= ~table["subject"].isin(empty)
     table["explained"] = patients & (table["lesion_mask"] | ~table.loc[patients, "lesion_mask"].any())
     # Figures show the first SPMS patient of the test part (real patients: the largest lesions); volumes begin with it.
     shown = table.index[table["explained"] & (table["group"] == "SPMS") & (table["part"] == "test")]
@@ -152,7 +156,7 @@ def subjects(study: Study) -> None:
     strange = [f"sub-{one.subject}: lies outside what the networks were trained on: {one.out_of_scope}"
                for one in table.itertuples() if one.out_of_scope]
     faults = read_json(study.folder / "cohort.json")["faults"]
-    write_json(study.folder / "faults.json", [*faults, *excluded, *strange])
+    write_json(study.folder / "faults.json", [*strange, *faults, *excluded])  # notebook 00 shows the first
 
 
 def _out_of_scope(study, stack) -> list[str]:

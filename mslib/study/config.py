@@ -86,7 +86,7 @@ class Prep(Section):
 
     resample_mm: Millimetres | None = None
     percentiles: Annotated[tuple[Percent, Percent], Listed] = (0.5, 99.8)
-    n_slices: PositiveInt = 135
+    n_slices: Annotated[int, Field(ge=3)] = 135  # figures show neighbours
 
     def _faults(self):
         if self.percentiles[0] >= self.percentiles[1]:
@@ -380,6 +380,8 @@ class StudyConfig(Section):
 
     def _cohort_faults(self):
         simulated = self.cohort.source == "simulated"
+        if self.trains and len(self.groups) < 2:
+            yield f"groups: must be at least two, for networks to tell apart (got {self.groups})"
         values = [value for every in self.group_values.values() for value in every]
         lists = {"groups": self.groups, "sequences": self.sequences, "model.backbones": self.model.backbones,
                  "model.kinds": self.model.kinds, "explain.methods": self.explain.methods,

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,6 +40,18 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def check_results(folder: str | Path) -> None:
+    """StudyError where a folder of results cannot be written, or holds what no study has published."""
+    folder = Path(folder).absolute()
+    try:
+        published = any((folder / name).is_file() for name in ("provenance.json", "metrics.json"))
+        if folder.exists() and any(folder.iterdir()) and not published:
+            raise StudyError(f"{folder}: holds files that no study has published; name another results folder")
+        tempfile.TemporaryFile(dir=next(above for above in folder.parents if above.exists())).close()
+    except OSError as error:
+        raise StudyError(f"{folder}: cannot be written ({error.strerror})") from error
 
 
 def write_text(path: str | Path, text: str) -> Path:

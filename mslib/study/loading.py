@@ -1,6 +1,6 @@
 """A study's YAML file into checked settings; one line per fault."""
 
-import re
+import contextlib
 from pathlib import Path
 
 import yaml
@@ -20,8 +20,9 @@ def _fault_line(path: Path, error: dict) -> str:
         allowed = "is not a known key"
     elif kind == "string_pattern_mismatch":
         allowed = f"must be {PATTERNS.get(ctx['pattern'], ctx['pattern'])}"
-    elif kind == "float_type" and isinstance(given, str) and re.fullmatch(r"-?\d+e[+-]?\d+", given):
-        allowed = f"must be a number: write {given.replace('e', '.0e')}, YAML takes {given} for text"
+    elif kind == "float_type" and isinstance(given, str):
+        with contextlib.suppress(ValueError):
+            allowed = f"must be a number: write {yaml.safe_dump(float(given)).split()[0]}, YAML takes {given} for text"
     elif kind == "literal_error":
         allowed = f"must be {ctx['expected']}"
     key = ".".join(str(part) for part in error["loc"]) or "(file)"
