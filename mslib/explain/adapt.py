@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 import keras
 import numpy as np
 
-from .model import output_layer
+from .model import output_layer, set_weights
 
 PROBABILITY_HEADS = ("softmax", "sigmoid", "log_softmax", "hard_sigmoid")
 _MADE: WeakKeyDictionary = WeakKeyDictionary()
@@ -109,7 +109,7 @@ def _adapted(model, number):
     flat, copies = made[number]
     for layer, copy in copies.values():
         if layer.weights:
-            copy.set_weights(layer.get_weights())
+            set_weights(copy, layer.get_weights())
     return flat
 
 

@@ -35,8 +35,16 @@ def predict_copy(model: keras.Model) -> keras.Model:
     arithmetic. Calls for one model share the copy, whose weights are those of the last call.
     """
     copy = _lowered(model)
-    copy.set_weights(model.get_weights())
+    set_weights(copy, model.get_weights())
     return copy
+
+
+def set_weights(net: keras.layers.Layer, weights) -> None:
+    """Set the weights of a net or layer; what `Normalization` keeps of them otherwise, too."""
+    net.set_weights(weights)
+    for layer in net._flatten_layers():
+        if isinstance(layer, keras.layers.Normalization):
+            layer.finalize_state()
 
 
 @lru_cache(maxsize=4)
