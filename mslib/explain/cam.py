@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from .adapt import explainable, stacked
 from .maps import upsample_maps
-from .model import check_inputs, resolve_layers
+from .model import check_inputs, layer_outputs, resolve_layers
 
 SPACE = (1, 2)  # signals and volumes are taken as images: see _as_image
 #: Largest size of a score in Grad-CAM++'s exp(score), a factor of the whole map, so that it stays within float32.
@@ -182,7 +182,8 @@ def _as_image(values):
 @lru_cache(maxsize=4)
 def _traced(model, layers, methods):
     """One graph for all layers and methods, for any batch size; backward ends at the lowest layer."""
-    net = keras.Model(model.inputs, [*(model.get_layer(layer).output for layer in layers), model.outputs[0]])
+    outputs = layer_outputs(model)
+    net = keras.Model(model.inputs, [*(outputs[layer][0] for layer in layers), model.outputs[0]])
 
     @tf.function(input_signature=[tf.TensorSpec(model.inputs[0].shape), tf.TensorSpec((None,), tf.int32)])
     def run(images, targets):
