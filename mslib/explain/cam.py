@@ -101,9 +101,9 @@ def layer_cams(model: keras.Model, images, targets, layers: Sequence[str] | None
     model : keras.Model
         Any that `explainable` can adapt.
     images : array-like, (N, T, M), (N, H, W, M) or (N, D, H, W, M)
-        Of a network with several inputs: a list or mapping of them.
+        Of a network with several inputs: a list of them, or a mapping by the inputs' names.
     targets : array-like of int, (N,)
-        The class whose logit is explained.
+        The class whose logit is explained; 0, the positive class, of an output of one unit.
     layers : sequence of str, optional
         Default: every convolution and pool of block 4 and block 5.
     methods : sequence of {"gradcam", "gradcam++", "hirescam", "layercam", "xgradcam"}
@@ -122,7 +122,7 @@ def layer_cams(model: keras.Model, images, targets, layers: Sequence[str] | None
     ValueError
         See `explainable`, `resolve_layers`, `check_inputs`; unknown method; a map that is not finite.
     """
-    images = stacked(images)
+    model, images = explainable(model), stacked(images, model)
     cams = explain_layers(model, images, targets, layers, methods, batch_size).cams
     if upsample:
         size = np.shape(images)[1:-1]
@@ -137,7 +137,7 @@ def explain_layers(model: keras.Model, images, targets, layers: Sequence[str] | 
 
     Parameters and errors as of `layer_cams`; `methods` may be of `CAM_VARIANTS` too.
     """
-    model, images = explainable(model), stacked(images)
+    model, images = explainable(model), stacked(images, model)
     layers, methods = resolve_layers(model, layers), (methods,) if isinstance(methods, str) else tuple(methods)
     unknown = [method for method in methods if method not in CAM_METHODS | CAM_VARIANTS]
     if unknown or not methods:
