@@ -10,6 +10,7 @@ import pytest
 from keras import layers
 from repository import ROOT
 
+from mslib import explain
 from mslib.explain import attribute, explainable, layer_cams, lrp, stacked
 
 IMAGES = np.random.default_rng(3).random((2, 12, 12, 3)).astype(np.float32)
@@ -61,6 +62,68 @@ def test_weights_are_those_of_the_moment(pair):
     nested.set_weights(kept)
 
 
+def test_statistics_of_the_input_are_copied():
+    norm = layers.Normalization(name="norm")
+    norm.adapt(3 + 5 * IMAGES)
+    base = keras.Sequential([keras.Input((12, 12, 3)), norm, layers.Conv2D(4, 3, name="conv")])
+    nested = keras.Sequential([base, layers.GlobalAveragePooling2D(), layers.Dense(3, name="head")])
+    expected, flat = nested.predict(IMAGES, verbose=0), explainable(nested)
+    np.testing.assert_allclose(flat.predict(IMAGES, verbose=0), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(explain.predict_copy(flat).predict(IMAGES, verbose=0), expected, rtol=0.02, atol=0.02)
+    np.testing.assert_array_equal(explain.randomised_copy(nested, "head").get_layer("norm").mean, norm.mean)
+
+
+def test_layers_of_nested_models_are_randomised_too(pair):
+    nested, _ = pair
+
+    def random(network):
+        return [name for name in ("conv", "head") if (
+            network.get_layer(name).kernel.numpy() != explainable(nested).get_layer(name).kernel.numpy()).all()]
+
+    assert random(explain.randomised_copy(nested, "conv")) == ["conv", "head"]
+    steps = explain.cascading_randomisation(nested, ["head", "conv"], 1)
+    assert [random(network) for *_, network in steps] == [["head"], ["conv", "head"]]
+
+
+def test_outputs_of_one_name_and_layers_at_several_places():
+    """A head and a convolution that are used twice: each output by its number, no class activation map of theirs."""
+    inputs = [keras.Input((12, 12, 3)), keras.Input((12, 12, 3))]
+    shared, head = layers.Conv2D(4, 3, name="shared"), layers.Dense(3, activation="softmax", name="head")
+    last = [layers.Conv2D(4, 3, activation="relu", name=name)(shared(one)) for name, one in zip("ab", inputs)]
+    model = keras.Model(inputs, [head(layers.GlobalAveragePooling2D()(one)) for one in last])
+    both = np.concatenate([IMAGES, IMAGES[:, ::-1]], -1)
+    for number, expected in enumerate(model.predict([both[..., :3], both[..., 3:]], verbose=0)):
+        chosen = explainable(model, number)
+        np.testing.assert_allclose(softmax_of(chosen.predict(both, verbose=0)), expected, rtol=1e-5)
+        assert layer_cams(chosen, both, TARGETS, ["shared", "ab"[number]])["gradcam"]["ab"[number]].any()
+    with pytest.raises(ValueError, match=r"outputs head, head; choose one.*by number where a name"):
+        explainable(model, "head")
+    joined = keras.Model(inputs, layers.Dense(3)(layers.GlobalAveragePooling2D()(layers.Concatenate()(last))))
+    with pytest.raises(ValueError, match="layers: 'shared': stands at several places of the net"):
+        layer_cams(joined, both, TARGETS, ["shared", "a"])
+
+
+def test_layers_that_stand_in_other_graphs_too(pair):
+    """`Sequential.add` calls its layers again and again; the graph that gives the output counts."""
+    _, equal = pair
+    added = keras.Sequential()
+    for layer in [keras.Input((12, 12, 3)), *keras.models.clone_model(equal).layers]:
+        added.add(layer)
+    added.set_weights(equal.get_weights())
+    found, expected = (layer_cams(net, IMAGES, TARGETS, ["conv", "pool"])["gradcam"] for net in (added, equal))
+    for name in expected:
+        np.testing.assert_allclose(found[name], expected[name], atol=1e-6)
+
+
+def test_a_bare_operation_as_head():
+    image = keras.Input((12, 12, 3))
+    logits = layers.Dense(3, name="logits")(layers.GlobalAveragePooling2D()(image))
+    for operation in (keras.ops.softmax, keras.ops.log_softmax, keras.ops.hard_sigmoid):
+        with pytest.warns(UserWarning, match="the logits before it are explained"):
+            found = explainable(keras.Model(image, operation(logits)))
+        assert found.layers[-1].name == "logits"
+
+
 def test_a_sigmoid_and_lower_precision():
     image = keras.Input((12, 12, 3))
     base = stem()
@@ -82,7 +145,7 @@ def test_one_input_per_modality_equals_stacked_channels():
     pooled = layers.GlobalAveragePooling2D()(layers.Concatenate()(towers))
     model = keras.Model(inputs, [layers.Dense(3, name="type")(pooled), layers.Dense(1, name="age")(pooled)])
     images = {name: IMAGES[..., k:k + 1] for k, name in enumerate(("t1w", "t2w", "flair"))}
-    np.testing.assert_array_equal(stacked(images), IMAGES)
+    np.testing.assert_array_equal(stacked(images, model), IMAGES)
     chosen = explainable(model, "type")
     np.testing.assert_allclose(chosen.predict(IMAGES, verbose=0), model.predict(images, verbose=0)[0], atol=1e-6)
     assert explainable(model, 1).output_shape == (None, 1) and "third_conv" in [one.name for one in chosen.layers]
@@ -99,9 +162,29 @@ def test_one_input_per_modality_equals_stacked_channels():
         attribute("gradient", model, images, TARGETS)
 
 
+def test_a_mapping_goes_by_the_names_of_the_inputs():
+    """In whatever order it comes; as keys where the inputs are a mapping; where an output needs one input alone."""
+    images = {name: IMAGES[..., k:k + 1] for k, name in enumerate(("t1w", "t2w", "flair"))}
+    inputs = {name: keras.Input((12, 12, 1), name=name) for name in ("t2w", "flair", "t1w")}
+    pooled = {name: layers.GlobalAveragePooling2D()(one) for name, one in inputs.items()}
+    outputs = [layers.Dense(2, name="type")(layers.Concatenate()(list(pooled.values()))),
+               layers.Dense(2, name="age")(pooled["t1w"])]
+    for given, order in ((list(inputs.values()), list(inputs)), (inputs, sorted(inputs))):
+        model = keras.Model(given, outputs)
+        expected = np.concatenate([images[name] for name in order], -1)
+        for name, answer in zip(("type", "age"), model.predict(images, verbose=0)):
+            chosen = explainable(model, name)
+            for net in (model, chosen):
+                np.testing.assert_array_equal(stacked(images, net), expected)
+            np.testing.assert_allclose(chosen.predict(expected, verbose=0), answer, atol=1e-6)
+        for wrong in ({name: images[name] for name in ("t1w", "t2w")}, images | {"pd": IMAGES[..., :1]}):
+            with pytest.raises(ValueError, match=f"model's inputs {', '.join(order)} .got t1w, t2w"):
+                attribute("gradient", explainable(model, "type"), wrong, 0)
+
+
 @pytest.mark.parametrize("make,message", [
     (lambda: explainable(keras.Model(*two((12, 12, 1), (6, 6, 1)))), r"its inputs must differ in nothing but their ch"),
-    (lambda: stacked([IMAGES, IMAGES[:, :6]]), r"images: must differ in nothing but their channels"),
+    (lambda: stacked([IMAGES, IMAGES[:, :6]], stem()), r"images: must differ in nothing but their channels"),
     (lambda: explainable(stem(), "absent"), r"has the outputs pool; choose one.*\(got 'absent'\)")])
 def test_what_cannot_be_adapted_is_refused(make, message):
     with pytest.raises(ValueError, match=message):

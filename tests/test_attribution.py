@@ -106,6 +106,12 @@ def test_gap_where_nothing_is_owed(adding):
     assert np.isfinite(gap).all() and gap[4] > 1e20
 
 
+def test_gap_of_a_softmax_is_that_of_its_logits(adding):
+    images = np.full((1, 4, 4, 1), 0.5, "float32")
+    softmax = keras.Sequential([adding, keras.layers.Softmax()])
+    assert completeness_gap(images, softmax, images, [0], 0 * images) == pytest.approx([0], abs=1e-6)
+
+
 @pytest.mark.parametrize("change,message", [
     ({"maps": np.zeros((2, 4, 4, 2))}, "maps: must be finite, of the shape of the images"),
     ({"maps": np.full((2, 4, 4, 1), np.nan)}, "maps: must be finite"),

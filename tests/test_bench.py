@@ -107,14 +107,20 @@ def test_of_a_network_that_starts_from_shipped_weights_only_what_was_fitted_is_k
     fitted.set_weights(start.get_weights())
     for name in ("block5_conv3", "logits"):
         fitted.get_layer(name).set_weights([weight + 0.5 for weight in start.get_layer(name).get_weights()])
-    known_networks._write_known(tmp_path, Known("lesions", fitted, networks[0].explained), start)
-    write_json(tmp_path / "bench.json", {"networks": ["lesions"]})
-    with np.load(tmp_path / "lesions.npz") as stored:
+    folder = tmp_path / "bench"
+    folder.mkdir()
+    known_networks._write_known(folder, Known("lesions", fitted, networks[0].explained), start)
+    write_json(folder / "bench.json", {"networks": ["lesions"]})
+    with np.load(folder / "lesions.npz") as stored:
         assert [key for key in stored if key.startswith("weight")] == [f"weight {i:03}" for i in range(24, 28)]
-    monkeypatch.setattr(known_networks, "shipped", lambda name: tmp_path / f"{name}.h5")
-    (again,) = known_networks._known_networks(tmp_path)
-    for one, other in zip(again.model.get_weights(), fitted.get_weights()):
-        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-6)
+    for place in (tmp_path, tmp_path / "absent"):  # in a clone; of an installed library: beside the folder
+        monkeypatch.setattr(known_networks, "shipped", lambda name, place=place: place / f"{name}.h5")
+        (again,) = known_networks._known_networks(folder)
+        for one, other in zip(again.model.get_weights(), fitted.get_weights()):
+            np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-6)
+    file.unlink()
+    with pytest.raises(StudyError, match=r"vgg16_simulated\.h5: is absent, from which the network lesions starts"):
+        next(known_networks._known_networks(folder))
 
 
 def test_the_command_beside_built_in_methods(networks, tmp_path, monkeypatch, capsys):
@@ -124,7 +130,7 @@ def test_the_command_beside_built_in_methods(networks, tmp_path, monkeypatch, ca
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "networks"
     command = ["bench", "theirs:twice", "--networks", str(folder)]
-    assert main(command) == 1 and "holds no networks whose cause is known; write them" in capsys.readouterr().err
+    assert main(command) == 1 and "networks: holds no networks whose cause is known; name" in capsys.readouterr().err
     folder.mkdir()
     unmarked = networks[0].explained.images.copy()
     unmarked[:, :4] = 0.5  # as if the upper rows held the marks

@@ -69,10 +69,11 @@ def bench(networks: Iterable[Known], methods: Sequence[str], sequences: Sequence
 
     Means over correctly classified slices: ``auprc, precision`` where lesions decide; where a sequence does, ``msfi``
     (all importance being the decisive sequence's) and ``found`` (share of slices in which it has more of the positive
-    attribution than any other). Of slices that show the shortcut, where that decides: ``shortcut`` (share of the
-    positive attribution on it) and ``exposed`` (surely more than twice its share of the picture). Of all slices:
-    ``random``, rank correlation with the maps of the same network with random weights, ``sane`` (below `FAILS_ABOVE`),
-    ``blank`` (share of blank maps), ``seconds`` an image. NaN: no such network, or not defined for the method.
+    attribution than any other). Whether classified correctly or not: of slices that show the shortcut, where that
+    decides, ``shortcut`` (share of the positive attribution on it) and ``exposed`` (surely more than twice its share of
+    the picture); of slices that all methods explain ``random``, rank correlation with the maps of the same network with
+    random weights, and ``sane`` (below `FAILS_ABOVE`); of all slices ``blank`` (share of maps without positive
+    attribution in the brain) and ``seconds`` an image. NaN: no such network, or not defined for the method.
 
     Parameters
     ----------

@@ -9,9 +9,9 @@ from weakref import WeakKeyDictionary
 import keras
 import numpy as np
 
-from .model import output_layer
+from .model import output_layer, set_weights
 
-PROBABILITY_HEADS = ("softmax", "sigmoid", "log_softmax", "hard_sigmoid")
+PROBABILITY_HEADS = ("softmax", "sigmoid", "log_softmax", "logsoftmax", "hard_sigmoid", "hardsigmoid")
 _MADE: WeakKeyDictionary = WeakKeyDictionary()
 
 
@@ -40,12 +40,15 @@ def explainable(model: keras.Model, output: str | int | None = None) -> keras.Mo
     Layers are copies of the same names (the nested model's before it where two would share one) with the weights of
     this moment. Calls for one network share the copies. Every method calls this by itself.
 
+    An output of one unit has one logit, that of the positive class: it is explained whatever the network predicts, and
+    targets must be 0.
+
     Parameters
     ----------
     model : keras.Model
         Functional or built Sequential, as all models nested in it.
     output : str or int, optional
-        Name or number of the output that is explained; needed where there are several.
+        Name or number of the output that is explained; needed where there are several. Number where a name repeats.
 
     Raises
     ------
@@ -56,27 +59,42 @@ def explainable(model: keras.Model, output: str | int | None = None) -> keras.Mo
     """
     _check_kind(model)
     names = [one.name for one in model.layers[-1:]] if isinstance(model, keras.Sequential) else list(model.output_names)
-    known = dict(enumerate(names)) | {name: name for name in names} | ({None: names[0]} if len(names) == 1 else {})
+    known = {name: number for number, name in enumerate(names) if names.count(name) == 1}
+    known |= {number: number for number in range(len(names))} | ({None: 0} if len(names) == 1 else {})
     if output not in known:
-        raise ValueError(f"model: has the outputs {', '.join(names)}; choose one: explainable(model, output=...) (got "
-                         f"{output!r})")
-    flat = model if _fits(model) else _adapted(model, names.index(known[output]))
+        raise ValueError(f"model: has the outputs {', '.join(names)}; choose one: explainable(model, output=...), by "
+                         f"number where a name repeats (got {output!r})")
+    flat = model if _fits(model) else _adapted(model, known[output])
     if len(flat.inputs[0].shape) not in (3, 4, 5) or len(flat.outputs[0].shape) != 2:
         raise ValueError("model: must map signals (N, T, M), images (N, H, W, M) or volumes (N, D, H, W, M) to logits "
                          f"(N, n_classes) (got {flat.inputs[0].shape} to {flat.outputs[0].shape})")
     return flat
 
 
-def stacked(images):
-    """Images of a network with several inputs, a list or mapping of arrays, as one array with the channels of all."""
+def stacked(images, model: keras.Model):
+    """Images of a network with several inputs, a list or mapping of arrays, as one array with the channels of all.
+
+    A mapping goes by the names of the inputs of `model` (by its keys, if the inputs are a mapping), else ValueError.
+    """
     if isinstance(images, Mapping):
-        images = list(images.values())
+        keys = _input_keys(model)
+        if set(images) != set(keys):
+            raise ValueError(f"images: must be one array for each of the model's inputs {', '.join(keys)} (got "
+                             f"{', '.join(map(str, images)) or 'none'})")
+        images = [images[key] for key in keys]
     if not isinstance(images, list | tuple) or min(map(np.ndim, images), default=0) < 3:
         return images
     if len({np.shape(one)[:-1] for one in images}) > 1:
         raise ValueError("images: must differ in nothing but their channels from input to input (got "
                          f"{', '.join(str(np.shape(one)) for one in images)})")
     return np.concatenate([np.asarray(one, np.float32) for one in images], -1)
+
+
+def _input_keys(model):
+    """What the inputs of a network, or of that which it was adapted from, are called, in their order."""
+    if isinstance(getattr(model, "input", None), Mapping):
+        return [path[-1] for path, _ in keras.tree.flatten_with_path(model.input)]
+    return getattr(model, "input_keys", [one.name for one in model.inputs])
 
 
 def _check_kind(model, within=""):
@@ -106,10 +124,11 @@ def _adapted(model, number):
         copies: dict = {}
         outputs = _laid_flat(model, parts, copies, set())
         made[number] = keras.Model(image, _logits(outputs[number], copies), name=model.name), copies
+        made[number][0].input_keys = _input_keys(model)
     flat, copies = made[number]
     for layer, copy in copies.values():
         if layer.weights:
-            copy.set_weights(layer.get_weights())
+            set_weights(copy, layer.get_weights())
     return flat
 
 
@@ -157,15 +176,15 @@ def _laid_flat(model, tensors, copies, names, prefix=""):
 
 def _logits(tensor, copies):
     """The tensor before a last softmax, sigmoid or the like, which is said."""
-    layer = tensor._keras_history.operation
+    layer, place, _ = tensor._keras_history
     if _activation(layer) not in PROBABILITY_HEADS:
         return tensor
     warnings.warn(f"model: output '{layer.name}' is a {_activation(layer)}: the logits before it are explained",
                   stacklevel=5)
-    before = layer._inbound_nodes[0].input_tensors[0]
+    before = layer._inbound_nodes[place].input_tensors[0]
     if getattr(layer, "kernel", None) is None:
         return before
     linear = type(layer).from_config(layer.get_config() | {"activation": "linear"})
     original = next(one for one, copy in copies.values() if copy is layer)
-    copies[id(original)] = original, linear
+    copies[id(linear)] = original, linear
     return linear(before)

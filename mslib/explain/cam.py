@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from .adapt import explainable, stacked
 from .maps import upsample_maps
-from .model import check_inputs, resolve_layers
+from .model import check_inputs, layer_outputs, resolve_layers
 
 SPACE = (1, 2)  # signals and volumes are taken as images: see _as_image
 #: Largest size of a score in Grad-CAM++'s exp(score), a factor of the whole map, so that it stays within float32.
@@ -101,9 +101,9 @@ def layer_cams(model: keras.Model, images, targets, layers: Sequence[str] | None
     model : keras.Model
         Any that `explainable` can adapt.
     images : array-like, (N, T, M), (N, H, W, M) or (N, D, H, W, M)
-        Of a network with several inputs: a list or mapping of them.
+        Of a network with several inputs: a list of them, or a mapping by the inputs' names.
     targets : array-like of int, (N,)
-        The class whose logit is explained.
+        The class whose logit is explained; 0, the positive class, of an output of one unit.
     layers : sequence of str, optional
         Default: every convolution and pool of block 4 and block 5.
     methods : sequence of {"gradcam", "gradcam++", "hirescam", "layercam", "xgradcam"}
@@ -122,7 +122,7 @@ def layer_cams(model: keras.Model, images, targets, layers: Sequence[str] | None
     ValueError
         See `explainable`, `resolve_layers`, `check_inputs`; unknown method; a map that is not finite.
     """
-    images = stacked(images)
+    model, images = explainable(model), stacked(images, model)
     cams = explain_layers(model, images, targets, layers, methods, batch_size).cams
     if upsample:
         size = np.shape(images)[1:-1]
@@ -137,7 +137,7 @@ def explain_layers(model: keras.Model, images, targets, layers: Sequence[str] | 
 
     Parameters and errors as of `layer_cams`; `methods` may be of `CAM_VARIANTS` too.
     """
-    model, images = explainable(model), stacked(images)
+    model, images = explainable(model), stacked(images, model)
     layers, methods = resolve_layers(model, layers), (methods,) if isinstance(methods, str) else tuple(methods)
     unknown = [method for method in methods if method not in CAM_METHODS | CAM_VARIANTS]
     if unknown or not methods:
@@ -182,7 +182,8 @@ def _as_image(values):
 @lru_cache(maxsize=4)
 def _traced(model, layers, methods):
     """One graph for all layers and methods, for any batch size; backward ends at the lowest layer."""
-    net = keras.Model(model.inputs, [*(model.get_layer(layer).output for layer in layers), model.outputs[0]])
+    outputs = layer_outputs(model)
+    net = keras.Model(model.inputs, [*(outputs[layer][0] for layer in layers), model.outputs[0]])
 
     @tf.function(input_signature=[tf.TensorSpec(model.inputs[0].shape), tf.TensorSpec((None,), tf.int32)])
     def run(images, targets):

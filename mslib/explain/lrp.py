@@ -33,7 +33,7 @@ def lrp(model: keras.Model, inputs, targets=None, rule: str | Composite = "epsil
         and passes activations and dropout as it is.
     inputs : array-like, (N, T, M), (N, H, W, M) or (N, D, H, W, M)
     targets : array-like of int, (N,), or int, optional
-        Default: the class that the net predicts.
+        Default: the class that the net predicts; of an output of one unit 0, the positive class.
     rule : str or Composite
         One of `LRP_COMPOSITES`, or rules put together by hand.
     baseline : str, float or array-like
@@ -109,7 +109,7 @@ def _sums(relevance):
 
 def _explain(model, inputs, targets, rule, baseline, layers, batch_size, parameters) -> tuple[list[str], Iterator]:
     """Checks; then names of the wanted layers, and (relevance of the input, of the layers) batch by batch."""
-    model, inputs = explainable(model), stacked(inputs)
+    model, inputs = explainable(model), stacked(inputs, model)
     composite = resolve_rule(rule)
     parameters = check_parameters(composite, parameters)
     if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:

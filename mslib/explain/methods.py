@@ -95,7 +95,8 @@ def attribute(method: str, model: keras.Model, images, targets=None, *, precisio
         Any that `explainable` can adapt.
     images : array-like, (N, T, M), (N, H, W, M) or (N, D, H, W, M)
     targets : array-like of int, (N,), or int, optional
-        Class whose score is explained, of every image or of all; default: the class that the net predicts.
+        Class whose score is explained, of every image or of all; default: the class that the net predicts. An output
+        of one unit has the positive class alone: 0, whatever is predicted.
     precision : {"float32", "bfloat16"}
         In what a perturbation method lets the net predict (see `predict_copy`); others need float32.
     **parameters
@@ -112,7 +113,7 @@ def attribute(method: str, model: keras.Model, images, targets=None, *, precisio
         Unknown method or parameter (the allowed ones are named), a parameter outside its range, a net or an input that
         cannot be explained, a map that is not finite.
     """
-    chosen, model, images = _method(method), explainable(model), stacked(images)
+    chosen, model, images = _method(method), explainable(model), stacked(images, model)
     _check_parameters(method, chosen, parameters)
     if precision not in ("float32", *(["bfloat16"] if chosen.family == "perturbation" else [])):
         raise ValueError(f"precision: must be float32, or bfloat16 for perturbation methods, which only predict (got "
@@ -165,6 +166,7 @@ def completeness_gap(maps: np.ndarray, model: keras.Model, images, targets, base
     ValueError
         Maps or baseline of another shape than the images, or not finite; see `check_inputs`.
     """
+    model, images, baseline = explainable(model), stacked(images, model), stacked(baseline, model)
     images, targets = check_inputs(model, images, targets)
     maps, baseline = np.asarray(maps), np.asarray(baseline, np.float32)
     for name, given in (("maps", maps), ("baseline", baseline)):

@@ -35,8 +35,16 @@ def predict_copy(model: keras.Model) -> keras.Model:
     arithmetic. Calls for one model share the copy, whose weights are those of the last call.
     """
     copy = _lowered(model)
-    copy.set_weights(model.get_weights())
+    set_weights(copy, model.get_weights())
     return copy
+
+
+def set_weights(net: keras.layers.Layer, weights) -> None:
+    """Set the weights of a net or layer; what `Normalization` keeps of them otherwise, too."""
+    net.set_weights(weights)
+    for layer in net._flatten_layers():
+        if isinstance(layer, keras.layers.Normalization):
+            layer.finalize_state()
 
 
 @lru_cache(maxsize=4)
@@ -56,6 +64,15 @@ def spatial_layers(model: keras.Model) -> list[str]:
             and len(layer.output.shape) == len(model.inputs[0].shape)]
 
 
+def layer_outputs(model: keras.Model) -> dict[str, list[keras.KerasTensor]]:
+    """Outputs of every layer of a flat net by name: several where it stands at several places of the net's graph."""
+    found: dict[str, list] = {}
+    for nodes in keras.Model(model.inputs, model.outputs)._nodes_by_depth.values():
+        for node in nodes:
+            found.setdefault(node.operation.name, []).append(node.outputs[0])
+    return found
+
+
 def last_convolution(model: keras.Model) -> str:
     """Name of the deepest convolution of a net, plain, separable, depthwise or transposed (ValueError: it has none)."""
     names = [layer.name for layer in model.layers if isinstance(layer, CONVOLUTIONS)]
@@ -67,20 +84,24 @@ def last_convolution(model: keras.Model) -> str:
 def resolve_layers(model: keras.Model, layers=None) -> tuple[str, ...]:
     """Check the wanted layers and put them in the order of the net; default: all of block 4 and block 5.
 
-    ValueError, which lists the layers to be had: one is unknown or not spatial, or the model has no block 4 or 5.
+    ValueError, which lists the layers to be had: one is unknown or not spatial, or the model has no block 4 or 5; or
+    which names layers that stand at several places of the net and so have no output of their own.
     """
     known = spatial_layers(model)
     if layers is None:
-        chosen = [name for name in known if DEFAULT_LAYERS.fullmatch(name)]
-        if not chosen:
+        layers = [name for name in known if DEFAULT_LAYERS.fullmatch(name)]
+        if not layers:
             raise ValueError(f"layers: the model has no block4_* or block5_* layer; name some of "
                              f"{', '.join(known)}")
-        return tuple(chosen)
     wanted = [layers] if isinstance(layers, str) else list(layers)
     unknown = [name for name in wanted if name not in known]
     if unknown or not wanted:
         raise ValueError(f"layers: {', '.join(map(repr, unknown)) or 'none given'}: not among the layers "
                          f"with a spatial output: {', '.join(known)}")
+    outputs = layer_outputs(model)
+    if shared := [name for name in wanted if len(outputs[name]) > 1]:
+        raise ValueError(f"layers: {', '.join(map(repr, shared))}: stands at several places of the net, each with an "
+                         "output of its own; name other layers, or give each place a layer of its own")
     return tuple(name for name in known if name in wanted)
 
 

@@ -7,20 +7,22 @@ from collections.abc import Iterator, Sequence
 import keras
 import numpy as np
 
-from .model import DEPTHWISE
+from .adapt import explainable
+from .model import DEPTHWISE, set_weights
 
 
 def cascading_randomisation(model: keras.Model, lowest: Sequence[str], draws: int = 10,
                             seed: int = 0) -> Iterator[tuple[int, str, keras.Model]]:
     """Networks whose layers are random from the output down to one layer, then down to the next, in several draws.
 
-    Layers with a kernel are drawn anew (He normal, bias 0); each stays random while the next follow. A map that
-    explains what was learnt loses its likeness to that of the model.
+    Layers with a kernel, those of nested models among them (`explainable`), are drawn anew (He normal, bias 0); each
+    stays random while the next follow. A map that explains what was learnt loses its likeness to that of the model.
 
     `lowest` names the last layer drawn in each step, deep to shallow (else ValueError). Yielded are the number of the
     draw, from 1 on, the name, and the network: one and the same copy of the model, traced once, whose weights hold
     until the next step. Adebayo et al. 2018, Sanity checks for saliency maps, section 3.
     """
+    model = explainable(model)
     names = [layer.name for layer in model.layers]
     places = [names.index(name) if name in names else len(names) for name in lowest]
     if not places or len(names) in places or (np.diff(places) >= 0).any():
@@ -36,10 +38,11 @@ def cascading_randomisation(model: keras.Model, lowest: Sequence[str], draws: in
 
 
 def randomised_copy(model: keras.Model, lowest: str, seed: int = 0) -> keras.Model:
-    """A copy of a net whose layers are drawn anew from the output down to a layer (He normal, bias 0).
+    """A copy of a net (`explainable`) whose layers are drawn anew from the output down to a layer (He normal, bias 0).
 
     `lowest` names the last layer that is drawn (ValueError: the net has none of this name).
     """
+    model = explainable(model)
     names = [layer.name for layer in model.layers]
     if lowest not in names:
         raise ValueError(f"lowest: must be a layer of the model: {', '.join(names)} (got {lowest!r})")
@@ -50,7 +53,7 @@ def randomised_copy(model: keras.Model, lowest: str, seed: int = 0) -> keras.Mod
 
 def _copy(model):
     clone = keras.models.clone_model(model)
-    clone.set_weights(model.get_weights())
+    set_weights(clone, model.get_weights())
     return clone
 
 

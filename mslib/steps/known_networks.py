@@ -54,8 +54,8 @@ def bench(method: str, networks: Path = ROOT / "weights" / "bench") -> None:
     """Print what an attribution method (MODULE:FUNCTION) finds of causes that are known, beside the built-in ones."""
     module, _, name = method.partition(":")
     if not (networks / "bench.json").is_file():
-        raise StudyError(f"{networks}: holds no networks whose cause is known; write them from a finished study "
-                         "(python -m mslib export_bench) and name their folder (--networks)")
+        raise StudyError(f"{networks}: holds no networks whose cause is known; name (--networks) weights/bench of the "
+                         "clone, or a folder that a finished study wrote (python -m mslib export_bench)")
     sys.path.insert(0, os.getcwd())
     try:
         function = getattr(importlib.import_module(module), name)
@@ -96,7 +96,12 @@ def _known_networks(folder):
         model = keras.models.model_from_json(str(stored["architecture"]))
         fitted = {int(key.removeprefix("weight ")): stored[key] for key in stored if key.startswith("weight ")}
         if len(fitted) < len(model.get_weights()):
-            nets.load_half(model, shipped(f"{model.name}_simulated"), ())
+            start = shipped(f"{model.name}_simulated")
+            start = start if start.is_file() else folder.parent / start.name  # of a clone, by an installed library
+            if not start.is_file():
+                raise StudyError(f"{start}: is absent, from which the network {name} starts; name (--networks) "
+                                 "weights/bench of the clone, beside which it lies")
+            nets.load_half(model, start, ())
         model.set_weights([fitted.get(i, weight).astype(np.float32) for i, weight in enumerate(model.get_weights())])
         images = explained.images
         if np.isnan(images).any():
