@@ -137,7 +137,7 @@ ATTRIBUTION_WINGS = "analysis/attribution analysis/known_rule analysis/relevance
 NOTEBOOKS = {
     "00_cohort": (COHORT, "analysis/truth show"),
     "01_coregistration": (COHORT, "analysis/truth prep show", "prep"),
-    "02_finetuning": (NETS, "analysis/networks nets measure show", "training"),
+    "02_finetuning": (NETS, "analysis/networks claims nets measure show", "training"),
     "03_gradcam_layers": (
         MAPS, "analysis/cross_fitting analysis/depth analysis/lobes explain measure nets show", "explain"),
     "04_multimodal_attribution": (ATTRIBUTIONS, f"{ATTRIBUTION_WINGS} measure show", "attribution"),

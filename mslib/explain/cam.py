@@ -122,7 +122,7 @@ def layer_cams(model: keras.Model, images, targets, layers: Sequence[str] | None
     ValueError
         See `explainable`, `resolve_layers`, `check_inputs`; unknown method; a map that is not finite.
     """
-    model, images = explainable(model), stacked(images, model)
+    images = stacked(images, model)
     cams = explain_layers(model, images, targets, layers, methods, batch_size).cams
     if upsample:
         size = np.shape(images)[1:-1]

@@ -64,6 +64,7 @@ def spatial_layers(model: keras.Model) -> list[str]:
             and len(layer.output.shape) == len(model.inputs[0].shape)]
 
 
+@lru_cache(maxsize=4)
 def layer_outputs(model: keras.Model) -> dict[str, list[keras.KerasTensor]]:
     """Outputs of every layer of a flat net by name: several where it stands at several places of the net's graph."""
     found: dict[str, list] = {}
