@@ -4,7 +4,8 @@
 
 The dataset is of simulated subjects (the first so many are taken); real patients are those of MSLIB_DATA. A pair is
 T1w with one other sequence. Wrong are T2w and FLAIR of the next subject, the sequences of one head in every other order
-or one of them twice, noise, and labels.
+or one of them twice, noise, and labels. Then strokes, drawn into the slices of everybody whom
+``runs/simulated/derivatives`` holds: which of them lie outside what the shipped networks know.
 """
 
 import os
@@ -17,15 +18,21 @@ import numpy as np
 import pandas as pd
 import SimpleITK as sitk
 from joblib import Parallel, delayed
+from scipy import ndimage
 
 from mslib.cohort import openms_bids
+from mslib.nets.scope import image_features, out_of_scope
 from mslib.prep import brain_mask
 from mslib.prep.images import as_image
 from mslib.prep.pipeline import align, comparable
 from mslib.prep.qc import EDGE_AGREEMENT, contrast_doubts, edge_agreement, label_doubts
-from mslib.study import StudyError
+from mslib.prep.slices import load_stack
+from mslib.study import StudyError, read_json
+from mslib.study.provenance import ROOT
 
 NAMES = ("T1w", "T2w", "FLAIR")
+#: Intensity over the brain's median: fresh ones swell and are bright, old ones are holes full of fluid.
+STROKES = {"fresh": {"T1w": 0.8, "T2w": 1.9, "FLAIR": 1.5}, "old": {"T1w": 0.3, "T2w": 3.0, "FLAIR": 0.5}}
 
 
 def looked_at(images: dict, mask, wrong: str, origin: str, named: tuple = NAMES[1:]) -> list[dict]:
@@ -79,6 +86,29 @@ def subjects_of(dataset: Path) -> list[tuple[str, dict, Path | None]]:
     return found
 
 
+def with_stroke(images: np.ndarray, brain: np.ndarray, ml: float, kind: str) -> np.ndarray:
+    """Slices of 1 mm, (n, H, W, M) in [0, 1], with a stroke of so many mL in the middle of one half of the brain."""
+    places, columns = np.indices(brain.shape), np.flatnonzero(brain.any((0, 1)))
+    half = brain & (places[2] > (columns[0] + columns[-1]) / 2 + 8)
+    ragged = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=brain.shape), 6) * 60
+    centred = [(place - place[half].mean()) / width for place, width in zip(places, (1, 1.3, 0.9))]
+    distance = np.sqrt(np.square(centred).sum(0)) + ragged
+    inside = half & (distance < np.sort(distance[half])[round(ml * 1000)])
+    share = (ndimage.gaussian_filter(inside.astype(float), 1.5) * brain)[..., None]
+    median = np.median(images[brain], 0)
+    return np.clip(images * (1 - share) + share * median * [STROKES[kind][name] for name in NAMES], 0, 1)
+
+
+def strokes_of(path: Path, scope: dict) -> list[dict]:
+    """A row per stroke in the slices of one person, and one without: whether they lie outside the scope."""
+    stack = load_stack(path)
+    images, brain = stack.images.astype(float), stack.brain > 0
+    made = {"none": images} | {f"{kind}, {ml} mL": with_stroke(images, brain, ml, kind)
+                               for kind in STROKES for ml in (40, 120)}
+    return [{"stroke": name, "flagged": bool(out_of_scope(image_features(one[::5], NAMES, 1.0), scope))}
+            for name, one in made.items()]
+
+
 def main(dataset: Path, count: int) -> None:
     people = subjects_of(dataset)[:count]
     with TemporaryDirectory() as made:
@@ -95,6 +125,11 @@ def main(dataset: Path, count: int) -> None:
         pairs=("flagged", "size"), flagged=("flagged", "sum"), least_edges=("edges", "min"),
         most_edges=("edges", "max")).round(1).to_string())
     print(table[(table["kind"] == "right") == table["flagged"]].to_string())
+    scope = read_json(ROOT / "weights" / "vgg16_simulated.json")["scope"]
+    stacks = sorted((dataset.parent / "derivatives" / "mslib").glob("sub-*/anat/*_desc-slices.npz"))
+    parts = Parallel(2)(delayed(strokes_of)(path, scope) for path in stacks)
+    drawn = pd.DataFrame([row for part in parts for row in part])
+    print(drawn.groupby("stroke", sort=False)["flagged"].agg(["size", "sum"]).to_string())
 
 
 if __name__ == "__main__":

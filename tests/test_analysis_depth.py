@@ -168,11 +168,12 @@ def test_rank_correlation_is_scipys_over_the_cells_of_the_brain():
     a, b = rng.random((2, 3, 8, 8))
     brain = np.zeros((3, 64, 64), bool)
     brain[:, 8:56, 12:52] = True
-    cells = average_cells(brain, (8, 8))[0] >= 0.5
-    expected = [spearmanr(one[cells], other[cells]).statistic for one, other in zip(a, b)]
-    np.testing.assert_allclose(depth.rank_correlation(a, b, brain), expected)
-    np.testing.assert_allclose(depth.rank_correlation(a, np.exp(a), brain), 1)
-    assert np.isnan(depth.rank_correlation(a, np.ones_like(b), brain)).all()
+    inside = depth.brain_cells(brain, (8, 8))
+    assert inside[0].sum() == 6 * 6, "the outer columns are half brain"
+    expected = [spearmanr(one[cells], other[cells]).statistic for one, other, cells in zip(a, b, inside)]
+    np.testing.assert_allclose(depth.rank_correlation(a, b, inside), expected)
+    np.testing.assert_allclose(depth.rank_correlation(a, np.exp(a), inside), 1)
+    assert np.isnan(depth.rank_correlation(a, np.ones_like(b), inside)).all()
 
 
 def test_random_networks_are_compared_with_the_trained_one(explained):
@@ -191,7 +192,8 @@ def test_random_networks_are_compared_with_the_trained_one(explained):
     copy = randomised_copy(network, "block5_conv1", seed=[5, 1])
     cams = layer_cams(copy, slices.images[rows], [1] * 3, ["block3_conv1"], ["layercam"], upsample=False)["layercam"]
     trained = found.cams["layercam"]["block3_conv1"][rows]
-    expected = depth.rank_correlation(trained, cams["block3_conv1"], slices.brain[rows])
+    inside = depth.brain_cells(slices.brain[rows], trained.shape[1:])
+    expected = depth.rank_correlation(trained, cams["block3_conv1"], inside)
     np.testing.assert_allclose(first["spearman"], expected, atol=1e-5)
 
 

@@ -3,6 +3,7 @@
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from mslib.prep import load_stack, plane_to_volume, save_stack, select_slices, slice_stack
 from mslib.study import StudyError
@@ -99,6 +100,15 @@ def test_map_goes_back_to_the_volume():
     inner = np.zeros_like(brain)
     inner[8:52, 10:60, 12:38] = True
     np.testing.assert_allclose(back[inner], volume[inner], atol=2e-3)
+    maps = np.random.default_rng(0).random(stack.images.shape[:3], np.float32)
+    other = nib.Nifti1Image(np.zeros((40, 45, 44), np.uint8), affine @ np.diag([1.3, 1.7, 1.1, 1]))
+    to_map = np.linalg.inv(stack.affine) @ other.affine
+    expected = ndimage.affine_transform(maps.transpose(2, 1, 0), to_map[:3, :3], to_map[:3, 3], other.shape, order=1,
+                                        mode="grid-constant")
+    np.testing.assert_allclose(plane_to_volume(maps, stack, other), expected, atol=1e-5)
+    turned = nib.Nifti1Image(volume, affine[:, [1, 0, 2, 3]])
+    with pytest.raises(ValueError, match="must run along those of the slices"):
+        plane_to_volume(maps, stack, turned)
 
 
 def test_stack_file(tmp_path):

@@ -52,5 +52,16 @@ def test_people_lie_within_and_wrong_images_outside(people):
         right = right.astype(float)
         swapped, noise = right[..., [0, 2, 1]], right.copy()
         noise[..., 0] = np.random.default_rng(2).uniform(0, 1, right.shape[:3]) * (right.max(-1) > 0)
-        found = [out_of_scope(image_features(images, SEQUENCES, 3.0), scope) for images in (right, swapped, noise)]
+        found = [out_of_scope(image_features(images, SEQUENCES, 3.0), scope)
+                 for images in (right, swapped, noise, with_old_stroke(right))]
         assert found[0] == [] and found[1] and found[2][0].startswith("T1w noise")
+        assert any("asymmetry" in line for line in found[3])
+
+
+def with_old_stroke(images):
+    """A ball of fluid, 5 cm wide, in one half of the brain."""
+    brain = images.max(-1) > 0
+    ball = np.square([(place - place[brain].mean()) * mm - shift for place, mm, shift in zip(
+        np.indices(brain.shape), (135 / len(images), 3.0, 3.0), (0, 0, 35))]).sum(0) < 25**2
+    fluid = [np.percentile(images[brain][:, m], end) for m, end in enumerate((1, 99, 1))]
+    return np.where((ball & brain)[..., None], fluid, images)

@@ -166,10 +166,15 @@ def measure_layers(found: explain.LayerPass, slices: Slices, flair: int,
     return pd.concat(tables, ignore_index=True)
 
 
-def rank_correlation(a: np.ndarray, b: np.ndarray, brain: np.ndarray) -> np.ndarray:
-    """Spearman's correlation, (N,), of maps (N, h, w) over cells of which half is brain; NaN: one is constant there."""
+def brain_cells(brain: np.ndarray, cells: tuple[int, ...]) -> np.ndarray:
+    """Cells of a layer of which at least half is brain: bool, (N, h, w), of masks (N, H, W)."""
+    return explain.average_cells(brain, cells) >= 0.5
+
+
+def rank_correlation(a: np.ndarray, b: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """Spearman's correlation, (N,), of maps over cells `inside`, all (N, h, w); NaN: one map is constant there."""
     found = np.full(len(a), np.nan)
-    for i, cells in enumerate(explain.average_cells(brain, a.shape[1:]) >= 0.5):
+    for i, cells in enumerate(inside):
         ranks = rankdata([a[i][cells], b[i][cells]], axis=1) if cells.sum() > 2 else np.zeros((2, 1))
         ranks -= ranks.mean(axis=1, keepdims=True)
         norm = np.sqrt((ranks**2).sum(axis=1).prod())
@@ -190,10 +195,11 @@ def randomise_layers(network: keras.Model, found: explain.LayerPass, slices: Sli
            for layer, raw in maps.items()}
     methods, layers = (list(dict.fromkeys(names)) for names in zip(*own))
     n, size, likeness, untrained = len(slices.table), slices.brain.shape[1:], [], []
+    inside = {layer: brain_cells(slices.brain, own[methods[0], layer].shape[1:]) for layer in layers}
 
     def compare(rows, maps, **names):
         for (method, layer), raw in own.items():
-            correlation = rank_correlation(raw[rows], maps[method, layer], slices.brain[rows])
+            correlation = rank_correlation(raw[rows], maps[method, layer], inside[layer][rows])
             likeness.append(slices.table.iloc[rows].assign(spearman=correlation, method=method, layer=layer, **names))
 
     other = another_patient(slices.table)
@@ -349,7 +355,7 @@ def kind_similarity(stored: Mapping[tuple[str, int], Mapping[str, np.ndarray]]) 
     return pd.concat([pd.DataFrame({
         "pair": " and ".join(sorted([one[0], two[0]])), "trainings": f"{one[1]}/{two[1]}",
         **dict(zip(("method", "layer"), name.split("|"))), "subject": a["subject"], "slice": a["slice"],
-        "spearman": rank_correlation(a[name], b[name], a["brain"])})
+        "spearman": rank_correlation(a[name], b[name], brain_cells(a["brain"], a[name].shape[1:]))})
         for (one, a), (two, b) in combinations(stored.items(), 2) for name in a if "|" in name], ignore_index=True)
 
 

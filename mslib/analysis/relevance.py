@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
-from mslib.explain import batches_of, logits_of, lrp, relevance_flow, relevance_shares
+from mslib.explain import lrp, relevance_flow, relevance_shares
 from mslib.measure import adjust_p_values, mean_interval, mixed_effects, share_inside
 
 #: After the name of a rule: values are counted from the sequence's mean over the brain, not from 0.
@@ -60,17 +60,16 @@ def slice_shares(model: keras.Model, images, targets, sequences: Sequence[str], 
     ``absolute_<sequence>, positive_<sequence>``: of the relevance; with marks ``inside_<sequence>``: share of the
     sequence's positive relevance inside its mark, ``uniform_<sequence>``: the mark's share of the brain.
     """
-    logits = logits_of(model, batches_of(images, 16))
-    predicted = logits.argmax(1)
-    relevance = relevance_maps(model, images, predicted, rule, brain)
-    shares = {"intensity": relevance_shares(images - _baseline(images, brain, rule))["absolute"],
-              **relevance_shares(relevance)}
+    baseline, last = _baseline(images, brain, rule), model.layers[-1].name
+    relevance, at = lrp(model, images, None, rule.removesuffix(CENTRED), baseline=baseline, layers=[last])
+    predicted, logits = np.abs(at[last]).argmax(1), at[last].sum(1, dtype=np.float64)  # 0 but for the class predicted
+    shares = {"intensity": relevance_shares(images - baseline)["absolute"], **relevance_shares(relevance)}
     if marks is not None:
         uniform = np.repeat(brain[..., None], len(sequences), -1)
         shares |= {name: 100 * share_inside(maps, marks, brain)
                    for name, maps in (("inside", relevance), ("uniform", uniform))}
     columns = {f"{kind}_{name}": values[:, m] for kind, values in shares.items() for m, name in enumerate(sequences)}
-    kept = relevance.sum((1, 2, 3), dtype=np.float64) / logits[np.arange(len(logits)), predicted]
+    kept = relevance.sum((1, 2, 3), dtype=np.float64) / logits
     return pd.DataFrame({"predicted": predicted, "correct": predicted == targets, "kept": kept, **columns})
 
 

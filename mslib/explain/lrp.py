@@ -13,7 +13,7 @@ from .adapt import explainable, stacked
 from .baselines import baseline_images
 from .lrp_net import read_net
 from .lrp_rules import Composite, check_parameters, resolve_rule
-from .model import choose_targets
+from .model import check_inputs, choose_targets
 
 
 def lrp(model: keras.Model, inputs, targets=None, rule: str | Composite = "epsilon_plus", *, baseline="zero",
@@ -114,7 +114,11 @@ def _explain(model, inputs, targets, rule, baseline, layers, batch_size, paramet
     parameters = check_parameters(composite, parameters)
     if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
         raise ValueError(f"batch_size: must be a whole number from 1 on (got {batch_size!r})")
-    inputs, targets = choose_targets(model, inputs, targets, batch_size)
+    if targets is None:  # -1: the class that the pass itself predicts
+        inputs, targets = check_inputs(model, inputs, np.zeros(len(inputs), int))
+        targets = targets - 1
+    else:
+        inputs, targets = choose_targets(model, inputs, targets, batch_size)
     names, base = _wanted(model, layers), baseline_images(inputs, baseline)
     run = _traced(model, composite, tuple(parameters.items()), tuple(names), bool(base.any()))
     return names, (run(*(tf.constant(part[i:i + batch_size]) for part in (inputs, base, targets)))
@@ -147,7 +151,8 @@ def _traced(model, composite, parameters, names, centred):
         for step, linear in zip(steps, maps):
             values[step.writes] = step.forward([values[one] for one in step.reads], linear)
         logits = values[target]
-        relevance, of_layers = {target: logits * tf.one_hot(targets, logits.shape[-1])}, {}
+        chosen = tf.where(targets < 0, tf.argmax(logits, -1, tf.int32), targets)
+        relevance, of_layers = {target: logits * tf.one_hot(chosen, logits.shape[-1])}, {}
         for step, linear in zip(reversed(steps), reversed(maps)):
             above = relevance.pop(step.writes)
             of_layers |= dict.fromkeys(step.names, above)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from scipy import ndimage, sparse
+from scipy import sparse
 
 from mslib.study import StudyError, atomic_path, write_json
 
@@ -133,11 +133,18 @@ def load_stack(path: str | Path) -> SliceStack:
 def plane_to_volume(maps: np.ndarray, stack: SliceStack, reference: nib.Nifti1Image) -> np.ndarray:
     """Put one map per slice, (n, H, W), back into the grid of `reference`, for instance the preprocessed T1w image.
 
-    Float32 (X, Y, Z): linear between pixels, 0 outside the stack's field of view and slices.
+    Float32 (X, Y, Z): linear between pixels, 0 outside the stack's field of view and slices. ValueError: the axes of
+    `reference` do not run along those of the slices.
     """
     to_map = np.linalg.inv(stack.affine) @ reference.affine
-    return ndimage.affine_transform(np.asarray(maps, np.float32).transpose(2, 1, 0), to_map[:3, :3], to_map[:3, 3],
-                                    reference.shape[:3], order=1, mode="grid-constant", cval=0.0)
+    scale = np.diag(to_map)[:3]
+    if not np.allclose(to_map[:3, :3], np.diag(scale), atol=1e-4):
+        raise ValueError("reference: axes must run along those of the slices (got "
+                         f"{reference.affine[:3, :3].tolist()})")
+    maps = np.asarray(maps, np.float32).transpose(2, 1, 0)
+    weights = [np.maximum(0, 1 - abs(step * np.arange(m)[:, None] + start - np.arange(n))).astype(np.float32)
+               for step, start, m, n in zip(scale, to_map[:3, 3], reference.shape, maps.shape)]
+    return np.einsum("xi,yj,zk,ijk->xyz", *weights, maps, optimize=True)
 
 
 def write_volume(path: Path, maps: dict[str, np.ndarray], stack: SliceStack, reference: Path, names: str,
