@@ -25,10 +25,9 @@ from mslib.study.provenance import ROOT
 from mslib.study.run import DRIVEN
 
 VALIDATOR = "bids-validator-deno"
-#: Preprocessing of a subject at 1 mm on one core: seconds, MB of memory at the peak, MB of files. Measured on two real
-#: patients (1 mm with a brain mask; 39 slices without one): 7 and 11 s of processor time and 4 s to start, 633 and
-#: 663 MB, 31.6 and 31.4 MB.
-SECONDS, MEMORY_MB, DISK_MB = 12, 650, 32
+#: Preprocessing of a subject on one core: at rest, and for each million voxels of T1w, as scanned (memory, MB; a brain
+#: mask that is not given takes more) or of 1 mm (files, MB); seconds. Measured from 0.6 to 2 mm (tests/test_app.py).
+MEMORY_MB, MEMORY_MASK_MB, DISK_MB, SECONDS = (300, 35), 90, (28, 1.25), 12
 
 
 def _ready(bids_dir: Path, output_dir: Path | None = None, cores: int | None = None) -> None:
@@ -78,14 +77,21 @@ def init(bids_dir: Path, name: str | None = None, group_column: str | None = Non
     except StudyError:
         file.unlink()
         raise
-    people, cores = sum(found.usable.values()), os.cpu_count() or 1
+    people, cores, (memory_mb, disk_mb) = sum(found.usable.values()), os.cpu_count() or 1, needed_mb(found)
     print(f"Written: {file}")
     if file.parent == ROOT / "config":  # else the BIDS App goes on
         print(f"Next: snakemake cohort --config study={config.study}",
               f"  preprocesses {people} subjects; minutes on {cores} cores: {people * SECONDS / 60 / cores:.1f}, "
-              f"GB of memory a core: {MEMORY_MB / 1000:g}, GB of disk: {people * DISK_MB / 1000:.1f}",
+              f"GB of memory a core: {memory_mb / 1000:.2f}, GB of disk: {people * disk_mb / 1000:.2f}",
               f"Then: snakemake --config study={config.study}   (trains and explains networks)", sep="\n")
     return 0
+
+
+def needed_mb(found: Survey) -> tuple[float, float]:
+    """MB of memory at the peak and of files that preprocessing takes for the largest head of a survey."""
+    scanned, cubes = found.megavoxels.max(0)
+    guessed = MEMORY_MASK_MB * (found.masks["brain"] < len(found.megavoxels))
+    return MEMORY_MB[0] + MEMORY_MB[1] * max(scanned, cubes) + guessed, DISK_MB[0] + DISK_MB[1] * cubes
 
 
 def _told(found: Survey) -> list[str]:

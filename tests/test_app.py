@@ -13,7 +13,7 @@ import test_bids as bids
 from mslib import app
 from mslib.__main__ import COMMANDS, _app, _command, main
 from mslib.cohort import Cohort, draw_participants, simulate_subject
-from mslib.cohort.survey import class_names
+from mslib.cohort.survey import class_names, survey
 from mslib.study import load_config
 
 VALUES = {"HC": "control", "RR-MS": "RRMS", "SP MS": "SPMS"}
@@ -303,5 +303,11 @@ def test_the_app_preprocesses_a_participant(tmp_path):
                            "--participant-label", "4", "--skip-bids-validation"], cwd=app.ROOT,
                           capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    made = {path.parts[-3] for path in (out / "derivatives" / "mslib").glob("sub-*/anat/*_desc-qc.json")}
-    assert made == {"sub-4"}
+    made = out / "derivatives" / "mslib"
+    assert {path.parts[-3] for path in made.glob("sub-*/anat/*_desc-qc.json")} == {"sub-4"}
+    memory_mb, disk_mb = app.needed_mb(survey(root))
+    assert sum(path.stat().st_size for path in (made / "sub-4").rglob("*.*")) / 1e6 == pytest.approx(disk_mb, rel=0.3)
+    again = "import sys; from mslib.__main__ import main; main(sys.argv[1:]); print(open('/proc/self/status').read())"
+    done = subprocess.run([app.sys.executable, "-c", again, "preprocess", "--config", str(out / "config.yaml"),
+                           "--run-dir", str(out), "--subject", "4"], capture_output=True, text=True, check=True)
+    assert int(re.search(r"VmHWM:\s+(\d+) kB", done.stdout)[1]) / 1024 == pytest.approx(memory_mb, rel=0.3)

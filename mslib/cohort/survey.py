@@ -38,7 +38,8 @@ class Survey:
 
     `columns`: that could be the group, to values and counts; `column`: the one taken (None: left open); `classes`: to
     its values; `usable`: people without a fault by class (the study's own cohort); `sessions`: to numbers of subjects;
-    `voxel_mm`: of every T1w image, (n, 3); `masks`: numbers of subjects by kind.
+    `voxel_mm`: of every T1w image, (n, 3); `megavoxels`: likewise millions of voxels, as scanned and of 1 mm, (n, 2);
+    `masks`: numbers of subjects by kind.
     """
 
     root: Path
@@ -52,6 +53,7 @@ class Survey:
     session: str | None
     entities: dict[str, str]
     voxel_mm: np.ndarray
+    megavoxels: np.ndarray
     masks: dict[str, int]
 
     @property
@@ -173,9 +175,11 @@ def survey(root: str | Path, column: str | None = None) -> Survey:
     people = list(cohort or ())
     usable = Counter(one.group for one in people if one.cohort == COHORTS[0])
     masks = {kind: sum(getattr(one, f"{kind}_mask") is not None for one in people) for kind in ("brain", "lesion")}
-    sizes = [nib.load(one.images["T1w"]).header.get_zooms()[:3] for one in people]
+    headers = [nib.load(one.images["T1w"]).header for one in people]
+    sizes = np.reshape([header.get_zooms()[:3] for header in headers], (-1, 3))
+    scanned = np.array([np.prod(header.get_data_shape()[:3]) for header in headers]) / 1e6
     return Survey(root, cohort, faults, columns, column, groups, {name: usable[name] for name in groups}, sessions,
-                  session, entities, np.reshape(sizes, (-1, 3)).round(3), masks)
+                  session, entities, sizes.round(3), np.stack([scanned, scanned * sizes.prod(1)], 1), masks)
 
 
 def suspicions(cohort: Cohort, root: str | Path) -> list[str]:
