@@ -33,7 +33,7 @@ def last_convolution(backbone: str) -> str:
 
 
 def _network(backbone, n_classes, input_shape, batch_norm, precision, narrow):
-    """A network at random; narrowed, all its weights are drawn anew."""
+    """A network at random."""
     if backbone not in CONVOLUTIONS:
         raise StudyError(f"backbone: must be one of {sorted(CONVOLUTIONS)} (got {backbone!r})")
     options = {"dtype": keras.DTypePolicy("float32" if precision == "float32" else "mixed_bfloat16")}
@@ -42,22 +42,15 @@ def _network(backbone, n_classes, input_shape, batch_norm, precision, narrow):
         for conv in range(1, n + 1):
             name = f"block{block}_conv{conv}"
             if batch_norm:
-                x = layers.Conv2D(filters, 3, padding="same", kernel_initializer="he_normal", name=name, **options)(x)
+                x = layers.Conv2D(filters // narrow, 3, padding="same", kernel_initializer="he_normal", name=name,
+                                  **options)(x)
                 x = layers.BatchNormalization(momentum=0.85, epsilon=1e-3, name=f"{name}_bn", **options)(x)
                 x = layers.ReLU(name=f"{name}_relu", **options)(x)
             else:
-                x = layers.Conv2D(filters, 3, padding="same", activation="relu", name=name, **options)(x)
+                x = layers.Conv2D(filters // narrow, 3, padding="same", activation="relu", name=name, **options)(x)
         x = layers.MaxPooling2D(2, name=f"block{block}_pool", **options)(x)
     x = layers.GlobalAveragePooling2D(name="gap", dtype="float32")(x)
-    model = keras.Model(inputs, layers.Dense(n_classes, name="logits", dtype="float32")(x), name=backbone)
-
-    def narrowed(layer):
-        config = layer.get_config()
-        if "filters" in config:
-            config["filters"] //= narrow
-        return type(layer).from_config(config)
-
-    return keras.models.clone_model(model, clone_function=narrowed) if narrow > 1 else model
+    return keras.Model(inputs, layers.Dense(n_classes, name="logits", dtype="float32")(x), name=backbone)
 
 
 def build_classifier(backbone: str, n_classes: int, input_shape: tuple[int | None, int | None, int],

@@ -109,7 +109,7 @@ def attribute(study: Study, backbone: str) -> None:
     config, folder, network = study.config, study.folder / "attributions" / backbone, Network(backbone)
     model, settings, attribution = study.net(*network), study.attribution_settings, analysis.attribution
     patients = as_explained(study, study.explained_slices(network, config.attribution.shapley_slices))
-    asked = explain.predict_copy(model, settings["precision"])
+    asked = model if settings["precision"] == "float32" else explain.predict_copy(model)
     tables = {"importance": attribution.slice_importance(asked, patients, config.sequences, config.seed, str(network))}
     shown = study.shown_slices(model)[1]
     methods = methods_of(config.relevance.compared, backbone == config.model.backbones[0])
