@@ -1,5 +1,10 @@
 """What holds for all tests."""
 
+import os
+
+# Before NumPy: two workers on two cores, whose threads of linear algebra would wait for one another.
+os.environ |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+
 import pytest
 
 import mslib  # noqa: F401 - before TensorFlow, which then takes the kernels that the study runs with

@@ -12,9 +12,9 @@ from mslib.study import StudyError
 @pytest.fixture(scope="module")
 def biased():
     """A head's scans with planted fields (inside the brain SD about 0.08: the 40 % level of BrainWeb), FLAIR moved."""
-    maps = cases.tissues(2)
+    maps = cases.tissues(3)
     moves = {"T1w": sitk.Transform(), "T2w": sitk.Transform(), "FLAIR": cases.motion(np.random.default_rng(1), 5, 5)}
-    scans = {name: cases.scan(maps, name, move, (2, 2, 2), bias=0.5, noise=0.02, seed=11 + number)
+    scans = {name: cases.scan(maps, name, move, (3, 3, 3), bias=0.5, noise=0.02, seed=11 + number)
              for number, (name, move) in enumerate(moves.items())}
     return maps, moves, scans, estimate_bias([image for image, _ in scans.values()], maps[0], list(moves.values()))
 

@@ -36,9 +36,25 @@ def epochs(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def fitted(epochs, tmp_path_factory):
+def cut(tmp_path_factory):
+    """Folder of `fitted` as a kill before the third pass would leave it."""
+    return tmp_path_factory.mktemp("cut")
+
+
+@pytest.fixture(scope="module")
+def fitted(epochs, cut, tmp_path_factory):
     """Network and history of the first fold, trained in one go."""
-    return fit_fold(epochs, FOLDS[0], tmp_path_factory.mktemp("unbroken"), **TINY)
+    folder = tmp_path_factory.mktemp("unbroken")
+
+    class Passes(staging._Passes):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 2:
+                shutil.copytree(folder, cut, dirs_exist_ok=True)
+            super().on_epoch_begin(epoch, logs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(staging, "_Passes", Passes)
+        return fit_fold(epochs, FOLDS[0], folder, **TINY)
 
 
 # ---- the network
@@ -80,28 +96,7 @@ def test_a_loss_that_is_no_number_is_told(tmp_path):
 
 # ---- resumed as unbroken
 
-@pytest.fixture(scope="module")
-def cut(epochs, tmp_path_factory):
-    """Folder of a training that ended before its third pass."""
-
-    class Cut(Exception):
-        pass
-
-    class Passes(staging._Passes):
-        def on_epoch_begin(self, epoch, logs=None):
-            if epoch == 2:
-                raise Cut
-            super().on_epoch_begin(epoch, logs)
-
-    folder = tmp_path_factory.mktemp("cut")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(staging, "_Passes", Passes)
-        with pytest.raises(Cut):
-            fit_fold(epochs, FOLDS[0], folder, **TINY)
-    return folder
-
-
-def test_training_keeps_the_lowest_validation_loss(epochs, cut, tmp_path):
+def test_training_keeps_the_lowest_validation_loss(epochs, fitted, cut, tmp_path):
     """Two passes of which the first was the better one; nothing is left to train."""
     model, history = fit_fold(epochs, FOLDS[0], shutil.copytree(cut, tmp_path / "cut"), **TINY | {"passes": 2})
     assert history["pass"].tolist() == [1, 2] and history["val_loss"].idxmin() == 0

@@ -14,13 +14,12 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
-import tensorflow as tf
 
 from mslib.nets import SliceSet, build_classifier, build_trainable, gather, prediction_table, save_half
 from mslib.nets.data import balanced_draw, predict
 from mslib.nets.heads import Head, fit_head, fold_logits
 from mslib.nets.protocols import cached, fine_tune, split_network, start_network
-from mslib.nets.train import BalancedBatches, History, Recipe, fit, learning_rates, refresh_batch_norm
+from mslib.nets.train import BalancedBatches, History, Recipe, _stopped, fit, learning_rates, refresh_batch_norm
 from mslib.nets.vgg import fold_batch_norm
 from mslib.study import StudyError, write_json
 from mslib.study.config import Augmentation
@@ -53,7 +52,7 @@ def ship(model, path, layers):
 
 @functools.cache
 def built():
-    """A small network, built once so that trainings of one recipe are traced once, and its first weights."""
+    """A small network, built once so that trainings of one recipe, if in turn, are traced once; its first weights."""
     keras.utils.set_random_seed(4)
     inputs = x = keras.Input((16, 16, 3), name="image")
     for number, filters in enumerate((8, 8)):
@@ -135,23 +134,6 @@ def test_it_learns(slices, parts, whole):
     assert best["val_accuracy"] > 0.9
 
 
-def test_an_epoch_gives_means_over_its_batches_and_refreshed_statistics(slices, parts, tmp_path):
-    """With steps too small to change the network, so that the loss of each batch can be computed afterwards."""
-    model = small_net()
-    history = fit(model, slices, *parts, replace(RECIPE, epochs=1, learning_rate=1e-12, augmentation=None), tmp_path)
-    targets = slices.table["target"].to_numpy()
-    order = balanced_draw(targets, parts[0], 6 * 9, np.random.default_rng([5, 0]))
-    logits = [model(slices.batch(order[i:i + 8]), training=True).numpy() for i in range(0, 48, 8)]
-    losses = keras.losses.sparse_categorical_crossentropy(targets[order[:48]], np.concatenate(logits), from_logits=True)
-    assert history["loss"].item() == pytest.approx(np.mean(losses), rel=1e-4)
-    right = np.concatenate(logits).argmax(1) == targets[order[:48]]
-    assert history["accuracy"].item() == pytest.approx(right.mean())
-    first = keras.Model(model.input, model.layers[1].output)(slices.batch(parts[0])).numpy()
-    assert 0.85**6 > 0.3, "after the six steps of the epoch alone much of the variance at the start would be left"
-    variance = first.var((0, 1, 2))
-    assert (np.abs(np.array(model.layers[2].moving_variance) - variance) < 0.1 * (1 - variance)).all()
-
-
 def test_the_rate_rises_to_its_peak_and_falls_to_a_hundredth():
     schedule = learning_rates(0.2, 50)
     rates = np.array([float(schedule(step)) for step in range(50)])
@@ -207,29 +189,55 @@ def test_a_kill_between_the_two_files_of_a_backup(slices, parts, whole, broken_o
 
 
 KILLED = """
-import os, signal, sys
+import os, pathlib, signal, sys
 sys.path[:0] = ["tests", "."]
 from test_training import RECIPE, History, fit, make_slices, small_net
 import numpy as np
+import tensorflow as tf
+folder, graphs = map(pathlib.Path, sys.argv[1:])
+def sum_of_three(moment):
+    tf.function(lambda x: tf.add_n([2 * x, tf.sin(x), tf.cos(x)]))(tf.ones((64, 128, 128, 16)))
+    (graphs / moment).mkdir()
+    for path in graphs.glob("*MetaOptimizer*"):
+        path.rename(graphs / moment / path.name)
+sum_of_three("before")
 end = History.on_train_batch_end
 def killed(self, batch, logs=None):
     end(self, batch)
     if len(self.rows) == 2 and batch == 3:
+        sum_of_three("within")
         os.kill(os.getpid(), signal.SIGKILL)
 History.on_train_batch_end = killed
 slices = make_slices()
 last = slices.table["subject"].str.endswith("3").to_numpy()
-fit(small_net(), slices, np.flatnonzero(~last), np.flatnonzero(last), RECIPE, sys.argv[1])
+fit(small_net(), slices, np.flatnonzero(~last), np.flatnonzero(last), RECIPE, folder)
 """
 
 
-def test_a_killed_process_goes_on_as_if_never_killed(slices, parts, whole, tmp_path, capsys):
-    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], cwd=ROOT, capture_output=True, text=True,
-                          check=False)
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """Folders of a training whose process was killed in its third epoch, and of graphs that TensorFlow ran in it."""
+    folder, graphs = tmp_path_factory.mktemp("killed"), tmp_path_factory.mktemp("graphs")
+    dumped = os.environ | {"TF_DUMP_GRAPH_PREFIX": str(graphs), "TF_CPP_VMODULE": "meta_optimizer=1",
+                           "TF_CPP_MIN_LOG_LEVEL": "0"}
+    done = subprocess.run([sys.executable, "-c", KILLED, str(folder), str(graphs)], env=dumped, cwd=ROOT,
+                          capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    return folder, graphs
+
+
+def test_a_killed_process_goes_on_as_if_never_killed(slices, parts, whole, killed, capsys):
     model = small_net()
-    same(model, fit(model, slices, *parts, RECIPE, tmp_path, "net"), whole)
+    same(model, fit(model, slices, *parts, RECIPE, killed[0], "net"), whole)
     assert "net: goes on after epoch 2 of 4\n" in capsys.readouterr().err
+
+
+def test_sums_of_three_are_not_made_in_the_order_of_arrival(killed):
+    """What TensorFlow makes of a sum is read from the graph that it runs (a network shows it once in many steps)."""
+    reordered = {moment: any("TemporaryVariable" in path.read_text(encoding="utf-8")
+                             for path in (killed[1] / moment).glob("after_MetaOptimizer*"))
+                 for moment in ("before", "within")}
+    assert reordered == {"before": True, "within": False}
 
 
 def test_a_network_that_was_trained_before_is_trained_as_a_new_one(slices, parts, whole, broken_off, tmp_path):
@@ -290,23 +298,6 @@ def test_a_damaged_backup_falls_back_on_the_one_before(slices, parts, broken_off
     assert begins(slices, parts, broken_off) == (1, 6)
 
 
-def test_the_best_epoch_is_kept_and_waiting_ends(slices, parts, tmp_path, monkeypatch):
-    losses, seen, end = iter([0.9, 0.5, 0.7, 0.6, 0.8, 0.1]), [], History.on_epoch_end
-
-    def prescribed(self, epoch, logs):
-        logs["val_loss"] = next(losses)
-        seen.append([layer.get_weights() for layer in self.model.layers])
-        end(self, epoch, logs)
-
-    monkeypatch.setattr(History, "on_epoch_end", prescribed)
-    model = small_net()
-    history = fit(model, slices, *parts, replace(RECIPE, epochs=6, patience=2), tmp_path)
-    assert history["val_loss"].tolist() == [0.9, 0.5, 0.7, 0.6]
-    for layer, expected in zip(model.layers, seen[1], strict=True):
-        for found, wanted in zip(layer.get_weights(), expected, strict=True):
-            np.testing.assert_array_equal(found, wanted)
-
-
 def test_a_loss_that_is_not_a_number(slices, parts, tmp_path):
     broken = SliceSet(np.full_like(slices.images, np.nan), slices.table)
     with pytest.raises(StudyError, match=r"net: the loss of epoch 1 is nan; lower training learning_rate") as caught:
@@ -335,6 +326,42 @@ def test_refreshing_changes_moving_statistics_alone(slices, parts, monkeypatch):
     np.testing.assert_allclose(norms[0].moving_variance, first.var((0, 1, 2)), rtol=0.1, atol=1e-4)
 
 
+def test_the_best_epoch_is_kept_and_waiting_ends(slices, parts, tmp_path, monkeypatch):
+    losses, seen, end = iter([0.9, 0.5, 0.7, 0.1]), [], History.on_epoch_end
+
+    def prescribed(self, epoch, logs):
+        logs["val_loss"] = next(losses)
+        seen.append([layer.get_weights() for layer in self.model.layers])
+        end(self, epoch, logs)
+
+    monkeypatch.setattr(History, "on_epoch_end", prescribed)
+    model = small_net()
+    history = fit(model, slices, *parts, replace(RECIPE, patience=1), tmp_path)
+    assert history["val_loss"].tolist() == [0.9, 0.5, 0.7]
+    rows = [{"val_loss": loss} for loss in (0.9, 0.5, 0.7, 0.6, 0.8)]
+    assert [_stopped(rows[:n], 2) for n in range(6)] == [False] * 4 + [True] * 2
+    for layer, expected in zip(model.layers, seen[1], strict=True):
+        for found, wanted in zip(layer.get_weights(), expected, strict=True):
+            np.testing.assert_array_equal(found, wanted)
+
+
+def test_an_epoch_gives_means_over_its_batches_and_refreshed_statistics(slices, parts, tmp_path):
+    """With steps too small to change the network, so that the loss of each batch can be computed afterwards."""
+    model = small_net()
+    history = fit(model, slices, *parts, replace(RECIPE, epochs=1, learning_rate=1e-12, augmentation=None), tmp_path)
+    targets = slices.table["target"].to_numpy()
+    order = balanced_draw(targets, parts[0], 6 * 9, np.random.default_rng([5, 0]))
+    logits = [model(slices.batch(order[i:i + 8]), training=True).numpy() for i in range(0, 48, 8)]
+    losses = keras.losses.sparse_categorical_crossentropy(targets[order[:48]], np.concatenate(logits), from_logits=True)
+    assert history["loss"].item() == pytest.approx(np.mean(losses), rel=1e-4)
+    right = np.concatenate(logits).argmax(1) == targets[order[:48]]
+    assert history["accuracy"].item() == pytest.approx(right.mean())
+    first = keras.Model(model.input, model.layers[1].output)(slices.batch(parts[0])).numpy()
+    assert 0.85**6 > 0.3, "after the six steps of the epoch alone much of the variance at the start would be left"
+    variance = first.var((0, 1, 2))
+    assert (np.abs(np.array(model.layers[2].moving_variance) - variance) < 0.1 * (1 - variance)).all()
+
+
 def test_prediction_does_not_depend_on_the_batch(slices):
     model, rows = small_net(), np.arange(0, len(slices.table), 3)
     at_once = predict(model, slices, rows=rows)
@@ -342,37 +369,6 @@ def test_prediction_does_not_depend_on_the_batch(slices):
     np.testing.assert_allclose(predict(model, slices, rows=rows[5:6])[0], at_once[5], rtol=1e-5, atol=1e-6)
     assert at_once.dtype == "float32" and at_once.shape == (len(rows), 3)
     assert predict(model, slices, rows=rows, dtype="float16").dtype == "float16"
-
-
-SUM_OF_THREE = """
-import os, pathlib
-import tensorflow as tf
-from mslib.nets.train import add_in_order
-folder = pathlib.Path(os.environ["TF_DUMP_GRAPH_PREFIX"])
-for moment in ("before", "after"):
-    tf.function(lambda x: tf.add_n([2 * x, tf.sin(x), tf.cos(x)]))(tf.ones((64, 128, 128, 16)))
-    (folder / moment).mkdir()
-    for path in folder.glob("*MetaOptimizer*"):
-        path.rename(folder / moment / path.name)
-    add_in_order()
-"""
-
-
-def test_sums_of_three_are_not_made_in_the_order_of_arrival(tmp_path):
-    """What TensorFlow makes of a sum is read from the graph that it runs (a network shows it once in many steps)."""
-    dumped = os.environ | {"TF_DUMP_GRAPH_PREFIX": str(tmp_path), "TF_CPP_VMODULE": "meta_optimizer=1",
-                           "TF_CPP_MIN_LOG_LEVEL": "0"}
-    done = subprocess.run([sys.executable, "-c", SUM_OF_THREE], env=dumped, cwd=ROOT, capture_output=True, text=True,
-                          check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    reordered = {moment: any("TemporaryVariable" in path.read_text(encoding="utf-8")
-                             for path in (tmp_path / moment).glob("after_MetaOptimizer*"))
-                 for moment in ("before", "after")}
-    assert reordered == {"before": True, "after": False}
-
-
-def test_a_training_keeps_sums_in_order(whole):
-    assert tf.config.optimizer.get_experimental_options()["disable_meta_optimizer"]
 
 
 # Areas beside the class
@@ -393,7 +389,8 @@ def test_areas_are_learned_as_much_as_they_weigh_and_the_class_beside_them(slice
         net = small_net()
         areas = keras.layers.Dense(2, name="areas")(net.get_layer("gap").output)
         model = keras.Model(net.input, [net.output, areas])
-        history = fit(model, truth, *parts, replace(RECIPE, epochs=8, area_weight=weight), tmp_path / str(weight))
+        recipe = replace(RECIPE, epochs=4, slices_per_subject=12, area_weight=weight)
+        history = fit(model, truth, *parts, recipe, tmp_path / str(weight))
         found = predict(keras.Model(net.input, areas), truth, rows=parts[1])
         errors.append(np.square(found - held).mean())
     assert errors[1] < 0.5 * errors[0] and np.corrcoef(found[:, 0], held[:, 0])[0, 1] > 0.8
@@ -420,7 +417,7 @@ def thirds(slices):
 def test_a_network_from_slices_to_a_table(tmp_path, shallow):
     slices = make_slices(n=4, size=32)
     parts = thirds(slices)
-    start = start_network("vgg16", GROUPS, SHAPE, "scratch")
+    start = start_network("vgg16", GROUPS, SHAPE, "scratch", narrow=4)
     plain, history = fine_tune(start, 0, slices, parts, QUICK, tmp_path, "net")
     assert len(history) == 2
     assert not [layer for layer in plain.layers if isinstance(layer, keras.layers.BatchNormalization)]
