@@ -149,12 +149,26 @@ def test_differences_of_shares_stand_beside_those_of_information():
 def test_folds_that_agree_and_folds_that_do_not():
     table = shares_by_hand(noise=2, subjects="abcdefghi")
     equal = sleep.consistency(table, RULE, **DRAWS).iloc[0]
-    assert equal["low"] < 0 < equal["high"]
+    assert equal["low"] < 0, "not more than by chance"
     table.loc[~table["correct"], "absolute_EEG"] += 10 * table["fold"]
     apart = sleep.consistency(table, RULE, **DRAWS).iloc[0]
-    assert apart["low"] > 0 and apart["value"] == apart["wrong"] - apart["correct"] > 0 and apart["epochs"] == 180
+    assert apart["value"] == pytest.approx(apart["wrong"] - apart["correct"] - apart["chance"])
+    assert apart["low"] > 0 and apart["epochs"] == 180
     one = sleep.consistency(shares_by_hand(subjects="a"), RULE, **DRAWS).iloc[0]
     assert one[["correct", "wrong", "value", "low", "high"]].isna().all()
+
+
+def test_people_who_scatter_are_no_folds_that_disagree():
+    """Wrong epochs of every person are off in a direction of their own, whatever the fold."""
+    held, differences = [], []
+    for seed in range(20):
+        table = shares_by_hand(noise=2, subjects="abcdefghijkl")
+        off = dict(zip("abcdefghijkl", np.random.default_rng(seed).normal(0, 12, 12)))
+        table.loc[~table["correct"], "absolute_EEG"] += table["subject"].map(off)
+        found = sleep.consistency(table, RULE, **DRAWS).iloc[0]
+        held.append(found["low"] > 0)
+        differences.append(found["wrong"] - found["correct"])
+    assert np.mean(differences) > 1 and sum(held) <= 3, "wrong epochs scatter more, and folds no more than by chance"
 
 
 def test_as_many_correct_as_wrong_epochs_are_compared():

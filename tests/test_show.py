@@ -398,6 +398,17 @@ def test_a_night_shows_both_hypnograms_wrong_epochs_and_whole_shares():
         assert name in words(figure)
 
 
+def test_what_was_left_out_of_a_night_stays_blank():
+    hours = np.delete(np.arange(20), slice(5, 9)) / 120
+    scored = np.repeat([0, 1], 8)
+    shares = np.full((16, 3), [50, 30, 20])
+    figure = show.plot_night(hours, scored, scored, shares, stages=STAGES, modalities=MODALITIES)
+    top, _, band = figure.axes
+    for patch, value in ((top.patches[0], 0), (band.patches[0], 50)):
+        values, edges, _ = patch.get_data()
+        assert np.isnan(values[5]) and values[4] == value and edges[5:7] * 120 == pytest.approx([5, 9])
+
+
 def test_epochs_are_coloured_where_relevance_is_and_nowhere_else():
     figure, blank = relevant_epochs(), relevant_epochs.__wrapped__(0 * RELEVANCE)
     traces = [one for one in figure.axes[0].collections if isinstance(one, LineCollection)]

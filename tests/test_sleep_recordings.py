@@ -76,7 +76,7 @@ def test_old_labels_merged_and_unscored_epochs_dropped(tmp_path):
     recording = sleep.read_recording(edf, hypnogram, CHANNELS)
     np.testing.assert_array_equal(recording.stages, [0, 0, 3, 3, 3, 3, 4])
     np.testing.assert_array_equal(recording.onsets, [0, 30, 60, 90, 120, 150, 210])
-    assert recording.quality["dropped"] == {"Movement time": 1, "Sleep stage ?": 20}
+    assert recording.quality["dropped"] == {"Movement time": 1, "Sleep stage ?": 2}, "inside the signal"
 
 
 def test_hypnogram_that_starts_later_is_shifted(tmp_path):
@@ -85,6 +85,11 @@ def test_hypnogram_that_starts_later_is_shifted(tmp_path):
     refused(sleep.read_recording, "leaves 60 s before and 0 s after", edf, hypnogram, CHANNELS)
     recording = sleep.read_recording(edf, hypnogram, CHANNELS, mismatch="cut")
     np.testing.assert_array_equal(recording.onsets, 60 + 30 * np.arange(8))
+    assert recording.quality["offset_seconds"] == recording.quality["uncovered_seconds"] == 60
+    early = write_labels(tmp_path / "e.edf", [(0, 90, "Sleep stage W"), (150, 180, "Sleep stage 2")],
+                         pd.Timestamp("2000-01-01 22:59:30").time())
+    refused(sleep.read_recording, "begins 30 s before the signal", edf, early, CHANNELS)
+    assert sleep.read_recording(edf, early, CHANNELS, mismatch="cut").quality["uncovered_seconds"] == 60, "the hole"
 
 
 def test_hypnogram_longer_or_shorter_than_the_signal(tmp_path):
@@ -221,16 +226,20 @@ def test_cohort_goes_on_without_the_faulty(tmp_path):
     (source / "s1n2-PSG.edf").write_bytes((source / "s1n2-PSG.edf").read_bytes()[:100_000])
     write_labels(source / "s2n2-Hypnogram.edf", [(0, 300, "Sleep stage 9")])
     outside = rows_of("s4n1")[0] | {"psg": "../elsewhere.edf"}
+    files = {"psg": "s3n1-PSG.edf", "hypnogram": "s3n1-Hypnogram.edf"}
     table_of(source, [*rows_of(*names, "s9n1"), outside, *rows_of("../../s5", "s1n1"),
-                      rows_of("s3n2")[0] | {"age": "old", "psg": "s3n1-PSG.edf", "hypnogram": "s3n1-Hypnogram.edf"}])
+                      *(rows_of("s3n2")[0] | files | wrong for wrong in (
+                          {"age": "old"}, {"sex": "male"}, {"subject": "S3"}, {"subject": "NA"}, {"night": 2}))])
     epochs = sleep.read_cohort(source, tmp_path / "store", CHANNELS)
     assert sorted(epochs.table["recording"].unique()) == ["s1n1", "s2n1", "s3n1"] and len(epochs) == 30
     told = "\n".join(epochs.faults)
-    assert len(epochs.faults) == 7 and told.count("\n") == 6
+    assert len(epochs.faults) == 11 and told.count("\n") == 10
     for part in ("'s1n2': s1n2-PSG.edf: is truncated", "'s2n2': s2n2-Hypnogram.edf: unknown label 'Sleep stage 9'",
                  "'s9n1': psg 's9n1-PSG.edf' is absent", "'s4n1': psg '../elsewhere.edf' lies outside the folder",
                  "'../../s5': recording '../../s5' is no valid name", "'s1n1': is listed twice",
-                 "'s3n2': age 'old' is no number"):
+                 "'s3n2': age 'old' is no number", "'s3n2': sex 'male' is unknown",
+                 "'s3n2': subject 'S3' is also written 's3'", "'s3n2': subject 'NA' would be read as missing",
+                 "'s3n2': is listed twice; allowed: one row per psg"):
         assert part in told
     nights = sleep.describe_nights(epochs).set_index("recording")
     assert nights.loc["s1n1", ["W", "N1", "N2", "N3", "REM", "trimmed", "dropped"]].tolist() == [4, 1, 2, 1, 2, 0, 0]

@@ -208,27 +208,30 @@ def consistency(relevance: pd.DataFrame, rule: str, n: int = 2000, confidence: f
                 seed: int = 0) -> pd.DataFrame:
     """How much more the shares differ from fold to fold where the network is wrong than where it is correct.
 
-    Correct and wrong epochs are `matched`, because means of fewer epochs scatter more; subjects are drawn anew within
-    their folds. One row: ``correct, wrong`` (SD over folds in percentage points, mean over stages and modalities),
-    ``value`` (wrong less correct), ``low, high, epochs`` of each kind, ``subjects``. NaN below two folds with both.
+    Correct and wrong epochs are `matched`, because means of fewer epochs scatter more. Wrong ones also scatter more
+    within people, and with them the means of any few people: the difference is held against that of `n` deals of the
+    same people to folds at random. One row: ``correct, wrong`` (SD over folds in percentage points, mean over stages
+    and modalities), ``chance`` (mean difference of random deals), ``value`` (wrong less correct less chance), ``low,
+    high`` (the difference less those of random deals), ``epochs`` of each kind, ``subjects``. NaN below two folds.
     """
     shares = subject_shares(matched(relevance[relevance["rule"] == rule], seed))
     shares = shares[(shares["kind"] == "absolute") & (shares["stage"] != OVERALL)]
     fold = shares.groupby("subject")["fold"].first()
-    drawn = measure.resample_counts(fold.to_numpy(), n, seed)
-    counts = np.vstack([np.ones((1, len(fold)), int), drawn])  # first: the data
+    rng, number = np.random.default_rng([seed, 41]), pd.factorize(fold)[0]
+    deals = np.stack([number, *(rng.permutation(number) for _ in range(n))])  # first: the data
+    inside = (deals[:, None] == np.unique(number)[:, None]).astype(float)  # deal, fold, subject
 
     def spread(side):
         wide = shares[shares["correct"] == side].pivot_table(list(MODALITIES), "subject", "stage").reindex(fold.index)
-        values, known, means = wide.fillna(0).to_numpy(), wide.notna().to_numpy(int), []
-        for own in (fold == name for name in fold.unique()):
-            with np.errstate(invalid="ignore"):
-                means.append((counts[:, own] @ values[own]) / (counts[:, own] @ known[own]))
-        return np.ma.masked_invalid(means).std(axis=0, ddof=1).mean(axis=1).filled(np.nan)
+        with np.errstate(invalid="ignore"):
+            means = (inside @ wide.fillna(0).to_numpy()) / (inside @ wide.notna().to_numpy(float))
+        return np.ma.masked_invalid(means).std(axis=1, ddof=1).mean(axis=1).filled(np.nan)
 
     correct, wrong = spread(True), spread(False)
-    return pd.DataFrame([{"correct": correct[0], "wrong": wrong[0],
-                          **measure.percentile_interval(wrong[0] - correct[0], (wrong - correct)[1:], confidence),
+    more = wrong - correct
+    chance = float(more[1:].mean())
+    return pd.DataFrame([{"correct": correct[0], "wrong": wrong[0], "chance": chance,
+                          **measure.percentile_interval(more[0] - chance, more[0] - more[1:], confidence),
                           "epochs": int(shares.loc[shares["correct"], "n"].sum()), "subjects": len(fold)}])
 
 
@@ -246,7 +249,8 @@ def information(epochs: EpochSet, rate: float, seed: int) -> tuple[pd.DataFrame,
 
 
 def ablation_table(ablated: pd.DataFrame, **draws) -> pd.DataFrame:
-    """Share of epochs no more classified correctly: ``baseline, modality, stage, value, low, high, subjects, n``."""
+    """Accuracy lost without a modality, gains counted against: ``baseline, modality, stage, value, low, high, subjects,
+    n``."""
     keys, correct = ["baseline", "modality", "stage"], _by_name(ablated)
     correct = correct.assign(correct=ablated["stage"] == ablated["predicted"]).sort_values("subject", kind="stable")
     present = correct["baseline"] == PRESENT
@@ -305,7 +309,7 @@ def agreement(methods: pd.DataFrame, ablated: pd.DataFrame, information: pd.Data
 def covariates(epochs: EpochSet) -> pd.DataFrame:
     """``subject`` and those of `EFFECTS` that are known and differ, as numbers, of every ``recording`` (the index)."""
     nights = epochs.table.drop_duplicates("recording").set_index("recording")
-    drug = nights["drug"].where(nights["drug"].isna(), (nights["drug"] != "placebo").astype(float))
+    drug = nights["drug"].map(lambda name: float(name.casefold() != "placebo"), na_action="ignore")
     table = pd.DataFrame({"subject": nights["subject"], "decade": nights["age"] / 10,
                           "woman": nights["sex"].map({"F": 1.0, "M": 0.0}), "drug": drug.astype(float)})
     return table[["subject", *[name for name in EFFECTS if table[name].dropna().min() < table[name].dropna().max()]]]

@@ -42,18 +42,24 @@ def plot_night(hours, scored, predicted, shares, stages: Sequence[str], modaliti
     order = [name for name in DEPTH if name in stages] + [name for name in stages if name not in DEPTH]
     height = np.array([order.index(name) for name in stages])
     fig, (top, middle, band) = plt.subplots(3, 1, sharex=True, figsize=(8.6, 4.6), height_ratios=[2, 2, 1.9])
-    edges = np.append(hours, hours[-1] + EPOCH_HOURS)
+    gaps = np.flatnonzero(np.diff(hours) > 1.01 * EPOCH_HOURS)  # epochs that were left out stay blank
+    edges = np.append(np.insert(hours, gaps + 1, hours[gaps] + EPOCH_HOURS), hours[-1] + EPOCH_HOURS)
     wrong = scored != predicted
+
+    def with_gaps(values):
+        return np.insert(np.asarray(values, float), gaps + 1, np.nan, axis=0)
+
     for ax, values, name in ((top, scored, "scored"), (middle, predicted, "predicted")):
-        ax.stairs(height[values], edges, baseline=None, color="#222222", lw=0.8)
+        ax.stairs(with_gaps(height[values]), edges, baseline=None, color="#222222", lw=0.8)
         ax.set_yticks(range(len(order)), order)
         ax.set_ylim(len(order) - 0.5, -0.5)
         ax.set_ylabel(name)
     middle.plot(hours[wrong] + EPOCH_HOURS / 2, height[predicted[wrong]], "|", color="#D55E00", ms=6, mew=0.8)
-    colours, below = colours_of(list(modalities)), np.zeros(len(hours))
+    colours, below, shares = colours_of(list(modalities)), np.zeros(len(edges) - 1), with_gaps(shares)
     for column, modality in enumerate(modalities):
         above = below + shares[:, column]
-        band.stairs(above, edges, baseline=below, fill=True, color=colours[modality], lw=0, antialiased=False)
+        band.stairs(above, edges, baseline=np.nan_to_num(below), fill=True, color=colours[modality], lw=0,
+                    antialiased=False)
         below = above
     band.set_ylim(0, 100)
     band.set_ylabel("share of\nrelevance (%)")

@@ -20,6 +20,7 @@ from .stages import STAGES
 TABLE = "nights.tsv"
 REQUIRED, OPTIONAL = ("recording", "subject", "psg", "hypnogram"), ("night", "drug", "age", "sex")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+MISSING = {"na", "nan", "null", "none"}  # to tables that are read again
 NAME_RULE = "1 to 64 letters, digits, - and _"
 
 
@@ -70,13 +71,13 @@ class EpochSet:
         return np.sort(np.concatenate(drawn))
 
 
-def _row_fault(folder: Path, row: dict, seen: set[str]) -> str | None:
+def _row_fault(folder: Path, row: dict) -> str | None:
     """What is wrong with a row of the table, before any recording is opened."""
     for column in ("recording", "subject"):
         if not isinstance(row[column], str) or not NAME.fullmatch(row[column]):
             return f"{column} {row[column]!r} is no valid name; allowed: {NAME_RULE}"
-    if row["recording"].lower() in seen:
-        return "is listed twice; allowed: one row per recording"
+        if row[column].casefold() in MISSING:
+            return f"{column} {row[column]!r} would be read as missing; allowed: another name"
     for column in ("psg", "hypnogram"):
         path = folder / str(row[column])
         if not path.resolve().is_relative_to(folder.resolve()):
@@ -86,6 +87,20 @@ def _row_fault(folder: Path, row: dict, seen: set[str]) -> str | None:
     for column in ("night", "age"):
         if isinstance(row[column], str) and not re.fullmatch(r"\d+(\.\d+)?", row[column]):
             return f"{column} {row[column]!r} is no number; allowed: a number or n/a"
+    if isinstance(row["sex"], str) and row["sex"] not in ("F", "M"):
+        return f"sex {row['sex']!r} is unknown; allowed: F, M or n/a"
+    return None
+
+
+def _repeated(folder: Path, row: dict, seen: dict) -> str | None:
+    """What a row repeats of rows before, which `seen` holds; a row that repeats nothing is added."""
+    spelling = seen.get(("subject", row["subject"].lower()), row["subject"])
+    if spelling != row["subject"]:
+        return f"subject {row['subject']!r} is also written {spelling!r}; allowed: one spelling"
+    own = {("recording", row["recording"].lower()), ("psg", (folder / row["psg"]).resolve())}
+    if again := own & seen.keys():
+        return f"is listed twice; allowed: one row per {max(again)[0]}"
+    seen |= dict.fromkeys(own) | {("subject", row["subject"].lower()): row["subject"]}
     return None
 
 
@@ -106,12 +121,10 @@ def _read_table(folder: Path) -> tuple[pd.DataFrame, list[str]]:
         raise ValueError(f"{path}: has no {'column ' + ', '.join(absent) if absent else 'row'}; allowed: one row per "
                          f"recording with {', '.join(REQUIRED)}")
     nights = nights.assign(**{column: np.nan for column in OPTIONAL if column not in nights})
-    faults, seen = {}, set()
+    faults, seen = {}, {}
     for index, row in enumerate(nights.to_dict("records")):
-        if wrong := _row_fault(folder, row, seen):
+        if wrong := _row_fault(folder, row) or _repeated(folder, row, seen):
             faults[index] = f"{TABLE}: recording {row['recording']!r}: {wrong}"
-        else:
-            seen.add(row["recording"].lower())
     usable = nights.drop(index=list(faults))
     return usable.assign(night=pd.to_numeric(usable["night"]), age=pd.to_numeric(usable["age"])), [*faults.values()]
 

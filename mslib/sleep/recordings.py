@@ -29,7 +29,8 @@ class Recording(NamedTuple):
 
     ``epochs``: float32 (N, EPOCH_SECONDS * rate, M), every channel with mean 0 and standard deviation 1 over them.
     ``stages``: int8 (N,), indices into `STAGES`. ``onsets``: (N,), seconds from the start of the signal. ``quality``:
-    seconds of signal, epochs kept, dropped by label, trimmed, beyond the signal's end; mean and SD by channel.
+    seconds of signal, of the hypnogram's start after it, without a label; epochs kept, dropped by label, trimmed,
+    beyond the signal's end; mean and SD by channel.
     """
 
     epochs: np.ndarray
@@ -137,7 +138,11 @@ def read_hypnogram(path: str | Path) -> list[Scored]:
 
 def _check_cover(name, scored, offset, seconds, mismatch):
     """Refuse a hypnogram that says too much or too little; seconds of the signal that it leaves out."""
-    end = max((one.onset + one.duration for one in scored if LABELS[one.label] is not None), default=0.0) + offset
+    staged = [one for one in scored if LABELS[one.label] is not None]
+    end = max((one.onset + one.duration for one in staged), default=0.0) + offset
+    if mismatch == "refuse" and staged and staged[0].onset + offset < -1e-6:
+        raise ValueError(f"{name}: begins {-staged[0].onset - offset:g} s before the signal; allowed: the signal's "
+                         "start, or mismatch 'cut'")
     if mismatch == "refuse" and end > seconds + 1e-6:
         raise ValueError(f"{name}: scores {end:g} s, longer than the signal's {seconds:g} s; allowed: the signal's "
                          "length, or mismatch 'cut'")
@@ -146,7 +151,8 @@ def _check_cover(name, scored, offset, seconds, mismatch):
     if mismatch == "refuse" and max(before, after) >= EPOCH_SECONDS:
         raise ValueError(f"{name}: leaves {before:g} s before and {after:g} s after it of the signal's {seconds:g} s "
                          "without a label, shorter than the signal; allowed: the signal's length, or mismatch 'cut'")
-    return before + after
+    held = ((max(0.0, one.onset + offset), min(seconds, one.onset + one.duration + offset)) for one in scored)
+    return seconds - sum(max(0.0, end - start) for start, end in held)
 
 
 def _cut(scored, offset, seconds):
@@ -154,12 +160,12 @@ def _cut(scored, offset, seconds):
     stages, onsets, dropped, beyond, left_over = [], [], Counter(), 0, 0.0
     for one in scored:
         count = int((one.duration + 1e-6) // EPOCH_SECONDS)
-        if LABELS[one.label] is None:
-            dropped[one.label] += count
-            continue
-        left_over += one.duration - count * EPOCH_SECONDS
         starts = one.onset + offset + EPOCH_SECONDS * np.arange(count)
         inside = starts[(starts >= 0) & (starts + EPOCH_SECONDS <= seconds + 1e-6)]
+        if LABELS[one.label] is None:
+            dropped[one.label] += len(inside)
+            continue
+        left_over += one.duration - count * EPOCH_SECONDS
         beyond += count - len(inside)
         stages += [LABELS[one.label]] * len(inside)
         onsets += inside.tolist()
@@ -198,11 +204,11 @@ def read_recording(edf: str | Path, hypnogram: str | Path, channels: Mapping[str
     if not len(stages):
         raise ValueError(f"{hypnogram.name}: scores no whole epoch inside the signal of {edf.name}")
     kept = _trim(hypnogram.name, stages, onsets, trim_minutes)
-    quality |= {"seconds": seconds, "uncovered_seconds": uncovered, "trimmed": int((~kept).sum()),
-                "kept": int(kept.sum())}
+    quality |= {"seconds": seconds, "offset_seconds": offset, "uncovered_seconds": uncovered,
+                "trimmed": int((~kept).sum()), "kept": int(kept.sum())}
     stages, onsets = stages[kept], onsets[kept]
     size = round(EPOCH_SECONDS * rate)
-    epochs = np.stack([signals[start:start + size] for start in np.round(onsets * rate).astype(int)])
+    epochs = np.stack([signals[start:start + size] for start in np.floor(onsets * rate + 1e-6).astype(int)])
     mean, spread = (call(epochs, axis=(0, 1), dtype=np.float64) for call in (np.mean, np.std))
     flat = [f"{modality} {label!r}" for (modality, label), value in zip(channels.items(), spread) if not value > 0]
     if flat:
