@@ -11,6 +11,7 @@ from base64 import urlsafe_b64decode
 from functools import cache, reduce
 from math import prod
 from pathlib import Path
+from zlib import crc32
 
 from mslib.steps import Study, simulated_people
 from mslib.study import StudyError, check_results, explained_networks, load_config, read_json
@@ -37,6 +38,7 @@ os.environ.update({DRIVEN: "1", "MSLIB_PROGRESS": "terminal", "MSLIB_FAULTS": FA
 SOURCE, BACKBONES = STUDY.cohort.source, STUDY.model.backbones
 # Real patients are explained with shipped networks.
 FITTED = f"{RUN}/nets/{{network}}/weights.weights.h5" if STUDY.trains else "weights/{network}.h5"
+FITTED_CODE = "" if STUDY.trains else " nets"  # which a training would have read
 
 def start_files(weights, backbones):
     """Files that networks start from: shipped ones, or one's own."""
@@ -77,12 +79,17 @@ def set_altered_aside():
     """Outputs of this run that were cut or edited after Snakemake had noted their time give way, and are made again."""
     notes = Path(".snakemake/metadata")
     for note in (path for path in notes.rglob("*") if path.is_file()):
-        name = urlsafe_b64decode("".join(part.removeprefix("@") for part in note.relative_to(notes).parts)).decode()
-        if name.startswith(f"{RUN}/") and Path(name).is_file():
-            known = json.loads(note.read_text() or "{}").get("endtime")
-            if known is not None and abs(Path(name).stat().st_mtime - known) > 1e-3:
-                Path(name).rename(f"{name}.altered")
-                print(f"{name}: was changed after it was made; made again (kept as {name}.altered)", file=sys.stderr)
+        try:
+            name = urlsafe_b64decode("".join(part.removeprefix("@") for part in note.relative_to(notes).parts)).decode()
+            if not name.startswith(f"{RUN}/") or not Path(name).is_file():
+                continue
+            noted, found = json.loads(note.read_text() or "{}").get("endtime"), Path(name).stat().st_mtime
+            if noted is None or abs(found - noted) <= 1e-3 or found == int(noted):  # tar keeps whole seconds
+                continue
+        except (ValueError, OSError, AttributeError, TypeError):  # a cut note, or none of Snakemake's
+            continue
+        Path(name).rename(f"{name}.altered")
+        print(f"{name}: was changed after it was made; made again (kept as {name}.altered)", file=sys.stderr)
 
 def tell_faults_again():
     """Last of all, below what Snakemake says of jobs that failed."""
@@ -169,14 +176,25 @@ def raw_cohort(wildcards):
            for path in sorted(BIDS.glob(f"{place}sub-*/**/anat/*.nii*")) if path.exists()]
     return [BIDS / "participants.tsv", *own, *expand(TRUTH, subject=list(PEOPLE))]
 
+def listed():
+    """Subjects of the cohort as it was last checked: ids to images and masks."""
+    rows = read_json(at("cohort.json")[0])["subjects"] if Path(*at("cohort.json")).is_file() else []
+    return {row["id"]: [BIDS / file for file in (*row["images"].values(), row["brain_mask"], row["lesion_mask"])
+                        if file] for row in rows}
+
 def people():
-    """Subjects of the checked cohort: ids to images and masks."""
-    return {row["id"]: [*row["images"].values(), row["brain_mask"], row["lesion_mask"]]
-            for row in read_json(checkpoints.check.get().output[0])["subjects"]}
+    """`listed`, once the cohort has been checked."""
+    checkpoints.check.get()
+    return listed()
 
 def raw_files(wildcards):
     """Images and masks of one subject: what makes its preprocessing stale."""
-    return [BIDS / file for file in people().get(wildcards.subject, []) if file]
+    return people().get(wildcards.subject, [])
+
+def state(files):
+    """Sizes and times of files: an older one that was put in the place of another is not newer."""
+    found = [(str(file), Path(file).stat()) for file in files if Path(file).is_file()]
+    return crc32(repr([(name, one.st_size, int(one.st_mtime)) for name, one in found]).encode())
 
 def stacks(wildcards):
     return expand(QUALITY, subject=list(people()))
@@ -204,14 +222,19 @@ rule simulate:
 checkpoint check:
     input: raw_cohort
     output: at("cohort.json")
-    params: made("check_cohort", "cohort", "groups", "group_values", "sequences", "cohort")
+    params:
+        made("check_cohort", "cohort", "groups", "group_values", "sequences", "cohort", "model.shipped"),
+        *([lambda wildcards: state(raw_cohort(wildcards))] if SOURCE == "bids" else [])
     message: "Cohort: check every subject"
     shell: step("check_cohort")
 
 rule preprocess:
     input: ancient(at("cohort.json")), raw_files  # another subject in the list changes nothing for this one
     output: QUALITY, STACK if STUDY.cohort.on_fault == "stop" else []  # one that is left out has its quality file alone
-    params: made("preprocess", "prep", "prep", "sequences", "model.image_size", "model.pixel_mm", "cohort.on_fault")
+    params:
+        made("preprocess", "prep cohort/acquisition cohort/anatomy cohort/phantom", "prep", "sequences",
+        "model.image_size", "model.pixel_mm", "cohort.on_fault"),
+        *([lambda wildcards: state(listed().get(wildcards.subject, []))] if SOURCE == "bids" else [])
     message: "Preprocess sub-{wildcards.subject}: bias field, co-registration, slices"
     shell: step("preprocess", "subject")
 
@@ -259,7 +282,7 @@ if STUDY.trains:
         input: FOLDERS.template(STUDY.model.pixel_mm)
         output: CAUSE_FILES
         params:
-            made("cause_cohort", "nets/simulated nets/splits cohort prep/slices", "seed", "prep", "sequences",
+            made("cause_cohort", "nets/data nets/simulated nets/splits cohort prep/slices", "seed", "prep", "sequences",
             "model.image_size", "model.pixel_mm", "training.cause_people", "training.cause_slices")
         threads: HALF
         resources: mem_mb=4000
@@ -315,7 +338,7 @@ rule measure_maps:
         expand(at("maps", "maps/{backbone}/{kind}/seed{seed}/cams.npz"), allow_missing=True, seed=SEEDS),
         at("randomisation", "dead"), directory(at("maps/{backbone}/{kind}/seed1/volumes"))
     params:
-        made("measure_maps", "analysis/depth analysis/lobes explain measure prep/slices", "seed", *GRID,
+        made("measure_maps", f"analysis/depth analysis/lobes explain measure prep/slices{FITTED_CODE}", "seed", *GRID,
         *(f"explain.{key}" for key in ("methods", "slices_per_subject", "randomisation_draws")))
     resources: mem_mb=4000
     message: "Maps: every layer of {wildcards.backbone}, {wildcards.kind}, beside its comparators"
@@ -338,8 +361,8 @@ rule attribute:
     input: at("subjects"), stacks, CAUSE_FILES if CAUSE else [], fitted(["honest", *CAUSE])
     output: at(*(f"attributions/{{backbone}}/{file}" for file in ATTRIBUTED))
     params:
-        made("attribute", "analysis/attribution analysis/relevance analysis/depth explain measure", "seed", *GRID,
-        *METHODS, "attribution.slices", "attribution.perturbed_slices", "attribution.shapley_slices")
+        made("attribute", f"analysis/attribution analysis/relevance analysis/depth explain measure{FITTED_CODE}",
+        "seed", *GRID, *METHODS, "attribution.slices", "attribution.perturbed_slices", "attribution.shapley_slices")
     threads: HALF
     resources: mem_mb=6000
     message: "Attribution: {wildcards.backbone} by every method"
@@ -348,7 +371,7 @@ rule attribute:
 rule relevance_shares:
     input: at("subjects"), stacks, fitted("honest", SEEDS)
     output: at("relevance", "relevance_rules", "relevance_flow"), directory(at("relevance/{backbone}/volumes"))
-    params: made("relevance", "analysis/relevance explain measure", *GRID, "model.seeds", "relevance")
+    params: made("relevance", f"analysis/relevance explain measure{FITTED_CODE}", *GRID, "model.seeds", "relevance")
     threads: HALF
     resources: mem_mb=6000
     message: "Relevance: shares of the sequences, {wildcards.backbone}"
@@ -359,8 +382,8 @@ rule relevance_shares:
 if STUDY.sleep:
     rule nights:
         input:
-            sorted(path for kind in ("nights.tsv", "**/*.edf") for path in Path(STUDY.sleep.root).glob(kind)
-                   ) if STUDY.sleep.source == "folder" else []
+            sorted(path for kind in ("nights.tsv", "**/*.edf")
+                   for path in Path(STUDY.sleep.root).expanduser().glob(kind)) if STUDY.sleep.source == "folder" else []
         output: at("sleep/nights.json"), directory(at("sleep/epochs"))
         params:
             made("nights", "sleep", "seed", *(f"sleep.{key}" for key in (

@@ -38,6 +38,9 @@ def _ready(bids_dir: Path, output_dir: Path | None = None, cores: int | None = N
     for place, refused in ((bids_dir, "[{}]"), (output_dir, r"[^\w./@+,=~ -]")):
         if place is not None and (strange := sorted(set(re.findall(refused, str(Path(place).resolve()))))):
             raise StudyError(f"{place}: must be a path without {' '.join(strange)}")
+    notes = ROOT / ".snakemake"
+    if output_dir is not None and not os.access(notes if notes.exists() else ROOT, os.W_OK):
+        raise StudyError(f"{ROOT}: cannot be written; must be a folder where Snakemake may keep its notes (.snakemake)")
     if cores is not None and cores < 1:
         raise StudyError(f"--cores: must be at least 1 (got {cores})")
 
@@ -103,7 +106,8 @@ def _told(found: Survey) -> list[str]:
               f"{', taken' if name.removeprefix('ses-') == (found.session or '') else ''}"
               for name, count in found.sessions.items()]
     if found.entities:
-        lines.append(f"Several images of one sequence: those with {found.entities} are taken")
+        lines.append(f"Several images of one sequence: those with {found.entities} are taken"
+                     + " (empty: without it)" * ("" in found.entities.values()))
     for column, values in found.columns.items():
         counts = ", ".join(f"{value!r}: {count}" for value, count in values.items())
         lines.append(f"Column {column!r}: {counts}{', taken as group' if column == found.column else ''}")
@@ -135,8 +139,12 @@ def explain(bids_dir: Path, output_dir: Path, group_column: str | None = None, c
     if not file.exists():
         found = survey(bids_dir, group_column)
         print("\n".join(_told(found)))
-        values = {name: found.classes.get(name, []) for name in usual.groups}
-        count = sum(one.group in usual.patient_groups for one in found.cohort or ())  # of both cohorts
+        # RR-MS beside RRMS has become the class RRMS2.
+        names = {own: name for name in usual.groups for own in found.classes
+                 if own == name or (name != CONTROL and re.fullmatch(rf"{name}\d+", own))}
+        values = {name: [value for own, every in found.classes.items() if names.get(own) == name for value in every]
+                  for name in usual.groups}
+        count = sum(names.get(one.group) in usual.patient_groups for one in found.cohort or ())  # of both cohorts
         if not count:
             raise StudyError(f"{bids_dir}: has no usable patient of the networks' classes {usual.patient_groups} "
                              f"(column {found.column}: {', '.join(found.classes) or 'no class'}); --group-column "

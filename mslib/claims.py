@@ -94,7 +94,7 @@ def _decide(claim: Claim, rows: list[dict], read: Callable[[str], pd.DataFrame],
         spoiling = spoiling.query(query) if len(spoiling) else spoiling
         if len(spoiling[spoiling[claim.by] == owner] if claim.by in spoiling else spoiling):
             return OPEN, reason
-    return each[0]
+    return each[0][0], "; ".join(dict.fromkeys(reason for _, reason in each if reason))
 
 
 def judge(claims: list[Claim], read: Callable[[str], pd.DataFrame], simulated: Collection[str] = ()) -> pd.DataFrame:
@@ -189,7 +189,8 @@ CLAIMS: list[Claim] = [
                      "not surely more than in RRMS, so no property of SPMS")))
       for lobe in ("frontal", "temporal")),
     Claim("The map that goes furthest finds lesions better than the activations of its layer alone", STUDY, CHECK,
-          "over_activations", "kind == 'cause'", 0.0, "AUPRC minus that of the activations, slice by slice"),
+          "over_activations", "kind == 'cause'", 0.0, "AUPRC minus that of the activations, slice by slice",
+          refutes="the map was chosen on the same slices"),
     Claim("Shallower layers overlap lesions better", STUDY, CHECK, "depth_tests",
           "kind == 'honest' and test == 'auprc with depth'", "border",
           "rank correlation of depth with AUPRC", direction="below", least=0.1),
@@ -211,12 +212,12 @@ CLAIMS: list[Claim] = [
             "randomisation_methods", f"random == '{random}' and method in ('guided_backprop', 'guided_gradcam')", 0.5,
             "similarity to the original map", conjunction=False)
       for what, kind, random in (("the higher layers", PUBLISHED, "block 5 and logits"),
-                                 ("all weights", CONTROL, "all layers"))),
+                                 ("all weights", CHECK, "all layers"))),
     Claim("An earlier layer repairs Grad-CAM", STUDY, CHECK, "gradcam_layer_gain", "method == 'gradcam'", 0.0,
           "gain in MSFI of the best layer over the last one and over chance", conjunction=False),
     *(Claim(f"{label_of(rule)} gives the decisive sequence the largest share{beyond}", STUDY, CONTROL,
             "relevance_known_rule_margins", f"kind == '{kind}' and rule == '{rule}'", 0.0,
-            "share of the decisive sequence minus the largest other, one network a sequence", conjunction=False)
+            "share of the decisive sequence minus the largest other, one network a sequence")
       for rule in ("epsilon_plus", "epsilon_plus_centred", "epsilon", "epsilon_centred", "alpha2_beta1",
                    "alpha2_beta1_centred", "gamma", "gamma_centred")
       for kind, beyond in (("absolute", ""), ("over intensity", " over its share of the summed intensity"))),

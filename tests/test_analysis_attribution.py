@@ -144,6 +144,12 @@ def test_localisation_is_held_against_the_location_prior():
     assert gain.loc[("vgg16", "deeplift"), "value"] == pytest.approx(0.1, abs=0.01)
     assert gain.loc[("vgg16", "deeplift"), "low"] > 0.08, "what slices have in common is no uncertainty"
     assert found.loc[("vgg19", "lime", "auprc"), ["slices", "chance", "blank"]].tolist() == [8, 0.02, 0]
+    blank = pd.DataFrame(rows)
+    half = (blank["method"] == "deeplift") & (blank["image"] % 4 < 2)
+    blank.loc[half, ["auprc", "precision", "chance"]] = np.nan
+    other = attribution.localisation_table(blank.assign(blank=half), **DRAWS).set_index(list(found.index.names))
+    assert other.loc[("vgg16", "deeplift", "auprc"), ["slices", "blank"]].tolist() == [16, 0.5]
+    assert other.loc[("vgg16", "deeplift", "gain"), "value"] < gain.loc[("vgg16", "deeplift"), "value"] - 0.1
     checked = attribution.checks(made_up(), NOTHING, found.reset_index())
     assert checked["localises above prior"][["deeplift", "lime", "gradcam", "gradient"]].tolist() == [
         PASSES, FAILS, UNDECIDED, UNTESTABLE]
@@ -196,6 +202,9 @@ def test_the_last_step_of_the_randomisation_counts_with_its_interval():
     assert list(table.index) == list(METHODS) and (table["blank"] == 2).all() and (table["slices"] == 9).all()
     np.testing.assert_allclose(table[["random", "msfi", "delta_zero"]], [[0.24, 0.5, 0.1]] * len(METHODS))
     assert table["random_low"].between(0.2, 0.24).all() and table["random_high"].between(0.24, 0.28).all()
+    repeat = rows[rows["step"] == 2].assign(similarity=lambda rows: rows["similarity"] + 0.1)
+    paired = attribution.method_table(rows[rows["step"] == 1], rows[rows["step"] == 1], rows, repeat, **DRAWS)
+    np.testing.assert_allclose(paired["repeat_gain"], 0.1)
 
 
 def test_a_network_that_needs_no_sequence_is_left_out(model, slices):
@@ -215,8 +224,11 @@ def test_the_advantage_over_the_best_other_method_is_paired():
     rows = pd.concat([pd.DataFrame({"method": name, "experiment": "T1w", "image": range(9),
                                     "subject": list("abcdefghi"), "msfi": hardness + level + rng.normal(0, 0.01, 9)})
                       for name, level in levels.items()])
+    few = rows[(rows["method"] == "lime") & (hardness[rows["image"]] > np.median(hardness))]
+    rows = pd.concat([rows, few.assign(method="occlusion", msfi=few["msfi"] - 0.5)])
+    assert rows.groupby("method")["msfi"].mean().drop("guided_backprop").idxmax() == "occlusion", "of easy slices alone"
     found = attribution.advantage(rows, ["guided_backprop", "guided_gradcam"], **DRAWS).set_index("method")
-    assert (found["other"] == "lime").all()
+    assert (found["other"] == "lime").all() and (found["subjects"] == 9).all()
     np.testing.assert_allclose(found["value"], [1, -1], atol=0.02)
     assert (found["high"] - found["low"] < 0.1).all(), "what slices have in common is no uncertainty"
 
@@ -227,15 +239,18 @@ NOTHING = pd.DataFrame({"method": [], "low": [], "high": []})
 def made_up(**columns):
     """A table of methods that pass every check, but for what is set below."""
     return pd.DataFrame({
-        "random": 0.1, "repeat_low": 0.5, "repeat_high": 0.6, "delta_zero": 0.1, "delta_zero_low": 0.05,
-        "delta_zero_high": 0.2, "delta_mean": 1e-5, "delta_mean_low": -1e-5, "delta_mean_high": 1e-5} | columns,
+        "random_low": 0.0, "random_high": 0.2, "repeat_gain_low": 0.3, "repeat_gain_high": 0.6, "delta_zero": 0.1,
+        "delta_zero_low": 0.05, "delta_zero_high": 0.2, "delta_mean": 1e-5, "delta_mean_low": -1e-5,
+        "delta_mean_high": 1e-5} | columns,
         index=pd.Index(list(METHODS), name="method"))
 
 
 def test_checks_tell_failure_from_what_is_open_and_what_cannot_be_tested():
     table = made_up()
-    table.loc["guided_backprop", "random"], table.loc["gradcam", "random"] = 0.8, np.nan
-    table.loc["lime", ["random", "repeat_low"]] = -0.55, 0.2
+    ends = ["random_low", "random_high", "repeat_gain_low", "repeat_gain_high"]
+    table.loc["guided_backprop", ends], table.loc["gradcam", ends] = [0.7, 0.9, -0.4, -0.2], np.nan
+    table.loc["lime", ends] = [-0.6, -0.5, -0.1, 0.2]
+    table.loc["smoothgrad", "random_high"] = 0.6
     table.loc["occlusion", "delta_zero_low"] = table.loc["gradient", "delta_zero_low"] = -0.1
     table.loc["occlusion", "delta_zero_high"] = 0.0
     lows = {"gradient": (0.1, 0.2), "deeplift": (0.1, -0.2), "lime": (0.1, np.nan), "kernel_shap": (np.nan, -0.2),
@@ -248,7 +263,7 @@ def test_checks_tell_failure_from_what_is_open_and_what_cannot_be_tested():
         index=["deeplift", "occlusion", "lime", "gradient"])
     found = attribution.checks(table, margins, pd.DataFrame(), exposed)
     assert attribution.cannot_order(table) == ["delta_mean"], "a silent baseline fails nobody"
-    expected = {"randomisation": {"guided_backprop": FAILS, "gradcam": UNTESTABLE},
+    expected = {"randomisation": {"guided_backprop": FAILS, "gradcam": UNTESTABLE, "smoothgrad": UNDECIDED},
                 "repeat": {"guided_backprop": FAILS, "gradcam": UNTESTABLE, "lime": UNDECIDED},
                 "removal": {"occlusion": FAILS, "gradient": UNDECIDED}}
     for check, others in expected.items():

@@ -40,6 +40,7 @@ def make_maps(means=MEANS, q95=(1.0, 2.0), noise=0.01, seed=0, trainings=(0.0,))
             "kind": "honest", "backbone": "vgg19", "seed": training, "draw": 0, "source": "network",
             "method": "gradcam", "subject": [f"{one:03d}" for one in number], "slice": index, "blank": False,
             "group": np.array(["RRMS", "SPMS"])[number % 2], "correct": True, "area_mm2": 200.0,
+            "chance": 0.02,
             "q95": np.array(q95)[number % 2] + deviations[number // 2]})
         for position, layer in enumerate(LAYERS):
             measures = {name: means.get(name, MEANS["auprc"])[position] + shift + offsets + rng.normal(0, noise, 80)
@@ -244,7 +245,7 @@ def test_trainings_that_disagree_widen_the_interval():
         "measure == 'auprc' and source == 'network'").set_index("layer") for shifts in ((0, 0, 0), (-0.3, 0, 0.3)))
     np.testing.assert_allclose(alike["value"], apart["value"], atol=1e-9)
     assert (apart["high"] - apart["low"] > 3 * (alike["high"] - alike["low"])).all()
-    assert (apart["trainings"] == 3).all() and (apart["subjects"] == 16).all() and (apart["slices"] == 240).all()
+    assert (apart["trainings"] == 3).all() and (apart["subjects"] == 16).all() and (apart["slices"] == 80).all()
 
 
 def test_wrong_slices_untrained_networks_and_blank_maps_are_apart():
@@ -364,6 +365,11 @@ def test_known_trends_are_decided():
     reverse = {"auprc": [0.7, 0.5, 0.45, 0.4, 0.35], "half_heat_share": [0.3, 0.25, 0.2, 0.1, 0.05]}
     found = results(make_maps(reverse))
     assert [found[name] for name in (names[0], names[1], names[3])] == ["below", "below", "above"]
+    maps = make_maps()
+    blank = (maps["layer"] == depth.HARD_LAYER) & own(maps) & (maps["slice"] < 3)
+    maps.loc[blank, ["auprc", "chance"]] = np.nan
+    less = depth.depth_tests(maps.assign(blank=blank), **DRAWS).set_index("test").loc["hard layer minus last"]
+    assert less["value"] < paired["value"] - 0.02 and less["subjects"] == 16, "blank maps count as chance"
     alike = [verdict for seed in range(3) for verdict in results(
         make_maps({name: [0.3] * 5 for name in MEANS}, noise=0.2, seed=seed)).values()]
     assert alike.count("open") >= 9, "of 12 tests at 5 %"

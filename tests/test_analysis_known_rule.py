@@ -126,6 +126,8 @@ def test_an_earlier_layer_repairs_grad_cam_beyond_its_interval():
     assert gain.loc[("T1w", "last layer"), "value"] == pytest.approx(0.3, abs=0.02)
     assert gain.loc[("T1w", "last layer"), "low"] > 0.2 and (gain.xs("chance", level=1)["low"] > 0.2).all()
     assert gain.loc[("T2w", "last layer"), "low"] < 0.03 and gain.loc[("T2w", "last layer"), "high"] < 0.1
+    worse = known_rule.layer_gain(of_layers((0.3, 0.6)).assign(experiment="T1w"), **DRAWS).iloc[0]
+    assert worse["layer"] == LAYERS[0] and worse["high"] < -0.2, "where the last layer is best none repairs it"
 
 
 def test_a_network_that_needs_no_sequence_is_left_out_of_the_gain():

@@ -128,7 +128,32 @@ def test_coded_groups_are_named_by_what_participants_json_says():
     assert class_names(["1", "0", "HC", "2"], levels) == {
         "control": ["0", "HC"], "relapsingremitting": ["1"], "2": ["2"]}
     assert class_names(["RR-MS", "RRMS"], {}) == {"RRMS": ["RR-MS"], "RRMS2": ["RRMS"]}
+    named = class_names(["Healthy control (HC)", "age- and sex-matched healthy subjects", "non-healthy", "MS",
+                         "disease control", "Normal pressure hydrocephalus", "1", "control"], {
+        "1": "RRMS, compared to healthy controls", "control": "neurological controls"})
+    assert len(named["control"]) == 2 and list(named)[1:] == [
+        "nonhealthy", "MS", "diseasecontrol", "Normalpressurehydrocephalus", "RRMScomparedtohealthycontrols",
+        "control7"]
     assert class_names(["None", "n/a", "MS"], {}) == {"None1": ["None"], "na2": ["n/a"], "MS": ["MS"]}, "are read again"
+
+
+def test_a_plain_image_is_taken_before_one_with_a_contrast_agent(project, tmp_path, capsys):
+    people = {f"sub-{number}": "HC" if number < 3 else "MS" for number in range(6)}
+    root = bids.write_cohort(tmp_path / "bids", people)
+    for label in [*people][3:]:
+        anat = root / label / "anat"
+        scan(anat / f"{label}_ce-gd_T1w.nii.gz", 5)
+    assert main(["init", str(root)]) == 0
+    assert "those with {'ce': ''} are taken (empty: without it)" in capsys.readouterr().out
+    config = load_config(project / "config" / "bids.yaml")
+    assert config.cohort.entities == {"ce": ""}
+    names = [one.images["T1w"].name for one in Cohort.of_study(root, config)]
+    assert names == [f"{label}_T1w.nii.gz" for label in people]
+    assert main(["check", str(root)]) == 0 and "contrast agent" not in capsys.readouterr().out
+    for label in [*people][3:]:
+        (root / label / "anat" / f"{label}_T1w.nii.gz").unlink()
+    assert main(["check", str(root)]) == 0
+    assert "cohort: contrast agent of T1w tells the groups apart (gd: MS, none: control)" in capsys.readouterr().out
 
 
 def test_check_tells_faults_and_suspicions(root, capsys):
@@ -213,6 +238,10 @@ def test_places_that_cannot_be_used_are_refused(root, snakemake, tmp_path, monke
                         ([root, tmp_path / "{a}", "group"], "must be a path without { }"),
                         ([root, tmp_path / "out", "group", "--participant-label", "P00"], "with the level parti")):
         assert main(list(map(str, words))) == 1 and told in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setattr(app.os, "access", lambda *_: False)
+        for words in (["explain", root, tmp_path / "out"], [root, tmp_path / "out", "group"]):
+            assert main(list(map(str, words))) == 1 and f"{app.ROOT}: cannot be written" in capsys.readouterr().err
     monkeypatch.setattr(app, "ROOT", tmp_path)  # installed outside its folder
     for words in (["init", root], ["explain", root, tmp_path / "out"], [root, tmp_path / "out", "group"]):
         assert main(list(map(str, words))) == 1
@@ -268,6 +297,10 @@ def test_patients_are_explained_by_shipped_networks(root, project, snakemake, tm
     table.write_text(rows.replace("RR-MS", "NMO").replace("SP MS", "CIS"))
     assert main(["explain", str(root), str(tmp_path / "other")]) == 1
     assert "has no usable patient of the networks' classes ['RRMS', 'SPMS']" in capsys.readouterr().err
+    table.write_text(rows.replace("RR-MS", "RRMS", 2))  # two spellings of a class
+    assert main(["explain", str(root), str(tmp_path / "both"), "--group-column", "dx"]) == 0
+    config = load_config(tmp_path / "both" / "config.yaml")
+    assert sorted(config.group_values["RRMS"]) == ["RR-MS", "RRMS"] and config.explain.nifti_subjects == 8
 
 
 def test_help_is_one_screen_and_steps_are_listed(capsys):

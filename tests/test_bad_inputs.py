@@ -56,6 +56,8 @@ SETTINGS = {
     "two slices": "prep: {n_slices: 2}",
     "groups": "groups: [a, a]",
     "one group": "groups: [RRMS]",
+    "controls by another name": "groups: [Control, RRMS]",
+    "number that begins with 0": "seed: 012",
     "group of a mapping": "groups: {control: no}",
     "value of two groups": "groups: {a: x, b: [y, x]}\ncohort: {source: bids, root: b}",
     "mapping of simulated people": "groups: {control: a, RRMS: b, SPMS: c}",
@@ -112,6 +114,13 @@ def rows(folder):
     for name, line in zip(("image named for another person", "a sequence twice", "a sequence is missing"), lines,
                           strict=True):
         yield name, "mslib check", line, status
+    shutil.rmtree(root)
+    bids.write_cohort(root, {"sub-001": "RRMS"})
+    mask = root / "derivatives" / "truth" / "sub-001" / "anat" / "sub-001_space-T1w_label-lesion_mask.nii.gz"
+    mask.parent.mkdir(parents=True)
+    bids.voxel(0.5)(mask)
+    status, lines = told("check", root)
+    yield "probabilities as mask", "mslib check", lines[0], status
     texts = {"missing": "seed: 1", "name": "study: My Study"} | {
         name: f"study: a\n{text}" for name, text in SETTINGS.items()}
     for name, text in texts.items():

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from mslib.cohort import Cohort, Subject
-from mslib.prep.images import as_image
+from mslib.cohort.checks import ImageFault, check_image, check_mask
+from mslib.prep.images import affine_of, as_image
 from mslib.study import StudyError
 
 GROUPS = ["control", "RRMS"]
@@ -116,7 +117,14 @@ def test_one_session_and_one_run_are_chosen(root):
         "sub-001: sub-001/ses-02/anat: has 2 T1w images (sub-001_ses-02_run-01_T1w.nii.gz, "
         "sub-001_ses-02_run-02_T1w.nii.gz); allowed: exactly one sub-001_ses-02_T1w.nii[.gz], or entities of one as "
         "cohort.entities"]
-    shutil.rmtree(root / "sub-003" / "ses-02")
+    for label in ("sub-001", "sub-003"):  # a mask that does not say of which session it is; 3 has one session alone
+        mask = root / f"derivatives/truth/{label}/anat/{label}_space-T1w_label-lesion_mask.nii.gz"
+        mask.parent.mkdir(parents=True)
+        nib.save(image(data=np.ones((8, 8, 8), np.uint8)), mask)
+    shutil.rmtree(root / "sub-003" / "ses-01")
+    chosen = read(root, session="2", entities={"run": "2"})
+    assert [one.lesion_mask is not None for one in chosen] == [False, False, True, False]
+    (root / "sub-003" / "ses-02").rename(root / "sub-003" / "ses-01")
     expected = "sub-003: sub-003: has images in sessions ses-01; allowed: images in session '2'"
     assert lines(root, session="2", entities={"run": "2"}) == [expected]
 
@@ -148,6 +156,22 @@ def test_valid_headers(root):
         assert len(read(root)) == 4
     header(qoffset_x=GRID[0, 3] + 0.5)(root / T1)  # a small disagreement of the forms
     assert len(read(root)) == 4
+    nib.save(image(), root / T1)
+    header(pixdim=[0, 1, 1, 2, 1, 1, 1, 1], sform_code=0)(root / T1)  # a first number that stands for 1
+    assert len(read(root)) == 4
+
+
+@pytest.mark.parametrize("codes", [(1, 0), (0, 2), (1, 1), (2, 1), (1, 2), (4, 4)])
+@pytest.mark.parametrize("skew", [0, 0.001])
+def test_the_grid_is_the_one_that_simpleitk_reads(tmp_path, codes, skew):
+    """Of a qform and an sform half a millimetre apart, the sform perhaps skewed."""
+    nib.save(image(), path := tmp_path / "a.nii.gz")
+    header(qform_code=codes[0], sform_code=codes[1], qoffset_x=GRID[0, 3] + 0.5, srow_x=[-1, skew, 0, GRID[0, 3]])(path)
+    if skew and not codes[0]:
+        with pytest.raises(ImageFault, match="skewed"):
+            check_image(path)
+    else:
+        np.testing.assert_allclose(check_image(path)[1], affine_of(as_image(path)), atol=1e-3)
 
 
 def test_nifti2_plain_and_other_columns(root):
@@ -233,6 +257,32 @@ def test_bad_ids_in_the_table(root, monkeypatch):
     assert lines(root) == expected
     assert [str(fault) for fault in read(root, on_fault="skip").faults] == expected
     assert len(opened) == 24 and not any(".." in path.parts or set(names) & set(path.parts) for path in opened)
+
+
+def test_an_unreadable_folder_of_masks_and_a_name_that_is_not_utf8_are_faults(root, monkeypatch):
+    original = Path.exists
+
+    def locked(path):
+        if path.parts[-4:-2] == ("brainmask", "sub-001"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return original(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "exists", locked)
+        expect(root, "sub-001: derivatives/brainmask: cannot be read (Permission denied); allowed: a readable folder")
+    (root / T1).rename(root / T1.replace("_T1w", "_acq-\udcff_T1w"))
+    expect(root, "sub-001: sub-001/anat/sub-001_acq-\\udcff_T1w.nii.gz: has a name that is not UTF-8; "
+                 "allowed: letters, digits, - and _")
+
+
+def test_a_mask_may_be_scaled_to_whole_numbers(tmp_path):
+    data = 255 * (np.arange(512).reshape(8, 8, 8) % 2).astype(np.uint8)
+    nib.save(image(data=data), path := tmp_path / "a.nii.gz")
+    header(scl_slope=1 / 255, scl_inter=0)(path)
+    check_mask(path, (8, 8, 8), GRID, may_be_empty=False)
+    header(scl_slope=1 / 510)(path)
+    with pytest.raises(ImageFault, match="between whole numbers"):
+        check_mask(path, (8, 8, 8), GRID, may_be_empty=False)
 
 
 def test_bad_ids_of_folders(root):
@@ -386,7 +436,9 @@ IMAGE_FAULTS = {
     "skewed sform": skewed,
     "sizes in micrometres": header(xyzt_units=3),
     "wrong magic": header(magic=b"n+3"),
-    "voxels inside the header": header(vox_offset=10)}
+    "voxels inside the header": header(vox_offset=10),
+    "voxels nowhere": header(vox_offset=np.nan),
+    "voxels at infinity": header(vox_offset=np.inf)}
 
 
 def write_faulty_images(root):
@@ -409,7 +461,9 @@ def test_faulty_images_may_be_left_out(tmp_path):
     (image(data=np.zeros((8, 8, 8), np.uint8)), "has values from 0 to 0; allowed: 0 outside and above 0 inside"),
     (image(shape=(8, 8, 9)),
      "has another grid than the T1w image (shape (8, 8, 9)); allowed: its grid, shape (8, 8, 8)"),
-    (image(affine=shifted(2)), "has another grid than the T1w image (shape (8, 8, 8))")])
+    (image(affine=shifted(2)), "has another grid than the T1w image (shape (8, 8, 8))"),
+    (image(data=np.linspace(0, 1, 512, dtype=np.float32).reshape(8, 8, 8)),
+     "has values between whole numbers (of probabilities, or interpolated); allowed: 0 outside and whole numbers")])
 def test_mask_faults(root, made, found):
     place = "derivatives/brainmask/sub-001/anat/sub-001_space-T1w_desc-brain_mask.nii.gz"
     (root / place).parent.mkdir(parents=True)

@@ -1,6 +1,9 @@
 """Steps up to the slice stacks: who is left out and why, who is explained, what is known of everybody."""
 
+import contextlib
 import dataclasses
+import errno
+import gzip
 from types import SimpleNamespace
 
 import nibabel as nib
@@ -15,7 +18,7 @@ from mslib import prep
 from mslib.cohort import Cohort, Fault, Subject, openms, openms_bids, write_listing
 from mslib.nets.scope import image_features, scope_of
 from mslib.steps import cohort as steps
-from mslib.study import StudyError, WriteError, read_json, read_table, write_json, write_text
+from mslib.study import Network, StudyError, WriteError, read_json, read_table, write_json, write_text
 
 
 @pytest.fixture
@@ -71,6 +74,16 @@ def test_a_faulty_subject_is_excluded_with_its_reason_but_not_by_a_full_disk(stu
     failing(StudyError("images do not overlap"))
     steps.preprocess(run, "01")
     assert read_json(qc_file(run, "01")) == {"subject": "01", "excluded": "sub-01: images do not overlap"}
+    for error, excludes in ((OSError(errno.EIO, "Input/output error"), False), (gzip.BadGzipFile("CRC"), True),
+                            (FileNotFoundError(errno.ENOENT, "No such file"), False), (EOFError("cut"), True)):
+        qc_file(run, "01").unlink(missing_ok=True)
+        unreadable = StudyError("a.nii.gz: is not a readable image")
+        unreadable.__cause__ = error
+        failing(unreadable)
+        with contextlib.nullcontext() if excludes else pytest.raises(StudyError, match="is not a readable image"):
+            steps.preprocess(run, "01")
+        assert qc_file(run, "01").exists() == excludes
+    failing(StudyError("images do not overlap"))
     with pytest.raises(StudyError, match="sub-99: is not in the checked cohort"):
         steps.preprocess(run, "99")
     with pytest.raises(StudyError, match="sub-01: images do not overlap"):
@@ -122,6 +135,20 @@ def test_nobody_to_explain_or_nobody_left_is_told_with_the_reasons(study, tmp_pa
     write_json(qc_file(run, "00"), {"excluded": "its images do not overlap"})
     with pytest.raises(StudyError, match=r"nobody usable is left\nsub-00: excluded: its images do not overlap"):
         steps.subjects(run)
+
+
+def test_lesions_outside_the_brain_are_not_explained(study, monkeypatch):
+    run = study([])
+    write_text(run.folder / "subjects.csv", "subject,group,cohort,lesion_mask,explained,volume\n"
+                                            "01,RRMS,study,True,True,1\n02,SPMS,study,False,True,0\n")
+    inside = np.zeros((3, 4, 4), bool)
+    inside[:, 1:3, 1:3] = True
+    lesions = np.zeros_like(inside)
+    lesions[[0, 1, 1, 1], [0, 0, 1, 1], [0, 0, 1, 2]] = True
+    monkeypatch.setattr(steps.Study, "stack", lambda *_: SimpleNamespace(
+        images=np.zeros((3, 4, 4, 3), np.float16), brain=inside, lesions=lesions))
+    one, two = run.cases(Network("vgg16"))
+    assert one.slices.tolist() == [1] and one.lesions.sum() == 2 and two.slices.tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("groups", [["control", "SPMS", "RRMS"], ["RRMS", "SPMS"]])

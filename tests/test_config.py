@@ -71,10 +71,10 @@ def test_every_key_is_explained():
 def test_groups_may_be_a_mapping_to_values_of_the_table(tmp_path):
     path = tmp_path / "own.yaml"
     path.write_text("study: own\ngroups: {control: 0, RRMS: [1, 'RR-MS']}\n"
-                    "cohort: {source: bids, root: b, session: 01, entities: {run: 2}}", encoding="utf-8")
+                    "cohort: {source: bids, root: b, session: 012, entities: {run: 2}}", encoding="utf-8")
     config = load_config(path)
     assert (config.groups, config.group_values) == (["control", "RRMS"], {"control": ["0"], "RRMS": ["1", "RR-MS"]})
-    assert (config.cohort.session, config.cohort.entities) == ("1", {"run": "2"})
+    assert (config.cohort.session, config.cohort.entities) == ("012", {"run": "2"}), "no octal number"
 
 
 @pytest.mark.parametrize("text", [(ROOT / "config" / "smoke.yaml").read_text(encoding="utf-8"),

@@ -12,6 +12,7 @@ from scipy import ndimage
 from shared_cases import contents, refused
 
 from mslib.prep import brain_mask, edge_agreement, load_stack, preprocess_subject, unscaled_images
+from mslib.prep.images import checked_mask
 from mslib.prep.pipeline import output_paths
 from mslib.prep.qc import contrast_doubts
 from mslib.study import StudyError
@@ -210,6 +211,17 @@ def test_bad_input_is_one_line_with_the_subject(done, tmp_path, fault, text):
             bad.images["T2w"].write_bytes(subject.images["T2w"].read_bytes()[:5000])
     with refused(match=text, error=StudyError):
         preprocess_subject(bad, tmp_path / "out", **SETTINGS)
+
+
+def test_headers_of_mask_and_image_may_differ_by_a_tenth_of_a_millimetre():
+    image, mask = (sitk.Image([4, 4, 4], sitk.sitkFloat32) + 1 for _ in range(2))
+    for one in (image, mask):
+        one.SetSpacing([2.0, 1.0, 1.0])
+    mask.SetOrigin([0.09, 0.0, 0.0])
+    assert checked_mask(mask, image).GetOrigin() == image.GetOrigin()
+    mask.SetOrigin([0.11, 0.0, 0.0])
+    with pytest.raises(StudyError, match="is on another grid"):
+        checked_mask(mask, image)
 
 
 def test_template_mask():

@@ -1,8 +1,12 @@
 """A rule's digest changes with the code that it runs, and with nothing else; checksums and versions."""
 
 import ast
+import base64
 import hashlib
 import json
+import os
+import sys
+from pathlib import Path
 
 import pytest
 from repository import ROOT
@@ -79,6 +83,28 @@ def test_checksum_versions_and_commit(tmp_path):
     assert file_sha256(path) == hashlib.sha256(path.read_bytes()).hexdigest()
     assert set(provenance.LIBRARIES) < set(versions())
     assert commit() == "unknown" or len(commit().rstrip("+")) == 40
+
+
+def test_outputs_that_were_altered_give_way(tmp_path, monkeypatch, capsys):
+    """A function of the Snakefile; cut and foreign notes are passed over, files from a tar are as they were."""
+    text = (ROOT / "Snakefile").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    space = {"RUN": "run", "Path": Path, "urlsafe_b64decode": base64.urlsafe_b64decode, "json": json, "sys": sys}
+    exec(text[text.index("def set_altered_aside"):text.index("def tell_faults_again")], space)
+    (tmp_path / "run").mkdir()
+    for name, time, note in (
+            ("kept", 1000.25, '{"endtime": 1000.25}'), ("edited", 1007.5, '{"endtime": 1000.25}'),
+            ("from_tar", 1000.0, '{"endtime": 1000.25}'), ("cut_note", 1007.0, '{"endt'), ("list", 1007.0, "[1]"),
+            ("binary", 1007.0, "\udcff"), ("empty_note", 1007.0, ""), ("text", 1007.0, '{"endtime": "now"}')):
+        (tmp_path / "run" / name).touch()
+        os.utime(tmp_path / "run" / name, (time, time))
+        place = tmp_path / ".snakemake" / "metadata" / base64.urlsafe_b64encode(f"run/{name}".encode()).decode()
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(note.encode(errors="surrogateescape"))
+    (place.parent / ".DS_Store").write_text("{}")
+    space["set_altered_aside"]()
+    assert [path.name for path in (tmp_path / "run").glob("*.altered")] == ["edited.altered"]
+    assert capsys.readouterr().err.startswith("run/edited: was changed after it was made; made again")
 
 
 def test_functions_of_the_steps_have_one_name_each():

@@ -162,7 +162,8 @@ def test_an_unfinished_run_leaves_the_published_results_and_foreign_files_are_no
             publish(run, tmp_path / "results")
         assert contents(tmp_path / "results") == before
     (tmp_path / "own").mkdir()
-    (tmp_path / "own" / "mine.txt").write_text("mine")
+    for name in ("mine.txt", "metrics.json", "README.md"):  # as a project of somebody else may hold them
+        (tmp_path / "own" / name).write_text("mine")
     for place, message in (("own", "holds files that no study has published"), ("own/mine.txt/a", "cannot be written")):
         with pytest.raises(StudyError, match=message):
             publish(run, tmp_path / place)

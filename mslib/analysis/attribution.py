@@ -312,15 +312,23 @@ def method_table(scores: pd.DataFrame, removal: pd.DataFrame, randomised: pd.Dat
     """One row per method: means of all measures, with ``<measure>_low``, ``<measure>_high`` and ``<measure>_chance``.
 
     Of `score_maps`, `removal_table` (``delta_<baseline>``), `randomised_similarity` (its last step: ``random``) and
-    `repeat_similarity` (``repeat``). ``blank``, ``slices``: blank maps and all of them.
+    `repeat_similarity` (``repeat``; ``repeat_gain``: less the size of the similarity to the random network's, slice by
+    slice). ``blank``, ``slices``: blank maps and all of them.
     """
     last = randomised[randomised["step"] == randomised["step"].max()]
+    last = last.assign(slice=last.groupby("method").cumcount())
+    again = repeat.assign(slice=repeat.groupby("method").cumcount() % (last["slice"].max() + 1 if len(last) else 1))
+    again = again.merge(last[["method", "slice", "similarity"]], on=["method", "slice"], suffixes=("", "_random"))
+    sign = again["method"].map(np.sign(last.groupby("method")["similarity"].mean()))
     values = [scores.melt(["method", "subject"], [name for name in SCORES if name in scores], "name"),
               removal.assign(name="delta_" + removal["baseline"], value=removal["delta"]),
               last.assign(name="random", value=last["similarity"]),
-              repeat.assign(name="repeat", value=repeat["similarity"])]
+              repeat.assign(name="repeat", value=repeat["similarity"]),
+              again.assign(name="repeat_gain", value=again["similarity"] - sign * again["similarity_random"])]
     found = measure.mean_by(pd.concat(values), ["method", "name"], ["value"], **draws)
-    ends = {end: found.pivot_table(end, "method", "name", dropna=False) for end in ("value", "low", "high")}
+    names = list(dict.fromkeys([*found["name"], "random", "repeat", "repeat_gain"]))  # also those that nothing is of
+    ends = {end: found.pivot_table(end, "method", "name", dropna=False).reindex(columns=names)
+            for end in ("value", "low", "high")}
     by_method = scores.groupby("method", sort=False)
     chance = by_method[[name for name in scores if name.endswith("_chance")]].mean()
     return chance.assign(blank=by_method["blank"].sum(), slices=by_method.size()).join(
@@ -350,19 +358,32 @@ def chance_levels(scores: pd.DataFrame) -> dict[str, float]:
 
 
 def advantage(scores: pd.DataFrame, methods: Sequence[str], **draws) -> pd.DataFrame:
-    """MSFI of some methods minus that of the best other, slice by slice: ``method, other, value, low, high``."""
-    wide = scores.pivot_table("msfi", ["experiment", "subject", "image"], "method")
+    """MSFI of some methods minus that of the best other, slice by slice.
+
+    ``method, other, value, low, high, subjects``; the best other is the one that is furthest ahead on the slices that
+    both explain: perturbation methods explain few.
+    """
+    wide, rows = scores.pivot_table("msfi", ["experiment", "subject", "image"], "method"), []
     wide = wide.reindex(columns=scores["method"].unique())
-    others = wide.drop(columns=list(methods))
-    best = others.mean().idxmax() if others.notna().any(axis=None) else others.columns[0]
-    return pd.DataFrame([{"method": name, "other": best} | measure.mean_interval(
-        wide[name] - wide[best], wide.index.get_level_values("subject"), **draws) for name in methods])
+    subjects, others = wide.index.get_level_values("subject"), wide.drop(columns=list(methods))
+    for name in methods:
+        ahead = others.sub(wide[name], axis=0).mean()
+        best = ahead.idxmax() if ahead.notna().any() else others.columns[0]
+        gain = wide[name] - wide[best]
+        rows.append({"method": name, "other": best, **measure.mean_interval(gain, subjects, **draws),
+                     "subjects": subjects[gain.notna()].nunique()})
+    return pd.DataFrame(rows)
 
 
 def localisation_table(scores: pd.DataFrame, **draws) -> pd.DataFrame:
-    """Means of `localise` by ``backbone, source, method``, and of ``gain``: the AUPRC minus the location prior's."""
+    """Means of `localise` by ``backbone, source, method``, and of ``gain``: the AUPRC minus the location prior's.
+
+    A blank map says no more than chance, and counts as that.
+    """
     prior = scores[scores["method"] == "prior"].set_index(["backbone", "image"])["auprc"].rename("prior")
-    known = scores.join(prior, on=["backbone", "image"]).eval("gain = auprc - prior")
+    chance = scores.groupby(["backbone", "image"])["chance"].transform("max")
+    known = scores.assign(**{name: scores[name].fillna(chance) for name in ("auprc", "precision")})
+    known = known.join(prior, on=["backbone", "image"]).eval("gain = auprc - prior")
     return measure.mean_by(known, ["backbone", "source", "method"], ["auprc", "precision", "gain"],
                    beside=["chance", "blank"], **draws)
 
@@ -381,7 +402,6 @@ def checks(table: pd.DataFrame, margins: pd.DataFrame, local: pd.DataFrame,
     removed = [pd.DataFrame({"method": table.index, "low": table[f"{name}_low"], "high": table[f"{name}_high"]})
                for name in _deltas(table) if name not in silent]
     gains = local[(local["measure"] == "gain") & (local["source"] == "network")] if len(local) else nothing
-    alike = table["random"].abs()
 
     def worst(rows, border):
         each = _verdicts(rows["low"], rows["high"], border).groupby(rows["method"])
@@ -390,8 +410,8 @@ def checks(table: pd.DataFrame, margins: pd.DataFrame, local: pd.DataFrame,
     found = {
         "sequence found": worst(margins if len(margins) else nothing, 0),
         "localises above prior": worst(gains, 0),
-        "randomisation": _verdicts(-table["random"], -table["random"], -FAILS_ABOVE),
-        "repeat": _verdicts(table["repeat_low"], table["repeat_high"], alike),
+        "randomisation": _verdicts(-table["random_high"], -table["random_low"], -FAILS_ABOVE),
+        "repeat": _verdicts(table["repeat_gain_low"], table["repeat_gain_high"], 0),
         "shortcut exposed": UNTESTABLE,
         "removal": worst(pd.concat([*removed, nothing]), NOTABLE)}
     if exposed is not None:

@@ -280,7 +280,8 @@ def _means(rows, n, confidence, seed):
             found[f"{name}_way", source, method, layer] = tuple(
                 (value[i] - prior[i]) / np.where(oracle[i] > prior[i], oracle[i] - prior[i], np.nan) for i in (0, 1))
     blank = rows.groupby(cell)["blank"].mean()
-    counts = {"slices": len(wide), "subjects": units["subject"].nunique(), "trainings": trainings.nunique()}
+    counts = {"slices": len(units[["subject", "slice"]].drop_duplicates()), "subjects": units["subject"].nunique(),
+              "trainings": trainings.nunique()}
     return pd.DataFrame([{**dict(zip(["measure", *cell], column)),
                           **measure.percentile_interval(value, draws, confidence), **counts, "blank": blank[column[1:]]}
                          for column, (value, draws) in found.items()])
@@ -449,12 +450,13 @@ def depth_tests(maps: pd.DataFrame, **draws) -> pd.DataFrame:
             facts = {"layer": rival, "rank": int(rank_sums(part).mean().rank()[last])}
             tests += [("auprc with depth", _trend(part, "auprc"), {}), ("last convolution over rival", gain, facts)]
         rows += [network | facts | {"test": test, **sign_test(values, **draws)} for test, values, facts in tests]
-        wide = part.pivot_table(index=["subject", "slice"], columns="layer", values="auprc")
-        if HARD_LAYER in wide:  # and lesion masks are known
+        if masked and HARD_LAYER in set(part["layer"]):
+            chance = part.groupby(["subject", "slice"])["chance"].transform("max")  # a blank map says no more than that
+            wide = part.assign(auprc=part["auprc"].fillna(chance)).pivot_table("auprc", ["subject", "slice"], "layer")
             people = wide.index.get_level_values("subject")
             found = measure.mean_interval(wide[HARD_LAYER] - wide[last], people, **draws)
             rows.append(network | {"test": "hard layer minus last", "layer": HARD_LAYER, "statistic": "mean", **found,
-                                   "border": 0.0, "mean": found["value"], "subjects": part["subject"].nunique()})
+                                   "border": 0.0, "mean": found["value"], "subjects": people.nunique()})
     columns = [*TRAINING, "test", "layer", "rank", "statistic", "value", "low", "high", "border", "mean", "above",
                "subjects"]
     return pd.DataFrame(rows, columns=columns)

@@ -99,12 +99,15 @@ def decisive_margins(shares: pd.DataFrame, by: str, kind: str, sequences: Sequen
     (`margin`); methods with one map for all sequences are left out.
     """
     rows = []
-    for (name, experiment), part in shares.groupby([by, "experiment"], sort=False):
-        values, own = np.stack([shares_of(part, kind, one) for one in sequences], 1), sequences.index(experiment)
-        if not np.isnan(values).all():
-            rows.append({by: name, "experiment": experiment, "kind": kind, "decisive": np.nanmean(values[:, own]),
-                         **mean_interval(margin(values, own), part["subject"], **draws)})
-    return pd.DataFrame(rows, columns=[by, "experiment", "kind", "decisive", "value", "low", "high"])
+    for name, every in shares.groupby(by, sort=False):
+        if pd.concat([shares_of(every, kind, one) for one in sequences]).isna().all():
+            continue
+        for experiment, part in every.groupby("experiment", sort=False):
+            values, own = np.stack([shares_of(part, kind, one) for one in sequences], 1), sequences.index(experiment)
+            rows.append({by: name, "experiment": experiment, "kind": kind, "decisive": pd.Series(values[:, own]).mean(),
+                         **mean_interval(margin(values, own), part["subject"], **draws),
+                         "subjects": part["subject"].nunique()})
+    return pd.DataFrame(rows, columns=[by, "experiment", "kind", "decisive", "value", "low", "high", "subjects"])
 
 
 # --- Grad-CAM at earlier layers ----------------------------------------------------------------------------------
@@ -130,7 +133,7 @@ def layer_scores(model: keras.Model, explained: Explained, importance) -> pd.Dat
 
 
 def layer_gain(scores: pd.DataFrame, **draws) -> pd.DataFrame:
-    """Does an earlier layer repair Grad-CAM? Best layer (over all networks) against the last one and chance, paired.
+    """Does an earlier layer repair Grad-CAM? Best earlier one (over all networks) against the last and chance, paired.
 
     From `layer_scores`: ``experiment, method, layer, last, compared`` (``last layer`` or ``chance``), ``value, low,
     high`` of the difference in MSFI; networks that need no sequence are left out.
@@ -138,13 +141,15 @@ def layer_gain(scores: pd.DataFrame, **draws) -> pd.DataFrame:
     rows = []
     for method, part in scores[scores["chance"].notna()].groupby("method", sort=False):
         mean, last = part.groupby("layer", sort=False)["msfi"].mean(), part["layer"].iloc[-1]
-        best = mean.idxmax() if mean.notna().any() else last
+        earlier = mean.drop(last)
+        best = earlier.idxmax() if earlier.notna().any() else last
         for experiment, own in part.groupby("experiment", sort=False):
             at = {layer: own[own["layer"] == layer].set_index("image") for layer in (best, last)}
             for compared, other in (("last layer", at[last]["msfi"]), ("chance", at[best]["chance"])):
                 rows.append({"experiment": experiment, "method": method, "layer": best, "last": last,
                              "compared": compared,
-                             **mean_interval(at[best]["msfi"] - other, at[best]["subject"], **draws)})
+                             **mean_interval(at[best]["msfi"] - other, at[best]["subject"], **draws),
+                             "subjects": own["subject"].nunique()})
     return pd.DataFrame(rows)
 
 

@@ -74,16 +74,16 @@ def accuracy_table(tables: Mapping[tuple[str, str, int], pd.DataFrame], groups: 
 
     ``level, measure, group, value, low, high, n, subjects, backbone, protocol, seed, title, chance``. Chance of
     accuracy is the share of the largest class among the slices or subjects, reached by always naming it; of balanced
-    accuracy one over the number of groups, reached by whatever does not depend on the class (of permuted labels
-    `class_knowledge`); NaN for other measures. A table without ``slice`` (baseline model) has one row per subject and
-    no level of slices.
+    accuracy one over the number of groups that have people, reached by whatever does not depend on the class (of
+    permuted labels `class_knowledge`); NaN for other measures. A table without ``slice`` (baseline model) has one row
+    per subject and no level of slices.
     """
     parts = []
     for (backbone, protocol, seed), table in tables.items():
         people, known = table.drop_duplicates("subject"), protocol.endswith("permuted")
         largest = {level: float(rows["target"].value_counts(normalize=True).max())
                    for level, rows in (("slice", table), ("subject", people))}
-        balanced = class_knowledge(people["true"], people["target"]) if known else 1 / len(groups)
+        balanced = class_knowledge(people["true"], people["target"]) if known else 1 / people["target"].nunique()
         rows = evaluate(table, groups, **draws).measures
         rows = rows if "slice" in table else rows[rows["level"] == "subject"]
         chance = rows["level"].map(largest).where(rows["measure"] == "accuracy")
@@ -126,8 +126,8 @@ def attainable_predictions(predictions: pd.DataFrame,
 def psychometric_table(predictions: pd.DataFrame, **draws) -> pd.DataFrame:
     """Accuracy of ``cause`` networks on unseen people's slices over the lesion area, and on lesion-free slices.
 
-    ``backbone, lesions, mm2, value, low, high, n`` (slices): a row per range of areas (``20-50``; ``mm2`` is their
-    median), ``lesion-free``, and ``100 or more``. Intervals are over subjects and trainings.
+    ``backbone, lesions, mm2, value, low, high, n`` (slices), ``subjects``: a row per range of areas (``20-50``;
+    ``mm2`` is their median), ``lesion-free``, and ``100 or more``. Intervals are over subjects and trainings.
     """
     table = predictions[(predictions["kind"] == "cause") & (predictions["part"] == "test")]
     shown, areas = table["target"] == 1, table["lesion_mm2"]
@@ -141,7 +141,7 @@ def psychometric_table(predictions: pd.DataFrame, **draws) -> pd.DataFrame:
     found = mean_by(table, by, ["correct"], "seed", **draws).join(beside, on=by)
     found["mm2"] = found["mm2"].where(found["lesions"] != LESION_FREE, 0.0)
     found["n"] //= found["trainings"]
-    return found[["backbone", "lesions", "mm2", "value", "low", "high", "n"]]
+    return found[["backbone", "lesions", "mm2", "value", "low", "high", "n", "subjects"]]
 
 
 def kept_epochs(history: pd.DataFrame) -> pd.DataFrame:

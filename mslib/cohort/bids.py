@@ -156,16 +156,16 @@ def sessions_of(folder: Path, sequences: Sequence[str]) -> dict[str, list[Path]]
 
 
 def _choose(root: Path, label: str, sequences: tuple[str, ...], wanted: str | None, entities: Mapping[str, str]
-            ) -> tuple[str, dict[str, Path], list[Fault]]:
-    """Session ('' where it has no folder of its own) and one image per sequence, by name alone."""
+            ) -> tuple[tuple[str, ...], dict[str, Path], list[Fault]]:
+    """Sessions of the masks ('' for masks without one, as an only session may have) and an image per sequence."""
     def none(found, allowed):
-        return "", {}, [Fault(label, label, found, allowed)]
+        return (), {}, [Fault(label, label, found, allowed)]
 
     try:
         sessions = sessions_of(root / label, sequences)
     except OSError as error:
         return none(f"cannot be read ({error.strerror or error})", "a readable folder")
-    listed = ", ".join(name or "none" for name in sessions)
+    listed, alone = ", ".join(name or "none" for name in sessions), len(sessions) == 1
     if wanted is not None:
         sessions = {name: images for name, images in sessions.items() if _same(name.removeprefix("ses-"), wanted)}
         if not sessions:
@@ -193,23 +193,25 @@ def _choose(root: Path, label: str, sequences: tuple[str, ...], wanted: str | No
             choice = ", or entities of one as cohort.entities" if found else ""
             faults.append(Fault(label, place, f"has {count} ({listed})",
                                 f"exactly one {prefix}{sequence}.nii[.gz]{choice}"))
-    return session, chosen, faults
+    return (session, "") if alone else (session,), chosen, faults
 
 
-def _mask(root: Path, kind: str, label: str, session: str, name: str) -> Path | None:
-    """A mask of the derivatives `kind`, with or without the session in its path."""
+def _mask(root: Path, kind: str, label: str, sessions: Sequence[str], name: str) -> Path | None:
+    """A mask of the derivatives `kind`, of the first of the sessions that has one; OSError: unreadable folder."""
     places = (root / "derivatives" / kind / label / part / "anat" / f"{label}_{part and part + '_'}{name}{ending}"
-              for part in (session, "") for ending in (".nii.gz", ".nii"))
+              for part in sessions for ending in (".nii.gz", ".nii"))
     return next((path for path in places if path.exists() or path.is_symlink()), None)
 
 
 def _subject(root: Path, row: Subject, *choice) -> tuple[Subject, list[Fault]]:
     """Find and check all files of one subject; `choice` as `_choose` takes it."""
     label = f"sub-{row.id}"
-    session, images, faults = _choose(root, label, *choice)
+    sessions, images, faults = _choose(root, label, *choice)
 
     def check(path, function):
         try:
+            if any("\ud800" <= character <= "\udfff" for character in str(path.relative_to(root))):
+                raise ImageFault("has a name that is not UTF-8", "letters, digits, - and _")
             if not os.path.exists(path):
                 raise ImageFault("is a link to nothing", "a file (fetch the data first)")
             if not path.resolve().is_relative_to(root.resolve()):
@@ -221,7 +223,12 @@ def _subject(root: Path, row: Subject, *choice) -> tuple[Subject, list[Fault]]:
     grids = {sequence: check(path, check_image) for sequence, path in images.items()}
     masks = {}
     for kind, name in (("brainmask", "space-T1w_desc-brain_mask"), ("truth", "space-T1w_label-lesion_mask")):
-        masks[kind] = path = _mask(root, kind, label, session, name)
+        try:
+            masks[kind] = path = _mask(root, kind, label, sessions, name)
+        except OSError as error:
+            masks[kind] = path = None
+            faults.append(Fault(label, f"derivatives/{kind}", f"cannot be read ({error.strerror or error})",
+                                "a readable folder"))
         if path is not None and grids.get("T1w"):
             shape, affine = grids["T1w"]
             check(path, partial(check_mask, shape=shape, affine=affine, may_be_empty=kind == "truth"))

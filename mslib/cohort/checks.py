@@ -17,6 +17,7 @@ VOXEL_TOLERANCE = 0.005  # relative, between the voxel sizes of the sform and of
 MIN_VOXELS = 8           # along each axis: fewer are no scan of a head
 LARGEST = 1e12           # squares still fit into float32
 SKEW_TOLERANCE = 2e-4    # |R'R - 1| of an sform without a qform beside it: SimpleITK refuses to read more
+PREFERRED_SKEW = 1e-4    # of an sform with a qform beside it: SimpleITK reads the qform if there is more
 FORM, WHOLE = "an invertible qform or sform", "a whole NIfTI file"
 
 
@@ -72,6 +73,8 @@ def _header(content: bytes) -> nib.Nifti1Header:
             except (HeaderDataError, ValueError, OverflowError) as error:
                 raise ImageFault(f"has a broken header ({error})", "a NIfTI-1 or NIfTI-2 file") from error
             if header["magic"].item() in (b"n+1", b"n+2"):
+                if header["pixdim"][0] == 0:  # which the standard reads as 1
+                    header["pixdim"][0] = 1
                 return header
     raise ImageFault("is not NIfTI" if content else "is empty", "a NIfTI-1 or NIfTI-2 file")
 
@@ -110,7 +113,7 @@ def _form(header: nib.Nifti1Header, name: str) -> np.ndarray | None:
 
 
 def _voxel_to_world(header: nib.Nifti1Header) -> np.ndarray:
-    """The 4 x 4 matrix from voxels to mm (RAS+) that a header states, checked."""
+    """The 4 x 4 matrix from voxels to mm (RAS+) that SimpleITK reads from a header, checked."""
     unit = int(header["xyzt_units"]) & 7
     if unit in (1, 3):
         # SimpleITK would scale these to mm, nibabel would not.
@@ -127,14 +130,14 @@ def _voxel_to_world(header: nib.Nifti1Header) -> np.ndarray:
     if np.abs(sizes / pixdim - 1).max() > VOXEL_TOLERANCE:
         raise ImageFault(f"has voxel sizes {_numbers(sizes)} mm in the sform and {_numbers(pixdim)} mm in pixdim",
                          "the same sizes in both")
+    axes = sform[:3, :3] / sizes
+    skew = np.abs(axes.T @ axes - np.eye(3)).max()
     if qform is not None:
         gap = np.linalg.norm(((qform - sform) @ _corners(header.get_data_shape()[:3]))[:3], axis=0).max()
         if gap > FORM_TOLERANCE_MM:
             raise ImageFault(f"has a qform and an sform {gap:.1f} mm apart",
                              f"at most {FORM_TOLERANCE_MM:g} mm, or one of them with code 0")
-        return sform
-    axes = sform[:3, :3] / sizes
-    skew = np.abs(axes.T @ axes - np.eye(3)).max()
+        return sform if int(header["sform_code"]) == 1 and skew <= PREFERRED_SKEW else qform
     if skew > SKEW_TOLERANCE:
         raise ImageFault(f"has an sform skewed by {skew:.2g}", "perpendicular axes, or a qform beside it")
     return sform
@@ -144,15 +147,16 @@ def _numbers(values: np.ndarray) -> str:
     return " x ".join(f"{value:g}" for value in np.round(values, 4))
 
 
-def _read(path: Path) -> tuple[tuple[int, ...], np.ndarray, tuple[float, float]]:
-    """Shape, voxels to mm, lowest and highest value of a file that is read wholly."""
+def _read(path: Path) -> tuple[tuple[int, ...], np.ndarray, tuple[float, float], np.ndarray, tuple[float, float]]:
+    """Of a file that is read wholly: shape, voxels to mm, lowest and highest value, voxels as stored, their scaling."""
     content = _content(path)
     header = _header(content)
     _check_extent(header)
     affine, shape, kind = _voxel_to_world(header), header.get_data_shape(), header.get_data_dtype()
-    start, need = int(header["vox_offset"]), int(np.prod(shape, dtype=np.int64)) * kind.itemsize
-    if start < header.sizeof_hdr:
-        raise ImageFault(f"has its voxels at byte {start}, inside the header", "a valid vox_offset")
+    offset, need = float(header["vox_offset"]), int(np.prod(shape, dtype=np.int64)) * kind.itemsize
+    if not header.sizeof_hdr <= offset < np.inf:  # also NaN
+        raise ImageFault(f"has its voxels at byte {offset:g}", "a vox_offset after the header")
+    start = int(offset)
     if len(content) - start < need:
         raise ImageFault(f"is truncated ({max(len(content) - start, 0)} of {need} bytes of voxels)", WHOLE)
     voxels = np.frombuffer(content, kind, need // kind.itemsize, start)
@@ -164,11 +168,12 @@ def _read(path: Path) -> tuple[tuple[int, ...], np.ndarray, tuple[float, float]]
         low, high = float(voxels.min()), float(voxels.max())
     if not np.isfinite([low, high]).all():
         raise ImageFault(f"has {np.count_nonzero(~np.isfinite(voxels))} NaN or infinite voxels", "finite values")
-    if np.isfinite(slope) and slope != 0:
-        low, high = sorted(slope * value + intercept for value in (low, high))
+    if not np.isfinite(slope) or slope == 0:
+        slope, intercept = 1.0, 0.0
+    low, high = sorted(slope * value + intercept for value in (low, high))
     if max(-low, high) > LARGEST:
         raise ImageFault(f"has values from {low:g} to {high:g}", f"values from {-LARGEST:g} to {LARGEST:g}")
-    return tuple(shape[:3]), affine, (low, high)
+    return tuple(shape[:3]), affine, (low, high), voxels, (slope, intercept)
 
 
 def check_image(path: str | Path) -> tuple[tuple[int, ...], np.ndarray]:
@@ -177,7 +182,7 @@ def check_image(path: str | Path) -> tuple[tuple[int, ...], np.ndarray]:
     ImageFault: unreadable, truncated, not NIfTI, not one 3-D volume, not real numbers, NaN or infinite values, zero
     variance, no value above 0, broken or conflicting qform and sform, or sizes that are not in mm.
     """
-    shape, affine, (low, high) = _read(Path(path))
+    shape, affine, (low, high), *_ = _read(Path(path))
     if low == high:
         raise ImageFault(f"has zero variance (every voxel is {low:g})", "an image with contrast")
     if high <= 0:
@@ -188,10 +193,16 @@ def check_image(path: str | Path) -> tuple[tuple[int, ...], np.ndarray]:
 def check_mask(path: str | Path, shape: tuple[int, ...], affine: np.ndarray, *, may_be_empty: bool) -> None:
     """Read one mask wholly and check it as `check_image` does, and that it lies in the grid of the T1w image.
 
-    ImageFault: also of another grid (corners over 0.1 mm apart), or empty where that is not allowed.
+    ImageFault: also of another grid (corners over 0.1 mm apart), values between whole numbers (probabilities, or
+    interpolated), or empty where that is not allowed.
     """
-    found, matrix, (low, high) = _read(Path(path))
+    found, matrix, (low, high), voxels, (slope, intercept) = _read(Path(path))
     if found != shape or np.abs((matrix - affine) @ _corners(shape)).max() > 0.1:
         raise ImageFault(f"has another grid than the T1w image (shape {found})", f"its grid, shape {shape}")
     if low < 0 or (high <= 0 and not may_be_empty):
         raise ImageFault(f"has values from {low:g} to {high:g}", "0 outside and above 0 inside")
+    if voxels.dtype.kind == "f" or slope % 1 or intercept % 1:
+        values = voxels * slope + intercept
+        if np.abs(values - np.rint(values)).max() > 1e-3:
+            raise ImageFault("has values between whole numbers (of probabilities, or interpolated)",
+                             "0 outside and whole numbers above 0 inside")

@@ -25,7 +25,11 @@ from .participants import COHORTS, LABEL, SEQUENCES, TABLE, known_cells, read_ce
 #: Columns that usually hold the group, the likeliest first, and columns that never do.
 LIKELY = ("group", "diagnosis", "dx", "phenotype", "ms_type", "subtype", "disease", "condition", "status")
 NEVER = {"participant_id", "age", "sex", "gender", "edss", "cohort", "handedness", "site", "scanner", "session"}
-HEALTHY = re.compile(r"\b(controls?|healthy|hc|hv|ctrl|normal)\b", re.IGNORECASE)
+#: Words that say that somebody is healthy, and those that may stand beside them.
+HEALTHY = {"control", "controls", "healthy", "hc", "hcs", "hv", "hvs", "ctrl", "normal"}
+BESIDE = {"volunteer", "volunteers", "subject", "subjects", "participant", "participants", "person", "persons",
+          "people", "individual", "individuals", "adult", "adults", "young", "older", "elderly", "cognitively",
+          "comparison", "group", "age", "sex", "gender", "matched", "and"}
 #: Entries of a sidecar that tell scanners apart.
 SCANNER = ("Manufacturer", "ManufacturersModelName", "MagneticFieldStrength", "InstitutionName")
 #: Entities by which files of one sequence differ.
@@ -104,14 +108,16 @@ def _group_columns(table: pd.DataFrame) -> dict[str, dict[str, int]]:
 def class_names(values, meanings: Mapping[str, str]) -> dict[str, list[str]]:
     """Classes, as plain words, to values of the table; `meanings`: of coded values (``Levels`` of participants.json).
 
-    Values that mean healthy people become `CONTROL`.
+    Values that mean healthy people, in words of `HEALTHY` and `BESIDE` alone, become `CONTROL`.
     """
     classes = defaultdict(list)
     for value in values:
         meaning = str(meanings.get(value, value))
-        name = CONTROL if HEALTHY.search(meaning) else re.sub("[^A-Za-z0-9]", "", meaning if value.isdigit() else value)
-        missing = name.lower() in ("", "na", "nan", "none", "null")  # to tables that are read again
-        if name != CONTROL and (missing or name in classes):
+        words = set(re.findall(r"[^\W_]+", meaning.lower()))
+        healthy = bool(words & HEALTHY) and words <= HEALTHY | BESIDE
+        name = CONTROL if healthy else re.sub("[^A-Za-z0-9]", "", meaning if value.isdigit() else value)
+        # To tables that are read again some names say that nothing is known; healthy people alone are controls.
+        if not healthy and (name.lower() in ("", "na", "nan", "none", "null", CONTROL) or name in classes):
             name = f"{name or 'class'}{len(classes) + 1}"
         classes[name].append(value)
     return dict(sorted(classes.items(), key=lambda item: item[0] != CONTROL))
@@ -127,7 +133,10 @@ def _meanings(root: Path, column: str) -> dict[str, str]:
 
 
 def _choice(root: Path, labels) -> tuple[dict[str, int], str | None, dict[str, str]]:
-    """Sessions with their numbers of subjects, the one to take, and entities where a sequence has several images."""
+    """Sessions with their numbers of subjects, the one to take, and entities where a sequence has several images.
+
+    An entity is empty where the image without it is the commonest.
+    """
     images = {label: sessions_of(root / label, SEQUENCES) for label in labels}
     sessions = Counter(name for found in images.values() for name in found)
     session = None
@@ -140,7 +149,7 @@ def _choice(root: Path, labels) -> tuple[dict[str, int], str | None, dict[str, s
             own = [entities_of(path) for path in files if path.name.split(".")[0].endswith(f"_{sequence}")]
             for name in CHOICES if len(own) > 1 else ():
                 if len({entities.get(name) for entities in own}) == len(own):
-                    differing[name].update(entities[name] for entities in own if name in entities)
+                    differing[name].update(entities.get(name, "") for entities in own)
     entities = {name: min(labels, key=lambda label: (-labels[label], label))
                 for name, labels in list(differing.items())[:1]}
     return dict(sorted(sessions.items())), session and session.removeprefix("ses-"), entities
@@ -204,6 +213,7 @@ def suspicions(cohort: Cohort, root: str | Path) -> list[str]:
             if sequence == "T1w":
                 row |= {key: str(facts[key]) for key in SCANNER if key in facts}
                 row["voxels of T1w"] = _by(sizes.round(1))
+            row[f"contrast agent of {sequence}"] = entities_of(path).get("ce", "none")
         rows.append(row)
     return [printable(line) for line in [*lines, *confounded(pd.DataFrame(rows))]]
 
@@ -295,7 +305,7 @@ def study_text(found: Survey, name: str, weights: str, training: Mapping) -> str
         choice += (f"  # Sessions, and their numbers of subjects: {_counts(found.sessions)}.\n"
                    f"  session: {_quoted(found.session)}\n")
     if found.entities:
-        choice += ("  # Of several images of a sequence, the one whose name has this.\n"
+        choice += ("  # Of several images of a sequence, the one whose name has this (empty: lacks it).\n"
                    f"  entities: {_quoted(found.entities)}\n")
     return STUDY.format(
         place=printable(place), name=_quoted(name), values=_counts(found.columns.get(found.column, {})) + small,

@@ -50,10 +50,10 @@ def as_image(source: str | Path | sitk.Image) -> sitk.Image:
     """Give `source` as a 3-D float32 image, read if it is a path; StudyError: not readable, not three-dimensional."""
     if not isinstance(source, sitk.Image):
         try:
-            if str(source).endswith(".gz"):  # to its end: ITK fills what a truncated one lacks without a word
-                with gzip.open(source) as stream:
-                    while stream.read(1 << 22):
-                        pass
+            # To its end: ITK fills what a truncated one lacks without a word, and does not say what a disk has said.
+            with (gzip.open if str(source).endswith(".gz") else open)(source, "rb") as stream:
+                while stream.read(1 << 22):
+                    pass
             source = sitk.ReadImage(str(source))
         except (RuntimeError, OSError, EOFError, zlib.error) as error:
             reason = getattr(error, "strerror", None) or "truncated or not NIfTI"
@@ -87,7 +87,7 @@ def checked_mask(mask, image: sitk.Image, allow_empty: bool = False) -> sitk.Ima
     """Give `mask` as 0/1 on the grid of `image`; StudyError: another grid, or empty where that is not allowed."""
     name = "mask" if isinstance(mask, sitk.Image) else str(mask)
     mask = sitk.Cast(as_image(mask) > 0, sitk.sitkUInt8)
-    if not mask.IsSameImageGeometryAs(image, 1e-2 / image.GetSpacing()[0], 1e-2):  # of the first voxel size: 0.01 mm
+    if not mask.IsSameImageGeometryAs(image, 0.1 / image.GetSpacing()[0], 1e-2):  # of the first voxel size: 0.1 mm
         found, wanted = (f"(size {one.GetSize()}, origin {tuple(round(value, 1) for value in one.GetOrigin())})"
                          for one in (mask, image))
         raise StudyError(f"{name}: is on another grid {found} than its image {wanted}")

@@ -181,7 +181,8 @@ def _make(subject, paths: dict[str, Path], prep: Prep, sequences, image_size, pi
 
     for name, field in log_fields.items():
         save_nifti(paths[name], np.rint(volumes[name] / STEP).astype(np.int16), affine, STEP)
-        save_nifti(paths[f"bias_{name}"], np.rint(array_of(field) / STEP).astype(np.int16), affine_of(field), STEP)
+        stored = np.clip(np.rint(array_of(field) / STEP), -32767, 32767).astype(np.int16)  # logarithms of -2 to 2
+        save_nifti(paths[f"bias_{name}"], stored, affine_of(field), STEP)
     reference = uri(subject.images[first])
     source = uri(subject.brain_mask) if given else reference
     save_nifti(paths["brain"], brain.astype(np.uint8), affine)

@@ -95,7 +95,7 @@ def _checked(study) -> list:
 
 
 def preprocess(study: Study, subject: str) -> None:
-    """Preprocess one subject. With ``on_fault: skip`` a faulty one is marked excluded; a full disk always fails."""
+    """Preprocess one subject. With ``on_fault: skip`` a faulty one is marked excluded; a failing disk fails."""
     config = study.config
     chosen = [person for person in _checked(study) if person.id == subject]
     if not chosen:
@@ -106,7 +106,12 @@ def preprocess(study: Study, subject: str) -> None:
     except WriteError:
         raise
     except StudyError as error:
-        if config.cohort.on_fault == "stop" or isinstance(error.__cause__, WriteError):
+        causes = [error]
+        while causes[-1].__cause__ is not None:
+            causes.append(causes[-1].__cause__)
+        # An error of the file system has a number, that of a damaged gzip file has none.
+        if config.cohort.on_fault == "stop" or any(
+                isinstance(one, WriteError) or getattr(one, "errno", None) for one in causes):
             raise
         write_json(study.derivative(subject, "desc-qc.json"), {"subject": subject, "excluded": str(error)})
 

@@ -211,10 +211,11 @@ class Study(Run):
         if network.kind != "cause":
             for subject in self.explained():
                 stack, person = self.stack(subject), self.subjects.loc[subject]
-                shown = stack.lesions.any(axis=(1, 2)) | (not person["lesion_mask"])
+                lesions = stack.lesions & stack.brain
+                shown = lesions.any(axis=(1, 2)) | (not person["lesion_mask"])
                 if len(index := np.flatnonzero(shown)):
                     yield Case(subject, person["group"], person["cohort"], index, self.images(stack, index),
-                               self.target(subject), stack.lesions[index], stack.brain[index])
+                               self.target(subject), lesions[index], stack.brain[index])
             return
         slices, masks = self.slice_set("cause"), read_arrays(self.folder / "nets" / "cause" / "masks.npz")
         for subject, rows in slices.table.query("part == 'test' and target == 1").groupby("subject"):
@@ -243,11 +244,12 @@ class Study(Run):
         """
         subject = self.example()
         stack, target = self.stack(subject), self.target(subject)
-        content = stack.lesions if stack.lesions.any() else stack.brain
+        lesions = stack.lesions & stack.brain
+        content = lesions if lesions.any() else stack.brain
         order = np.argsort(-content.sum(axis=(1, 2)), kind="stable")[:8]
         correct = explain.logits_of(model, [self.images(stack, order)]).argmax(1) == target
         order = np.concatenate([order[[correct.argmax()]], np.delete(order, correct.argmax())])
-        features = np.repeat((stack.lesions & stack.brain)[order][..., None], len(self.config.sequences), -1)
+        features = np.repeat(lesions[order][..., None], len(self.config.sequences), -1)
         shown = analysis.attribution.Explained(
             self.images(stack, order), np.full(len(order), target), stack.brain[order], features,
             np.full(len(order), subject), self.config.model.pixel_mm)

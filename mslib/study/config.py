@@ -382,6 +382,8 @@ class StudyConfig(Section):
         simulated = self.cohort.source == "simulated"
         if self.trains and len(self.groups) < 2:
             yield f"groups: must be at least two, for networks to tell apart (got {self.groups})"
+        if strange := [group for group in self.groups if group.lower() == CONTROL != group]:
+            yield f"groups: must call healthy people {CONTROL!r}, in small letters (got {strange})"
         values = [value for every in self.group_values.values() for value in every]
         lists = {"groups": self.groups, "sequences": self.sequences, "model.backbones": self.model.backbones,
                  "model.kinds": self.model.kinds, "explain.methods": self.explain.methods,

@@ -43,10 +43,10 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 def check_results(folder: str | Path) -> None:
-    """StudyError where a folder of results cannot be written, or holds what no study has published."""
+    """StudyError where a folder of results, which is replaced, cannot be written or holds what no study published."""
     folder = Path(folder).absolute()
     try:
-        published = any((folder / name).is_file() for name in ("provenance.json", "metrics.json"))
+        published = all((folder / name).is_file() for name in ("metrics.json", "index.html", "README.md"))
         if folder.exists() and any(folder.iterdir()) and not published:
             raise StudyError(f"{folder}: holds files that no study has published; name another results folder")
         tempfile.TemporaryFile(dir=next(above for above in folder.parents if above.exists())).close()

@@ -1,6 +1,7 @@
 """A study's YAML file into checked settings; one line per fault."""
 
 import contextlib
+import re
 from pathlib import Path
 
 import yaml
@@ -40,6 +41,14 @@ class _Loader(yaml.SafeLoader):
             twice = next(key for number, key in enumerate(keys) if key in keys[:number])
             raise yaml.constructor.ConstructorError(None, None, f"key {twice!r} is given twice", node.start_mark)
         return mapping
+
+
+def _integer(loader: _Loader, node: yaml.ScalarNode) -> int | str:
+    """Whole numbers; a label such as 012, which YAML 1.1 reads as octal, stays text."""
+    return node.value if re.fullmatch("0[0-9]+", node.value) else loader.construct_yaml_int(node)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _integer)
 
 
 def load_config(path: str | Path, model: type[Section] = StudyConfig) -> Section:
