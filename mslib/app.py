@@ -26,7 +26,7 @@ from mslib.study.run import DRIVEN
 
 VALIDATOR = "bids-validator-deno"
 #: Preprocessing of a subject on one core: at rest, and for each million voxels of T1w, as scanned (memory, MB; a brain
-#: mask that is not given takes more) or of 1 mm (files, MB); seconds. Measured from 0.6 to 2 mm (tests/test_app.py).
+#: mask that is not given takes more) or of 1 mm (files, MB); seconds. Measured with voxels of 0.6 to 2 mm.
 MEMORY_MB, MEMORY_MASK_MB, DISK_MB, SECONDS = (300, 35), 90, (28, 1.25), 12
 
 
