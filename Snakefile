@@ -97,6 +97,8 @@ def tell_faults_again():
         print(Path(FAULTS).read_text(encoding="utf-8"), end="", file=sys.stderr)
 
 if workflow.is_main_process:
+    if CORES is not None:  # nothing to slow down on one machine; the limit's alarms would take a tenth of a core
+        workflow.scheduling_settings.max_jobs_per_timespan = None
     compared = STUDY.comparison.weights.values() if STUDY.comparison else ()
     needed = [*SHIPPED, *(file for weights in compared for file in start_files(weights, BACKBONES[:1])),
               *(expand(FITTED, network=EXPLAINED) if not STUDY.trains else ())]

@@ -25,7 +25,7 @@ from mslib.nets.scope import image_features, out_of_scope
 from mslib.prep import brain_mask
 from mslib.prep.images import as_image
 from mslib.prep.pipeline import align, comparable
-from mslib.prep.qc import EDGE_AGREEMENT, contrast_doubts, edge_agreement, label_doubts
+from mslib.prep.qc import EDGE_AGREEMENT, contrast_doubts, edge_agreement, label_doubts, solid_doubts
 from mslib.prep.slices import load_stack
 from mslib.study import StudyError, read_json
 from mslib.study.provenance import ROOT
@@ -42,10 +42,10 @@ def looked_at(images: dict, mask, wrong: str, origin: str, named: tuple = NAMES[
     try:
         mask = brain_mask(images["T1w"]) if mask is None else as_image(mask)
         found, fields = align(images, mask)
-        volumes, inside = comparable(images, mask, found, fields, (0.5, 99.8))
+        volumes, inside, edge = comparable(images, mask, found, fields, (0.5, 99.8))
     except StudyError as error:
         return [{"kind": wrong, "origin": origin, "edges": np.nan, "flagged": True, "why": str(error)} for _ in named]
-    doubts += contrast_doubts(volumes, inside)
+    doubts += contrast_doubts(volumes, inside) + solid_doubts(volumes, inside, edge)
     rows = []
     for name in named:
         edges = edge_agreement(volumes["T1w"], volumes[name], inside)
@@ -100,13 +100,14 @@ def with_stroke(images: np.ndarray, brain: np.ndarray, ml: float, kind: str) -> 
 
 
 def strokes_of(path: Path, scope: dict) -> list[dict]:
-    """A row per stroke in the slices of one person, and one without: whether they lie outside the scope."""
+    """A row per stroke in the slices of one person, and one without: are they out of the scope, or too solid?"""
     stack = load_stack(path)
     images, brain = stack.images.astype(float), stack.brain > 0
     made = {"none": images} | {f"{kind}, {ml} mL": with_stroke(images, brain, ml, kind)
-                               for kind in STROKES for ml in (40, 120)}
-    return [{"stroke": name, "flagged": bool(out_of_scope(image_features(one[::5], NAMES, 1.0), scope))}
-            for name, one in made.items()]
+                               for kind in STROKES for ml in (20, 40, 120)}
+    return [{"stroke": name, "out of scope": bool(out_of_scope(image_features(one[::5], NAMES, 1.0), scope)),
+             "solid": bool(solid_doubts(dict(zip(NAMES, np.moveaxis(one[::2, ::2, ::2], -1, 0))), brain[::2, ::2, ::2],
+                                        2.0))} for name, one in made.items()]
 
 
 def main(dataset: Path, count: int) -> None:
@@ -129,7 +130,7 @@ def main(dataset: Path, count: int) -> None:
     stacks = sorted((dataset.parent / "derivatives" / "mslib").glob("sub-*/anat/*_desc-slices.npz"))[::4]
     parts = Parallel(2)(delayed(strokes_of)(path, scope) for path in stacks)
     drawn = pd.DataFrame([row for part in parts for row in part])
-    print(drawn.groupby("stroke", sort=False)["flagged"].agg(["size", "sum"]).to_string())
+    print(drawn.groupby("stroke", sort=False)[["out of scope", "solid"]].agg(["size", "sum"]).to_string())
 
 
 if __name__ == "__main__":

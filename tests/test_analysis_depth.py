@@ -384,6 +384,19 @@ def test_trend_over_depth_uses_every_layer():
         assert (trend["subjects"], trend["above"]) == (16, 0) and trend["mean"] == pytest.approx(-0.2, abs=1e-12)
 
 
+def test_spread_that_the_grids_alone_give_is_no_trend_of_the_network():
+    """Untrained networks spread alike, less and not at all with depth: nothing, little and everything is left."""
+    trained = make_maps({"half_heat_share": [0.1, 0.2, 0.3, 0.4, 0.5]}, noise=0.001)
+    left = []
+    for means in ([0.1, 0.2, 0.3, 0.4, 0.5], [0.1, 0.3, 0.2, 0.5, 0.4], [0.5, 0.4, 0.3, 0.2, 0.1]):
+        untrained = make_maps({"half_heat_share": means}, noise=0.001, seed=1)
+        untrained = untrained[own(untrained)].assign(source="untrained", correct=False)
+        table = depth.depth_tests(pd.concat([trained, untrained], ignore_index=True), **DRAWS).set_index("test")
+        left.append(table.loc["spread with depth, beyond untrained", ["mean", "low", "border"]])
+    assert [row["mean"] for row in left] == pytest.approx([0, 0.2, 2])
+    assert [row["low"] > row["border"] for row in left] == [False, True, True]
+
+
 def test_where_all_subjects_agree_their_share_decides():
     alike = depth.sign_test(pd.Series(1.0, index=range(16)), **DRAWS)
     assert (alike["statistic"], alike["value"], alike["border"], alike["mean"]) == ("share above 0", 1, 0.5, 1)

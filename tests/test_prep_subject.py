@@ -164,6 +164,22 @@ def test_a_sequence_that_is_another_one_is_known_by_the_order_of_tissues_in_it(d
     assert found & doubted or found == doubted
 
 
+@pytest.mark.parametrize("half_mm,flagged", [((16, 16, 16), True), ((8, 40, 12), False), ((3, 3, 3), False)])
+def test_what_is_bright_and_solid_is_flagged_and_what_is_long_and_thin_is_not(done, tmp_path, half_mm, flagged):
+    """A stroke and confluent lesions of the same volume, drawn into FLAIR as scanned."""
+    subject, _, _ = done
+    image = nib.load(subject.images["FLAIR"])
+    places = np.moveaxis(np.indices(image.shape), 0, -1) @ image.affine[:3, :3].T + image.affine[:3, 3]
+    inside = (np.square((places - (25, -10, 25)) / half_mm).sum(-1) < 1)
+    values = image.get_fdata()
+    drawn = np.where(inside, 1.6 * np.median(values[values > values.mean()]), values).astype(np.int16)
+    nib.save(nib.Nifti1Image(drawn, image.affine), tmp_path / "flair.nii.gz")
+    other = changed(subject, images={"T1w": subject.images["T1w"], "FLAIR": tmp_path / "flair.nii.gz"})
+    made = preprocess_subject(other, tmp_path / "out", **SETTINGS, sequences=("T1w", "FLAIR"))
+    flags = json.loads(made["qc"].read_text())["flags"]
+    assert [("FLAIR: is bright in a piece" in flag) for flag in flags] == [True] * flagged
+
+
 def test_an_image_of_another_sequence_is_flagged(done, tmp_path):
     """T2w in the place of T1w, without the mask, which is on the grid of T1w: puts FLAIR out of order."""
     subject, _, _ = done

@@ -379,9 +379,9 @@ def randomisation_summary(table: pd.DataFrame, **draws) -> pd.DataFrame:
 # What the publication says of depth: Grad-CAM in blocks 4 and 5, correctly classified slices.
 
 
-def _published(maps):
-    """Rows of Grad-CAM in blocks 4 and 5, the networks' own maps of correctly classified slices."""
-    rows = maps[(maps["source"] == "network") & (maps["method"] == "gradcam") & maps["correct"]]
+def _published(maps, source="network"):
+    """Rows of Grad-CAM in blocks 4 and 5: networks' own maps of correctly classified slices, or maps of a `source`."""
+    rows = maps[(maps["source"] == source) & (maps["method"] == "gradcam") & (maps["correct"] | (source != "network"))]
     return rows[~rows["layer"].str.startswith("block3")]
 
 
@@ -437,14 +437,21 @@ def sign_test(values: pd.Series, **draws) -> dict:
 def depth_tests(maps: pd.DataFrame, **draws) -> pd.DataFrame:
     """Tests of what the publication says of depth: ``kind, backbone, seed, test, layer, rank``, columns of `sign_test`.
 
-    ``spread with depth`` (without lesion masks the only one), ``auprc with depth``: rank correlations, mean over
-    subjects. ``last convolution over rival``: `compromise`; ``layer`` is the rival, ``rank`` that of the last
-    convolution among all. ``hard layer minus last``: AUPRC at `HARD_LAYER` minus that of the last convolution, slices.
+    ``spread with depth`` and ``auprc with depth``: rank correlations, mean over subjects. ``spread with depth, beyond
+    untrained``: how far the former exceeds that of untrained networks, whose layers have the same grids. (Without
+    lesion masks these two of spread are the only ones.) ``last convolution over rival``: `compromise`; ``layer`` is the
+    rival, ``rank`` that of the last convolution among all. ``hard layer minus last``: AUPRC at `HARD_LAYER` minus that
+    of the last convolution, slices.
     """
     rows, masked = [], maps["auprc"].notna().any()
+    untrained = {network: _trend(part, "half_heat_share")
+                 for network, part in _published(maps, "untrained").groupby(NETWORK)}
     for training, part in _published(maps).groupby(TRAINING):
         last, network = last_convolution(training[1]), dict(zip(TRAINING, training))
-        tests = [("spread with depth", _trend(part, "half_heat_share"), {})]
+        spread = _trend(part, "half_heat_share")
+        tests = [("spread with depth", spread, {})]
+        if training[:2] in untrained:
+            tests.append(("spread with depth, beyond untrained", spread - untrained[training[:2]], {}))
         if masked:
             rival, gain = compromise(part, last)
             facts = {"layer": rival, "rank": int(rank_sums(part).mean().rank()[last])}

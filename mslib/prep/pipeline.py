@@ -16,7 +16,15 @@ from mslib.study.config import Prep
 
 from .images import affine_of, array_of, as_image, bounding_box, checked_mask, reduce_to, reoriented_grid
 from .intensity import STEP, correct_bias, estimate_bias, scale_intensity
-from .qc import QC_MM, contrast_doubts, edge_agreement, label_doubts, quality_row, registration_figure
+from .qc import (
+    QC_MM,
+    contrast_doubts,
+    edge_agreement,
+    label_doubts,
+    quality_row,
+    registration_figure,
+    solid_doubts,
+)
 from .registration import Registration, brain_mask, register_rigid
 from .slices import save_stack, slice_stack
 
@@ -119,13 +127,13 @@ def _on_grid(images: dict, registrations: dict[str, Registration], log_fields: d
 
 
 def comparable(images: dict, mask: sitk.Image, registrations: dict[str, Registration], log_fields: dict,
-               percentiles) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Corrected and co-registered images on cubes, scaled, and the brain there: for quality control."""
+               percentiles) -> tuple[dict[str, np.ndarray], np.ndarray, float]:
+    """Corrected and co-registered images on cubes, scaled, the brain there, and the edge in mm: for quality control."""
     first = next(iter(images.values()))
     edge = max(QC_MM, float(np.prod(first.GetSpacing())) ** (1 / 3))
     grid = reoriented_grid(first, edge)
     brain = _mask_on(grid, mask, False)
-    return _on_grid(images, registrations, log_fields, grid, brain, percentiles, edge), brain
+    return _on_grid(images, registrations, log_fields, grid, brain, percentiles, edge), brain, edge
 
 
 def preprocess_subject(subject, out, prep: Prep | None = None, sequences=("T1w", "T2w", "FLAIR"),
@@ -204,10 +212,11 @@ def _make(subject, paths: dict[str, Path], prep: Prep, sequences, image_size, pi
         with atomic_path(paths[f"xfm_{name}"]) as temporary:
             sitk.WriteTransform(found.transform, str(temporary))
     registration_figure(paths["figure"], volumes, images, grid, brain)
-    compared, inside = comparable(images, mask, registrations, log_fields, prep.percentiles)
+    compared, inside, edge = comparable(images, mask, registrations, log_fields, prep.percentiles)
     agreement = {name: edge_agreement(compared[first], compared[name], inside) for name in registrations}
     millilitres = float(brain.sum()) * float(np.prod(grid.GetSpacing())) / 1000
-    doubts = label_doubts(images) + (contrast_doubts(compared, inside) if first == "T1w" else [])
+    doubts = label_doubts(images) + solid_doubts(compared, inside, edge)
+    doubts += contrast_doubts(compared, inside) if first == "T1w" else []
     write_json(paths["qc"], quality_row(subject.id, registrations, agreement, millilitres, len(stack.z_mm),
                                         prep.n_slices, "given" if given else "template", doubts))
 

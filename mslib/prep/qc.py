@@ -19,6 +19,7 @@ BRAIN_ML = (700.0, 2200.0)
 QC_MM = 2.0  # edge of the cubes on which sequences are compared, whatever the scans' own grids; voxels may be larger
 EDGE_AGREEMENT = 16.0  # right pairs: 20 and more; heads of two people: 13 at most
 MIN_VALUES = 64
+BRIGHT, THICKEST_MM = 1.2, 22.0  # of FLAIR in white matter; simulated and real people: 18 at most; strokes of 20 mL: 27
 STEPS = np.eye(3, dtype=int)  # of a voxel along each axis
 ZOOM = 1.5  # pixels a mm
 OUTLINES = ((0.3, (255, 176, 0)), (0.62, (0, 208, 255)))  # level of T1w, colour
@@ -77,6 +78,22 @@ def contrast_doubts(volumes: dict[str, np.ndarray], brain: np.ndarray) -> list[s
             doubts.append(f"{name}: fluid, grey and white matter by T1w are {fluid:.2f}, {grey:.2f}, {white:.2f}, not "
                           f"as in {name} (another sequence?)")
     return doubts
+
+
+def solid_doubts(volumes: dict[str, np.ndarray], brain: np.ndarray, edge_mm: float) -> list[str]:
+    """Reason to doubt that what is bright in FLAIR is multiple sclerosis: a ball of `THICKEST_MM` fits into it.
+
+    A fresh stroke or a tumour is solid; lesions that have run together are long and thin. Bright is `BRIGHT` times the
+    median of white matter (the brightest part of T1w by Otsu). Parameters as of `contrast_doubts`; `edge_mm`: of cubes.
+    """
+    if not {"T1w", "FLAIR"} <= set(volumes) or len(np.unique(volumes["T1w"][brain])) < MIN_VALUES:
+        return []
+    t1w, flair = (volumes[name] for name in ("T1w", "FLAIR"))
+    white = brain & (t1w > threshold_multiotsu(t1w[brain], 3)[1])
+    bright = brain & (flair > BRIGHT * np.median(flair[white]))
+    thickness = 2 * edge_mm * float(ndimage.distance_transform_edt(np.pad(bright, 1)).max())
+    return [f"FLAIR: is bright in a piece {thickness:.0f} mm thick ({THICKEST_MM:g} at most expected; a stroke or a "
+            "tumour?)"] * (thickness > THICKEST_MM)
 
 
 def quality_row(subject: str, registrations: dict[str, Registration], agreement: dict[str, float],
