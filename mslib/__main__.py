@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import mslib
+from mslib.steps import STEPS, Study
 from mslib.study import Network, StudyError
 
 #: Commands that are no step of a study, besides the BIDS App.
@@ -62,12 +63,6 @@ def _command(name: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _steps() -> dict:
-    """Steps of the Snakefile by name; `pretrain` and `bench` belong to no study."""
-    from mslib.steps import STEPS, bench, pretrain
-    return STEPS | {"pretrain": pretrain, "bench": bench}
-
-
 def _step(name: str, step) -> argparse.ArgumentParser:
     """Options of a step: its docstring is the help, its arguments after the study are options."""
     parser = argparse.ArgumentParser(prog=f"mslib {name}", description=inspect.getdoc(step).splitlines()[0])
@@ -88,13 +83,11 @@ def _run(arguments: list[str]) -> int:
     first = arguments[0] if arguments else ""
     if first == "steps":
         _command(first).parse_args(arguments[1:])
-        print(*(f"{name:15}{inspect.getdoc(step).splitlines()[0]}" for name, step in _steps().items()), sep="\n")
+        print(*(f"{name:15}{inspect.getdoc(step).splitlines()[0]}" for name, step in STEPS.items()), sep="\n")
         return 0
-    if first.isidentifier() and first in _steps():
-        step = _steps()[first]
+    if step := STEPS.get(first):
         given = vars(_step(first, step).parse_args(arguments[1:]))
         if "run_dir" in given:
-            from mslib.steps import Study
             given["study"] = Study(given.pop("config"), given.pop("run_dir"))
         step(**given)
         return 0

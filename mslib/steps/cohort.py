@@ -25,11 +25,10 @@ def simulated_people(config: StudyConfig) -> list:
 def look_at_weights(run: Study) -> None:
     """StudyError where weights cannot be had: before anything is computed."""
     config = run.config
-    if config.model.weights == "simulated":
-        for backbone in config.model.backbones:
+    for backbone in config.model.backbones:
+        if config.model.weights == "simulated":
             verified(shipped(f"{backbone}_simulated"))
-    elif config.model.weights != "scratch":
-        for backbone in config.model.backbones:
+        elif config.model.weights != "scratch":
             run.trainable(Network(backbone), "float32")
     for network in () if config.trains else explained_networks(config):
         verified(shipped(network))
@@ -103,8 +102,6 @@ def preprocess(study: Study, subject: str) -> None:
     try:
         prep.preprocess_subject(chosen[0], study.anat(subject).parents[1], config.prep, config.sequences,
                                 config.model.image_size, config.model.pixel_mm)
-    except WriteError:
-        raise
     except StudyError as error:
         causes = [error]
         while causes[-1].__cause__ is not None:

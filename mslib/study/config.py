@@ -1,6 +1,6 @@
 """The study's configuration: frozen, strict models with defaults and allowed ranges."""
 
-from typing import Annotated, ClassVar, Literal, get_args
+from typing import Annotated, ClassVar, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -19,6 +19,9 @@ Millimetres = Annotated[float, Field(gt=0, le=10)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
 Percent = Annotated[float, Field(ge=0, le=100)]
+Item = TypeVar("Item")
+Some = Annotated[list[Item], Field(min_length=1)]
+Several = Annotated[list[Item], Field(min_length=2)]
 Listed = Field(strict=False)  # YAML has no tuples
 Side = Annotated[int, Field(ge=1, le=1024)]
 Size = Annotated[tuple[Side, Side], Listed]
@@ -49,7 +52,7 @@ class Section(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self):
-        if fault := next(iter(self._faults()), None):
+        for fault in self._faults():
             raise ValueError(fault)
         return self
 
@@ -96,9 +99,8 @@ class Prep(Section):
 class Model(Section):
     """Which networks, with which weights, on which input."""
 
-    backbones: Annotated[list[Literal["vgg16", "vgg19"]], Field(min_length=1)] = ["vgg16", "vgg19"]
-    kinds: Annotated[list[Literal["published", "honest", "cause"]], Field(min_length=1)] = ["published", "honest",
-                                                                                            "cause"]
+    backbones: Some[Literal["vgg16", "vgg19"]] = ["vgg16", "vgg19"]
+    kinds: Some[Literal["published", "honest", "cause"]] = ["published", "honest", "cause"]
     weights: Weights = "scratch"
     shipped: bool = False
     input: Literal["fused", "T1w", "T2w", "FLAIR"] = "fused"
@@ -184,7 +186,7 @@ class Pretraining(Section):
                                          "slices_per_person", "variation")
 
     seed: Count = 3275
-    groups: Annotated[list[Literal[SIMULATED_GROUPS]], Field(min_length=1)] = list(SIMULATED_GROUPS)
+    groups: Some[Literal[SIMULATED_GROUPS]] = list(SIMULATED_GROUPS)
     sequences: Sequences = ("T1w", "T2w", "FLAIR")
     image_size: Size = (192, 168)
     pixel_mm: Millimetres = 1.0
@@ -196,7 +198,7 @@ class Pretraining(Section):
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 1e-4
     area_weight: Positive
     augmentation: Augmentation = Augmentation()
-    stages: Annotated[list[Stage], Field(min_length=1)]
+    stages: Some[Stage]
 
     def _faults(self):
         if (shrink := self.stages[-1].shrink) != 1:
@@ -206,8 +208,8 @@ class Pretraining(Section):
 class Explain(Section):
     """Which maps are made, and of whom."""
 
-    methods: Annotated[list[Literal["gradcam", "gradcam++", "hirescam", "layercam", "xgradcam"]],
-                       Field(min_length=1)] = ["gradcam", "gradcam++", "hirescam", "layercam", "xgradcam"]
+    methods: Some[Literal["gradcam", "gradcam++", "hirescam", "layercam", "xgradcam"]] = [
+        "gradcam", "gradcam++", "hirescam", "layercam", "xgradcam"]
     slices_per_subject: PositiveInt = 2
     randomisation_draws: PositiveInt = 10
     nifti_subjects: PositiveInt = 1
@@ -236,8 +238,7 @@ class Attribution(Section):
     samples: PositiveInt = 150
     permutations: PositiveInt = 5
     steps: PositiveInt = 20
-    baselines: Annotated[list[Literal["zero", "mean", "blurred", "noise", "inpainted"]], Field(min_length=2)] = [
-        "zero", "mean", "inpainted"]
+    baselines: Several[Literal["zero", "mean", "blurred", "noise", "inpainted"]] = ["zero", "mean", "inpainted"]
     levels: Annotated[int, Field(ge=2)] = 5
     shapley_slices: PositiveInt = 1
     known_rule: KnownRule = KnownRule()
@@ -247,7 +248,7 @@ class Relevance(Section):
     """Notebook 05: how much relevance each sequence gets by LRP, of whom, by which rules."""
 
     rule: ImageRule = "gamma_centred"  # of those compared, it follows known decision rules furthest
-    compared: Annotated[list[ImageRule], Field(min_length=2)] = [
+    compared: Several[ImageRule] = [
         "epsilon_plus", "epsilon_plus_centred", "epsilon", "epsilon_centred", "alpha2_beta1", "alpha2_beta1_centred",
         "gamma", "gamma_centred"]
     slices_per_subject: Annotated[int, Field(ge=2)] = 4
@@ -260,7 +261,7 @@ class Comparison(Section):
 
     weights: Annotated[dict[Annotated[str, Field(pattern="^[a-z]+$")], Weights], Field(min_length=2)] = {
         "scratch": "scratch", "simulated": "simulated", "imagenet": "imagenet"}
-    frozen_blocks: Annotated[list[Annotated[int, Field(ge=1, le=5)]], Field(min_length=1)] = [5, 4, 3]
+    frozen_blocks: Some[Annotated[int, Field(ge=1, le=5)]] = [5, 4, 3]
     accuracy: Share = 0.8
     slices: Annotated[int, Field(ge=2)] = 4
     perturbed_slices: Annotated[int, Field(ge=2)] = 2
@@ -317,9 +318,9 @@ class StudyConfig(Section):
     """All settings of one study."""
 
     study: Annotated[str, Field(pattern=_NAME)]
-    notebooks: Annotated[list[Literal[NOTEBOOKS]], Field(min_length=1)] = list(NOTEBOOKS)
+    notebooks: Some[Literal[NOTEBOOKS]] = list(NOTEBOOKS)
     seed: Count = 3275
-    groups: Annotated[list[Group], Field(min_length=1)] = ["control", "RRMS", "SPMS"]
+    groups: Some[Group] = list(SIMULATED_GROUPS)
     group_values: dict[Group, list[Text]] = {}
     sequences: Sequences = ("T1w", "T2w", "FLAIR")
     cohort: CohortSection = CohortSection()
