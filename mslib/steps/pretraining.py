@@ -106,19 +106,19 @@ def compare_start(study: Study, start: str) -> None:
     below, features = nets.cached(model, own.frozen_blocks, slices, study.input_channels, f"{backbone}, {start}")
     explained = study.explained_slices(networks[0], config.explain.slices_per_subject)
     test = np.flatnonzero(slices.table["part"] == "test")
-    rows, tables, done = [], {"maps": [], "methods": []}, []
+    training = training_folder(folder, "compare_start", "nets", recipe_of(study, "cause", 1), own)
+    rows, tables = [], {"maps": [], "methods": []}
     for blocks, network in product(own.frozen_blocks, networks):
-        recipe = recipe_of(study, "cause", network.seed)
-        label = f"{start}, {blocks} frozen blocks, seed {network.seed}"
-        done.append(training_folder(folder / f"{blocks}-{network.seed}", "compare_start", "nets", recipe, own))
+        place, label = training / f"{blocks}-{network.seed}", f"{start}, {blocks} frozen blocks, seed {network.seed}"
         lower, upper = nets.split_network(model, blocks)
-        equal = done[-1] / "equal.weights.h5"
+        equal = place / "equal.weights.h5"
         model.set_weights(starts[0])
         frozen = lower.get_weights()  # what the activations were made with, whatever the seed draws
         model.set_weights(starts[network.seed - 1])
         lower.set_weights(frozen)
         activations = nets.SliceSet(below[blocks], slices.table)
-        plain, history = nets.fine_tune(model, blocks, activations, slices.table["part"], recipe, done[-1], label,
+        plain, history = nets.fine_tune(model, blocks, activations, slices.table["part"],
+                                        recipe_of(study, "cause", network.seed), place, label,
                                         None if own.weights[start] == "scratch" else features,
                                         [nets.first_reaching(upper, equal, own.accuracy)])
         epochs = {"best": int(history["val_loss"].idxmin()) + 1}
@@ -139,8 +139,7 @@ def compare_start(study: Study, start: str) -> None:
         tables[name].append(table.assign(frozen_blocks=0, seed=1, state="untrained"))
     write_table(folder / "accuracy.csv", pd.DataFrame(rows))
     write_tables(folder, 5, **{name: pd.concat(parts) for name, parts in tables.items()})
-    for finished in done:
-        shutil.rmtree(finished.parent)
+    shutil.rmtree(training)
 
 
 def _compared_maps(study, network, slices, all_methods, label):

@@ -232,8 +232,7 @@ class Study(Run):
     @property
     def attribution_settings(self) -> dict:
         """Parameters of attribution methods: ``superpixels, samples, permutations, steps, seed, precision``."""
-        own = self.config.attribution
-        return {name: getattr(own, name) for name in ("superpixels", "samples", "permutations", "steps")} | {
+        return self.config.attribution.model_dump(include={"superpixels", "samples", "permutations", "steps"}) | {
             "seed": self.config.seed, "precision": nets.choose_precision(self.config.training.precision)}
 
     def shown_slices(self, model: keras.Model) -> tuple[np.ndarray, Explained, bool]:

@@ -43,12 +43,9 @@ class _Loader(yaml.SafeLoader):
         return mapping
 
 
-def _integer(loader: _Loader, node: yaml.ScalarNode) -> int | str:
-    """Whole numbers; a label such as 012, which YAML 1.1 reads as octal, stays text."""
-    return node.value if re.fullmatch("0[0-9]+", node.value) else loader.construct_yaml_int(node)
-
-
-_Loader.add_constructor("tag:yaml.org,2002:int", _integer)
+# A label such as 012, which YAML 1.1 reads as an octal number, stays text.
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: (
+    node.value if re.fullmatch("0[0-9]+", node.value) else loader.construct_yaml_int(node)))
 
 
 def load_config(path: str | Path, model: type[Section] = StudyConfig) -> Section:

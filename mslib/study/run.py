@@ -1,6 +1,6 @@
 """One run of a study: its settings, where its files lie, and how what is missing is asked for."""
 
-import math
+import json
 import os
 import re
 import subprocess
@@ -154,10 +154,5 @@ class Run:
 
 def _rounded(value):
     """Five significant digits, and None for what is not a number: two runs then write the same text."""
-    if isinstance(value, dict):
-        return {str(key): _rounded(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_rounded(part) for part in value]
-    if isinstance(value, bool | str | int) or value is None:
-        return value
-    return float(f"{float(value):.5g}") if math.isfinite(value) else None
+    return json.loads(json.dumps(value, default=float), parse_constant=lambda name: None,
+                      parse_float=lambda text: float(f"{float(text):.5g}"))
