@@ -189,10 +189,6 @@ def people():
     checkpoints.check.get()
     return listed()
 
-def raw_files(wildcards):
-    """Images and masks of one subject: what makes its preprocessing stale."""
-    return people().get(wildcards.subject, [])
-
 def state(files):
     """Sizes and times of files: an older one that was put in the place of another is not newer."""
     found = [(str(file), Path(file).stat()) for file in files if Path(file).is_file()]
@@ -231,7 +227,8 @@ checkpoint check:
     shell: step("check_cohort")
 
 rule preprocess:
-    input: ancient(at("cohort.json")), raw_files  # another subject in the list changes nothing for this one
+    # Another subject in the list changes nothing for this one.
+    input: ancient(at("cohort.json")), lambda wildcards: people().get(wildcards.subject, [])
     output: QUALITY, STACK if STUDY.cohort.on_fault == "stop" else []  # one that is left out has its quality file alone
     params:
         made("preprocess", "prep cohort/acquisition cohort/anatomy cohort/phantom", "prep", "sequences",

@@ -129,14 +129,14 @@ def subjects(study: Study) -> None:
     excluded = [f"sub-{name}: excluded: {row['excluded']}" for name, row in quality.items() if "excluded" in row]
     if table.empty:
         raise StudyError("\n".join([f"{study.folder}: nobody usable is left", *excluded]))
-    if not config.trains:
-        for network in explained_networks(config):
-            study.check_classes(network)
-    table["part"] = "test"
     if config.trains:
         own = table["cohort"] == "study"
         parts = nets.split_subjects(table[own].set_index("subject")["group"], config.training.split, config.seed)
         table["part"] = table["subject"].map(parts).fillna("independent")
+    else:
+        table["part"] = "test"
+        for network in explained_networks(config):
+            study.check_classes(network)
     patients = table["group"].isin(config.patient_groups) & ~table["part"].isin(("train", "validation"))
     if not patients.any():
         raise StudyError(f"{study.folder}: no patient outside training and validation (groups "
@@ -152,21 +152,17 @@ def subjects(study: Study) -> None:
         shown = lesions.sort_values(ascending=False, kind="stable").index
     ranked = list(dict.fromkeys([*shown[:1], *table.index[table["explained"]]]))[:config.explain.nifti_subjects]
     table["volume"] = pd.Series(np.arange(1, len(ranked) + 1), index=ranked).reindex(table.index, fill_value=0)
-    table["out_of_scope"] = "" if config.trains else table["subject"].map(
-        lambda name: "; ".join(_out_of_scope(study, study.stack(name))))
+    table["out_of_scope"] = ""
+    if not config.trains:
+        known = read_json(shipped(f"{config.model.backbones[0]}_simulated").with_suffix(".json"))["scope"]
+        looks = (nets.scope.image_features(study.stack(name).images[::5], config.sequences, config.model.pixel_mm)
+                 for name in table["subject"])
+        table["out_of_scope"] = ["; ".join(nets.scope.out_of_scope(look, known)) for look in looks]
     write_table(study.folder / "subjects.csv", table)
     strange = [f"sub-{one.subject}: lies outside what the networks were trained on: {one.out_of_scope}"
                for one in table.itertuples() if one.out_of_scope]
     faults = read_json(study.folder / "cohort.json")["faults"]
     write_json(study.folder / "faults.json", [*strange, *faults, *excluded])  # notebook 00 shows the first
-
-
-def _out_of_scope(study, stack) -> list[str]:
-    """What of a subject's images lies outside those that the shipped networks were trained on, in words."""
-    config = study.config
-    card = shipped(f"{config.model.backbones[0]}_simulated").with_suffix(".json")
-    features = nets.scope.image_features(stack.images[::5], config.sequences, config.model.pixel_mm)
-    return nets.scope.out_of_scope(features, read_json(card)["scope"])
 
 
 def truth(study: Study) -> None:

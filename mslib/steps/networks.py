@@ -41,18 +41,14 @@ def cause_cohort(study: Study) -> None:
         np.save(file, np.concatenate([one["images"] for one in made], axis=1))
 
 
-def _cached(study, backbone, of, blocks):
-    return study.folder / "nets" / backbone / "activations" / f"{of}_block{blocks}"
-
-
 def activations(study: Study, backbone: str, of: str, blocks: int) -> None:
     """What frozen blocks make of the slices of ``study`` or ``cause``, and their features, once for all trainings."""
     slices, label = study.slice_set(of), f"{backbone} blocks 1 to {blocks}, {of}"
     model = study.trainable(Network(backbone), nets.choose_precision(study.config.training.precision))
     made, features = nets.cached(model, [blocks], slices, study.input_channels, label)
-    path = _cached(study, backbone, of, blocks)
+    path = study.folder / "nets" / backbone / "activations" / f"{of}_block{blocks}.npz"
     write_table(path.with_suffix(".csv"), slices.table)
-    with atomic_path(path.with_suffix(".npz")) as temporary:
+    with atomic_path(path) as temporary:
         np.savez(temporary, features=features, activations=made[blocks])
 
 
@@ -81,8 +77,8 @@ def train(study: Study, backbone: str, kind: str) -> None:
     start, place, done = model.get_weights(), study.folder / "nets" / backbone / kind, []
     of, features, options = "cause" if kind == "cause" else "study", None, {}
     if blocks := schedule.frozen_blocks:
-        path = _cached(study, backbone, of, blocks)
-        stored, table = read_arrays(path.with_suffix(".npz")), read_table(path.with_suffix(".csv"))
+        path = study.folder / "nets" / backbone / "activations" / f"{of}_block{blocks}.npz"
+        stored, table = read_arrays(path), read_table(path.with_suffix(".csv"))
         slices, features = nets.SliceSet(stored["activations"], table), stored["features"]
     else:
         slices = study.slice_set(of)

@@ -133,21 +133,16 @@ class Study(Run):
         counts = {"study": self.config.training.slices, "independent": self.config.training.independent_slices}
         images, tables = [], []
         for subject, person in progress(self.subjects.iterrows(), total=len(self.subjects), desc="load slices"):
-            stack = self.stack(subject)
+            stack, path = self.stack(subject), self.truth_folder(subject) / f"sub-{subject}_truth.json"
             index = nets.evenly(np.arange(len(stack.images)), counts[person["cohort"]])
             images.append(stack.images[index])
+            areas = read_json(path).get("areas_mm2", {}) if path.is_file() else {}  # none of a real subject
             tables.append(pd.DataFrame({
                 "subject": subject, "slice": index, "group": person["group"], "target": self.target(subject),
                 "part": None if person["cohort"] == "study" else "independent",
-                **self._areas(subject, stack.z_mm[index])}))
+                **{f"{key}_mm2": np.interp(stack.z_mm[index], areas["z_mm"], areas[key]).round(2)
+                   for key in ("lesion", "black_hole", "ventricle") if areas}}))
         return nets.SliceSet(np.concatenate(images), pd.concat(tables, ignore_index=True))
-
-    def _areas(self, subject, z_mm):
-        """True areas of lesions, black holes and ventricles at heights of a simulated subject; none of a real one."""
-        path = self.truth_folder(subject) / f"sub-{subject}_truth.json"
-        areas = read_json(path).get("areas_mm2") if path.is_file() else None
-        return {} if areas is None else {f"{key}_mm2": np.interp(z_mm, areas["z_mm"], areas[key]).round(2)
-                                         for key in ("lesion", "black_hole", "ventricle")}
 
     def truth_folder(self, subject: str) -> Path:
         """Where the known truth of a subject lies, if there is any."""

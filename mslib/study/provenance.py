@@ -3,7 +3,6 @@
 import ast
 import hashlib
 import importlib.metadata
-import json
 import platform
 import subprocess
 import zlib
@@ -16,12 +15,6 @@ from .files import read_json
 ROOT = Path(__file__).resolve().parents[2]
 LIBRARIES = ("tensorflow", "keras", "numpy", "scipy", "pandas", "SimpleITK", "nibabel", "nilearn", "scikit-image",
              "scikit-learn", "statsmodels", "mne", "edfio", "matplotlib", "seaborn", "snakemake", "papermill")
-
-
-def notebook_code(path: str | Path) -> str:
-    """The code cells of a notebook as one source text."""
-    cells = json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
-    return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
 
 
 @cache
@@ -64,7 +57,8 @@ def code_digest(step: str, *wings: str) -> str:
     functions = {dot + node.name: node for dot, place in places for node in place.body
                  if isinstance(node, ast.FunctionDef)}
     if step.endswith(".ipynb"):
-        functions[step] = _tree(notebook_code(ROOT / step))
+        cells = read_json(ROOT / step)["cells"]
+        functions[step] = _tree("\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"))
     called = [step]
     for name in called:  # grows: the step, and the functions and methods that it reaches
         called += sorted((_used(functions[name]) & functions.keys()) - set(called))

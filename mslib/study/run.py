@@ -149,10 +149,7 @@ class Run:
         ``answer`` is the answer to the notebook's question, for the gallery.
         """
         write_json(self.folder / "made" / f"{self.notebook}.json", dict(sorted(self._made.items())))
-        write_json(self.folder / "metrics" / f"{self.notebook}.json", _rounded(numbers))
-
-
-def _rounded(value):
-    """Five significant digits, and None for what is not a number: two runs then write the same text."""
-    return json.loads(json.dumps(value, default=float), parse_constant=lambda name: None,
-                      parse_float=lambda text: float(f"{float(text):.5g}"))
+        # Five significant digits, and None for what is not a number: two runs then write the same text.
+        rounded = json.loads(json.dumps(numbers, default=float), parse_constant=lambda name: None,
+                             parse_float=lambda text: float(f"{float(text):.5g}"))
+        write_json(self.folder / "metrics" / f"{self.notebook}.json", rounded)
