@@ -4,7 +4,6 @@ import base64
 import copy
 import html
 import io
-import json
 import re
 import shutil
 from pathlib import Path
@@ -70,10 +69,8 @@ def clean_notebook(path: Path, answer: str = "") -> nbformat.NotebookNode:
         notebook.cells.insert(1, nbformat.v4.new_markdown_cell(f"**Answer.** {html.escape(answer, quote=False)}"))
     for number, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{number:02d}"  # papermill gives the cell it adds a random one
-        tags = cell.metadata.get("tags", [])
-        cell.metadata.clear()
-        if tags:
-            cell.metadata["tags"] = tags
+        tags = cell.metadata.get("tags")
+        cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
         if cell.cell_type == "code":
             cell.metadata["jupyter"] = {"source_hidden": True}
             cell.outputs = _stable_outputs(cell.outputs)
@@ -158,9 +155,9 @@ def publish(run: Run, results: Path) -> None:
 def _build(run: Run, folder: Path) -> None:
     """Everything that is published of a run, into a new folder."""
     kept = TRANSFER if run.config.cohort.source == "open_ms" else PUBLISHED
-    notebooks, viewers = [], []
+    notebooks, viewers, metrics = [], [], {}
     for name in run.config.run_notebooks:
-        made, metrics = (read_json(run.folder / place / f"{name}.json") for place in ("made", "metrics"))
+        made, metrics[name] = (read_json(run.folder / place / f"{name}.json") for place in ("made", "metrics"))
         figures = [figure for figure in kept[name][0] if f"figures/{figure}.png" in made]
         if not figures and kept is PUBLISHED:  # a study that drew none of them shows its first
             figures = [Path(file).stem for file in made if file.startswith("figures/")][:1]
@@ -171,29 +168,27 @@ def _build(run: Run, folder: Path) -> None:
             if not file.endswith(".svg") or (run.folder / file).is_file():
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(run.folder / file, folder / file)
-        answer = str(metrics.get("answer", ""))  # its numbers are computed, its names may come from data
+        answer = str(metrics[name].get("answer", ""))  # its numbers are computed, its names may come from data
         notebook = clean_notebook(run.folder / "notebooks" / f"{name}.ipynb", answer)
         first = notebook.cells[0].source
         title, question = first.splitlines()[0].lstrip("# "), re.search(r"\*\*Question\.\*\*\s*(.+)", first)
         write_text(folder / "notebooks" / f"{name}.ipynb", nbformat.writes(notebook) + "\n")
         write_text(folder / "notebooks" / f"{name}.html", _notebook_page(notebook, title, folder / "figures"))
         notebooks.append({"name": name, "title": title, "question": question[1].strip() if question else "",
-                          "answer": answer, "metrics": metrics,
-                          "figures": {figure: made[f"figures/{figure}.png"] for figure in figures}})
+                          "answer": answer, "figures": {figure: made[f"figures/{figure}.png"] for figure in figures}})
         viewers += pages.values()
-    metrics = {one["name"]: one.pop("metrics") for one in notebooks}
     write_table(folder / "tables" / "minutes.csv", _minutes_by_rule(run.folder / "minutes"), float_format="%.3g")
     write_json(folder / "metrics.json", metrics)
     provenance = {
         "study": run.config.study, "commit": commit(), "seed": run.config.seed, "config": run.config_path.name,
-        "settings": json.loads(run.config.model_dump_json()), "versions": versions(),
+        "settings": run.config.model_dump(mode="json"), "versions": versions(),
         "lock": file_sha256(ROOT / "requirements.txt")}
     write_json(folder / "provenance.json", provenance)
     simulated = f"{SIMULATED}{BESIDE * ('00_cohort' in metrics)}."
     note = {"simulated": simulated, "open_ms": LESJAK}.get(run.config.cohort.source, "")
     words = {"title": f"Results of study {run.config.study}", "note": note, "notebooks": notebooks, "viewers": viewers,
-             "verdicts": metrics.get("07_summary", {}).get("verdicts", {}), "provenance": provenance,
-             "metrics": metrics}
+             "verdicts": metrics.get("07_summary", {}).get("verdicts", {}), "metrics": metrics,
+             "provenance": provenance}
     described = ["methods.md"] * ("03_gradcam_layers" in metrics)  # a study of patients, not of start weights
     for name in ("README.md", "index.html", *described):
         write_text(folder / name, PAGES.get_template(f"{name}.j2").render(words))
