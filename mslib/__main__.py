@@ -55,7 +55,7 @@ def _command(name: str) -> argparse.ArgumentParser:
         parser.add_argument("--cores", type=int, help="cores (default: all)")
     if name == "init":
         parser.add_argument("--name", help="of the study (default: made of the folder's name)")
-    either = parser.add_mutually_exclusive_group()
+    either = parser.add_mutually_exclusive_group() if name == "check" else parser  # an empty one has no help
     if name in ("init", "explain", "check"):
         either.add_argument("--group-column", help="column of participants.tsv with the group (default: the likeliest)")
     if name == "check":

@@ -304,7 +304,8 @@ def test_patients_are_explained_by_shipped_networks(root, project, snakemake, tm
 
 
 def test_help_is_one_screen_and_steps_are_listed(capsys):
-    for words, told in ((["--help"], "{participant,group}"), (["--version"], "mslib 0."), (["steps"], "preprocess ")):
+    for words, told in ((["--help"], "{participant,group}"), (["--version"], "mslib 0."), (["steps"], "preprocess "),
+                        *(([name, "--help"], f"usage: mslib {name} ") for name in COMMANDS)):
         try:
             assert main(words) == 0
         except SystemExit as done:
