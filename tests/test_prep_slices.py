@@ -119,8 +119,5 @@ def test_stack_file(tmp_path):
     for key, value in vars(load_stack(first)).items():
         np.testing.assert_array_equal(value, getattr(stack, key))
     first.write_bytes(first.read_bytes()[:-200])
-    with pytest.raises(StudyError, match=r"a\.npz: is not a readable slice stack"):
+    with pytest.raises(StudyError, match=r"a\.npz: is absent or damaged"):
         load_stack(first)
-    np.savez(second, images=stack.images)
-    with pytest.raises(StudyError, match=r"b\.npz"):
-        load_stack(second)

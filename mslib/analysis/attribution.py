@@ -147,8 +147,8 @@ def _of_brain(baseline, explained):
     """A replacement baseline; the mean is that of the brain: with the air, it would be darker than any tissue."""
     if baseline != "mean":
         return baseline
-    brain = np.broadcast_to(explained.brain[..., None], explained.images.shape)
-    return np.broadcast_to(explained.images.mean((1, 2), keepdims=True, where=brain), explained.images.shape)
+    mean = explained.images.mean((1, 2), keepdims=True, where=explained.brain[..., None])
+    return np.broadcast_to(mean, explained.images.shape)
 
 
 def _outcome(model, images, targets):

@@ -117,17 +117,6 @@ def _patients(source: Path) -> list[Patient]:
     return patients
 
 
-def _t1_to_others(t1_file: Path, t2_file: Path) -> dict[str, sitk.Transform]:
-    """The authors' transforms (``*_intrastudy_to_FLAIR.txt``) as T1w points to FLAIR and T2w points (LPS mm).
-
-    Theirs take FLAIR points to T1w and T2w points: ``FLAIR`` is the inverse of the first, ``T2w`` the second after it.
-    """
-    t1, t2 = (sitk.ReadTransform(str(path)) for path in (t1_file, t2_file))
-    to_t2w = sitk.CompositeTransform([t2, t1.GetInverse()])
-    to_t2w.FlattenTransform()  # files hold one level
-    return {"FLAIR": t1.GetInverse(), "T2w": to_t2w}
-
-
 def _brain_mask(paths: list[Path]) -> bytes:
     """Voxels that are not 0 in any of the skull-stripped images, which share a grid, as a NIfTI file."""
     images = [nib.load(path) for path in paths]
@@ -160,11 +149,14 @@ def _write_subject(patient: Patient, source: Path, root: Path) -> None:
         write_json(stem.with_suffix(".json"), {"Type": "Brain", **space, "Sources": used,
                                                "Description": "voxels that are not 0 in any skull-stripped image"})
         return
-    for name, transform in _t1_to_others(source / files["xfm_T1w"], source / files["xfm_T2w"]).items():
+    # Of the authors' transforms one takes FLAIR points to T1w points, the other to T2w points (LPS mm).
+    to_t1w, to_t2w = (sitk.ReadTransform(str(source / files[f"xfm_{name}"])) for name in ("T1w", "T2w"))
+    both = sitk.CompositeTransform([to_t2w, to_t1w.GetInverse()])
+    both.FlattenTransform()  # files hold one level
+    for name, transform, used in (("FLAIR", to_t1w.GetInverse(), ["xfm_T1w"]), ("T2w", both, ["xfm_T1w", "xfm_T2w"])):
         target = truth / f"{label}_from-T1w_to-{name}_mode-points_xfm.tfm"
         with atomic_path(target) as temporary:
             sitk.WriteTransform(transform, str(temporary))
-        used = ["xfm_T1w"] if name == "FLAIR" else ["xfm_T1w", "xfm_T2w"]
         write_json(target.with_suffix(".json"), {
             "Sources": [origin(kind) for kind in used],
             "Description": "T1w points to points of the other image, mm, LPS (ITK)"})

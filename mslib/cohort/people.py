@@ -67,14 +67,12 @@ class Participant:
     nuisance: dict[str, SequenceNuisance]
 
 
-def _truncated(z: float, law, logarithmic: bool) -> float:
+def _log_normal(z: float, law) -> float:
     """The law's quantile at the standard normal `z`, truncated to its bounds."""
-    centre, spread, low, high = law
-    if logarithmic:
-        centre, low, high = np.log(centre), np.log(low), np.log(high)
+    median, spread, low, high = law
+    centre, low, high = np.log(median), np.log(low), np.log(high)
     a, b = ndtr([(low - centre) / spread, (high - centre) / spread])
-    value = centre + spread * ndtri(a + ndtr(z) * (b - a))
-    return float(np.exp(value) if logarithmic else value)
+    return float(np.exp(centre + spread * ndtri(a + ndtr(z) * (b - a))))
 
 
 def _draw_disease(rng: np.random.Generator, law: GroupLaw) -> tuple[DiseaseState, float]:
@@ -86,8 +84,8 @@ def _draw_disease(rng: np.random.Generator, law: GroupLaw) -> tuple[DiseaseState
     spots = np.exp(rng.uniform(np.log(3), np.log(60), rng.integers(1, 9)))
     low, high = law.edss
     state = DiseaseState(
-        load_ml=_truncated(load, law.load_ml, True) if law.load_ml else 0.0,
-        ventricle_factor=_truncated(ventricle, law.ventricle, True),
+        load_ml=_log_normal(load, law.load_ml) if law.load_ml else 0.0,
+        ventricle_factor=_log_normal(ventricle, law.ventricle),
         brain_loss=float(np.clip(law.loss[0] + law.loss[1] * loss, *law.loss[2:])),
         black_hole_share=float(np.clip(law.black_holes[0] + law.black_holes[1] * dark, *law.black_holes[2:])),
         spots_mm3=tuple(float(v) for v in spots) if spotted and not law.load_ml else (),

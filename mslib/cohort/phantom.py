@@ -69,11 +69,8 @@ def render(participant: Participant, voxel_mm: float = 1.0, template: Template |
                     head.volume(head.brain > 0.5, bool), protocols, volumes, head.affine)
 
 
-def save_nifti(path: str | Path, values: np.ndarray, affine: np.ndarray, slope: float | None = None) -> Path:
-    """Write values (axes x, y, z) as NIfTI with equal qform and sform: same values, same bytes (no time stamp).
-
-    Readers multiply integers by `slope`.
-    """
+def save_nifti(path: str | Path, values: np.ndarray, affine: np.ndarray, slope: float | None = None) -> None:
+    """Write values (axes x, y, z; `slope` multiplies them) as NIfTI, qform as sform: same values, same bytes."""
     image = nib.Nifti1Image(np.asarray(values), affine)
     image.set_sform(affine, 1)
     image.set_qform(affine, 1)
@@ -81,7 +78,6 @@ def save_nifti(path: str | Path, values: np.ndarray, affine: np.ndarray, slope: 
     image.header.set_slope_inter(slope, 0 if slope else None)
     with atomic_path(path) as temporary:
         nib.save(image, temporary)
-    return Path(path)
 
 
 def subject_files(bids_root: str | Path, participant_id: str) -> dict[str, Path]:

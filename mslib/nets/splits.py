@@ -58,16 +58,11 @@ def refuse_leakage(subjects, parts) -> None:
                              "a subject-level split must keep each subject in one part")
 
 
-def subject_groups(table: pd.DataFrame) -> pd.Series:
-    """Group of every subject of a table of slices."""
-    return table.groupby("subject")["group"].first()
-
-
 def assign_parts(kind: str, table: pd.DataFrame, split: Split, seed: int) -> pd.Series:
     """Part of every slice in the table of a `SliceSet`, by `split_subjects` at the level of a kind of `KINDS`."""
     if KINDS[kind] == "slice":
         return split_subjects(table["group"], split, seed)
-    return table["subject"].map(split_subjects(subject_groups(table), split, seed))
+    return table["subject"].map(split_subjects(table.groupby("subject")["group"].first(), split, seed))
 
 
 def bootstrap_rows(table: pd.DataFrame, rows: np.ndarray, unit: str, seed: int) -> np.ndarray:
@@ -86,7 +81,7 @@ def permuted_labels(table: pd.DataFrame, classes: Sequence[str], seed: int) -> p
     Of many permutations the one that says least of the true groups (chi squared): by chance alone labels often go with
     the disease, and then learning the disease is rewarded without any leakage. ``true`` keeps the true class.
     """
-    groups, rng = subject_groups(table), np.random.default_rng([seed, 79])
+    groups, rng = table.groupby("subject")["group"].first(), np.random.default_rng([seed, 79])
     drawn = min((rng.permutation(groups.to_numpy()) for _ in range(PERMUTATIONS)),
                 key=lambda one: chi2_contingency(pd.crosstab(groups.to_numpy(), one), correction=False).statistic)
     labels = table["subject"].map(dict(zip(groups.index, drawn)))

@@ -87,7 +87,12 @@ def build_classifier(backbone: str, n_classes: int, input_shape: tuple[int | Non
     base = _imagenet_base(backbone, None if weights == "imagenet" else Path(weights))
     for name in convolution_names(backbone):
         model.get_layer(name).set_weights(base.get_layer(name).get_weights())
-    _fold_imagenet_preprocessing(model.get_layer("block1_conv1"))
+    # Channels in RGB order and [0, 1] instead of BGR, 255 and mean-free: exact except at the outermost pixel, where
+    # zero padding stands for black instead of the ImageNet mean.
+    first = model.get_layer("block1_conv1")
+    kernel, bias = first.get_weights()
+    bias = bias - np.einsum("hwco,c->o", kernel, np.asarray(IMAGENET_MEAN_BGR, kernel.dtype))
+    first.set_weights([kernel[:, :, ::-1, :] * 255.0, bias])
     return model
 
 
@@ -192,13 +197,3 @@ def _imagenet_base(backbone, path):
     base = application(weights=None, include_top=False)
     load_weights(base, path)
     return base
-
-
-def _fold_imagenet_preprocessing(convolution):
-    """Channels in RGB order and [0, 1] instead of BGR, 255 and mean-free.
-
-    Exact except at the outermost pixel, where zero padding stands for black instead of the ImageNet mean.
-    """
-    kernel, bias = convolution.get_weights()
-    bias = bias - np.einsum("hwco,c->o", kernel, np.asarray(IMAGENET_MEAN_BGR, kernel.dtype))
-    convolution.set_weights([kernel[:, :, ::-1, :] * 255.0, bias])

@@ -6,15 +6,14 @@ column 0 is the patient's right (radiological display).
 
 from __future__ import annotations
 
-import zipfile
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 from scipy import sparse
 
-from mslib.study import StudyError, atomic_path, write_json
+from mslib.study import StudyError, atomic_path, read_arrays, write_json
 
 
 @dataclass(frozen=True)
@@ -119,12 +118,8 @@ def save_stack(path: str | Path, stack: SliceStack) -> Path:
 
 
 def load_stack(path: str | Path) -> SliceStack:
-    """Read a stack written by `save_stack`; StudyError: file absent, truncated, or without one of the arrays."""
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            stored = {field.name: archive[field.name] for field in fields(SliceStack)}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise StudyError(f"{path}: is not a readable slice stack ({' '.join(str(error).split())})") from error
+    """Read a stack written by `save_stack`; StudyError: file absent or damaged."""
+    stored = read_arrays(path)
     width = stored["images"].shape[2]
     masks = {name: np.unpackbits(stored[name], axis=-1, count=width).view(bool) for name in ("brain", "lesions")}
     return SliceStack(**stored | masks)
