@@ -74,7 +74,8 @@ def init(bids_dir: Path, name: str | None = None, group_column: str | None = Non
         return 1
     usual = yaml.safe_load((ROOT / "config" / "simulated.yaml").read_text(encoding="utf-8"))
     shipped = all((ROOT / "weights" / f"{one}_simulated.h5").is_file() for one in usual["model"]["backbones"])
-    write_text(file, study_text(found, name, "simulated" if shipped else "imagenet", usual["training"]))
+    write_text(file, study_text(found, name, "simulated" if shipped else "imagenet",
+                                {key: usual[key] for key in ("training", "attribution", "relevance")}))
     try:
         config = load_config(file)
     except StudyError:

@@ -78,7 +78,9 @@ def test_from_a_dataset_to_a_study_that_its_check_accepts(root, project, capsys)
     config = load_config(project / "config" / "ms_study_2024.yaml")
     assert config.group_values == {name: [value] for value, name in VALUES.items()}
     assert (config.cohort.session, config.cohort.entities, config.prep.resample_mm) == ("M00", {"run": "01"}, 1.0)
-    assert config.training == load_config(app.ROOT / "config" / "simulated.yaml").training
+    usual = load_config(app.ROOT / "config" / "simulated.yaml")
+    assert (config.training, config.attribution, config.relevance) == (
+        usual.training, usual.attribution, usual.relevance)
     file = str(project / "config" / "ms_study_2024.yaml")
     assert main(["check", str(root), "--config", file]) == 0
     assert "left out: 1 subject with dx 'CIS', which is of no class" in capsys.readouterr().out

@@ -283,8 +283,7 @@ model:
   # Where networks start: simulated (shipped), imagenet (downloaded), scratch, a .h5 file.
   weights: {weights}
 # As in config/simulated.yaml.
-training:
-{training}"""
+{sections}"""
 
 
 def _quoted(value) -> str:
@@ -293,10 +292,10 @@ def _quoted(value) -> str:
                           sort_keys=False).strip()
 
 
-def study_text(found: Survey, name: str, weights: str, training: Mapping) -> str:
+def study_text(found: Survey, name: str, weights: str, sections: Mapping[str, Mapping]) -> str:
     """A study's YAML file with a comment per key, of a survey that leaves nothing open; texts are quoted and escaped.
 
-    `weights`, `training`: values of ``model.weights`` and of the section ``training``.
+    `weights`: value of ``model.weights``; `sections`: others by name, as they are to be written.
     """
     place, choice = str(found.root.resolve()), ""
     others = "; ".join(f"{key!r} ({_counts(own)})" for key, own in found.columns.items() if key != found.column)
@@ -315,5 +314,7 @@ def study_text(found: Survey, name: str, weights: str, training: Mapping) -> str
                "the study." if found.faults else "No fault was found; a later one stops.",
         on_fault="skip" if found.faults else "stop", low=_by(found.voxel_mm.min(0)), high=_by(found.voxel_mm.max(0)),
         cubes="" if found.fine else " Slices are cut from cubic voxels.", resample="null" if found.fine else "1.0",
-        weights=weights, training=indent(yaml.safe_dump(training, sort_keys=False, default_flow_style=None, width=120),
-                                         "  "))
+        weights=weights,
+        sections="".join(f"{key}:\n" + indent(yaml.safe_dump(
+            dict(section), sort_keys=False, default_flow_style=None, width=120), "  ")
+                         for key, section in sections.items()))
