@@ -47,7 +47,7 @@ def test_the_cue_that_a_network_uses_comes_back():
     def use(score, name):
         experiment = next(one for one in experiments(SEQUENCES) if one.name == name)
         answers = known_rule.answers_to_cues(reader(score), experiment, people(), SEQUENCES, MM, 7)
-        return known_rule.accuracy_by_cue(answers, **DRAWS)
+        return known_rule.accuracy_by_cue(answers.assign(training=1), **DRAWS)
 
     flair = use(stripes, "FLAIR").set_index("cue")["value"]
     assert flair["FLAIR"] == 1 and flair[["T1w", "T2w"]].between(0.2, 0.8).all()
@@ -68,7 +68,8 @@ def test_networks_that_follow_their_rule_and_the_sequence_that_a_method_finds():
     use = pd.DataFrame([("T1w", "T1w", 0.97, 0.95), ("T1w", "T2w", 0.97, 0.95), ("T2w", "T2w", 0.95, 0.85),
                         ("FLAIR", "FLAIR", 1.0, np.nan), ("shortcut", "corner", 1.0, 0.9)],
                        columns=["experiment", "cue", "value", "low"])
-    assert known_rule.learnt_rules(use) == ["T1w", "FLAIR"]
+    use = pd.concat([use.assign(training=1), use.query("experiment == 'T2w'").assign(training=2, low=0.94)])
+    assert [known_rule.learnt_rules(use), known_rule.learnt_rules(use, training=2)] == [["T1w", "FLAIR"], ["T2w"]]
     rng, rows = np.random.default_rng(0), []
     for experiment, decisive in (("T1w", 0.5), ("T2w", 0.2), ("FLAIR", 0.1)):
         for subject in "aabbccddeeff":

@@ -56,8 +56,8 @@ def answers_to_cues(model: keras.Model, experiment: rules.Experiment, slices: Sl
 
 
 def accuracy_by_cue(answers: pd.DataFrame, **draws) -> pd.DataFrame:
-    """Share of correct answers: ``experiment, cue, value, low, high, slices, subjects``."""
-    return mean_by(answers, ["experiment", "cue"], ["correct"], **draws).drop(columns="measure")
+    """Share of correct answers of every ``training``: that, ``experiment, cue, value, low, high, slices, subjects``."""
+    return mean_by(answers, ["training", "experiment", "cue"], ["correct"], **draws).drop(columns="measure")
 
 
 def learnt_shortcut(use: pd.DataFrame) -> bool:
@@ -67,9 +67,12 @@ def learnt_shortcut(use: pd.DataFrame) -> bool:
     return bool(shown["low"] > 0.5 and reverse["high"] < 0.5)
 
 
-def learnt_rules(use: pd.DataFrame) -> list[str]:
-    """Networks that follow their rule: `accuracy_by_cue` of the decisive sequence alone surely above `FOLLOWS`."""
-    own = use[use["experiment"] == use["cue"]]
+def learnt_rules(use: pd.DataFrame, training: int = 1) -> list[str]:
+    """Networks that follow their rule: `accuracy_by_cue` of the decisive sequence alone surely above `FOLLOWS`.
+
+    Above it without an interval where there are too few people for one.
+    """
+    own = use[(use["experiment"] == use["cue"]) & (use["training"] == training)]
     return list(own.loc[own["low"].fillna(own["value"]) > FOLLOWS, "experiment"])
 
 

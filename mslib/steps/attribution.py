@@ -55,7 +55,7 @@ def known_rule(study: Study) -> None:
     for experiment in marks.experiments(sequences):
         name = experiment.name
         model.set_weights(weights[f"{name} 1"])
-        tables["use"].append(known.answers_to_cues(model, experiment, many, sequences, mm, seed + 2))
+        tables["use"].append(known.answers_to_cues(model, experiment, many, sequences, mm, seed + 2).assign(training=1))
         marked = experiment.marked(test, mm, seed + 1)
         explained = known.explained_marks(marked, mm, few_of(len(test.table), rules.perturbed_slices))
         maps, seconds = attribution.attribute_all(model, explained, methods, f"known rule, {name}", **settings)
@@ -82,8 +82,11 @@ def known_rule(study: Study) -> None:
             tables["randomised"].append(attribution.randomised_similarity(model, maps, explained, name, **settings))
             for number in range(2, rules.seeds + 1):
                 model.set_weights(weights[f"{name} {number}"])
+                answers = known.answers_to_cues(model, experiment, many, sequences, mm, seed + 2)
+                tables["use"].append(answers.assign(training=number))
                 others, _ = attribution.attribute_all(model, slices, methods, f"{name}, seed {number}", **settings)
-                tables["repeated"].append(attribution.repeat_similarity(some, others, slices))
+                alike = attribution.repeat_similarity(some, others, slices)
+                tables["repeated"].append(alike.assign(training=number))
     write_tables(folder, 7, **{key: pd.concat(found, ignore_index=True) for key, found in tables.items()})
     shutil.rmtree(training)
 
