@@ -6,9 +6,14 @@ import keras
 import numpy as np
 from repository import ROOT
 
+from mslib.explain import METHODS
 from mslib.nets.vgg import CONVOLUTIONS
 
 FIXTURE = ROOT / "tests" / "fixtures" / "attribution" / "nets.npz"
+#: Small numbers of draws, for what holds whatever is drawn.
+FEW = {"lime": {"samples": 100}, "kernel_shap": {"samples": 100}, "shapley_sampling": {"permutations": 3},
+       "feature_permutation": {"permutations": 2}, "occlusion": {"window": 4, "stride": 2},
+       "smoothgrad": {"samples": 2}, "integrated_gradients": {"steps": 4}, "gradient_shap": {"samples": 2}}
 
 
 def convolutional(name, fused=True):
@@ -71,3 +76,8 @@ def blocks(images):
     shape = images.shape[1:-1]
     inside = sum(2**axis * (place >= size // 2) for axis, (place, size) in enumerate(zip(np.indices(shape), shape)))
     return inside[..., None] + 2 ** len(shape) * np.arange(images.shape[-1])
+
+
+def quick(method, images):
+    """Parameters with which a method is quick."""
+    return FEW.get(method, {}) | ({"groups": blocks(images)} if "groups" in METHODS[method].parameters else {})

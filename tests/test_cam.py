@@ -177,16 +177,6 @@ def test_gradient_times_activation_sums_to_the_logit(bias):
         assert exact == (bias == 0 or layer in ("block5_conv3", "block5_pool")), layer
 
 
-def test_maps_do_not_depend_on_their_batch(small):
-    model, images, targets = small
-    whole, split = (explain.layer_cams(model, images, targets, methods=("gradcam", "gradcam++"), batch_size=size)
-                    for size in (4, 3))
-    for method, of_layer in whole.items():
-        for layer, maps in of_layer.items():
-            assert maps.shape == (4, 32, 32) and maps.dtype == np.float32
-            assert relative(split[method][layer], maps) < 1e-5
-
-
 def test_one_trace_serves_every_batch_size_and_call(small, monkeypatch):
     cam._traced.cache_clear()
     traces, original = [], cam._pass
@@ -277,13 +267,9 @@ def test_unfit_models_are_refused_with_the_remedy(make, message):
 
 @pytest.mark.parametrize("change, message", [
     ({"images": np.zeros((2, 32, 32, 1))}, r"images: must be a non-empty \(N, 32, 32, 3\).*got \(2, 32, 32, 1\)"),
-    ({"images": np.zeros((2, 16, 32, 3))}, r"images: must be a non-empty \(N, 32, 32, 3\)"),
-    ({"images": np.zeros((0, 32, 32, 3))}, "images: must be a non-empty"),
     ({"images": np.full((2, 32, 32, 3), np.nan)}, r"images: 2 of 2 hold NaN or infinity \(first: index 0\)"),
     ({"targets": np.array([0, 3])}, r"targets: must lie in 0..2, the model's classes \(got 0..3\)"),
-    ({"targets": np.array([-1, 0])}, r"targets: must lie in 0..2"),
     ({"targets": np.array([0])}, "targets: must be 2 integer class ids"),
-    ({"targets": np.array([0.0, 1.0])}, "targets: must be 2 integer class ids"),
     ({"layers": ["block9_conv1"]}, "layers: 'block9_conv1': not among the layers.*block4_conv3, block4_pool"),
     ({"layers": ["head"]}, "layers: 'head': not among the layers with a spatial output"),
     ({"layers": []}, "layers: none given"),
