@@ -73,9 +73,3 @@ def test_a_stored_template_is_the_template(maps, tmp_path):
     (tmp_path / "cut.npz").write_bytes(cache.read_bytes()[:1000])
     with pytest.raises(StudyError, match=r"cut\.npz: is absent or damaged"):
         template(COARSE, tmp_path / "cut.npz")
-
-
-def test_spline_field_is_smooth_and_seeded():
-    a, b = (anatomy.spline_field(np.random.default_rng(1), (30, 20, 10), 8.0) for _ in range(2))
-    assert np.array_equal(a, b)
-    assert max(np.abs(np.diff(a, axis=k)).max() for k in range(3)) < 0.4 * np.ptp(a)

@@ -6,16 +6,7 @@ import numpy as np
 import pytest
 from shared_cases import refused
 
-from mslib.measure import faithfulness
-from mslib.measure.modality import (
-    correlation_by_chance,
-    feature_importance_score,
-    importance_correlation,
-    map_similarity,
-    modality_totals,
-    shapley_values,
-    share_inside,
-)
+from mslib.measure import faithfulness, modality
 
 # Shapley
 
@@ -43,36 +34,33 @@ def test_shapley_is_the_mean_gain_over_all_orders(modalities):
     def worth(subset):
         return table[sum(2**m for m in subset)]
 
-    values = shapley_values(np.stack([table, 2 * table], 1))
+    values = modality.shapley_values(np.stack([table, 2 * table], 1))
     np.testing.assert_allclose(values, by_orders(worth, modalities)[:, None] * [1, 2], atol=1e-12)
     assert values[:, 0].sum() == pytest.approx(table[-1] - table[0])
 
 
 def test_shapley_of_known_games():
-    np.testing.assert_allclose(shapley_values(worths_of(lambda s: float(0 in s), 3)), [1, 0, 0])
-    np.testing.assert_allclose(shapley_values(worths_of(lambda s: float({0, 1} <= set(s)), 3)), [0.5, 0.5, 0])
-    np.testing.assert_allclose(shapley_values(worths_of(lambda s: 0.2 * len(s), 3)), [0.2, 0.2, 0.2])
+    np.testing.assert_allclose(modality.shapley_values(worths_of(lambda s: float(0 in s), 3)), [1, 0, 0])
+    np.testing.assert_allclose(modality.shapley_values(worths_of(lambda s: float({0, 1} <= set(s)), 3)), [0.5, 0.5, 0])
+    np.testing.assert_allclose(modality.shapley_values(worths_of(lambda s: 0.2 * len(s), 3)), [0.2, 0.2, 0.2])
 
 
 @pytest.mark.parametrize("worths", [np.zeros(6), np.zeros(1), 3.0, [0, np.nan]])
 def test_worths_that_are_none(worths):
     with pytest.raises(ValueError, match="worths: "):
-        shapley_values(worths)
-
-
-# Maps against importance
+        modality.shapley_values(worths)
 
 
 def test_correlation_with_importance():
     totals = [[3, 2, 1], [1, 2, 3], [1, 3, 2], [2, 2, 2]]
-    found = importance_correlation(totals, [0.6, 0.3, 0.1])
+    found = modality.importance_correlation(totals, [0.6, 0.3, 0.1])
     np.testing.assert_allclose(found[:3], [1, -1, -1 / 3])
     assert np.isnan(found[3])
-    assert np.isnan(importance_correlation([[3, 2, np.nan]], [0.6, 0.3, 0.1])).all()
-    assert np.isnan(importance_correlation(totals, [0.5, 0.5, 0.5])).all()
+    assert np.isnan(modality.importance_correlation([[3, 2, np.nan]], [0.6, 0.3, 0.1])).all()
+    assert np.isnan(modality.importance_correlation(totals, [0.5, 0.5, 0.5])).all()
     with pytest.raises(ValueError, match="importance: must have one value for each modality"):
-        importance_correlation(totals, [1, 2])
-    assert sorted(np.round(correlation_by_chance(3), 6)) == [-1, -0.333333, -0.333333, 0.333333, 0.333333, 1]
+        modality.importance_correlation(totals, [1, 2])
+    assert sorted(np.round(modality.correlation_by_chance(3), 6)) == [-1, -0.333333, -0.333333, 0.333333, 0.333333, 1]
 
 
 def test_portions_and_their_weighted_mean():
@@ -80,21 +68,21 @@ def test_portions_and_their_weighted_mean():
     maps[0, ..., 0] = [[3, 1], [-5, 0]]
     maps[0, ..., 1] = [[1, 1], [1, 1]]
     features[0, 0, 0] = True
-    np.testing.assert_array_equal(modality_totals(maps), [[4, 4, 0], [0, 0, 0]])
-    portions = share_inside(maps, features)
+    np.testing.assert_array_equal(modality.modality_totals(maps), [[4, 4, 0], [0, 0, 0]])
+    portions = modality.share_inside(maps, features)
     np.testing.assert_allclose(portions[0], [0.75, 0.25, np.nan])
     assert np.isnan(portions[1]).all()
     inside = np.array([[[True, False], [True, True]]] * 2)
-    np.testing.assert_allclose(share_inside(maps, features, inside)[0], [1, 1 / 3, np.nan])
-    np.testing.assert_allclose(share_inside(maps, features[..., 0])[0], [0.75, 0.25, np.nan])
-    together = share_inside(np.maximum(maps, 0).sum(-1, keepdims=True), features[..., 0])
+    np.testing.assert_allclose(modality.share_inside(maps, features, inside)[0], [1, 1 / 3, np.nan])
+    np.testing.assert_allclose(modality.share_inside(maps, features[..., 0])[0], [0.75, 0.25, np.nan])
+    together = modality.share_inside(np.maximum(maps, 0).sum(-1, keepdims=True), features[..., 0])
     np.testing.assert_allclose(together, [[0.5], [np.nan]])
-    scores = feature_importance_score(portions, [0.6, 0.2, -0.3])
+    scores = modality.feature_importance_score(portions, [0.6, 0.2, -0.3])
     assert scores[0] == pytest.approx((0.6 * 0.75 + 0.2 * 0.25) / 0.8) and np.isnan(scores[1])
-    assert feature_importance_score(portions, [0, 0, 1])[0] == 0, "the modality that matters got nothing"
-    assert np.isnan(feature_importance_score(portions, [0, -1, 0])).all(), "no modality matters: not defined"
+    assert modality.feature_importance_score(portions, [0, 0, 1])[0] == 0, "the modality that matters got nothing"
+    assert np.isnan(modality.feature_importance_score(portions, [0, -1, 0])).all(), "no modality matters: not defined"
     with pytest.raises(ValueError, match="shape of the maps"):
-        share_inside(maps, features[..., :2])
+        modality.share_inside(maps, features[..., :2])
 
 
 def test_similarity_ranks_magnitudes_inside_the_mask():
@@ -102,19 +90,16 @@ def test_similarity_ranks_magnitudes_inside_the_mask():
     maps, inside = np.round(rng.normal(size=(3, 6, 5, 2)), 1), rng.random((3, 6, 5)) < 0.6
     others = np.round(maps + rng.normal(0, 0.5, maps.shape), 1)
     maps[2] = -0.5
-    similar = map_similarity(maps, others, inside)
+    similar = modality.map_similarity(maps, others, inside)
     for index in (0, 1):
         a, b = (np.abs(array[index][inside[index]]).ravel() for array in (maps, others))
         ranks = [[np.sum(each < x) + np.sum(each == x) / 2 for x in each] for each in (a, b)]
         assert similar[index] == pytest.approx(np.corrcoef(ranks)[0, 1])
     assert np.isnan(similar[2]), "constant"
     changed = np.where(inside[..., None], maps, 99)
-    np.testing.assert_allclose(map_similarity(changed, -maps, inside)[:2], 1)
+    np.testing.assert_allclose(modality.map_similarity(changed, -maps, inside)[:2], 1)
     with pytest.raises(ValueError, match=r"mask: must be \(N, H, W\)"):
-        map_similarity(maps, others[..., :1], inside)
-
-
-# Removal
+        modality.map_similarity(maps, others[..., :1], inside)
 
 
 def test_area_of_known_curves():

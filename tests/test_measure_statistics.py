@@ -72,10 +72,7 @@ def test_wilson_interval(right, total, low, high):
     """Against the formula's known values (z = 1.96)."""
     found = measure.proportion_interval(right, total)
     assert found == pytest.approx({"value": right / total, "low": low, "high": high}, abs=2e-4)
-
-
-def test_no_subject_no_proportion():
-    assert np.isnan(list(measure.proportion_interval(0, 0).values())).all()
+    assert np.isnan(list(measure.proportion_interval(0, 0).values())).all(), "no subject, no proportion"
 
 
 def test_the_interval_is_that_of_slow_resampling():
