@@ -53,9 +53,6 @@ def test_default_samples_do_for_default_groups(method):
     assert (attribute(method, model, images[:1], targets[:1]) != 0).any()
 
 
-# Modalities
-
-
 @pytest.mark.parametrize("method", [name for name in METHODS if "groups" in METHODS[name].parameters])
 def test_groups_that_span_modalities_give_them_one_value(method):
     model, images, targets, _ = case("2d")
@@ -76,9 +73,6 @@ def test_where_a_method_can_give_a_value():
     assert (attribute("gradient", model, images, targets)[~given] != 0).any()
     with pytest.raises(ValueError, match="method: must be one of gradient"):
         covered("saliency", groups)
-
-
-# Completeness
 
 
 @pytest.fixture(scope="module")
@@ -123,9 +117,6 @@ def test_gap_of_unfit_input_is_refused(adding, change, message):
              "baseline": np.zeros((2, 4, 4, 1))}
     with refused(message):
         completeness_gap(**(given | change))
-
-
-# Precision
 
 
 def test_a_copy_in_bfloat16_agrees_to_its_precision():

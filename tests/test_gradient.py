@@ -18,9 +18,6 @@ def net(request):
     return case(request.param)
 
 
-# Peers
-
-
 @pytest.mark.parametrize("name,fused", [("2d", True), ("1d", False)])
 def test_captum_finds_the_same(name, fused):
     """ReLUs in the convolutions or as layers."""
@@ -40,9 +37,6 @@ def test_captum_finds_the_same_gradcam():
     assert (ours == ours[..., :1]).all(), "one map for all modalities"
     assert relative(attribute("guided_gradcam", model, images, targets),
                     np.load(FIXTURE)["2d guided_backprop"] * peer[..., None]) < 1e-5
-
-
-# Dense re-statement
 
 
 def dense_rule(weights, image, target, rule):
@@ -74,9 +68,6 @@ def test_rules_of_relus_written_out(rule):
     expected = [dense_rule(weights, image.ravel(), target, rule).reshape(6, 2)
                 for image, target in zip(images.astype("float64"), targets)]
     assert relative(attribute(rule, model, images, targets), np.array(expected)) < 1e-5
-
-
-# What must hold
 
 
 @pytest.mark.parametrize("method,limit", [("deeplift", 1e-4), ("integrated_gradients", 0.02)])
@@ -144,9 +135,6 @@ def test_without_targets_the_predicted_class_is_explained():
                                   attribute("gradient", model, images, np.full(5, 2)))
 
 
-# Baselines
-
-
 def test_named_baselines():
     images = np.random.default_rng(0).uniform(1, 2, (2, 20, 10, 3)).astype("float32")
     assert (baseline_images(images) == 0).all()
@@ -160,9 +148,6 @@ def test_named_baselines():
     np.testing.assert_allclose(noise.mean((1, 2)), images.mean((1, 2)), atol=0.1)
     assert (baseline_images(images, 0.25) == np.float32(0.25)).all()
     np.testing.assert_array_equal(baseline_images(images, images[0])[1], images[0])
-
-
-# What is refused
 
 
 @pytest.mark.parametrize("bent,message", [

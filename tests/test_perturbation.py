@@ -145,9 +145,6 @@ def test_permutation_never_leaves_an_image_its_own_values(linear, permutations):
             assert not total >> i & 1, "never its own"
 
 
-# Samples and groups of every image
-
-
 @pytest.mark.parametrize("method,samples", [("kernel_shap", 12), ("lime", 8)])
 def test_the_fewest_samples_give_the_values_of_a_linear_net_or_an_error(case, linear, method, samples):
     """Whether the draws determine the values hangs on the seed; a map that they do not determine is never given."""
@@ -192,9 +189,6 @@ def test_groups_are_numbered_anew_in_every_image():
     images = np.zeros((2, 2, 2))
     numbered, counts = number_groups(np.array([[[7, -1], [3, 7]], [[0, 1], [2, 3]]]), images)
     assert numbered.tolist() == [[[1, -1], [0, 1]], [[0, 1], [2, 3]]] and counts.tolist() == [2, 4]
-
-
-# Groups
 
 
 def test_superpixels_keep_modalities_apart():

@@ -65,16 +65,8 @@ def test_apply_points_equals_simpleitk():
                                [transform.TransformPoint(p.tolist()) for p in points], atol=1e-9)
 
 
-def test_bad_masks_and_images(head, tmp_path):
+def test_images_apart(head):
     maps, fixed = head
-    with pytest.raises(StudyError, match="mask: is empty"):
-        register_rigid(fixed, fixed, maps[0] * 0)
-    with pytest.raises(StudyError, match="another grid"):
-        register_rigid(fixed, fixed, maps[0][5:])
-    broken = tmp_path / "broken.nii.gz"
-    broken.write_bytes(b"no image")
-    with pytest.raises(StudyError, match=r"broken\.nii\.gz: is not a readable image"):
-        register_rigid(fixed, broken)
     far = sitk.Image(fixed)
     far.SetOrigin((1e4, 1e4, 1e4))
     with pytest.raises(StudyError, match="do not overlap"):

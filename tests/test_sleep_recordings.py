@@ -43,8 +43,6 @@ def refused(call, message, *arguments, **options):
         call(*arguments, **options)
 
 
-# ---- one recording
-
 def test_epochs_are_the_signal_cut_and_standardised(tmp_path):
     edf, hypnogram = write(tmp_path)
     recording = sleep.read_recording(edf, hypnogram, CHANNELS)
@@ -155,8 +153,6 @@ def test_unknown_label_overlap_and_nothing_scored(tmp_path):
     refused(sleep.read_hypnogram, "a-PSG.edf: holds no annotation", edf)
 
 
-# ---- real files
-
 @pytest.fixture
 def psg():
     return shared_cases.real_data("psg/short_psg.edf").parent
@@ -205,8 +201,6 @@ def test_real_night_is_trimmed_and_merged(psg, tmp_path):
     asleep = np.flatnonzero(recording.stages)
     assert asleep[0] == 60 and asleep[-1] == len(recording.stages) - 61
 
-
-# ---- a cohort
 
 def table_of(folder, rows):
     pd.DataFrame(rows).to_csv(folder / "nights.tsv", sep="\t", index=False)
@@ -275,8 +269,6 @@ def test_cohort_that_cannot_be_used(tmp_path):
         sleep.read_cohort(tmp_path, tmp_path / "store", CHANNELS)
     refused(sleep.read_cohort, "channels: none given", tmp_path, tmp_path / "store", {})
 
-
-# ---- telemetry
 
 def test_telemetry_is_fetched_by_mne_and_listed(tmp_path, monkeypatch):
     """The call to MNE stands in for the network; names, ages and drugs are those of MNE's own table."""
