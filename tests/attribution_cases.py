@@ -7,7 +7,7 @@ import numpy as np
 from repository import ROOT
 
 from mslib.explain import METHODS
-from mslib.nets.vgg import CONVOLUTIONS
+from mslib.nets import build_classifier
 
 FIXTURE = ROOT / "tests" / "fixtures" / "attribution" / "nets.npz"
 #: Small numbers of draws, for what holds whatever is drawn.
@@ -42,15 +42,8 @@ def case(name):
 
 
 def vgg(backbone="vgg16", size=32, bias=0.05):
-    """VGG of an eighth of the channels, with average pooling and three classes; weights keep the size of values."""
-    rng = np.random.default_rng(0)
-    inputs = x = keras.Input((size, size, 3))
-    for block, (n, filters) in enumerate(zip(CONVOLUTIONS[backbone], (8, 16, 32, 64, 64)), start=1):
-        for conv in range(1, n + 1):
-            x = keras.layers.Conv2D(filters, 3, padding="same", activation="relu", name=f"block{block}_conv{conv}")(x)
-        x = keras.layers.MaxPooling2D(2, name=f"block{block}_pool")(x)
-    x = keras.layers.Dense(3, name="head")(keras.layers.GlobalAveragePooling2D()(x))
-    model = keras.Model(inputs, x, name=backbone)
+    """VGG of an eighth of the channels and three classes; weights keep the size of values."""
+    rng, model = np.random.default_rng(0), build_classifier(backbone, 3, (size, size, 3), narrow=8)
     for layer in model.layers:
         if layer.weights:
             shape = layer.kernel.shape

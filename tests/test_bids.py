@@ -341,14 +341,6 @@ def flipped_byte(path):
     path.write_bytes(content)
 
 
-def short_voxels(path):
-    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:-100]))
-
-
-def not_nifti(path):
-    path.write_bytes(gzip.compress(b"<html>no such page</html>" * 40))
-
-
 def save(**options):
     return lambda path: nib.save(image(**options), path)
 
@@ -388,8 +380,8 @@ def skewed(path):
 IMAGE_FAULTS = {
     "gzip file cut": truncated_gzip,
     "a bit flipped in a gzip file": flipped_byte,
-    "voxels cut": short_voxels,
-    "HTML page named as image": not_nifti,
+    "voxels cut": lambda path: path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:-100])),
+    "HTML page named as image": lambda path: path.write_bytes(gzip.compress(b"<html>no such page</html>" * 40)),
     "empty file": lambda path: path.write_bytes(b""),
     "gzip file of nothing": lambda path: path.write_bytes(gzip.compress(b"")),
     "plain file named .nii.gz": lambda path: path.write_bytes(gzip.decompress(path.read_bytes())),

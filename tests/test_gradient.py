@@ -13,11 +13,6 @@ from mslib import explain
 from mslib.explain import METHODS, attribute, baseline_images, completeness_gap, upsample_maps
 
 
-@pytest.fixture(scope="module", params=["2d", "1d"])
-def net(request):
-    return case(request.param)
-
-
 @pytest.mark.parametrize("name,fused", [("2d", True), ("1d", False)])
 def test_captum_finds_the_same(name, fused):
     """ReLUs in the convolutions or as layers."""
@@ -72,8 +67,9 @@ def test_rules_of_relus_written_out(rule):
 
 @pytest.mark.parametrize("method,limit", [("deeplift", 1e-4), ("integrated_gradients", 0.02)])
 @pytest.mark.parametrize("baseline", ["zero", "mean", "blurred", "noise", 0.3])
-def test_complete_methods_add_up(net, method, limit, baseline):
-    model, images, targets, _ = net
+@pytest.mark.parametrize("name", ["2d", "1d"])
+def test_complete_methods_add_up(name, method, limit, baseline):
+    model, images, targets, _ = case(name)
     maps = attribute(method, model, images, targets, baseline=baseline)
     gap = completeness_gap(maps, model, images, targets, baseline_images(images, baseline))
     scores = [np.asarray(model(x))[range(5), targets] for x in (images, baseline_images(images, baseline))]

@@ -65,15 +65,12 @@ def images():
     return np.random.default_rng(1).normal(0, 1, (4, 10, 8, 3)).astype("float32")
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def eagerly():
     """Without a graph: the same functions and numbers, without the half second that a graph takes to trace."""
     tf.config.run_functions_eagerly(True)
     yield
     tf.config.run_functions_eagerly(False)
-
-
-# Peer
 
 
 def peer_net(name, fused=False):
@@ -131,7 +128,6 @@ def peer(request):
     return request.param, model
 
 
-@pytest.mark.usefixtures("eagerly")
 @pytest.mark.parametrize("rule", PEERS)
 def test_zennit_finds_the_same(peer, rule):
     name, model = peer
@@ -142,12 +138,10 @@ def test_zennit_finds_the_same(peer, rule):
 
 
 def test_zennit_finds_the_same_where_relus_are_fused_and_a_graph_is_traced():
+    tf.config.run_functions_eagerly(False)
     stored = np.load(FIXTURE)
     ours = lrp(peer_net("2d", fused=True), stored["2d inputs"], stored["targets"])
     assert relative(ours, stored["2d epsilon_plus"]) < 1e-5
-
-
-# Every rule written out
 
 
 def written_out(rule, x, w, b, relevance, epsilon=1e-6, gamma=0.25):
@@ -209,7 +203,6 @@ def chain(kind):
     return randomise(keras.Model(inputs, layers.Dense(3)(x)), list(CHAINS).index(kind) + 1, bias=0.5)
 
 
-@pytest.mark.usefixtures("eagerly")
 @pytest.mark.parametrize("rule", LRP_RULES)
 @pytest.mark.parametrize("kind", CHAINS)
 def test_every_rule_written_out(kind, rule):
@@ -230,10 +223,6 @@ def test_every_rule_written_out(kind, rule):
         relevance = found[below].ravel().astype(np.float64)  # so that rounding does not add up over layers
 
 
-# What must hold exactly
-
-
-@pytest.mark.usefixtures("eagerly")
 @pytest.mark.parametrize("rule", ["epsilon", "alpha1_beta0", "gamma", "epsilon_plus", "epsilon_gamma"])
 def test_without_biases_relevance_adds_up_to_the_logit(images, rule):
     model = small(bias=0)
@@ -243,7 +232,6 @@ def test_without_biases_relevance_adds_up_to_the_logit(images, rule):
     np.testing.assert_allclose(next(iter(flow.values()))["sum"], logits, rtol=1e-3)
 
 
-@pytest.mark.usefixtures("eagerly")
 def test_with_biases_each_layer_keeps_its_part():
     """Of the epsilon rule: sum of b_j R_j / z_j, and nothing else is lost on the way."""
     model = chain(2)
@@ -280,6 +268,7 @@ def with_norms():
 
 @pytest.mark.parametrize("build", [small, with_norms])
 def test_epsilon_to_zero_is_input_times_gradient_and_biases_have_the_rest(build, images):
+    tf.config.run_functions_eagerly(False)
     model = build()
     ours = lrp(model, images, 1, "epsilon", epsilon=1e-9)
     assert relative(ours, attribute("input_x_gradient", model, images, 1)) < 1e-4  # 1e-6 in pools and add remain
@@ -292,7 +281,6 @@ def test_epsilon_to_zero_is_input_times_gradient_and_biases_have_the_rest(build,
         np.testing.assert_allclose(float(logit) - ours[0].sum(), owed, rtol=1e-3)
 
 
-@pytest.mark.usefixtures("eagerly")
 def test_batch_norm_is_folded_exactly_into_every_kind_of_layer(images):
     """Beside a net whose kernels are scaled by hand, and which gives the same logits."""
     def build(norm):
@@ -324,7 +312,6 @@ def test_batch_norm_is_folded_exactly_into_every_kind_of_layer(images):
     np.testing.assert_array_equal(found["plain"], found["plain_norm"])
 
 
-@pytest.mark.usefixtures("eagerly")
 @pytest.mark.parametrize("name", ["ResNet50", "MobileNetV2", "DenseNet121"])
 def test_backbones_of_keras_conserve_relevance_and_equal_input_times_gradient(name):
     """Add, concatenate, depthwise convolutions, and batch norm that can be folded or not; no biases.
@@ -351,7 +338,6 @@ def test_backbones_of_keras_conserve_relevance_and_equal_input_times_gradient(na
     assert relative(found, expected) < 1e-2  # the stabiliser of batch norm and add: 1e-6 of values that shrink
 
 
-@pytest.mark.usefixtures("eagerly")
 def test_relevance_follows_the_class(net, images):
     swapped = small()
     kernel, bias = swapped.layers[-1].get_weights()
@@ -362,7 +348,6 @@ def test_relevance_follows_the_class(net, images):
     np.testing.assert_array_equal(lrp(net, images), lrp(net, images, predicted))
 
 
-@pytest.mark.usefixtures("eagerly")
 def test_images_do_not_meddle_with_each_other_and_layers_come_on_request(net, images):
     whole, of_layers = lrp(net, images, [0, 1, 2, 0], layers=True)
     assert list(of_layers) == [layer.name for layer in net.layers]
@@ -378,6 +363,7 @@ def test_images_do_not_meddle_with_each_other_and_layers_come_on_request(net, im
 
 
 def test_one_graph_for_any_batch_that_follows_the_weights(images):
+    tf.config.run_functions_eagerly(False)
     model, other = small(1), small(2)
     lrp(model, images, 0)
     misses = _traced.cache_info().misses
@@ -389,9 +375,6 @@ def test_one_graph_for_any_batch_that_follows_the_weights(images):
     assert run.experimental_get_tracing_count() == 1
     model.set_weights(other.get_weights())
     np.testing.assert_array_equal(lrp(model, images, 0), lrp(other, images, 0))
-
-
-# Shares
 
 
 def test_shares_of_modalities():
@@ -406,7 +389,6 @@ def test_shares_of_modalities():
             relevance_shares(wrong)
 
 
-@pytest.mark.usefixtures("eagerly")
 @pytest.mark.parametrize("rule", LRP_COMPOSITES)
 def test_relevance_finds_the_only_modality_that_counts(images, rule):
     model = small()
@@ -414,9 +396,6 @@ def test_relevance_finds_the_only_modality_that_counts(images, rule):
     kernel[:, :, [0, 2]] = 0
     model.layers[1].set_weights([kernel, bias])
     np.testing.assert_allclose(relevance_shares(lrp(model, images, 0, rule))["absolute"], [[0, 100, 0]] * 4)
-
-
-# Faults
 
 
 def net_of(*chosen, shape=(10, 8, 3)):
@@ -456,7 +435,6 @@ def test_faults_are_named(net, images, more, message):
         lrp(**{"model": net, "inputs": images, "targets": 0} | more)
 
 
-@pytest.mark.usefixtures("eagerly")
 def test_relevance_that_is_not_finite_is_refused(images):
     model = small()
     model.layers[-1].set_weights([np.full((7, 3), 1e38), np.zeros(3)])
@@ -464,10 +442,6 @@ def test_relevance_that_is_not_finite_is_refused(images):
         lrp(model, images, 0)
 
 
-# Baseline
-
-
-@pytest.mark.usefixtures("eagerly")
 @pytest.mark.parametrize("rule", LRP_COMPOSITES)
 def test_relevance_from_a_baseline_is_that_of_the_net_that_expects_inputs_minus_it(rule):
     """A first convolution without padding: its bias can take a constant baseline in exactly."""

@@ -45,12 +45,6 @@ def test_shapley_of_known_games():
     np.testing.assert_allclose(modality.shapley_values(worths_of(lambda s: 0.2 * len(s), 3)), [0.2, 0.2, 0.2])
 
 
-@pytest.mark.parametrize("worths", [np.zeros(6), np.zeros(1), 3.0, [0, np.nan]])
-def test_worths_that_are_none(worths):
-    with pytest.raises(ValueError, match="worths: "):
-        modality.shapley_values(worths)
-
-
 def test_correlation_with_importance():
     totals = [[3, 2, 1], [1, 2, 3], [1, 3, 2], [2, 2, 2]]
     found = modality.importance_correlation(totals, [0.6, 0.3, 0.1])
@@ -58,8 +52,6 @@ def test_correlation_with_importance():
     assert np.isnan(found[3])
     assert np.isnan(modality.importance_correlation([[3, 2, np.nan]], [0.6, 0.3, 0.1])).all()
     assert np.isnan(modality.importance_correlation(totals, [0.5, 0.5, 0.5])).all()
-    with pytest.raises(ValueError, match="importance: must have one value for each modality"):
-        modality.importance_correlation(totals, [1, 2])
     assert sorted(np.round(modality.correlation_by_chance(3), 6)) == [-1, -0.333333, -0.333333, 0.333333, 0.333333, 1]
 
 
@@ -81,8 +73,6 @@ def test_portions_and_their_weighted_mean():
     assert scores[0] == pytest.approx((0.6 * 0.75 + 0.2 * 0.25) / 0.8) and np.isnan(scores[1])
     assert modality.feature_importance_score(portions, [0, 0, 1])[0] == 0, "the modality that matters got nothing"
     assert np.isnan(modality.feature_importance_score(portions, [0, -1, 0])).all(), "no modality matters: not defined"
-    with pytest.raises(ValueError, match="shape of the maps"):
-        modality.share_inside(maps, features[..., :2])
 
 
 def test_similarity_ranks_magnitudes_inside_the_mask():
@@ -98,8 +88,6 @@ def test_similarity_ranks_magnitudes_inside_the_mask():
     assert np.isnan(similar[2]), "constant"
     changed = np.where(inside[..., None], maps, 99)
     np.testing.assert_allclose(modality.map_similarity(changed, -maps, inside)[:2], 1)
-    with pytest.raises(ValueError, match=r"mask: must be \(N, H, W\)"):
-        modality.map_similarity(maps, others[..., :1], inside)
 
 
 def test_area_of_known_curves():
@@ -183,8 +171,13 @@ def test_unfit_removal_is_refused_in_one_line(ranked, change, message):
 
 
 @pytest.mark.parametrize("call,message", [
-    (lambda heat: faithfulness.shuffled_maps(heat, heat[0] > 0), "inside: must have the shape of the maps"),
-    (lambda heat: faithfulness.area_under_removal([1, 0.5]), "curve: must have one value for each of 11 levels")])
-def test_unfit_parts_of_removal_are_refused(call, message):
+    *((lambda _, worths=worths: modality.shapley_values(worths), "worths: ")
+      for worths in (np.zeros(6), np.zeros(1), 3.0, [0, np.nan])),
+    (lambda maps: modality.importance_correlation(maps[0], [1, 2]), "importance: must have one value for each"),
+    (lambda maps: modality.share_inside(maps[None], maps[None, ..., :2] > 0), "shape of the maps"),
+    (lambda maps: modality.map_similarity(maps[None], maps[None, ..., :1], maps[None, ..., 0] > 0), "mask: must be"),
+    (lambda maps: faithfulness.shuffled_maps(maps, maps[0] > 0), "inside: must have the shape of the maps"),
+    (lambda maps: faithfulness.area_under_removal([1, 0.5]), "curve: must have one value for each of 11 levels")])
+def test_unfit_input_is_refused_in_one_line(call, message):
     with refused(message):
         call(np.ones((10, 10, 10)))

@@ -230,9 +230,6 @@ def test_shipped_files_that_are_absent_changed_or_of_another_network(shipped, tm
             load_half(build_classifier(net, 3, SHAPE, narrow=16), file, GROUPS)
 
 
-# Splits
-
-
 def people(**counts):
     return pd.Series({f"{group}{i:02d}": group for group, n in counts.items() for i in range(n)})
 
@@ -254,9 +251,6 @@ def test_split_of_the_default_cohort():
     assert not parts.equals(split_subjects(groups, Split(), seed=3276))
     shuffled = groups.sample(frac=1, random_state=0)
     assert split_subjects(shuffled, Split(), seed=3275)[groups.index].equals(parts)
-
-
-def test_too_few_subjects_for_a_split():
     with refused("group SPMS", "at least 3", "found 2", error=StudyError):
         split_subjects(people(control=5, SPMS=2), Split(), seed=0)
 
@@ -284,9 +278,6 @@ def test_parts_of_a_kind(kind):
     assert per_subject.min() > 1 if kind == "published" else per_subject.max() == 1
     shares = pd.crosstab(table["group"], parts, normalize="index")[["train", "validation", "test"]].to_numpy()
     assert np.abs(shares - [0.75, 0.10, 0.15]).max() < (0.01 if kind == "published" else 0.03)
-
-
-# Slices
 
 
 def test_slices_of_several_subjects():
@@ -419,8 +410,6 @@ def test_tones_reach_their_ranges():
     toned = augment(STILL.model_copy(update={"gain": 0.2, "gamma": 0.3}), np.full((400, 1, 1, 1), 0.5, "float32"))
     assert 0.5 ** 1.3 * 0.8 <= toned.min() < 0.36 and 0.64 < toned.max() <= 0.5 ** (1 / 1.3) * 1.2
 
-
-# Simulated slices without scanning and preprocessing
 
 GROUPS = ["control", "RRMS", "SPMS"]
 SEQUENCES = ("T1w", "T2w", "FLAIR")

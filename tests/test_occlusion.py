@@ -10,7 +10,7 @@ from shared_cases import refused
 
 from mslib.explain import attribute
 from mslib.explain.incremental import obstacle
-from mslib.explain.occlusion import occlusion, windows
+from mslib.explain.occlusion import occlusion
 
 layers = keras.layers
 
@@ -107,16 +107,6 @@ def test_incremental_equals_full_passes(name, window, stride):
           occlusion(model, images, [1], engine="full", **more))
 
 
-def test_sizes_and_baselines_of_an_open_net():
-    stack = (layers.Conv2D(5, 3, padding="same", activation="relu"), layers.MaxPooling2D(),
-             layers.Conv2D(4, 3, activation="relu"), *mean_head())
-    model = net((None, None, 2), *stack)
-    for size, baseline in (((8, 8), "zero"), ((9, 14), "noise"), ((15, 10), -3.0)):
-        images, more = images_of((*size, 2)), {"window": 4, "stride": 3, "baseline": baseline, "seed": 3}
-        agree(occlusion(model, images, [0, 2], engine="incremental", **more),
-              occlusion(model, images, [0, 2], engine="full", **more))
-
-
 def in_float64(model):
     def doubled(layer):
         return type(layer).from_config(layer.get_config() | {"dtype": "float64"})
@@ -133,15 +123,6 @@ def test_vgg16_against_full_passes_in_float64():
     exact = occlusion(in_float64(model), image, [2], engine="full", **more)
     agree(occlusion(model, image, [2], engine="incremental", **more), exact)
     agree(occlusion(model, image, [2], engine="full", **more), exact, 1e-3)
-
-
-def test_windows_reach_every_value():
-    for size, window, stride in ((13, 3, 2), (13, 5, 5), (4, 11, 5), (224, 11, 5)):
-        met = np.zeros(size, int)
-        for (place,) in windows((size,), window, stride):
-            assert place.stop - place.start == window and place.start < size
-            met[place] += 1
-        assert (met > 0).all()
 
 
 def hidden_branch():

@@ -12,6 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import test_bids as bids
 from shared_cases import files_of
 from test_bids_validator import issues
 
@@ -28,11 +29,8 @@ def checksums(root):
 
 
 def save(path, data, codes=(1, 0)):
-    made = nib.Nifti1Image(data, LAS)
-    made.set_qform(LAS, codes[0])
-    made.set_sform(LAS if codes[1] else None, codes[1])
     path.parent.mkdir(parents=True, exist_ok=True)
-    nib.save(made, path)
+    nib.save(bids.image(data=data, affine=LAS, qcode=codes[0], scode=codes[1]), path)
 
 
 def affine_file(path, seed):

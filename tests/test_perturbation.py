@@ -185,12 +185,6 @@ def test_an_image_without_any_group_gets_nothing(case):
     assert (maps[1] == 0).all() and (maps[0] != 0).any()
 
 
-def test_groups_are_numbered_anew_in_every_image():
-    images = np.zeros((2, 2, 2))
-    numbered, counts = number_groups(np.array([[[7, -1], [3, 7]], [[0, 1], [2, 3]]]), images)
-    assert numbered.tolist() == [[[1, -1], [0, 1]], [[0, 1], [2, 3]]] and counts.tolist() == [2, 4]
-
-
 def test_superpixels_keep_modalities_apart():
     rng = np.random.default_rng(0)
     images = rng.uniform(0.1, 1, (2, 40, 36, 3)).astype("float32")
