@@ -41,27 +41,26 @@ def case(name):
     return convolutional(name), stored[f"{name} images"], stored[f"{name} targets"], stored[f"{name} baseline"]
 
 
-def vgg(backbone="vgg16", size=32, bias=0.05):
-    """VGG of an eighth of the channels and three classes; weights keep the size of values."""
-    rng, model = np.random.default_rng(0), build_classifier(backbone, 3, (size, size, 3), narrow=8)
-    for layer in model.layers:
-        if layer.weights:
-            shape = layer.kernel.shape
-            layer.set_weights([rng.normal(0, np.sqrt(2 / np.prod(shape[:-1])), shape), rng.normal(0, bias, shape[-1])])
+def randomise(model, seed, bias=0.2):
+    """Weights with which values keep their size; biases of a given spread."""
+    rng = np.random.default_rng(seed)
+    weights = []
+    for weight in model.weights:
+        kind, shape = weight.path.split("/")[-1], weight.shape
+        weights.append(rng.normal(0, np.sqrt(2 / np.prod(shape[:-1])), shape) if kind.endswith("kernel") else
+                       rng.uniform(0.5, 2, shape) if kind in ("gamma", "moving_variance") else
+                       rng.normal(0, bias, shape) if bias else np.zeros(shape))
+    model.set_weights(weights)
     return model
+
+
+def vgg(backbone="vgg16", size=32, bias=0.05):
+    """VGG of an eighth of the channels and three classes."""
+    return randomise(build_classifier(backbone, 3, (size, size, 3), narrow=8), 0, bias)
 
 
 def relative(ours, reference):
     return np.abs(ours - reference).max() / np.abs(reference).max()
-
-
-def with_first_kernel(model, change):
-    """A copy of a net whose first kernel is changed."""
-    other = keras.models.clone_model(model)
-    weights = model.get_weights()
-    weights[0] = change(weights[0])
-    other.set_weights(weights)
-    return other
 
 
 def blocks(images):

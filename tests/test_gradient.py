@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from attribution_cases import FIXTURE, case, convolutional, quick, relative
+from attribution_cases import FIXTURE, case, convolutional, quick, randomise, relative
 from scipy.ndimage import gaussian_filter
 from shared_cases import refused
 from tf_keras_vis.gradcam import Gradcam
@@ -174,12 +174,7 @@ def many_layers():
     x = layers.Concatenate()([x, layers.Conv2DTranspose(4, 3, padding="same", activation="relu")(x)])
     x = layers.Permute((2, 1, 3))(layers.ReLU()(x))
     x = layers.Concatenate()([layers.Flatten()(x), layers.Reshape((10,))(layers.GlobalMaxPooling2D()(x))])
-    model = keras.Model(inputs, layers.Dense(3)(layers.Dropout(0.1)(x)))
-    rng = np.random.default_rng(6)
-    model.set_weights([np.abs(weight) + rng.normal(0, 0.3, weight.shape) ** 2 if "variance" in variable.path else
-                       rng.normal(0, 0.4, weight.shape)
-                       for variable, weight in zip(model.weights, model.get_weights())])
-    return model
+    return randomise(keras.Model(inputs, layers.Dense(3)(layers.Dropout(0.1)(x))), 6)
 
 
 def test_deeplift_of_all_supported_layers_adds_up():

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from attribution_cases import relative
+from attribution_cases import randomise, relative
 from repository import ROOT
 from shared_cases import refused
 
@@ -25,19 +25,6 @@ PEERS = {"epsilon": "epsilon", "z_plus": "alpha1_beta0", "alpha1_beta0": "alpha1
 def only(name):
     """A composite of one rule."""
     return Composite(LRP_RULES[name], LRP_RULES[name], "Ours 2026")
-
-
-def randomise(model, seed, bias=0.2):
-    """Weights with which values keep their size; biases of a given spread."""
-    rng = np.random.default_rng(seed)
-    weights = []
-    for weight in model.weights:
-        kind, shape = weight.path.split("/")[-1], weight.shape
-        weights.append(rng.normal(0, np.sqrt(2 / np.prod(shape[:-1])), shape) if kind.endswith("kernel") else
-                       rng.uniform(0.5, 2, shape) if kind in ("gamma", "moving_variance") else
-                       rng.normal(0, bias, shape) if bias else np.zeros(shape))
-    model.set_weights(weights)
-    return model
 
 
 def small(seed=0, bias=0.2):

@@ -16,18 +16,13 @@ def clustered(rng, n_subjects=15, n_values=8, between=1.0, within=0.5):
     return values, subjects
 
 
-def same(interval, *expected):
-    np.testing.assert_array_equal(interval, expected)
-    return True
-
-
 def interval(values, subjects, **draws):
     return tuple(measure.mean_interval(values, subjects, **draws).values())
 
 
 def test_no_width_is_no_interval():
     """All subjects alike: resamples cannot differ, which is not certainty."""
-    assert same(interval(np.full(12, 0.25), np.arange(12) // 2), 0.25, np.nan, np.nan)
+    np.testing.assert_array_equal(interval(np.full(12, 0.25), np.arange(12) // 2), [0.25, np.nan, np.nan])
     assert np.isnan(interval(np.full(12, 0.1), np.arange(12) // 2)[1])
     assert np.isnan(interval([np.nan, np.nan], [0, 1])).all(), "nothing to average"
 
@@ -44,7 +39,7 @@ def test_no_interval_below_five_subjects(n_subjects, given):
 def test_whole_subjects_are_drawn():
     """Five subjects, one all 1: resampled means are multiples of 1/5, and none between."""
     values, subjects = np.repeat([1.0, 0.0, 0.0, 0.0, 0.0], 50), np.repeat(list("abcde"), 50)
-    assert same(interval(values, subjects, n=500), 0.2, 0.0, 0.6)
+    assert interval(values, subjects, n=500) == (0.2, 0.0, 0.6)
 
 
 def test_means_of_one_training_are_those_of_the_subject_bootstrap():
@@ -94,7 +89,7 @@ def test_means_by_group_and_column_with_their_numbers():
     found = measure.mean_by(table, ["kind"], ["x", "y"], n=100, seed=3)
     assert found[["kind", "measure"]].to_numpy().tolist() == [["a", "x"], ["a", "y"], ["b", "x"], ["b", "y"]]
     part = table[table["kind"] == "b"]
-    assert same(found.loc[2, ["value", "low", "high"]], *interval(part["x"], part["subject"], n=100, seed=3))
+    assert tuple(found.loc[2, ["value", "low", "high"]]) == interval(part["x"], part["subject"], n=100, seed=3)
     assert found["slices"].tolist() == [60, 56] * 2 and found["subjects"].tolist() == [15, 14] * 2
     assert list(measure.mean_by(table[:0], ["kind"], ["x"])) == list(found), "without rows, the same columns"
     beside = measure.mean_by(table, ["kind"], ["x"], beside=["y"], n=100)["y"]
