@@ -23,11 +23,6 @@ DRAWN = {"lime": {"samples": 16000, "width": 0.2}, "kernel_shap": {"samples": 40
 GROUPED = [name for name, method in METHODS.items() if "groups" in method.parameters]
 
 
-@pytest.fixture(scope="module", params=["2d", "1d"])
-def net(request):
-    return request.param, *case(request.param)
-
-
 @pytest.fixture(scope="module")
 def changed():
     """The net with each of `KERNELS`: traced once for all methods."""
@@ -38,40 +33,32 @@ def changed():
     return found
 
 
-def of_peer(name, method):
-    return np.load(FIXTURE)[f"{name} {method}"]
-
-
+@pytest.mark.parametrize("name", ["2d", "1d"])
 @pytest.mark.parametrize("method", ["occlusion", "feature_ablation"])
-def test_captum_removes_the_same(net, method):
-    name, model, images, targets, baseline = net
+def test_captum_removes_the_same(name, method):
+    (model, images, targets, baseline), stored = case(name), np.load(FIXTURE)
     more = {"window": 4, "stride": 2} if method == "occlusion" else {"groups": blocks(images)}
-    assert relative(attribute(method, model, images, targets, baseline=baseline, **more), of_peer(name, method)) < 1e-5
+    found = attribute(method, model, images, targets, baseline=baseline, **more)
+    assert relative(found, stored[f"{name} {method}"]) < 1e-5
 
 
 @pytest.mark.parametrize("name,method", [(name, method) for name in ("2d", "1d") for method in DRAWN
                                          if name == "2d" or method in GROUPED])
 def test_captum_samples_the_same_and_shap_over_all_coalitions(name, method):
-    model, images, targets, baseline = case(name)
+    (model, images, targets, baseline), stored = case(name), np.load(FIXTURE)
     more = DRAWN[method] | ({"groups": blocks(images)} if method in GROUPED else {})
     more = more | ({"baseline": baseline} if method != "smoothgrad" else {})
     found = attribute(method, model, images, targets, **more)
-    assert np.corrcoef(found.ravel(), of_peer(name, method).ravel())[0, 1] > 0.999
-    assert relative(found, of_peer(name, method)) < 0.06, "the scale, too"
+    assert np.corrcoef(found.ravel(), stored[f"{name} {method}"].ravel())[0, 1] > 0.999
+    assert relative(found, stored[f"{name} {method}"]) < 0.06, "the scale, too"
     if method in ("kernel_shap", "shapley_sampling"):
-        assert np.corrcoef(found.ravel(), of_peer(name, "exact_shapley").ravel())[0, 1] > 0.999
+        assert np.corrcoef(found.ravel(), stored[f"{name} exact_shapley"].ravel())[0, 1] > 0.999
 
 
-def test_limes_kernel_matters():
-    """What the test above would not see if values hung on no kernel."""
-    name, (model, images, targets, baseline) = "2d", case("2d")
-    wide = attribute("lime", model, images, targets, baseline=baseline, groups=blocks(images), samples=4000)
-    assert np.corrcoef(wide.ravel(), of_peer(name, "lime").ravel())[0, 1] < 0.995
-
-
-def test_shap_finds_the_same_deeplift_from_a_random_baseline(net):
-    name, model, images, targets, baseline = net
-    assert relative(attribute("deeplift", model, images, targets, baseline=baseline), of_peer(name, "deeplift")) < 1e-5
+@pytest.mark.parametrize("name", ["2d", "1d"])
+def test_shap_finds_the_same_deeplift_from_a_random_baseline(name):
+    (model, images, targets, baseline), stored = case(name), np.load(FIXTURE)
+    assert relative(attribute("deeplift", model, images, targets, baseline=baseline), stored[f"{name} deeplift"]) < 1e-5
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "gradcam"])

@@ -177,11 +177,6 @@ def test_nifti2_plain_and_other_columns(root):
     assert len(read(root, group_column="diagnosis", groups=None)) == 4
 
 
-def into_a_folder(root):
-    (root / T1).unlink()
-    (root / T1).mkdir()
-
-
 def renamed_session(root):
     shutil.copytree(root / "sub-001/anat", root / "sub-001/ses-02/anat")
     (root / "sub-001/ses-01").mkdir()
@@ -195,7 +190,7 @@ SESSION = "allowed: one session, or the label of one as cohort.session"
     (lambda root: shutil.copytree(root / "sub-001/anat", root / "sub-001/ses-02/anat"),
      f"sub-001: has images in 2 sessions (none, ses-02); {SESSION}"),
     (renamed_session, f"sub-001: has images in 2 sessions (ses-01, ses-02); {SESSION}"),
-    (into_a_folder, f"{T1}: is a folder; allowed: a NIfTI file"),
+    (lambda root: ((root / T1).unlink(), (root / T1).mkdir()), f"{T1}: is a folder; allowed: a NIfTI file"),
     (lambda root: (root / T1).rename(root / T1.replace("_T1w", "_acq-\udcff_T1w")),
      "sub-001/anat/sub-001_acq-\\udcff_T1w.nii.gz: has a name that is not UTF-8; allowed: letters, digits, - and _")])
 def test_faults_of_one_subject(root, change, line):
@@ -416,12 +411,11 @@ IMAGE_FAULTS = {
 
 
 def write_faulty_images(root):
-    """One person for each fault; the last one is healthy."""
+    """One person for each fault, and a healthy one."""
     people = {f"sub-{number:03d}": "RRMS" for number in range(len(IMAGE_FAULTS) + 1)}
     write_cohort(root, people)
     for label, break_it in zip(people, IMAGE_FAULTS.values()):
         break_it(root / label / "anat" / f"{label}_T1w.nii.gz")
-    return list(people)
 
 
 @pytest.mark.parametrize(("made", "found"), [

@@ -14,8 +14,6 @@ from mslib.study import StudyError
 
 MM = 2.0
 RECIPE = Recipe(epochs=1, slices_per_subject=8, learning_rate=2e-3, batch_size=8, weight_decay=1e-4, patience=1, seed=9)
-
-
 N = 120
 
 

@@ -131,11 +131,6 @@ def test_unfit_input_is_refused(heat, lesion, brain, message):
         measure.measure_maps(heat, lesion, brain)
 
 
-def worths_of(worth, modalities):
-    """Worth of every subset, in the order that `shapley_values` wants."""
-    return [worth([m for m in range(modalities) if subset >> m & 1]) for subset in range(2**modalities)]
-
-
 def by_orders(worth, modalities):
     """Mean gain of every modality over all orders in which they can join."""
     orders = list(permutations(range(modalities)))
@@ -160,9 +155,10 @@ def test_shapley_is_the_mean_gain_over_all_orders(modalities):
 
 
 def test_shapley_of_known_games():
-    np.testing.assert_allclose(modality.shapley_values(worths_of(lambda s: float(0 in s), 3)), [1, 0, 0])
-    np.testing.assert_allclose(modality.shapley_values(worths_of(lambda s: float({0, 1} <= set(s)), 3)), [0.5, 0.5, 0])
-    np.testing.assert_allclose(modality.shapley_values(worths_of(lambda s: 0.2 * len(s), 3)), [0.2, 0.2, 0.2])
+    members = [{m for m in range(3) if subset >> m & 1} for subset in range(8)]
+    for worth, expected in ((lambda s: 0 in s, [1, 0, 0]), (lambda s: {0, 1} <= s, [0.5, 0.5, 0]),
+                            (lambda s: 0.2 * len(s), [0.2, 0.2, 0.2])):
+        np.testing.assert_allclose(modality.shapley_values([float(worth(s)) for s in members]), expected)
 
 
 def test_correlation_with_importance():

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import SimpleITK as sitk
 import tensorflow as tf
+from attribution_cases import randomise
 from keras.src.legacy.saving.legacy_h5_format import save_weights_to_hdf5_group
 from scipy import ndimage
 from scipy.stats import spearmanr
@@ -47,14 +48,8 @@ def images(n=2, shape=SHAPE, seed=0):
 
 def peer(backbone):
     """Network of keras.applications with biases that are not 0."""
-    keras.utils.set_random_seed(0)
     model = getattr(keras.applications, backbone.upper())(weights=None, include_top=False, input_shape=SHAPE)
-    rng = np.random.default_rng(0)
-    for layer in model.layers:
-        if layer.weights:
-            kernel, bias = layer.get_weights()
-            layer.set_weights([kernel, rng.normal(0, 0.1, bias.shape)])
-    return model
+    return randomise(model, 0, 0.1)
 
 
 @pytest.fixture(scope="module", params=BACKBONES)

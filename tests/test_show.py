@@ -149,9 +149,7 @@ def test_figure_bytes_depend_on_the_figure_alone(name, tmp_path):
 def test_pictures_keep_all_colours_and_vectors_their_bytes(tmp_path):
     vectors = [show.save_figure(PLOTS["shares"](), tmp_path / f"{i}.svg").read_bytes() for i in range(2)]
     assert vectors[0] == vectors[1] and b"chance" in vectors[0], "text stays text"
-    paths = [show.save_figure(PLOTS["attributions"](), tmp_path / f"{i}.png") for i in range(2)]
-    assert paths[0].read_bytes() == paths[1].read_bytes()
-    picture = Image.open(paths[0])
+    picture = Image.open(show.save_figure(PLOTS["attributions"](), tmp_path / "one.png"))
     assert picture.mode == "RGB" and len(np.unique(np.asarray(picture).reshape(-1, 3), axis=0)) > 256
     with pytest.raises(StudyError, match=r"fig\.pdf: figures are saved as '\.png' or '\.svg' \(got '\.pdf'\)"):
         show.save_figure(Figure(), tmp_path / "fig.pdf")

@@ -44,12 +44,6 @@ def make_slices(per_group=4, n=8, size=16, seed=0):
     return gather(stacks, pd.Series(groups), GROUPS)
 
 
-def ship(model, path, layers):
-    """Write layers as `weights/` holds them, with a card."""
-    save_half(path, model, layers, GROUPS)
-    write_json(path.with_suffix(".json"), {"sha256": file_sha256(path)})
-
-
 @functools.cache
 def built():
     """A small network, built once so that trainings of one recipe, if in turn, are traced once; its first weights."""
@@ -245,8 +239,7 @@ def begins(slices, parts, folder):
     (lambda folder: (folder / "history.csv").unlink(), (0, 0)),
     (lambda folder: (folder / "best.weights.h5").unlink(), (0, 0)),
     (lambda folder: cut(folder / "backup" / "latest.weights.h5"), (1, 6))])  # a kill while Keras writes: the one before
-def test_a_backup_without_its_other_files_is_damaged_and_one_of_two_is_enough(slices, parts, broken_off, capsys, damage,
-                                                                              begin):
+def test_a_backup_needs_its_other_files_and_one_of_two_is_enough(slices, parts, broken_off, capsys, damage, begin):
     damage(broken_off)
     assert begins(slices, parts, broken_off) == begin
     assert named_as_damaged(broken_off, capsys.readouterr().err) == (begin == (0, 0))
@@ -336,11 +329,6 @@ QUICK = replace(RECIPE, epochs=2, slices_per_subject=4, learning_rate=1e-3, batc
 SHAPE = (32, 32, 3)
 
 
-def thirds(slices):
-    number = slices.table["subject"].str[-1]
-    return number.map({"0": "train", "1": "train", "2": "validation", "3": "test"})
-
-
 @pytest.mark.parametrize("build,blocks", [(lambda: build_trainable("vgg16", 3, SHAPE, "float32"), 4),
                                           (lambda: build_classifier("vgg19", 3, SHAPE), 1)])
 def test_a_network_is_its_lower_and_upper_part(build, blocks, shallow):
@@ -355,13 +343,15 @@ def test_a_network_is_its_lower_and_upper_part(build, blocks, shallow):
 def test_above_frozen_blocks_the_rest_learns_from_a_fitted_last_layer(tmp_path, shallow, precision):
     """Given weights are those of a shipped file; what is predicted from activations is what the network says."""
     slices, start = make_slices(n=4, size=32), build_classifier("vgg16", 3, SHAPE)
-    ship(start, tmp_path / "vgg16_simulated.h5", [layer.name for layer in start.layers if layer.weights])
-    model = start_network("vgg16", GROUPS, SHAPE, "simulated", precision, tmp_path / "vgg16_simulated.h5")
+    file = tmp_path / "vgg16_simulated.h5"
+    save_half(file, start, [layer.name for layer in start.layers if layer.weights], GROUPS)
+    write_json(file.with_suffix(".json"), {"sha256": file_sha256(file)})
+    model = start_network("vgg16", GROUPS, SHAPE, "simulated", precision, file)
     before = fold_batch_norm(model)
     activations, features = cached(model, [4], slices, [0, 0, 0], "cache")
     activations = activations[4]
     assert activations.dtype == np.float16 and activations.shape == (48, 2, 2, 512) and features.shape == (48, 512)
-    parts = thirds(slices)
+    parts = slices.table["subject"].str[-1].map({"0": "train", "1": "train", "2": "validation", "3": "test"})
     above = SliceSet(activations, slices.table)
     after, history = fine_tune(model, 4, above, parts, QUICK, tmp_path / "net", "net", features)
     assert not [layer for layer in after.layers if isinstance(layer, keras.layers.BatchNormalization)]
