@@ -6,9 +6,14 @@ import keras
 import numpy as np
 from repository import ROOT
 
-from mslib.nets.vgg import CONVOLUTIONS
+from mslib.explain import METHODS
+from mslib.nets import build_classifier
 
 FIXTURE = ROOT / "tests" / "fixtures" / "attribution" / "nets.npz"
+#: Small numbers of draws, for what holds whatever is drawn.
+FEW = {"lime": {"samples": 100}, "kernel_shap": {"samples": 100}, "shapley_sampling": {"permutations": 3},
+       "feature_permutation": {"permutations": 2}, "occlusion": {"window": 4, "stride": 2},
+       "smoothgrad": {"samples": 2}, "integrated_gradients": {"steps": 4}, "gradient_shap": {"samples": 2}}
 
 
 def convolutional(name, fused=True):
@@ -36,34 +41,26 @@ def case(name):
     return convolutional(name), stored[f"{name} images"], stored[f"{name} targets"], stored[f"{name} baseline"]
 
 
-def vgg(backbone="vgg16", size=32, bias=0.05):
-    """VGG of an eighth of the channels, with average pooling and three classes; weights keep the size of values."""
-    rng = np.random.default_rng(0)
-    inputs = x = keras.Input((size, size, 3))
-    for block, (n, filters) in enumerate(zip(CONVOLUTIONS[backbone], (8, 16, 32, 64, 64)), start=1):
-        for conv in range(1, n + 1):
-            x = keras.layers.Conv2D(filters, 3, padding="same", activation="relu", name=f"block{block}_conv{conv}")(x)
-        x = keras.layers.MaxPooling2D(2, name=f"block{block}_pool")(x)
-    x = keras.layers.Dense(3, name="head")(keras.layers.GlobalAveragePooling2D()(x))
-    model = keras.Model(inputs, x, name=backbone)
-    for layer in model.layers:
-        if layer.weights:
-            shape = layer.kernel.shape
-            layer.set_weights([rng.normal(0, np.sqrt(2 / np.prod(shape[:-1])), shape), rng.normal(0, bias, shape[-1])])
+def randomise(model, seed, bias=0.2):
+    """Weights with which values keep their size; biases of a given spread."""
+    rng = np.random.default_rng(seed)
+    weights = []
+    for weight in model.weights:
+        kind, shape = weight.path.split("/")[-1], weight.shape
+        weights.append(rng.normal(0, np.sqrt(2 / np.prod(shape[:-1])), shape) if kind.endswith("kernel") else
+                       rng.uniform(0.5, 2, shape) if kind in ("gamma", "moving_variance") else
+                       rng.normal(0, bias, shape) if bias else np.zeros(shape))
+    model.set_weights(weights)
     return model
+
+
+def vgg(backbone="vgg16", size=32, bias=0.05):
+    """VGG of an eighth of the channels and three classes."""
+    return randomise(build_classifier(backbone, 3, (size, size, 3), narrow=8), 0, bias)
 
 
 def relative(ours, reference):
     return np.abs(ours - reference).max() / np.abs(reference).max()
-
-
-def with_first_kernel(model, change):
-    """A copy of a net whose first kernel is changed."""
-    other = keras.models.clone_model(model)
-    weights = model.get_weights()
-    weights[0] = change(weights[0])
-    other.set_weights(weights)
-    return other
 
 
 def blocks(images):
@@ -71,3 +68,8 @@ def blocks(images):
     shape = images.shape[1:-1]
     inside = sum(2**axis * (place >= size // 2) for axis, (place, size) in enumerate(zip(np.indices(shape), shape)))
     return inside[..., None] + 2 ** len(shape) * np.arange(images.shape[-1])
+
+
+def quick(method, images):
+    """Parameters with which a method is quick."""
+    return FEW.get(method, {}) | ({"groups": blocks(images)} if "groups" in METHODS[method].parameters else {})

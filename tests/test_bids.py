@@ -1,6 +1,5 @@
 """Faults of a cohort are found, named with subject and file, and told together (more in test_bad_inputs.py)."""
 
-import dataclasses
 import gzip
 import shutil
 from pathlib import Path
@@ -77,8 +76,6 @@ def test_healthy_cohort(root):
     first = next(iter(cohort))
     assert first == Subject("001", "control", {s: root / f"sub-001/anat/sub-001_{s}.nii.gz" for s in SEQUENCES})
     assert list(first.images) == list(SEQUENCES) and first.cohort == "study"
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        first.id = "x"
 
 
 def test_optional_columns_and_masks(root):
@@ -151,12 +148,9 @@ def test_one_volume_may_be_four_dimensional(root):
 
 
 def test_valid_headers(root):
-    for codes, dtype in zip([(1, 0), (0, 1), (1, 1), (2, 1)], [np.uint8, np.int16, ">i2", np.float64]):
-        nib.save(image(dtype=dtype, qcode=codes[0], scode=codes[1]), root / T1)
+    for dtype in (np.uint8, np.int16, ">i2", np.float64):
+        nib.save(image(dtype=dtype), root / T1)
         assert len(read(root)) == 4
-    header(qoffset_x=GRID[0, 3] + 0.5)(root / T1)  # a small disagreement of the forms
-    assert len(read(root)) == 4
-    nib.save(image(), root / T1)
     header(pixdim=[0, 1, 1, 2, 1, 1, 1, 1], sform_code=0)(root / T1)  # a first number that stands for 1
     assert len(read(root)) == 4
 
@@ -183,11 +177,6 @@ def test_nifti2_plain_and_other_columns(root):
     assert len(read(root, group_column="diagnosis", groups=None)) == 4
 
 
-def into_a_folder(root):
-    (root / T1).unlink()
-    (root / T1).mkdir()
-
-
 def renamed_session(root):
     shutil.copytree(root / "sub-001/anat", root / "sub-001/ses-02/anat")
     (root / "sub-001/ses-01").mkdir()
@@ -201,7 +190,9 @@ SESSION = "allowed: one session, or the label of one as cohort.session"
     (lambda root: shutil.copytree(root / "sub-001/anat", root / "sub-001/ses-02/anat"),
      f"sub-001: has images in 2 sessions (none, ses-02); {SESSION}"),
     (renamed_session, f"sub-001: has images in 2 sessions (ses-01, ses-02); {SESSION}"),
-    (into_a_folder, f"{T1}: is a folder; allowed: a NIfTI file")])
+    (lambda root: ((root / T1).unlink(), (root / T1).mkdir()), f"{T1}: is a folder; allowed: a NIfTI file"),
+    (lambda root: (root / T1).rename(root / T1.replace("_T1w", "_acq-\udcff_T1w")),
+     "sub-001/anat/sub-001_acq-\\udcff_T1w.nii.gz: has a name that is not UTF-8; allowed: letters, digits, - and _")])
 def test_faults_of_one_subject(root, change, line):
     change(root)
     expect(root, f"sub-001: {line}")
@@ -217,12 +208,14 @@ def test_folder_and_table_disagree(root):
 
 @pytest.mark.parametrize(("method", "place", "line"), [
     ("read_bytes", T1, f"{T1}: cannot be read (Permission denied); allowed: a readable NIfTI file"),
-    ("iterdir", "sub-001/anat", "sub-001: cannot be read (Permission denied); allowed: a readable folder")])
+    ("iterdir", "sub-001/anat", "sub-001: cannot be read (Permission denied); allowed: a readable folder"),
+    ("exists", "derivatives/brainmask/sub-001",
+     "derivatives/brainmask: cannot be read (Permission denied); allowed: a readable folder")])
 def test_permission_denied(root, monkeypatch, method, place, line):
     original = getattr(Path, method)
 
     def locked(path):
-        if path == root / place:
+        if path.is_relative_to(root / place):
             raise PermissionError(13, "Permission denied", str(path))
         return original(path)
 
@@ -257,22 +250,6 @@ def test_bad_ids_in_the_table(root, monkeypatch):
     assert lines(root) == expected
     assert [str(fault) for fault in read(root, on_fault="skip").faults] == expected
     assert len(opened) == 24 and not any(".." in path.parts or set(names) & set(path.parts) for path in opened)
-
-
-def test_an_unreadable_folder_of_masks_and_a_name_that_is_not_utf8_are_faults(root, monkeypatch):
-    original = Path.exists
-
-    def locked(path):
-        if path.parts[-4:-2] == ("brainmask", "sub-001"):
-            raise PermissionError(13, "Permission denied", str(path))
-        return original(path)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "exists", locked)
-        expect(root, "sub-001: derivatives/brainmask: cannot be read (Permission denied); allowed: a readable folder")
-    (root / T1).rename(root / T1.replace("_T1w", "_acq-\udcff_T1w"))
-    expect(root, "sub-001: sub-001/anat/sub-001_acq-\\udcff_T1w.nii.gz: has a name that is not UTF-8; "
-                 "allowed: letters, digits, - and _")
 
 
 def test_a_mask_may_be_scaled_to_whole_numbers(tmp_path):
@@ -359,14 +336,6 @@ def flipped_byte(path):
     path.write_bytes(content)
 
 
-def short_voxels(path):
-    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:-100]))
-
-
-def not_nifti(path):
-    path.write_bytes(gzip.compress(b"<html>no such page</html>" * 40))
-
-
 def save(**options):
     return lambda path: nib.save(image(**options), path)
 
@@ -406,8 +375,8 @@ def skewed(path):
 IMAGE_FAULTS = {
     "gzip file cut": truncated_gzip,
     "a bit flipped in a gzip file": flipped_byte,
-    "voxels cut": short_voxels,
-    "HTML page named as image": not_nifti,
+    "voxels cut": lambda path: path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:-100])),
+    "HTML page named as image": lambda path: path.write_bytes(gzip.compress(b"<html>no such page</html>" * 40)),
     "empty file": lambda path: path.write_bytes(b""),
     "gzip file of nothing": lambda path: path.write_bytes(gzip.compress(b"")),
     "plain file named .nii.gz": lambda path: path.write_bytes(gzip.decompress(path.read_bytes())),
@@ -442,28 +411,18 @@ IMAGE_FAULTS = {
 
 
 def write_faulty_images(root):
-    """One person for each fault; the last one is healthy."""
+    """One person for each fault, and a healthy one."""
     people = {f"sub-{number:03d}": "RRMS" for number in range(len(IMAGE_FAULTS) + 1)}
     write_cohort(root, people)
     for label, break_it in zip(people, IMAGE_FAULTS.values()):
         break_it(root / label / "anat" / f"{label}_T1w.nii.gz")
-    return list(people)
-
-
-def test_faulty_images_may_be_left_out(tmp_path):
-    people = write_faulty_images(tmp_path / "bids")
-    left = read(tmp_path / "bids", groups=["RRMS"], min_per_group=1, on_fault="skip")
-    assert [str(fault).split(":")[0] for fault in left.faults] == people[:-1]
-    assert [f"sub-{one.id}" for one in left] == people[-1:]
 
 
 @pytest.mark.parametrize(("made", "found"), [
     (image(data=np.zeros((8, 8, 8), np.uint8)), "has values from 0 to 0; allowed: 0 outside and above 0 inside"),
     (image(shape=(8, 8, 9)),
      "has another grid than the T1w image (shape (8, 8, 9)); allowed: its grid, shape (8, 8, 8)"),
-    (image(affine=shifted(2)), "has another grid than the T1w image (shape (8, 8, 8))"),
-    (image(data=np.linspace(0, 1, 512, dtype=np.float32).reshape(8, 8, 8)),
-     "has values between whole numbers (of probabilities, or interpolated); allowed: 0 outside and whole numbers")])
+    (image(affine=shifted(2)), "has another grid than the T1w image (shape (8, 8, 8))")])
 def test_mask_faults(root, made, found):
     place = "derivatives/brainmask/sub-001/anat/sub-001_space-T1w_desc-brain_mask.nii.gz"
     (root / place).parent.mkdir(parents=True)

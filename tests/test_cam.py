@@ -16,7 +16,6 @@ from tf_keras_vis.utils.scores import CategoricalScore
 from mslib import explain
 from mslib.explain import cam
 
-N_LAYERS = {"vgg16": 8, "vgg19": 10}
 PEERS = {"gradcam": Gradcam, "gradcam++": GradcamPlusPlus, "layercam": Layercam}
 
 
@@ -96,7 +95,6 @@ def test_default_layers_are_all_of_blocks_4_and_5(case):
     assert list(maps) == [*explain.CAM_METHODS, *explain.CAM_VARIANTS]
     for of_layer in maps.values():
         assert list(of_layer) == [x.name for x in model.layers if x.name.startswith(("block4", "block5"))]
-        assert len(of_layer) == N_LAYERS[model.name]
 
 
 @pytest.mark.parametrize("method", PEERS)
@@ -145,7 +143,7 @@ def test_weights_of_the_last_block_are_the_output_weights(case):
     model, images, targets, maps = case
     last = [name for name in maps["gradcam"] if "block5_conv" in name][-1]
     parts = activations_and_gradients(model, images, targets)
-    weights = model.get_layer("head").kernel.numpy().T[targets]
+    weights = model.get_layer("logits").kernel.numpy().T[targets]
     for layer, (_, g) in parts.items():
         summed = g.sum(axis=(1, 2))
         if layer in (last, "block5_pool"):
@@ -158,7 +156,7 @@ def test_pool_map_is_cam(case):
     """At block5_pool Grad-CAM = HiResCAM = Z-th of CAM (Zhou et al. 2016), at earlier layers they part."""
     model, images, targets, maps = case
     a = activations_and_gradients(model, images, targets, ["block5_pool"])["block5_pool"][0]
-    weights = model.get_layer("head").kernel.numpy().T[targets]
+    weights = model.get_layer("logits").kernel.numpy().T[targets]
     cam = np.maximum(np.einsum("nhwk,nk->nhw", a, weights), 0) / np.prod(a.shape[1:3])
     for method in ("gradcam", "hirescam"):
         assert relative(maps[method]["block5_pool"], cam) < 1e-5
@@ -171,20 +169,10 @@ def test_gradient_times_activation_sums_to_the_logit(bias):
     model = vgg(bias=bias)
     images, targets = blobs(3)
     logits = model.predict(images, verbose=0)[np.arange(3), targets]
-    last_bias = model.get_layer("head").bias.numpy()[targets]
+    last_bias = model.get_layer("logits").bias.numpy()[targets]
     for layer, (a, g) in activations_and_gradients(model, images, targets).items():
         exact = np.allclose((a * g).sum(axis=(1, 2, 3)), logits - last_bias, rtol=1e-4, atol=1e-5)
         assert exact == (bias == 0 or layer in ("block5_conv3", "block5_pool")), layer
-
-
-def test_maps_do_not_depend_on_their_batch(small):
-    model, images, targets = small
-    whole, split = (explain.layer_cams(model, images, targets, methods=("gradcam", "gradcam++"), batch_size=size)
-                    for size in (4, 3))
-    for method, of_layer in whole.items():
-        for layer, maps in of_layer.items():
-            assert maps.shape == (4, 32, 32) and maps.dtype == np.float32
-            assert relative(split[method][layer], maps) < 1e-5
 
 
 def test_one_trace_serves_every_batch_size_and_call(small, monkeypatch):
@@ -277,15 +265,11 @@ def test_unfit_models_are_refused_with_the_remedy(make, message):
 
 @pytest.mark.parametrize("change, message", [
     ({"images": np.zeros((2, 32, 32, 1))}, r"images: must be a non-empty \(N, 32, 32, 3\).*got \(2, 32, 32, 1\)"),
-    ({"images": np.zeros((2, 16, 32, 3))}, r"images: must be a non-empty \(N, 32, 32, 3\)"),
-    ({"images": np.zeros((0, 32, 32, 3))}, "images: must be a non-empty"),
     ({"images": np.full((2, 32, 32, 3), np.nan)}, r"images: 2 of 2 hold NaN or infinity \(first: index 0\)"),
     ({"targets": np.array([0, 3])}, r"targets: must lie in 0..2, the model's classes \(got 0..3\)"),
-    ({"targets": np.array([-1, 0])}, r"targets: must lie in 0..2"),
     ({"targets": np.array([0])}, "targets: must be 2 integer class ids"),
-    ({"targets": np.array([0.0, 1.0])}, "targets: must be 2 integer class ids"),
     ({"layers": ["block9_conv1"]}, "layers: 'block9_conv1': not among the layers.*block4_conv3, block4_pool"),
-    ({"layers": ["head"]}, "layers: 'head': not among the layers with a spatial output"),
+    ({"layers": ["logits"]}, "layers: 'logits': not among the layers with a spatial output"),
     ({"layers": []}, "layers: none given"),
     ({"methods": ("scorecam",)}, "methods: 'scorecam': not among gradcam, gradcam[+][+], hirescam"),
 ])
@@ -301,7 +285,7 @@ def test_extreme_last_layers(small):
     model, layers = vgg(), ["block4_conv3", "block5_pool"]
 
     def cams(weight, bias, factor=1):
-        model.get_layer("head").set_weights([np.full((64, 3), weight), np.full(3, bias)])
+        model.get_layer("logits").set_weights([np.full((64, 3), weight), np.full(3, bias)])
         return explain.layer_cams(model, factor * images, targets, layers, ("gradcam", "gradcam++"))
 
     blank = cams(-1.0, 0.0)["gradcam"]["block5_pool"]
@@ -325,13 +309,16 @@ def test_randomisation_goes_from_the_output_down_and_leaves_the_model(small):
         found.append((draw, lowest, changed[0], changed[-1]))
         kernels[draw, lowest] = network.get_layer("block5_conv2").kernel.numpy()
     names = ["block5_conv1", "block4_conv1"]
-    assert found == [(draw, name, name, "head") for draw in (1, 2) for name in names]
+    assert found == [(draw, name, name, "logits") for draw in (1, 2) for name in names]
     assert all((old == new).all() for old, new in zip(before, model.get_weights()))
     assert (kernels[1, names[0]] == kernels[1, names[1]]).all(), "each stays random while the next follow"
     assert (kernels[1, names[0]] != kernels[2, names[0]]).any(), "another draw"
     copy = explain.randomised_copy(model, "block5_conv1", seed=[3, 1])
     assert (copy.get_layer("block5_conv2").kernel.numpy() == kernels[1, names[0]]).all()
     assert kernels[1, names[0]].std() == pytest.approx(np.sqrt(2 / (9 * 64)), rel=0.01)
+    for lowest in (["block9_conv1"], names[::-1], []):
+        with refused("lowest: must name layers of the model, deep to shallow"):
+            next(explain.cascading_randomisation(model, lowest))
 
 
 def test_every_kernel_is_drawn_with_the_spread_of_what_an_output_reads():
@@ -342,9 +329,3 @@ def test_every_kernel_is_drawn_with_the_spread_of_what_an_output_reads():
     read = [9, 9, 64, 50]  # values
     kernels = [weight.numpy() for layer in found for weight in layer.weights if "kernel" in weight.name]
     np.testing.assert_allclose([kernel.std() for kernel in kernels], np.sqrt(2 / np.array(read)), rtol=0.1)
-
-
-@pytest.mark.parametrize("lowest", [["block9_conv1"], ["block4_conv1", "block5_conv1"], []])
-def test_steps_of_randomisation_go_from_deep_to_shallow(small, lowest):
-    with pytest.raises(ValueError, match="lowest: must name layers of the model, deep to shallow"):
-        next(explain.cascading_randomisation(small[0], lowest))

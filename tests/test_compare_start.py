@@ -25,8 +25,6 @@ SETTINGS = {
     "comparison": {"weights": {"scratch": "scratch", "imagenet": "absent.h5"}, "frozen_blocks": [4],
                    "accuracy": 0.5, "slices": 2, "perturbed_slices": 2},
     "statistics": {"bootstrap": 100}}
-
-
 kernels = defaultdict(list)
 
 

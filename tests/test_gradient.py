@@ -3,8 +3,7 @@
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
-from attribution_cases import FIXTURE, blocks, case, convolutional, relative
+from attribution_cases import FIXTURE, case, convolutional, quick, randomise, relative
 from scipy.ndimage import gaussian_filter
 from shared_cases import refused
 from tf_keras_vis.gradcam import Gradcam
@@ -12,25 +11,6 @@ from tf_keras_vis.utils.scores import CategoricalScore
 
 from mslib import explain
 from mslib.explain import METHODS, attribute, baseline_images, completeness_gap, upsample_maps
-
-ALL = sorted(METHODS)
-SMALL = {"smoothgrad": {"samples": 2}, "integrated_gradients": {"steps": 4}, "gradient_shap": {"samples": 2},
-         "occlusion": {"window": 5}, "lime": {"samples": 60}, "shapley_sampling": {"permutations": 2},
-         "kernel_shap": {"samples": 60}, "feature_permutation": {"permutations": 1}}
-
-
-def small(method, images):
-    """Parameters with which a method is quick."""
-    grouped = method in ("lime", "shapley_sampling", "kernel_shap")
-    return SMALL.get(method, {}) | ({"groups": blocks(images)} if grouped else {})
-
-
-@pytest.fixture(scope="module", params=["2d", "1d"])
-def net(request):
-    return case(request.param)
-
-
-# Peers
 
 
 @pytest.mark.parametrize("name,fused", [("2d", True), ("1d", False)])
@@ -52,9 +32,6 @@ def test_captum_finds_the_same_gradcam():
     assert (ours == ours[..., :1]).all(), "one map for all modalities"
     assert relative(attribute("guided_gradcam", model, images, targets),
                     np.load(FIXTURE)["2d guided_backprop"] * peer[..., None]) < 1e-5
-
-
-# Dense re-statement
 
 
 def dense_rule(weights, image, target, rule):
@@ -88,13 +65,11 @@ def test_rules_of_relus_written_out(rule):
     assert relative(attribute(rule, model, images, targets), np.array(expected)) < 1e-5
 
 
-# What must hold
-
-
 @pytest.mark.parametrize("method,limit", [("deeplift", 1e-4), ("integrated_gradients", 0.02)])
 @pytest.mark.parametrize("baseline", ["zero", "mean", "blurred", "noise", 0.3])
-def test_complete_methods_add_up(net, method, limit, baseline):
-    model, images, targets, _ = net
+@pytest.mark.parametrize("name", ["2d", "1d"])
+def test_complete_methods_add_up(name, method, limit, baseline):
+    model, images, targets, _ = case(name)
     maps = attribute(method, model, images, targets, baseline=baseline)
     gap = completeness_gap(maps, model, images, targets, baseline_images(images, baseline))
     scores = [np.asarray(model(x))[range(5), targets] for x in (images, baseline_images(images, baseline))]
@@ -116,17 +91,17 @@ def test_smoothgrad_is_the_mean_gradient_of_noisy_copies():
 @pytest.mark.parametrize("method", ["smoothgrad", "gradient_shap", "lime", "shapley_sampling", "kernel_shap"])
 def test_seeded(method):
     model, images, targets, _ = case("2d")
-    one, same, other = (attribute(method, model, images, targets, seed=seed, **small(method, images))
+    one, same, other = (attribute(method, model, images, targets, seed=seed, **quick(method, images))
                         for seed in (1, 1, 2))
     np.testing.assert_array_equal(one, same)
     assert relative(other, one) > 1e-3
 
 
-@pytest.mark.parametrize("method", ALL)
+@pytest.mark.parametrize("method", METHODS)
 def test_an_image_is_explained_alike_in_any_batch_and_alone(method):
     """Whatever is drawn; feature permutation takes its values from the other images."""
     model, images, targets, _ = case("2d")
-    parameters = small(method, images) | ({"baseline": "noise"} if "baseline" in METHODS[method].parameters else {})
+    parameters = quick(method, images) | ({"baseline": "noise"} if "baseline" in METHODS[method].parameters else {})
     together = attribute(method, model, images, targets, **parameters)
     assert together.shape == images.shape and together.dtype == np.float32
     assert relative(attribute(method, model, images, targets, batch_size=2, **parameters), together) < 1e-5
@@ -135,16 +110,17 @@ def test_an_image_is_explained_alike_in_any_batch_and_alone(method):
         np.testing.assert_allclose(alone[0], together[3], rtol=1e-4, atol=1e-5 * np.abs(together).max())
 
 
-def test_weights_may_change_between_two_calls():
+@pytest.mark.parametrize("method", ["deeplift", "gradcam", "occlusion"])
+def test_weights_may_change_between_two_calls(method):
     kept, images, targets, _ = case("2d")
     model, fresh = keras.models.clone_model(kept), keras.models.clone_model(kept)
     model.set_weights(kept.get_weights())
-    before = attribute("deeplift", model, images, targets)
+    before = attribute(method, model, images, targets)
     for net in (model, fresh):
         net.set_weights([2 * weight for weight in kept.get_weights()])
-    after = attribute("deeplift", model, images, targets)
+    after = attribute(method, model, images, targets)
     assert relative(after, before) > 0.5
-    assert relative(after, attribute("deeplift", fresh, images, targets)) < 1e-6
+    assert relative(after, attribute(method, fresh, images, targets)) < 1e-5
 
 
 def test_without_targets_the_predicted_class_is_explained():
@@ -153,9 +129,6 @@ def test_without_targets_the_predicted_class_is_explained():
     np.testing.assert_array_equal(attribute("gradient", model, images), attribute("gradient", model, images, predicted))
     np.testing.assert_array_equal(attribute("gradient", model, images, 2),
                                   attribute("gradient", model, images, np.full(5, 2)))
-
-
-# Baselines
 
 
 def test_named_baselines():
@@ -173,12 +146,8 @@ def test_named_baselines():
     np.testing.assert_array_equal(baseline_images(images, images[0])[1], images[0])
 
 
-# What is refused
-
-
 @pytest.mark.parametrize("bent,message", [
     (keras.layers.Conv2D(4, 3, activation="tanh"), "uses the activation tanh"),
-    (keras.layers.Conv2D(4, 3, activation=keras.layers.LeakyReLU()), "uses the activation Leaky"),
     (keras.layers.Conv2D(4, 3, activation=keras.ops.relu), "but not keras.activations.relu"),
     (keras.layers.Activation("relu6"), "uses the activation relu6"), (keras.layers.LeakyReLU(), "uses LeakyReLU"),
     (keras.layers.ReLU(max_value=6), "uses ReLU with max_value=6"),
@@ -205,12 +174,7 @@ def many_layers():
     x = layers.Concatenate()([x, layers.Conv2DTranspose(4, 3, padding="same", activation="relu")(x)])
     x = layers.Permute((2, 1, 3))(layers.ReLU()(x))
     x = layers.Concatenate()([layers.Flatten()(x), layers.Reshape((10,))(layers.GlobalMaxPooling2D()(x))])
-    model = keras.Model(inputs, layers.Dense(3)(layers.Dropout(0.1)(x)))
-    rng = np.random.default_rng(6)
-    model.set_weights([np.abs(weight) + rng.normal(0, 0.3, weight.shape) ** 2 if "variance" in variable.path else
-                       rng.normal(0, 0.4, weight.shape)
-                       for variable, weight in zip(model.weights, model.get_weights())])
-    return model
+    return randomise(keras.Model(inputs, layers.Dense(3)(layers.Dropout(0.1)(x))), 6)
 
 
 def test_deeplift_of_all_supported_layers_adds_up():
@@ -233,19 +197,9 @@ def test_rules_are_float32_whatever_the_default_policy():
 
 
 @pytest.mark.parametrize("layer", ["conv1", "conv3"])
-def test_gradcam_of_signals_written_out_and_in_tf_keras_vis(layer):
+def test_gradcam_of_signals_is_that_of_tf_keras_vis(layer):
     model, images, targets, _ = case("1d")
-    until = keras.Model(model.input, model.get_layer(layer).output)
-    behind = keras.Model(model.get_layer(layer).output, model.output)
     ours = explain.layer_cams(model, images, targets, [layer], upsample=False)["gradcam"][layer]
-    for image, target, found in zip(images, targets, ours):
-        activation = tf.Variable(until(image[None]))
-        with tf.GradientTape() as tape:
-            score = behind(activation)[0, int(target)]
-        slopes = tape.gradient(score, activation).numpy()[0]
-        for time, value in enumerate(found):
-            total = sum(slopes[:, k].mean() * activation.numpy()[0, time, k] for k in range(slopes.shape[1]))
-            assert value == pytest.approx(max(total, 0), rel=1e-4, abs=1e-6)
     peer = Gradcam(model, clone=False)(CategoricalScore(targets.tolist()), images, penultimate_layer=layer,
                                        expand_cam=False, normalize_cam=False, seek_penultimate_conv_layer=False)
     assert relative(ours, peer) < 1e-5

@@ -9,22 +9,11 @@ import pytest
 from scipy import ndimage
 
 from mslib.nets import SliceSet, build_trainable, known_rule
-from mslib.nets.known_rule import (
-    Experiment,
-    draw_marks,
-    experiments,
-    roles,
-    shortcut_mask,
-    train_known_rules,
-    wide_slices,
-)
 from mslib.nets.train import Recipe
 from mslib.study import StudyError
 
 MM = 2.0
 RECIPE = Recipe(epochs=1, slices_per_subject=8, learning_rate=2e-3, batch_size=8, weight_decay=1e-4, patience=1, seed=9)
-
-
 N = 120
 
 
@@ -40,12 +29,12 @@ def head(n=N, shape=(96, 84), subjects="ab"):
 
 @pytest.fixture(scope="module")
 def marked():
-    return draw_marks(head(), decisive=1, pixel_mm=MM, seed=3)
+    return known_rule.draw_marks(head(), decisive=1, pixel_mm=MM, seed=3)
 
 
 def test_each_sequence_shows_the_class_as_often_as_its_role_says(marked):
     same = (marked.shown == marked.slices.table["target"].to_numpy()[:, None]).mean(0)
-    assert dict(zip(known_rule.ROLES, roles(1))) == {"decisive": 1, "correlated": 2, "irrelevant": 0}
+    assert dict(zip(known_rule.ROLES, known_rule.roles(1))) == {"decisive": 1, "correlated": 2, "irrelevant": 0}
     assert same[1] == 1
     assert abs(same[2] - 0.7) < 3 * np.sqrt(0.21 / N) and abs(same[0] - 0.5) < 3 * np.sqrt(0.25 / N)
     assert marked.slices.table["target"].mean() == 0.5
@@ -73,35 +62,35 @@ def test_stripes_run_as_the_class_says(marked):
 
 
 def test_marks_are_seeded_and_seeds_differ():
-    one, other = draw_marks(head(20), 0, MM, 5), draw_marks(head(20), 0, MM, 6)
-    np.testing.assert_array_equal(draw_marks(head(20), 0, MM, 5).slices.images, one.slices.images)
+    one, other = known_rule.draw_marks(head(20), 0, MM, 5), known_rule.draw_marks(head(20), 0, MM, 6)
+    np.testing.assert_array_equal(known_rule.draw_marks(head(20), 0, MM, 5).slices.images, one.slices.images)
     assert (one.slices.images != other.slices.images).any()
 
 
 @pytest.mark.parametrize("agreement", [1.0, 0.0])
 def test_the_shortcut_shows_the_class_or_its_opposite(agreement):
-    found = draw_marks(head(40), 2, MM, 1, shortcut=agreement)
+    found = known_rule.draw_marks(head(40), 2, MM, 1, shortcut=agreement)
     target = found.slices.table["target"].to_numpy()
     np.testing.assert_array_equal(found.corner, target == agreement)
-    square = shortcut_mask((96, 84), MM)
+    square = known_rule.shortcut_mask((96, 84), MM)
     bright = found.slices.images[:, square][..., 2].mean(1) > 0.1
     np.testing.assert_array_equal(bright, found.corner)
     assert not (square & found.brain).any() and not found.slices.images[:, square][..., :2].any()
 
 
 def test_each_sequence_decides_once_and_one_network_has_a_shortcut():
-    assert [(one.name, one.decisive, one.shortcut) for one in experiments(["T1w", "T2w", "FLAIR"])] == [
+    assert [(one.name, one.decisive, one.shortcut) for one in known_rule.experiments(["T1w", "T2w", "FLAIR"])] == [
         ("T1w", 0, False), ("T2w", 1, False), ("FLAIR", 2, False), ("shortcut", 2, True)]
-    shown = Experiment("shortcut", 2, True).marked(head(), MM, 1)
-    assert shown.corner.any() and not Experiment("FLAIR", 2).marked(head(8), MM, 1).corner.any()
+    shown = known_rule.Experiment("shortcut", 2, True).marked(head(), MM, 1)
+    assert shown.corner.any() and not known_rule.Experiment("FLAIR", 2).marked(head(8), MM, 1).corner.any()
     same = (shown.shown == shown.slices.table["target"].to_numpy()[:, None]).mean(0)
     assert np.abs(same - 0.5).max() < 3 * np.sqrt(0.25 / N), "no mark shows the class"
 
 
 def test_a_network_is_decided_by_its_seed_and_finished_ones_are_kept(tmp_path, shallow, monkeypatch):
-    marked = draw_marks(head(24, (32, 32)), 0, 4.0, 1)
+    marked = known_rule.draw_marks(head(24, (32, 32)), 0, 4.0, 1)
     tasks = {"one": (marked, 0), "other": (marked, 1), "again": (marked, 1)}
-    found = train_known_rules(tasks, RECIPE, 16, tmp_path)
+    found = known_rule.train_known_rules(tasks, RECIPE, 16, tmp_path)
     for here, there in zip(found["other"], found["again"], strict=True):
         np.testing.assert_allclose(here, there, rtol=1e-4, atol=1e-5, err_msg="whatever was trained before")
     assert not np.allclose(found["one"][0], found["other"][0])
@@ -110,16 +99,17 @@ def test_a_network_is_decided_by_its_seed_and_finished_ones_are_kept(tmp_path, s
     likeness = np.corrcoef([kernel.ravel() for kernel in (start, found["other"][0], found["one"][0])])[0, 1:]
     assert likeness[0] > 0.5 > abs(likeness[1]), "training went on from the weights of the seed"
     monkeypatch.setattr(known_rule, "build_trainable", None)
-    again = train_known_rules(tasks, RECIPE, 16, tmp_path)
+    again = known_rule.train_known_rules(tasks, RECIPE, 16, tmp_path)
     assert all((here == there).all() for name in tasks for here, there in zip(found[name], again[name], strict=True))
+    few = replace(RECIPE, slices_per_subject=4, batch_size=16)
     with pytest.raises(StudyError, match=r"fewer than training\.batch_size 16"):
-        train_known_rules({"few": (marked, 0)}, replace(RECIPE, slices_per_subject=4, batch_size=16), 16, tmp_path)
+        known_rule.train_known_rules({"few": (marked, 0)}, few, 16, tmp_path)
 
 
 def test_wide_slices_hold_seventy_percent_of_the_largest_brain_and_nothing_else():
     brain = np.zeros((3, 10, 10), bool)
     for number, rows in enumerate((10, 7, 6)):
         brain[number, :rows] = True
-    found = wide_slices(np.ones((3, 10, 10, 3), np.float16), brain)
+    found = known_rule.wide_slices(np.ones((3, 10, 10, 3), np.float16), brain)
     assert found.dtype == np.float16
     np.testing.assert_array_equal(found.any(-1), brain[:2])

@@ -3,19 +3,16 @@
 import errno
 import functools
 import http.server
-import json
 import os
 import shutil
-import subprocess
-import sys
 import threading
-import time
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import test_bids as bids
 from shared_cases import files_of
 from test_bids_validator import issues
 
@@ -32,11 +29,8 @@ def checksums(root):
 
 
 def save(path, data, codes=(1, 0)):
-    made = nib.Nifti1Image(data, LAS)
-    made.set_qform(LAS, codes[0])
-    made.set_sform(LAS if codes[1] else None, codes[1])
     path.parent.mkdir(parents=True, exist_ok=True)
-    nib.save(made, path)
+    nib.save(bids.image(data=data, affine=LAS, qcode=codes[0], scode=codes[1]), path)
 
 
 def affine_file(path, seed):
@@ -95,8 +89,6 @@ def base(database, tmp_path, monkeypatch):
     return Path(copy)
 
 
-# ---- where from
-
 def test_base_address(base, tmp_path, monkeypatch):
     def address(variable):
         monkeypatch.setenv("MSLIB_DATA", str(variable))
@@ -111,14 +103,6 @@ def test_base_address(base, tmp_path, monkeypatch):
     with pytest.raises(StudyError, match=r"nowhere: holds no open_ms_data; allowed: an http\(s\) address, or a folder"):
         address(tmp_path / "nowhere")
 
-
-def test_registry():
-    known = openms.registry()
-    assert len(known) == 62 and all(len(value) == 64 for value in known.values())
-    assert all(name.startswith(("cross_sectional/", "longitudinal/")) and ".." not in name for name in known)
-
-
-# ---- download
 
 def test_fetch_from_a_folder(base, names, tmp_path):
     (base / "cross_sectional/not_registered.txt").write_text("x")
@@ -158,23 +142,19 @@ def test_full_disk_and_a_file_in_the_way_are_one_line(base, names, tmp_path, mon
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
-    """Serves a folder; files named in `cut` end early, those in `stall` stop half-way."""
+    """Serves a folder; files named in `cut` end early."""
 
-    cut, stall, asked = frozenset(), frozenset(), 0
+    cut = frozenset()
 
     def do_GET(self):
-        type(self).asked += 1
         name = self.path.lstrip("/")
-        if name not in self.cut | self.stall:
+        if name not in self.cut:
             return super().do_GET()
         content = (Path(self.directory) / name).read_bytes()
         self.send_response(200)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content[:len(content) // 2])
-        self.wfile.flush()
-        if name in self.stall:
-            time.sleep(30)
 
     def log_message(self, *_):
         pass
@@ -182,7 +162,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def server(base, monkeypatch):
-    Handler.cut, Handler.stall, Handler.asked = frozenset(), frozenset(), 0
+    Handler.cut = frozenset()
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(base))) as made:
         made.daemon_threads = True
         made.block_on_close = False
@@ -210,27 +190,6 @@ def test_unreachable_server_is_not_asked_again_and_again(names, tmp_path, monkey
     assert list(missing) == list(names)
     assert [why for why in missing.values()].count("the connection failed (not tried again)") == len(names) - 2
 
-
-def test_killed_download_goes_on(base, server, names, tmp_path):
-    stalled = list(names)[4]
-    Handler.stall = frozenset({stalled})
-    code = ("import sys, json; from mslib.cohort import openms; openms.registry = lambda: json.loads(sys.argv[2]); "
-            "openms.fetch(sys.argv[1])")
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "dest"), json.dumps(names)])
-    deadline = time.monotonic() + 60
-    while Handler.asked < 5 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(0.2)
-    process.kill()
-    process.wait()
-    done = files_of(tmp_path / "dest")
-    assert stalled not in done and {n for n in done if n in names} == set(list(names)[:4])
-    Handler.stall = frozenset()
-    assert openms.fetch(tmp_path / "dest") == {}
-    assert checksums(tmp_path / "dest") == names
-
-
-# ---- conversion
 
 @pytest.fixture(scope="module")
 def converted(database, tmp_path_factory):
@@ -324,8 +283,6 @@ def test_transforms_are_composed_right(converted, database):
     files = [raw / f"study1_{name}_intrastudy_to_FLAIR.txt" for name in ("T1W", "T2W")]
     check_transforms(converted[0], "sub-L01s1", *files, 1e-9)
 
-
-# ---- the real patients
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory):

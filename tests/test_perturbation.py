@@ -1,7 +1,7 @@
-"""Attributions by removal against loops written out, exact Shapley values and nets whose answer is known."""
+"""Attributions by removal, finished maps, replaced values: loops written out, exact Shapley values, known answers."""
 
 from itertools import combinations
-from math import factorial
+from math import exp, factorial
 
 import keras
 import numpy as np
@@ -10,7 +10,7 @@ from scipy.ndimage import gaussian_filter
 from shared_cases import refused
 from skimage.segmentation import slic
 
-from mslib.explain import perturbation
+from mslib.explain import REPLACEMENTS, baseline_images, perturbation, postprocess, replace_removed
 from mslib.explain.groups import default_groups, number_groups, superpixels, window_groups
 
 IN_GROUPS = {"feature_ablation": {}, "lime": {"samples": 80}, "shapley_sampling": {"permutations": 6},
@@ -145,9 +145,6 @@ def test_permutation_never_leaves_an_image_its_own_values(linear, permutations):
             assert not total >> i & 1, "never its own"
 
 
-# Samples and groups of every image
-
-
 @pytest.mark.parametrize("method,samples", [("kernel_shap", 12), ("lime", 8)])
 def test_the_fewest_samples_give_the_values_of_a_linear_net_or_an_error(case, linear, method, samples):
     """Whether the draws determine the values hangs on the seed; a map that they do not determine is never given."""
@@ -186,15 +183,6 @@ def test_an_image_without_any_group_gets_nothing(case):
     model, images, targets, groups = case
     maps = perturbation.kernel_shap(model, images, targets, groups=np.stack([groups, np.full_like(groups, -1)]))
     assert (maps[1] == 0).all() and (maps[0] != 0).any()
-
-
-def test_groups_are_numbered_anew_in_every_image():
-    images = np.zeros((2, 2, 2))
-    numbered, counts = number_groups(np.array([[[7, -1], [3, 7]], [[0, 1], [2, 3]]]), images)
-    assert numbered.tolist() == [[[1, -1], [0, 1]], [[0, 1], [2, 3]]] and counts.tolist() == [2, 4]
-
-
-# Groups
 
 
 def test_superpixels_keep_modalities_apart():
@@ -279,3 +267,103 @@ def test_windows():
 def test_unfit_groups_are_refused_in_one_line(call, message):
     with refused(message):
         call(np.ones((2, 8, 6, 3), "float32"))
+
+
+def smoothed(line, sigma):
+    """A line under a sampled Gaussian of four SD, mirrored at its ends."""
+    reach, n = int(4 * sigma + 0.5), len(line)
+    weights = [exp(-0.5 * (k / sigma) ** 2) for k in range(-reach, reach + 1)]
+    found = []
+    for place in range(n):
+        total = 0.0
+        for k, weight in zip(range(-reach, reach + 1), weights):
+            at = (place + k) % (2 * n)
+            total += weight * line[at if at < n else 2 * n - 1 - at]
+        found.append(total / sum(weights))
+    return np.array(found)
+
+
+def by_loops(image, sigma, share):
+    for axis in range(image.ndim - 1):
+        image = np.apply_along_axis(smoothed, axis, image, sigma)
+    magnitudes = sorted(abs(value) for value in image.ravel())
+    total, reached = sum(magnitudes), 0.0
+    for magnitude in magnitudes:
+        reached += magnitude
+        if reached >= share * total:
+            break
+    return np.array([max(0, min(1, value / magnitude)) for value in image.ravel()]).reshape(image.shape)
+
+
+@pytest.mark.parametrize("shape", [(3, 14, 9, 3), (3, 40, 2)])
+@pytest.mark.parametrize("share", [0.99, 0.8])
+def test_postprocessing_written_out(shape, share):
+    maps = np.random.default_rng(0).normal(size=shape)
+    kept = maps.copy()
+    found = postprocess(maps, sigma=1.3, quantile_share=share)
+    np.testing.assert_allclose(found, [by_loops(one, 1.3, share) for one in maps], rtol=1e-5, atol=1e-6)
+    for factor in (1e-30, 1e20):
+        np.testing.assert_allclose(postprocess(factor * maps, 1.3, share), found, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(maps, kept)
+    assert found.max() <= 1 and found.min() == 0 and found.dtype == np.float32
+
+
+def test_a_blank_map_stays_blank_and_one_value_becomes_one():
+    maps = np.zeros((2, 6, 6, 3))
+    maps[1, 2, 3, 0] = 1e-9
+    with np.errstate(all="raise"):
+        found = postprocess(maps, 0)
+    assert not found[0].any() and found[1].sum() == 1 == found[1, 2, 3, 0]
+    assert not postprocess(-maps, 0).any()
+
+
+@pytest.fixture(scope="module")
+def holes():
+    """Half of every modality's values, others in each, the edge among them."""
+    return np.random.default_rng(3).random((2, 20, 16, 3)) < 0.5
+
+
+@pytest.mark.parametrize("baseline", [*(name for name in REPLACEMENTS if name != "inpainted"), 0.7])
+def test_only_removed_values_are_replaced(holes, baseline):
+    images = np.random.default_rng(4).uniform(size=holes.shape).astype("float32")
+    replaced = replace_removed(images, holes, baseline, seed=2)
+    np.testing.assert_array_equal(replaced[~holes], images[~holes])
+    np.testing.assert_array_equal(replaced[holes], baseline_images(images, baseline, seed=2)[holes])
+
+
+def test_inpainting_knows_constants_and_ramps(holes):
+    level = np.arange(1, 7, dtype="float32").reshape(2, 1, 1, 3) * np.ones(holes.shape, "float32")
+    np.testing.assert_allclose(replace_removed(level, holes, "inpainted"), level, rtol=1e-5)
+    y, x = np.mgrid[:20, :16]
+    ramp = level * (2 * y - x + 20)[..., None].astype("float32")
+    within = np.zeros(holes.shape, bool)
+    within[:, 4:16, 3:12] = True
+    np.testing.assert_allclose(replace_removed(ramp, within, "inpainted"), ramp, rtol=1e-3)
+    np.testing.assert_array_equal(replace_removed(ramp, holes, "inpainted")[~holes], ramp[~holes])
+
+
+def test_inpainting_of_signals_and_of_nothing():
+    ramp = np.linspace(0, 1, 50, dtype="float32")[None, :, None] * np.array([1, -2], "float32")
+    gone = np.zeros(ramp.shape, bool)
+    gone[:, 10:30, 0] = gone[:, 20:25, 1] = True
+    np.testing.assert_allclose(replace_removed(ramp, gone, "inpainted"), ramp, atol=1e-4)
+    np.testing.assert_array_equal(replace_removed(ramp, np.zeros_like(gone), "inpainted"), ramp)
+
+
+@pytest.mark.parametrize("call,given,message", [
+    (postprocess, {"maps": np.zeros((4, 4))}, "maps: must be finite, (N, H, W, M), (N, T, M) or (N, D, H, W, M)"),
+    (postprocess, {"maps": np.zeros((0, 4, 4, 3))}, "not empty"),
+    (postprocess, {"maps": np.full((1, 4, 4, 3), np.nan)}, "48 values not finite"),
+    (postprocess, {"sigma": -1}, "sigma must be from 0 on"),
+    (postprocess, {"quantile_share": 1.01}, "quantile_share above 0, at most 1"),
+    (replace_removed, {"removed": np.zeros((1, 4, 4), bool)}, "removed: must be bool of the shape of the images"),
+    (replace_removed, {"images": np.full((1, 4, 4, 3), np.nan)}, "images: hold NaN"),
+    (replace_removed, {"baseline": "painted"}, "one of zero, mean, blurred, noise, inpainted (got 'painted')"),
+    (replace_removed, {"baseline": np.nan}, "baseline: holds NaN"),
+    (replace_removed, {}, "baseline: nothing of modality 0 of image 0 stays to in-paint from")])
+def test_unfit_maps_and_replacements_are_refused_in_one_line(call, given, message):
+    ones = np.ones((1, 4, 4, 3))
+    fit = {postprocess: {"maps": ones, "sigma": 1},
+           replace_removed: {"images": ones, "removed": ones > 0, "baseline": "inpainted"}}
+    with refused(message):
+        call(**fit[call] | given)

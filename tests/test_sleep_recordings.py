@@ -43,8 +43,6 @@ def refused(call, message, *arguments, **options):
         call(*arguments, **options)
 
 
-# ---- one recording
-
 def test_epochs_are_the_signal_cut_and_standardised(tmp_path):
     edf, hypnogram = write(tmp_path)
     recording = sleep.read_recording(edf, hypnogram, CHANNELS)
@@ -79,30 +77,21 @@ def test_old_labels_merged_and_unscored_epochs_dropped(tmp_path):
     assert recording.quality["dropped"] == {"Movement time": 1, "Sleep stage ?": 2}, "inside the signal"
 
 
-def test_hypnogram_that_starts_later_is_shifted(tmp_path):
+@pytest.mark.parametrize(("runs", "start", "message", "first", "quality"), [
+    ([(0, 240, "Sleep stage 2")], "23:01", "leaves 60 s before and 0 s after", 60,
+     {"kept": 8, "offset_seconds": 60, "uncovered_seconds": 60}),
+    ([(0, 90, "Sleep stage W"), (150, 180, "Sleep stage 2")], "22:59:30", "begins 30 s before the signal", 0,
+     {"kept": 8, "uncovered_seconds": 60}),  # the hole
+    ([(0, 330, "Sleep stage 2")], "23:00", "scores 330 s, longer than the signal's 300 s", 0,
+     {"kept": 10, "beyond_signal": 1}),
+    ([(0, 240, "Sleep stage 2")], "23:00", "0 s before and 60 s after it .* shorter than the signal", 0,
+     {"kept": 8, "uncovered_seconds": 60})])
+def test_a_hypnogram_that_does_not_fit_its_signal_is_refused_or_cut(tmp_path, runs, start, message, first, quality):
     edf, _ = write(tmp_path)
-    hypnogram = write_labels(tmp_path / "h.edf", [(0, 240, "Sleep stage 2")], pd.Timestamp("2000-01-01 23:01").time())
-    refused(sleep.read_recording, "leaves 60 s before and 0 s after", edf, hypnogram, CHANNELS)
-    recording = sleep.read_recording(edf, hypnogram, CHANNELS, mismatch="cut")
-    np.testing.assert_array_equal(recording.onsets, 60 + 30 * np.arange(8))
-    assert recording.quality["offset_seconds"] == recording.quality["uncovered_seconds"] == 60
-    early = write_labels(tmp_path / "e.edf", [(0, 90, "Sleep stage W"), (150, 180, "Sleep stage 2")],
-                         pd.Timestamp("2000-01-01 22:59:30").time())
-    refused(sleep.read_recording, "begins 30 s before the signal", edf, early, CHANNELS)
-    assert sleep.read_recording(edf, early, CHANNELS, mismatch="cut").quality["uncovered_seconds"] == 60, "the hole"
-
-
-def test_hypnogram_longer_or_shorter_than_the_signal(tmp_path):
-    edf, _ = write(tmp_path)
-    longer = write_labels(tmp_path / "longer.edf", [(0, 330, "Sleep stage 2")])
-    refused(sleep.read_recording, "scores 330 s, longer than the signal's 300 s", edf, longer, CHANNELS)
-    cut = sleep.read_recording(edf, longer, CHANNELS, mismatch="cut")
-    assert len(cut.stages) == 10 and cut.quality["beyond_signal"] == 1
-    shorter = write_labels(tmp_path / "shorter.edf", [(0, 240, "Sleep stage 2")])
-    refused(sleep.read_recording, "0 s before and 60 s after it .* shorter than the signal", edf, shorter, CHANNELS)
-    cut = sleep.read_recording(edf, shorter, CHANNELS, mismatch="cut")
-    assert len(cut.stages) == 8 and cut.quality["uncovered_seconds"] == 60
-    refused(sleep.read_recording, "mismatch: must be 'refuse' or 'cut'", edf, longer, CHANNELS, mismatch="pad")
+    hypnogram = write_labels(tmp_path / "h.edf", runs, pd.Timestamp(f"2000-01-01 {start}").time())
+    refused(sleep.read_recording, message, edf, hypnogram, CHANNELS)
+    found = sleep.read_recording(edf, hypnogram, CHANNELS, mismatch="cut")
+    assert found.onsets[0] == first and {name: found.quality[name] for name in quality} == quality
 
 
 @pytest.mark.parametrize(("content", "message"), [
@@ -153,9 +142,8 @@ def test_unknown_label_overlap_and_nothing_scored(tmp_path):
     write_labels(labels, [(0, 300, "Sleep stage W")])
     refused(sleep.read_recording, "scores no epoch of sleep", edf, labels, CHANNELS)
     refused(sleep.read_hypnogram, "a-PSG.edf: holds no annotation", edf)
+    refused(sleep.read_recording, "mismatch: must be 'refuse' or 'cut'", edf, labels, CHANNELS, mismatch="pad")
 
-
-# ---- real files
 
 @pytest.fixture
 def psg():
@@ -205,8 +193,6 @@ def test_real_night_is_trimmed_and_merged(psg, tmp_path):
     asleep = np.flatnonzero(recording.stages)
     assert asleep[0] == 60 and asleep[-1] == len(recording.stages) - 61
 
-
-# ---- a cohort
 
 def table_of(folder, rows):
     pd.DataFrame(rows).to_csv(folder / "nights.tsv", sep="\t", index=False)
@@ -275,8 +261,6 @@ def test_cohort_that_cannot_be_used(tmp_path):
         sleep.read_cohort(tmp_path, tmp_path / "store", CHANNELS)
     refused(sleep.read_cohort, "channels: none given", tmp_path, tmp_path / "store", {})
 
-
-# ---- telemetry
 
 def test_telemetry_is_fetched_by_mne_and_listed(tmp_path, monkeypatch):
     """The call to MNE stands in for the network; names, ages and drugs are those of MNE's own table."""

@@ -57,8 +57,6 @@ def fitted(epochs, cut, tmp_path_factory):
         return fit_fold(epochs, FOLDS[0], folder, **TINY)
 
 
-# ---- the network
-
 def test_network_is_the_published_one():
     model = build_stager()
     convolutions = [(layer.filters, layer.kernel_size[0]) for layer in model.layers
@@ -94,8 +92,6 @@ def test_a_loss_that_is_no_number_is_told(tmp_path):
         passes.on_epoch_end(2, {"loss": 1.0, "accuracy": 0.5, "val_loss": np.nan, "val_accuracy": 0.5})
 
 
-# ---- resumed as unbroken
-
 def test_training_keeps_the_lowest_validation_loss(epochs, fitted, cut, tmp_path):
     """Two passes of which the first was the better one; nothing is left to train."""
     model, history = fit_fold(epochs, FOLDS[0], shutil.copytree(cut, tmp_path / "cut"), **TINY | {"passes": 2})
@@ -127,8 +123,6 @@ def test_a_training_cut_short_ends_as_an_unbroken_one(epochs, fitted, cut, tmp_p
     for one, other in zip(model.get_weights(), fitted[0].get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
 
-
-# ---- folds
 
 @pytest.mark.parametrize(("n", "n_folds"), [(22, 10), (22, 5), (3, 3)])
 def test_folds_share_nobody(n, n_folds):
@@ -170,8 +164,6 @@ def test_easy_stages_are_learnt_in_people_not_seen(epochs, fitted):
     pd.testing.assert_frame_equal(prediction_table(fitted[0], epochs, FOLDS[0].test, batch_size=7), table, rtol=1e-4,
                                   atol=1e-5)
 
-
-# ---- scores
 
 def test_scores_by_hand():
     stages, predicted = [0, 0, 1, 2, 2, 2], [0, 1, 1, 2, 2, 0]
