@@ -10,6 +10,7 @@ import pytest
 
 from mslib.cohort import Cohort, Subject
 from mslib.cohort.checks import ImageFault, check_image, check_mask
+from mslib.cohort.survey import survey
 from mslib.prep.images import affine_of, as_image
 from mslib.study import StudyError
 
@@ -221,6 +222,8 @@ def test_permission_denied(root, monkeypatch, method, place, line):
 
     monkeypatch.setattr(Path, method, locked)
     expect(root, f"sub-001: {line}")
+    found = survey(root)  # goes on with the others
+    assert f"sub-001: {line}" in found.faults and len(list(found.cohort)) == len(PEOPLE) - 1
 
 
 @pytest.mark.parametrize("place", [T1, "sub-001"])

@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import indent
@@ -137,7 +138,10 @@ def _choice(root: Path, labels) -> tuple[dict[str, int], str | None, dict[str, s
 
     An entity is empty where the image without it is the commonest.
     """
-    images = {label: sessions_of(root / label, SEQUENCES) for label in labels}
+    images = {}
+    for label in labels:
+        with suppress(OSError):  # a fault of this subject, which the check of the images tells
+            images[label] = sessions_of(root / label, SEQUENCES)
     sessions = Counter(name for found in images.values() for name in found)
     session = None
     if any(len(found) > 1 for found in images.values()):
