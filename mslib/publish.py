@@ -105,7 +105,7 @@ def _notebook_page(notebook: nbformat.NotebookNode, title: str, figures: Path) -
     notebook = copy.deepcopy(notebook)
     for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
         for kind in ("image/png", "image/jpeg"):
-            file = figures / f"{output.get('metadata', {}).get(kind, {}).get('figure')}.png"
+            file = figures / str(output.get("metadata", {}).get(kind, {}).get("figure"))
             if file.is_file():
                 output["metadata"]["filenames"] = {kind: f"../figures/{file.name}"}
     exporter = HTMLExporter(
@@ -158,12 +158,13 @@ def _build(run: Run, folder: Path) -> None:
     notebooks, viewers, metrics = [], [], {}
     for name in run.config.run_notebooks:
         made, metrics[name] = (read_json(run.folder / place / f"{name}.json") for place in ("made", "metrics"))
-        figures = [figure for figure in kept[name][0] if f"figures/{figure}.png" in made]
+        drawn = {Path(file).stem: file for file in made if file.startswith("figures/")}
+        figures = [drawn[figure] for figure in kept[name][0] if figure in drawn]
         if not figures and kept is PUBLISHED:  # a study that drew none of them shows its first
-            figures = [Path(file).stem for file in made if file.startswith("figures/")][:1]
+            figures = list(drawn.values())[:1]
         pages = {file.split("_")[0]: file for file in reversed(made) if file.startswith("viewers/")}  # one a patient
         files = [f"tables/{table}.csv" for table in kept[name][1] if f"tables/{table}.csv" in made]
-        files += [*pages.values(), *(f"figures/{figure}.{end}" for figure in figures for end in ("png", "svg"))]
+        files += [*pages.values(), *figures, *(Path(file).with_suffix(".svg").as_posix() for file in figures)]
         for file in files:
             if not file.endswith(".svg") or (run.folder / file).is_file():
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
@@ -175,7 +176,7 @@ def _build(run: Run, folder: Path) -> None:
         write_text(folder / "notebooks" / f"{name}.ipynb", nbformat.writes(notebook) + "\n")
         write_text(folder / "notebooks" / f"{name}.html", _notebook_page(notebook, title, folder / "figures"))
         notebooks.append({"name": name, "title": title, "question": question[1].strip() if question else "",
-                          "answer": answer, "figures": {figure: made[f"figures/{figure}.png"] for figure in figures}})
+                          "answer": answer, "figures": {Path(file).name: made[file] for file in figures}})
         viewers += pages.values()
     write_table(folder / "tables" / "minutes.csv", _minutes_by_rule(run.folder / "minutes"), float_format="%.3g")
     write_json(folder / "metrics.json", metrics)

@@ -35,7 +35,7 @@ def executed(name, seconds):
         nbformat.v4.new_output("display_data",
                                data={"application/vnd.jupyter.widget-view+json": {"model_id": str(seconds)}}),
         nbformat.v4.new_output("display_data", data={"image/png": base64.b64encode(PIXEL).decode()},
-                               metadata={"image/png": {"alt": EVIL, "figure": "cohort"}}),
+                               metadata={"image/png": {"alt": EVIL, "figure": "cohort.png"}}),
         nbformat.v4.new_output("display_data", data={"text/markdown": f"**Here:** {EVIL}"}),
         nbformat.v4.new_output("display_data", data={"text/html": pd.DataFrame({"name": [EVIL]})._repr_html_() + EVIL})]
     cells = [nbformat.v4.new_markdown_cell(f"# {name}\n\n**Question.** What is {name}?"), code]
@@ -144,7 +144,7 @@ def test_pictures_in_notebooks_keep_their_colours_and_weigh_less(tmp_path):
     notebook.cells[1].outputs[4]["data"]["image/png"] = base64.b64encode(drawn.getvalue()).decode()
     nbformat.write(notebook, tmp_path / "a.ipynb")
     output = clean_notebook(tmp_path / "a.ipynb").cells[1].outputs[1]
-    assert set(output["data"]) == {"image/jpeg"} and output["metadata"]["image/jpeg"]["figure"] == "cohort"
+    assert set(output["data"]) == {"image/jpeg"} and output["metadata"]["image/jpeg"]["figure"] == "cohort.png"
     stored = Image.open(io.BytesIO(base64.b64decode(output["data"]["image/jpeg"])))
     assert stored.size == (WIDEST, WIDEST), "as wide as a page; whole pictures are in figures/"
     assert np.abs(np.asarray(stored, float) - np.asarray(noise.resize(stored.size), float)).mean() < 5
