@@ -97,8 +97,6 @@ def tell_faults_again():
         print(Path(FAULTS).read_text(encoding="utf-8"), end="", file=sys.stderr)
 
 if workflow.is_main_process:
-    if CORES is not None:  # nothing to slow down on one machine; the limit's alarms would take a tenth of a core
-        workflow.scheduling_settings.max_jobs_per_timespan = None
     compared = STUDY.comparison.weights.values() if STUDY.comparison else ()
     needed = [*SHIPPED, *(file for weights in compared for file in start_files(weights, BACKBONES[:1])),
               *(expand(FITTED, network=EXPLAINED) if not STUDY.trains else ())]
@@ -121,6 +119,10 @@ if workflow.is_main_process:
         Path(FAULTS).unlink(missing_ok=True)
         atexit.register(tell_faults_again)
         set_altered_aside()
+
+onstart:
+    if CORES is not None:  # one machine needs no limit of jobs a second, whose alarms would take a tenth of a core
+        workflow.scheduler.job_rate_limiter = None
 
 wildcard_constraints:
     subject="[A-Za-z0-9]+", backbone="vgg[0-9]+", number="[0-9]+", kind="[a-z]+",

@@ -448,3 +448,27 @@ def test_a_baseline_needs_a_linear_first_layer():
     model = keras.Model(inputs, layers.Dense(2)(layers.Flatten(name="flat")(inputs)))
     with pytest.raises(ValueError, match="baseline: must be zero, because the input goes into 'flat', which"):
         lrp(model, np.ones((1, 4, 4, 3)), 0, baseline=0.5)
+
+
+def test_three_axes_of_depth_one_are_two_axes():
+    """Whatever pools, pads or moves: a volume of one slice has the relevance of the image."""
+    def build(axes):
+        def kind(name, *given, **more):
+            return getattr(layers, f"{name}{axes}D")(*(one if axes == 2 else (1, *one) for one in given), **more)
+
+        pad = ((1, 0), (2, 1))
+        inputs = x = keras.Input((9, 8, 2) if axes == 2 else (1, 9, 8, 2))
+        for layer in (layers.Rescaling(0.5), kind("ZeroPadding", padding=pad if axes == 2 else ((0, 0), *pad)),
+                      getattr(layers, f"Conv{axes}D")(4, (3, 3) if axes == 2 else (1, 3, 3), activation="relu"),
+                      kind("MaxPooling", (2, 2)), kind("SpatialDropout", rate=0.2), kind("UpSampling", (2, 2)),
+                      kind("AveragePooling", (2, 2)), layers.Identity()):
+            x = layer(x)
+        pools = layers.Concatenate()([kind("GlobalAveragePooling")(x), kind("GlobalMaxPooling")(x)])
+        return keras.Model(inputs, layers.Dense(3)(pools))
+
+    flat, deep = randomise(build(2), 4), build(3)
+    deep.set_weights([weight.reshape(shape.shape) for weight, shape in zip(flat.get_weights(), deep.weights)])
+    images = np.random.default_rng(5).normal(0, 1, (3, 9, 8, 2)).astype("float32")
+    for rule in ("epsilon_plus", "gamma"):
+        ours, expected = lrp(deep, images[:, None], 1, rule), lrp(flat, images, 1, rule)
+        assert ours.shape == (3, 1, 9, 8, 2) and relative(ours[:, 0], expected) < 1e-5, rule

@@ -3,9 +3,13 @@
 import errno
 import functools
 import http.server
+import json
 import os
 import shutil
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 
 import nibabel as nib
@@ -142,19 +146,23 @@ def test_full_disk_and_a_file_in_the_way_are_one_line(base, names, tmp_path, mon
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
-    """Serves a folder; files named in `cut` end early."""
+    """Serves a folder; files named in `cut` end early, those in `stall` stop half-way."""
 
-    cut = frozenset()
+    cut, stall, asked = frozenset(), frozenset(), 0
 
     def do_GET(self):
+        type(self).asked += 1
         name = self.path.lstrip("/")
-        if name not in self.cut:
+        if name not in self.cut | self.stall:
             return super().do_GET()
         content = (Path(self.directory) / name).read_bytes()
         self.send_response(200)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content[:len(content) // 2])
+        self.wfile.flush()
+        if name in self.stall:
+            time.sleep(30)
 
     def log_message(self, *_):
         pass
@@ -162,7 +170,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def server(base, monkeypatch):
-    Handler.cut = frozenset()
+    Handler.cut, Handler.stall, Handler.asked = frozenset(), frozenset(), 0
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(base))) as made:
         made.daemon_threads = True
         made.block_on_close = False
@@ -189,6 +197,25 @@ def test_unreachable_server_is_not_asked_again_and_again(names, tmp_path, monkey
     missing = openms.fetch(tmp_path / "dest")
     assert list(missing) == list(names)
     assert [why for why in missing.values()].count("the connection failed (not tried again)") == len(names) - 2
+
+
+def test_killed_download_goes_on(base, server, names, tmp_path):
+    stalled = list(names)[4]
+    Handler.stall = frozenset({stalled})
+    code = ("import sys, json; from mslib.cohort import openms; openms.registry = lambda: json.loads(sys.argv[2]); "
+            "openms.fetch(sys.argv[1])")
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "dest"), json.dumps(names)])
+    deadline = time.monotonic() + 60
+    while Handler.asked < 5 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.2)
+    process.kill()
+    process.wait()
+    done = files_of(tmp_path / "dest")
+    assert stalled not in done and {n for n in done if n in names} == set(list(names)[:4])
+    Handler.stall = frozenset()
+    assert openms.fetch(tmp_path / "dest") == {}
+    assert checksums(tmp_path / "dest") == names
 
 
 @pytest.fixture(scope="module")

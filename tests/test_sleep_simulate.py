@@ -225,3 +225,13 @@ def test_sleepers_age_and_sex_are_not_confounded():
         ("placebo", "temazepam"), ("temazepam", "placebo")}
     with pytest.raises(ValueError, match="n_subjects"):
         sleep.simulate_sleepers(0, 0)
+
+
+def test_effects_are_what_they_say():
+    effects = Effects()
+    rng = [np.random.default_rng(0) for _ in range(4)]
+    no_spread = replace(effects, subject_sd=0.0, night_sd=0.0)
+    gains = no_spread.log_gains(60, "F", "temazepam", *rng[:2])
+    assert gains["delta"] == pytest.approx(2 * -0.10 + 0.15 - 0.15)
+    assert gains["eye_rate"] == effects.eye_movement_rate_drug
+    assert set(no_spread.log_gains(40, "M", "placebo", *rng[2:]).values()) == {0.0}

@@ -46,6 +46,11 @@ def test_what_readers_need_is_published(whole):
     assert (minutes["minutes"] > 0).all()
 
 
+def test_spread_over_depth_is_held_against_untrained_networks(whole):
+    tests = pd.read_csv(whole / "run" / "tables" / "depth_tests.csv")
+    assert {"spread with depth", "spread with depth, beyond untrained"} <= set(tests["test"])
+
+
 def test_maps_of_chosen_subjects_are_volumes_in_t1w_space(whole):
     volumes = sorted((whole / "run").glob("maps/*/honest/seed1/volumes/*gradcam*.nii.gz"))
     assert len(volumes) == SMOKE.explain.nifti_subjects * len(SMOKE.model.backbones)

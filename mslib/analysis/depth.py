@@ -438,20 +438,21 @@ def depth_tests(maps: pd.DataFrame, **draws) -> pd.DataFrame:
     """Tests of what the publication says of depth: ``kind, backbone, seed, test, layer, rank``, columns of `sign_test`.
 
     ``spread with depth`` and ``auprc with depth``: rank correlations, mean over subjects. ``spread with depth, beyond
-    untrained``: how far the former exceeds that of untrained networks, whose layers have the same grids. (Without
-    lesion masks these two of spread are the only ones.) ``last convolution over rival``: `compromise`; ``layer`` is the
-    rival, ``rank`` that of the last convolution among all. ``hard layer minus last``: AUPRC at `HARD_LAYER` minus that
-    of the last convolution, slices.
+    untrained``: how far the former exceeds that of untrained networks, whose layers have the same grids, on the same
+    slices (a few draws, which the interval does not cover). (Without lesion masks these two are the only ones.) ``last
+    convolution over rival``: `compromise`; ``layer`` is the rival, ``rank`` that of the last convolution among all.
+    ``hard layer minus last``: AUPRC at `HARD_LAYER` minus that of the last convolution, slices.
     """
     rows, masked = [], maps["auprc"].notna().any()
-    untrained = {network: _trend(part, "half_heat_share")
-                 for network, part in _published(maps, "untrained").groupby(NETWORK)}
+    untrained = _published(maps, "untrained").drop(columns="seed")
     for training, part in _published(maps).groupby(TRAINING):
         last, network = last_convolution(training[1]), dict(zip(TRAINING, training))
         spread = _trend(part, "half_heat_share")
         tests = [("spread with depth", spread, {})]
-        if training[:2] in untrained:
-            tests.append(("spread with depth, beyond untrained", spread - untrained[training[:2]], {}))
+        beside = untrained.merge(part[[*NETWORK, "subject", "slice"]].drop_duplicates())
+        if len(beside):
+            gain = spread - _trend(beside, "half_heat_share")
+            tests.append(("spread with depth, beyond untrained", gain, {}))
         if masked:
             rival, gain = compromise(part, last)
             facts = {"layer": rival, "rank": int(rank_sums(part).mean().rank()[last])}

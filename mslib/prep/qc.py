@@ -19,7 +19,7 @@ BRAIN_ML = (700.0, 2200.0)
 QC_MM = 2.0  # edge of the cubes on which sequences are compared, whatever the scans' own grids; voxels may be larger
 EDGE_AGREEMENT = 16.0  # right pairs: 20 and more; heads of two people: 13 at most
 MIN_VALUES = 64
-BRIGHT, THICKEST_MM = 1.2, 22.0  # of FLAIR in white matter; simulated and real people: 18 at most; strokes of 20 mL: 27
+BRIGHT, THICKEST_MM = 1.2, 20.0  # of FLAIR in white matter; simulated and real people: 16 at most; strokes of 20 mL: 25
 STEPS = np.eye(3, dtype=int)  # of a voxel along each axis
 ZOOM = 1.5  # pixels a mm
 OUTLINES = ((0.3, (255, 176, 0)), (0.62, (0, 208, 255)))  # level of T1w, colour
@@ -91,7 +91,7 @@ def solid_doubts(volumes: dict[str, np.ndarray], brain: np.ndarray, edge_mm: flo
     t1w, flair = (volumes[name] for name in ("T1w", "FLAIR"))
     white = brain & (t1w > threshold_multiotsu(t1w[brain], 3)[1])
     bright = brain & (flair > BRIGHT * np.median(flair[white]))
-    thickness = 2 * edge_mm * float(ndimage.distance_transform_edt(np.pad(bright, 1)).max())
+    thickness = edge_mm * (2 * float(ndimage.distance_transform_edt(np.pad(bright, 1)).max()) - 1)
     return [f"FLAIR: is bright in a piece {thickness:.0f} mm thick ({THICKEST_MM:g} at most expected; a stroke or a "
             "tumour?)"] * (thickness > THICKEST_MM)
 
