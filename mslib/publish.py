@@ -42,6 +42,8 @@ TRANSFER = dict.fromkeys(PUBLISHED, ([], [])) | {
 SIMULATED = "Simulated data: every subject is made by this project's own phantom. No number describes a person"
 #: Where notebook 00 has run.
 BESIDE = ", but for the real patients (named there) beside whom notebook 00 sets the simulated ones"
+CONTROL = ("Networks that only lesions can decide have learnt from simulated people and are measured on them; all else "
+           "is of the study's own cohort.")
 LESJAK = ("Data: open_ms_data (Lesjak et al. 2016 and 2017), CC-BY; corrected for bias fields, aligned, masked to the "
           "brain, scaled and resampled by this project.")
 #: Pixels of the pictures inside notebooks; those of `PUBLISHED` are whole in ``figures``.
@@ -186,7 +188,8 @@ def _build(run: Run, folder: Path) -> None:
         "lock": file_sha256(ROOT / "requirements.txt")}
     write_json(folder / "provenance.json", provenance)
     simulated = f"{SIMULATED}{BESIDE * ('00_cohort' in metrics)}."
-    note = {"simulated": simulated, "open_ms": LESJAK}.get(run.config.cohort.source, "")
+    control = CONTROL * (run.config.trains and "cause" in run.config.model.kinds)
+    note = {"simulated": simulated, "open_ms": LESJAK, "bids": control}[run.config.cohort.source]
     words = {"title": f"Results of study {run.config.study}", "note": note, "notebooks": notebooks, "viewers": viewers,
              "verdicts": metrics.get("07_summary", {}).get("verdicts", {}), "metrics": metrics,
              "provenance": provenance}

@@ -73,7 +73,7 @@ def test_from_a_dataset_to_a_study_that_its_check_accepts(root, project, capsys)
                  "{'run': '01'}", "Column 'dx': 'HC': 4",
                  "taken as group", "Column 'hospital': 'A': 7", "Class SPMS: 4 usable people, value 'SP MS'",
                  "Left out: value 'CIS'", "Voxels of T1w: 12 x 12 x 12", "Masks: 0 of the brain, 2 of lesions",
-                 "snakemake --config study=ms_study_2024", "GB of disk"):
+                 "snakemake --config study=ms_study_2024", "GB of disk", "minutes on 2 cores: about 4"):
         assert line in told, line
     config = load_config(project / "config" / "ms_study_2024.yaml")
     assert config.group_values == {name: [value] for value, name in VALUES.items()}

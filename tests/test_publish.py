@@ -42,10 +42,10 @@ def executed(name, seconds):
     return nbformat.v4.new_notebook(cells=cells, metadata={"papermill": {"duration": seconds}})
 
 
-def finished(folder):
+def finished(folder, **settings):
     """A finished run."""
     config = folder / "own.yaml"
-    config.write_text(yaml.safe_dump({"study": "own"}), encoding="utf-8")
+    config.write_text(yaml.safe_dump({"study": "own"} | settings), encoding="utf-8")
     run = Run(config, folder / "run")
     (run.folder / "notebooks").mkdir(parents=True)
     (run.folder / "figures").mkdir()
@@ -135,6 +135,15 @@ def test_the_gallery_shows_question_answer_and_figure(run, results, tmp_path):
     write_json(run.folder / "made" / "00_cohort.json", {"figures/left_by_another_run.png": "", "tables/other.csv": ""})
     publish(run, tmp_path / "results")  # none of the figures that are published was drawn: the first one stands for it
     assert "(figures/left_by_another_run.png)" in (tmp_path / "results/README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("cohort,note", [
+    ({"source": "bids", "root": "/data"}, "simulated people and are measured on them; all else"),
+    ({"source": "open_ms"}, "Lesjak et al.")])
+def test_readers_are_told_whose_data_it_is(tmp_path, cohort, note):
+    publish(finished(tmp_path, cohort=cohort, model={"weights": "simulated"}), tmp_path / "results")
+    for file in ("README.md", "index.html"):
+        assert note in (tmp_path / "results" / file).read_text(encoding="utf-8")
 
 
 def test_pictures_in_notebooks_keep_their_colours_and_weigh_less(tmp_path):

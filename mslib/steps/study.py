@@ -79,6 +79,11 @@ class Study(Run):
                                                   "those that the networks were trained on" if strange else "")
 
     @property
+    def positive_control(self) -> str:
+        """Said of networks that only lesions can decide, which are simulated people's, in a study of other people."""
+        return "" if self.config.cohort.source == "simulated" else " (simulated people)"
+
+    @property
     def controls(self) -> str:
         """Whose controls carry marks, for captions."""
         return {"simulated": "simulated controls"}.get(self.config.cohort.source, "controls of the study's own cohort")
