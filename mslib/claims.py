@@ -167,9 +167,10 @@ CLAIMS: list[Claim] = [
           ("At least 90 % of new subjects are classified correctly", 0.9))),
     # Depth (notebook 03)
     Claim("Shallower layers are more localised (attribution on less of the brain), deeper ones more general", HONG,
-          PUBLISHED, "depth_tests", "kind == 'published' and test.str.startswith('spread with depth')", "border",
-          "rank correlation of depth with the brain share that holds half of the map, and how far it exceeds that of "
-          "untrained networks", least=0.1),
+          PUBLISHED, "depth_tests", "kind == 'published' and test == 'spread with depth, beyond untrained'", "border",
+          "rank correlation of depth with the brain share that holds half of the map, minus that of untrained networks",
+          least=0.1, unless=(("depth_tests", "kind == 'published' and test == 'spread with depth' and not low > border",
+                              "the rank correlation itself is not surely above 0"),)),
     Claim("The last convolution is the best compromise", HONG, PUBLISHED, "depth_tests",
           "kind == 'published' and test == 'last convolution over rival'", "border",
           "rank sum of the strongest rival (chosen on other patients) minus that of the last convolution"),

@@ -101,6 +101,20 @@ def test_interval_in_words(numbers, text):
     assert interval_text(dict(zip(("value", "low", "high"), numbers))) == text
 
 
+def test_shallow_layers_are_held_against_untrained_networks():
+    claim = next(one for one in CLAIMS if one.text.startswith("Shallower layers are more localised"))
+
+    def found(**lows):
+        names = {"own": "spread with depth", "beyond": "spread with depth, beyond untrained"}
+        tests = pd.DataFrame([{"kind": "published", "backbone": "vgg16", "seed": 1, "test": names[name], "border": 0.0,
+                               "value": low + 0.3, "low": low, "high": low + 0.6, "subjects": 12}
+                              for name, low in lows.items()])
+        return judge([claim], {"depth_tests": tests}.get)["verdict"].item()
+
+    assert [found(own=0.4), found(own=0.4, beyond=0.3), found(own=0.4, beyond=-0.1), found(own=-0.1, beyond=0.3)] == [
+        UNTESTABLE, HOLDS, OPEN, OPEN]
+
+
 def test_the_claims_of_the_study_are_whole():
     assert len({(one.text, one.source) for one in CLAIMS}) == len(CLAIMS)
     for one in CLAIMS:
