@@ -58,8 +58,8 @@ RULES = {"epsilon": "ε", "alpha1_beta0": "α1β0", "alpha2_beta1": "α2β1", "g
          "epsilon_100": "ε = 100"}
 NAMES |= {f"{start}{rule}{end}": f"LRP {name}{', centred' * bool(end)}" for rule, name in RULES.items()
           for start in ("", "LRP ") for end in ("", "_centred")}
-#: Dots an inch of a saved figure; pictures of scans, which are no vector drawings, are large enough for print.
-DPI = {".png": 130, ".svg": 130, ".jpg": 300}
+#: Dots an inch of a saved figure; pictures of scans, which are no vector drawings, are also kept large, for print.
+DPI, PRINT_DPI = 130, 300
 SPARE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555", "#8C6D1F")
 
 
@@ -82,32 +82,39 @@ def styled(plot: Callable[..., Figure]) -> Callable[..., Figure]:
     return wrapper
 
 
-def save_figure(fig: Figure, path: str | Path, dpi: int | None = None) -> Path:
-    """Save a figure as PNG or JPEG in full colour, or as SVG; its bytes depend on the figure and `dpi` alone. The path.
+def save_figure(fig: Figure, path: str | Path, dpi: int = DPI) -> Path:
+    """Save a figure as PNG in full colour or as SVG; its bytes depend on nothing but the figure and `dpi`. The path.
 
     The folder is made, the writing is atomic. StudyError: another suffix, or a folder that cannot be written.
     """
     path = Path(path)
-    if path.suffix not in DPI:
-        raise StudyError(f"{path}: figures are saved as {', '.join(DPI)} (got '{path.suffix}')")
-    vector = path.suffix == ".svg"
-    options = {"metadata": {"Date": None, "Creator": None}} if vector else {"pil_kwargs": {"compress_level": 1}}
+    if path.suffix == ".png":
+        return _write(_drawn(fig, dpi), path)
+    if path.suffix != ".svg":
+        raise StudyError(f"{path}: figures are saved as '.png' or '.svg' (got '{path.suffix}')")
     with plt.style.context("mslib.show.mslib"):
-        fig.savefig(drawn := io.BytesIO(), format="svg" if vector else "png", dpi=dpi or DPI[path.suffix], **options)
-    if vector:
-        return write_text(path, drawn.getvalue().decode())
-    kind, options = ("PNG", {}) if path.suffix == ".png" else ("JPEG", {"quality": 80, "subsampling": 0})
-    with Image.open(drawn) as picture, atomic_path(path) as temporary:
-        picture.convert("RGB").save(temporary, kind, optimize=True, **options)  # no versions, no dates
+        fig.savefig(drawn := io.BytesIO(), format="svg", dpi=dpi, metadata={"Date": None, "Creator": None})
+    return write_text(path, drawn.getvalue().decode())
+
+
+def save_scans(fig: Figure, path: str | Path) -> Path:
+    """Save a figure with scans as PNG and, of `PRINT_DPI`, as JPEG beside it, from one drawing. The path of the PNG."""
+    large, path = _drawn(fig, PRINT_DPI), Path(path)
+    _write(large, path.with_suffix(".jpg"), quality=80, subsampling=0)
+    return _write(large.resize([round(side * DPI / PRINT_DPI) for side in large.size]), path)
+
+
+def _drawn(fig, dpi):
+    with plt.style.context("mslib.show.mslib"):
+        fig.savefig(drawn := io.BytesIO(), format="png", dpi=dpi, pil_kwargs={"compress_level": 1})
+    with Image.open(drawn) as picture:
+        return picture.convert("RGB")  # pixels only: versions and dates stay behind
+
+
+def _write(picture, path, **options):
+    with atomic_path(path) as temporary:
+        picture.save(temporary, {".png": "PNG", ".jpg": "JPEG"}[path.suffix], optimize=True, **options)
     return path
-
-
-def on_screen(path: Path) -> bytes:
-    """A saved figure as PNG, of the size that a PNG is saved with."""
-    with Image.open(path) as picture:
-        share = DPI[".png"] / DPI[path.suffix]
-        picture.resize([round(side * share) for side in picture.size]).save(shown := io.BytesIO(), "PNG")
-    return shown.getvalue()
 
 
 def colours_of(names: Sequence[str]) -> dict[str, str]:

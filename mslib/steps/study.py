@@ -296,18 +296,20 @@ class Study(Run):
         return model
 
     def show(self, name: str, figure, here: str = "") -> None:
-        """Save a figure to ``figures/<name>.jpg`` (no scan in it: ``.png`` and ``.svg``) and display it.
+        """Save a figure to ``figures/<name>.png`` (and ``.jpg`` if a scan is in it, else ``.svg``) and display it.
 
         Below it stands what it shows `here`, with its numbers; a screen reader says that of the picture.
         """
         from IPython.display import Image, Markdown, display
 
-        from mslib.show import on_screen, save_figure
-        scans = any(ax.images for ax in figure.axes)
-        path = save_figure(figure, self.folder / "figures" / (f"{name}.jpg" if scans else f"{name}.png"))
-        if not scans:
+        from mslib.show import save_figure, save_scans
+        path = self.folder / "figures" / f"{name}.png"
+        if any(ax.images for ax in figure.axes):
+            save_scans(figure, path)
+        else:
+            save_figure(figure, path)
             save_figure(figure, path.with_suffix(".svg"))
         self._made[f"figures/{path.name}"] = here
-        display(Image(on_screen(path), alt=here or name.replace("_", " "), metadata={"figure": path.name}))
+        display(Image(path, alt=here or name.replace("_", " "), metadata={"figure": path.name}))
         if here:
             display(Markdown(f"**Here:** {here}"))
