@@ -364,8 +364,8 @@ def randomisation_summary(table: pd.DataFrame, **draws) -> pd.DataFrame:
     """Are maps of random networks more like the original than a map of another patient is?
 
     From the similarities of `randomise_layers`: ``kind, backbone, method, layer, step, similarity, null`` (with another
-    patient's map, same slices), ``value, low, high`` of their difference (interval over subjects, each with draws of
-    its own), ``measure`` (spearman), ``all_random``: the step that decides.
+    patient's map, same slices), ``value, low, high, subjects`` of their difference (interval over subjects, each with
+    draws of its own), ``measure`` (spearman), ``all_random``: the step that decides.
     """
     place, by = [*NETWORK, "method", "layer", "subject", "slice"], [*NETWORK, "method", "layer", "step"]
     null = table[table["step"] == "another patient"].set_index(place)["spearman"].rename("null")
@@ -373,7 +373,7 @@ def randomisation_summary(table: pd.DataFrame, **draws) -> pd.DataFrame:
     pairs = pairs.assign(spearman=pairs["similarity"] - pairs["null"]).sort_values(by, kind="stable")
     found = measure.mean_by(pairs, by, ["spearman"], beside=["similarity", "null"], **draws).assign(
         all_random=lambda rows: rows["step"] == ALL_RANDOM)
-    return found[[*by, "similarity", "null", "value", "low", "high", "measure", "all_random"]]
+    return found[[*by, "similarity", "null", "value", "low", "high", "subjects", "measure", "all_random"]]
 
 
 # What the publication says of depth: Grad-CAM in blocks 4 and 5, correctly classified slices.
